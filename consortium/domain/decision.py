@@ -1,0 +1,69 @@
+"""Reasons: every "no" is a value with a code and typed numbers, and carries what was tried."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class ReasonCode(StrEnum):
+    """Why a job or a leg is not running. Code is for programs; `Reason.message` renders it for people."""
+
+    TERRITORY = "territory"
+    POLICY = "policy"
+    FLAVOR = "flavor"
+    GANG_SIZE = "gang_size"
+    """No node layout of the site can ever hold the leg."""
+    CAPACITY = "capacity"
+    """Enough GPUs exist but they are busy."""
+    QUOTA_NEVER = "quota_never"
+    QUOTA = "quota"
+    """Above nominal, and what the cohort leaves unused (or the borrowing limit) does not suffice now."""
+    PRIORITY = "priority"
+    """Others are served first and backfilling would delay them."""
+    RESERVATION = "reservation"
+    COTENANCY = "cotenancy"
+    SITE_STATE = "site_state"
+    GANG_PARTNER = "gang_partner"
+    """This site could, but another site of the gang cannot."""
+    DEPENDENCY = "dependency"
+    REFUSED = "refused"
+    """The site's agent refused the offer (own policy, signature, code digest, capacity)."""
+    HELD = "held"
+    """Waiting out a backoff after a fault."""
+    STARTING = "starting"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """One reason with its numbers (integers and strings only); `site` and `clause` where they apply."""
+
+    code: ReasonCode
+    message: str
+    numbers: dict[str, int | str] = field(default_factory=dict)
+    site: str = ""
+    fix: str = ""
+    """One concrete step that would change the answer; empty where there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denial:
+    """A clause of a partner's policy that forbids a request, with where it is written and what would pass."""
+
+    partner: str
+    clause: str
+    """`fr/residency/1`"""
+    message: str
+    file: str
+    line: int
+    would_pass: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyDecision:
+    """Allowed if and only if no partner concerned denies."""
+
+    allowed: bool
+    denials: tuple[Denial, ...] = ()
+    consulted: tuple[str, ...] = ()
+    """Partners whose policy was asked."""

@@ -1,0 +1,247 @@
+"""Jobs, attempts, legs and leases, their states and the transitions between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from consortium.domain import ids
+from consortium.domain.decision import Reason
+
+
+class JobKind(StrEnum):
+    """What a job does; each kind is a program in `jobs/` and a config in `configs/job/`."""
+
+    CLEAN = "clean"
+    TOKENIZE = "tokenize"
+    PRETRAIN = "pretrain"
+    EVALUATE = "evaluate"
+
+
+class JobState(StrEnum):
+    """States of a job as users see them."""
+
+    PENDING = "pending"
+    STARTING = "starting"
+    RUNNING = "running"
+    PREEMPTING = "preempting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    DENIED = "denied"
+
+    @property
+    def final(self) -> bool:
+        """Whether the job will never change again."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.DENIED)
+
+
+JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.PENDING: frozenset({JobState.STARTING, JobState.CANCELLED, JobState.DENIED, JobState.FAILED}),
+    JobState.STARTING: frozenset({JobState.RUNNING, JobState.PENDING, JobState.CANCELLED, JobState.FAILED}),
+    JobState.RUNNING: frozenset(
+        {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.PENDING, JobState.PREEMPTING}
+    ),
+    JobState.PREEMPTING: frozenset({JobState.PENDING, JobState.CANCELLED, JobState.FAILED, JobState.SUCCEEDED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+    JobState.DENIED: frozenset(),
+}
+
+
+class LegState(StrEnum):
+    """States of a leg's current epoch.
+
+    `offered` to the site; `held` when it accepted (capacity reserved there); `starting` when told to start; `running`
+    once Ray runs it; `stopping` until the site confirms the stop. The rest are final for the epoch.
+    """
+
+    OFFERED = "offered"
+    HELD = "held"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    REFUSED = "refused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    LOST = "lost"
+
+    @property
+    def final(self) -> bool:
+        """Whether this epoch of the leg has ended."""
+        return self in (
+            LegState.REFUSED,
+            LegState.SUCCEEDED,
+            LegState.FAILED,
+            LegState.STOPPED,
+            LegState.LOST,
+        )
+
+
+class Fault(StrEnum):
+    """Whose fault a failed leg was: the program's (never retried) or the site's (retried with backoff)."""
+
+    USER = "user"
+    SITE = "site"
+
+
+class Priority(StrEnum):
+    """Priority classes, highest first when sorted by `rank`."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+    @property
+    def rank(self) -> int:
+        """0 is served first."""
+        return (Priority.HIGH, Priority.NORMAL, Priority.LOW).index(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What one leg needs at its site."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  pydantic reads it from the class
+
+    gpus: int
+    walltime_s: int
+    flavors: tuple[str, ...] = ()
+    """Acceptable flavors; empty means any."""
+    gpus_per_worker: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.gpus <= 100_000:
+            raise ValueError(f"gpus must be 1 to 100,000 per site, got {self.gpus}")
+        if not 1 <= self.walltime_s <= 366 * 86_400:
+            raise ValueError(f"walltime_s must be 1 second to 366 days, got {self.walltime_s}")
+        if self.gpus_per_worker < 1 or self.gpus % self.gpus_per_worker:
+            raise ValueError(f"gpus ({self.gpus}) must be a multiple of gpus_per_worker ({self.gpus_per_worker})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """What an engineer submits and signs. Everything a site needs to judge and run the job is in here."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  pydantic reads it from the class
+
+    kind: JobKind
+    name: str
+    account: str
+    submitter: str
+    """Person id, `fr/amelie`."""
+    purpose: str
+    inputs: tuple[str, ...]
+    """Dataset ids. Each leg runs at a site and reads the inputs that live there."""
+    resources: Resources
+    params: dict[str, Any]
+    """The composed, validated config of the kind: plain JSON."""
+    code_digest: str
+    """Digest of the code the submitter means to run; a site runs it only where it installed the same."""
+    sites: tuple[str, ...] = ()
+    """Sites to run at. Empty: the homes of the inputs (a job goes to its data), or any one site without inputs."""
+    min_sites: int = 1
+    """Legs that must remain for a federated job to go on."""
+    priority: Priority = Priority.NORMAL
+    model: str = ""
+    """For `evaluate`: the id of the pretrain job whose outer states are read."""
+    submitted_ms: int = 0
+    nonce: str = ""
+    """Random, so that two equal submissions differ and a signed spec cannot be replayed as a new job."""
+
+    def __post_init__(self) -> None:
+        if not ids.is_name(self.name):
+            raise ValueError(f"job name {self.name!r}: lower-case letters, digits, '.', '_' and '-' only")
+        if not ids.is_account(self.account):
+            raise ValueError(f"account {self.account!r} must be a partner ('fr') or a project under one ('fr/health')")
+        if self.min_sites < 1:
+            raise ValueError(f"min_sites must be at least 1, got {self.min_sites}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedSpec:
+    """A job spec with its submitter's Ed25519 signature (base64) over the spec's canonical JSON."""
+
+    spec: JobSpec
+    signature: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Epoch:
+    """Fences a lease: (server incarnation, counter). A site obeys only the highest it has seen for a leg."""
+
+    incarnation: int
+    counter: int
+
+    def __str__(self) -> str:
+        return f"{self.incarnation}.{self.counter}"
+
+    @classmethod
+    def parse(cls, text: str) -> Epoch:
+        """Return the epoch written as `incarnation.counter`."""
+        incarnation, _, counter = text.partition(".")
+        return cls(incarnation=int(incarnation), counter=int(counter))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leg:
+    """The part of an attempt at one site."""
+
+    id: str
+    attempt: str
+    job: str
+    site: str
+    epoch: Epoch
+    state: LegState
+    nodes: dict[str, int]
+    """GPUs taken per node id."""
+    inputs: tuple[str, ...]
+    """Ids of the job's inputs that live at this site."""
+    tries: int = 1
+    """How many epochs this leg has had."""
+    fault: Fault | None = None
+    reason: str = ""
+    updated_ms: int = 0
+
+    @property
+    def gpus(self) -> int:
+        """GPUs the leg holds."""
+        return sum(self.nodes.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One try at running a job; its legs start together or not at all."""
+
+    id: str
+    job: str
+    number: int
+    started_ms: int
+    legs: tuple[Leg, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A submitted job as the server knows it."""
+
+    id: str
+    spec: JobSpec
+    signature: str
+    state: JobState
+    created_ms: int
+    updated_ms: int
+    version: int
+    """Counts changes; compare-and-swap is on it."""
+    reason: Reason | None = None
+    attempts: tuple[Attempt, ...] = ()
+    result: dict[str, Any] = field(default_factory=dict)
+    """Per site, what the leg reported: manifest digests, metrics, outputs."""
+    tracking_run: str = ""
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The latest attempt."""
+        return self.attempts[-1] if self.attempts else None

@@ -1,0 +1,93 @@
+"""Rounds of federated training: commits, verdicts, certificates. Floats that must agree travel as hex strings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """What a leg contributes to a round; `digest` and `norm` (L2, hex float) are of the plaintext pseudo-gradient."""
+
+    job: str
+    round: int
+    site: str
+    tokens: int
+    steps: int
+    digest: str
+    norm: str
+    loss: str
+    """Mean training loss over the round, hex float."""
+    signature: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One leg's judgement of one contribution, signed. `reason` is a code, empty when accepted."""
+
+    job: str
+    round: int
+    judge: str
+    site: str
+    digest: str
+    accept: bool
+    reason: str = ""
+    norm: str = ""
+    signature: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """An accepted commit in a certificate: its weight and clip scale as hex floats, in site order."""
+
+    site: str
+    digest: str
+    tokens: int
+    weight: str
+    clip: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """What every leg applies in a round. Follows from the verdicts by a rule anyone can recompute."""
+
+    job: str
+    round: int
+    previous_outer: str
+    """Digest of the outer state before the round."""
+    contributions: tuple[Contribution, ...]
+    verdicts_digest: str
+    signature: str = ""
+
+
+class RoundPhase(StrEnum):
+    """Where a round stands."""
+
+    OPEN = "open"
+    """Taking commits."""
+    JUDGING = "judging"
+    """The set of commits is fixed; verdicts are awaited."""
+    CERTIFIED = "certified"
+    """The certificate is issued; legs aggregate and publish the digest of the new outer state."""
+    CLOSED = "closed"
+    """The outer digests agree."""
+    DISPUTED = "disputed"
+    """They do not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """A round as the server keeps it and legs read it."""
+
+    job: str
+    number: int
+    phase: RoundPhase
+    expected: tuple[str, ...]
+    """Sites whose commits the round waits for."""
+    commits: tuple[Commit, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    certificate: Certificate | None = None
+    outer_digests: dict[str, str] | None = None
+    """Site to digest of the new outer state."""
+    deadline_ms: int = 0

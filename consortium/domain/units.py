@@ -1,0 +1,42 @@
+"""Integer quantities and their rendering. Sums stay integers; rounding happens once, here, when a person reads.
+
+Accounted quantities: GPU-milliseconds (`gpu_ms`), bytes, tokens, millijoules. Times are UTC Unix milliseconds
+(`*_ms`), intervals half-open. Factors are decimal strings (`"0.312"`).
+"""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_EVEN, Decimal
+from fractions import Fraction
+
+MS_PER_HOUR = 3_600_000
+MAX_SAFE_INTEGER = 2**53 - 1
+"""The largest integer every JSON reader keeps exactly; larger ones travel as strings."""
+
+
+def gpu_hours(gpu_ms: int, digits: int = 4) -> str:
+    """Render GPU-milliseconds as GPU-hours, rounded half-even to `digits` decimals."""
+    return _rounded(Fraction(gpu_ms, MS_PER_HOUR), digits)
+
+
+def reference_gpu_hours(gpu_ms_by_factor: dict[str, int], digits: int = 4) -> str:
+    """Render the sum of GPU-milliseconds times their factor (decimal strings) as reference GPU-hours."""
+    total = sum((Fraction(factor) * gpu_ms for factor, gpu_ms in gpu_ms_by_factor.items()), Fraction(0))
+    return _rounded(total / MS_PER_HOUR, digits)
+
+
+def data_size(size_bytes: int) -> str:
+    """Render a byte count with a decimal unit: `999 B`, `24.4 MB`."""
+    if size_bytes < 1000:
+        return f"{size_bytes} B"
+    value = Decimal(size_bytes)
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 1000:
+            return f"{value.quantize(Decimal('0.1'))} {unit}"
+    return f"{(value / 1000).quantize(Decimal('0.1'))} PB"
+
+
+def _rounded(value: Fraction, digits: int) -> str:
+    exact = Decimal(value.numerator) / Decimal(value.denominator)
+    return str(exact.quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_EVEN))
