@@ -31,7 +31,7 @@ NEVER_CROSS = (ArtifactClass.RAW, ArtifactClass.CLEAN)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """One content-addressed object of a dataset; `key` is relative to its site's private bucket and holds the digest."""
+    """One content-addressed object of a dataset; `key` is relative to the site's private bucket, holds the digest."""
 
     key: str
     digest: str
