@@ -1,0 +1,221 @@
+"""One S3 bucket, seen as a flat map from key to bytes.
+
+Works against AWS S3, MinIO and `rclone serve s3`: nothing here relies on conditional writes, presigned URLs or rename.
+Objects that must not change are stored under keys that hold their SHA-256 (`put_addressed`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from consortium.domain.protocol import StoreAccess
+from consortium.errors import AuthError, NotFoundError, UnreachableError, UsageError, VerificationError
+
+_ABSENT = {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
+_REFUSED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+_CLIENTS = threading.Lock()
+"""boto3's default session is not safe to build clients from in several threads at once."""
+
+
+class Addressed(NamedTuple):
+    """Where a content-addressed object lies and what it hashes to (`sha256:` and 64 hex digits)."""
+
+    key: str
+    digest: str
+
+
+def sha256(data: bytes | memoryview) -> str:
+    """Return `sha256:` and the hex digest of `data`."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+class ObjectStore:
+    """A bucket at an S3 endpoint. Picklable: the connection is made on first use, once per process.
+
+    Every method raises NotFoundError for an absent key or bucket, AuthError for refused credentials and UnreachableError
+    where the endpoint does not answer after `attempts` tries.
+    """
+
+    def __init__(self, endpoint: str, access_key: str, secret_key: str, bucket: str, *, attempts: int = 5) -> None:
+        self.endpoint = endpoint
+        self.bucket = bucket
+        self._access_key = access_key
+        self._secret_key = secret_key
+        self._attempts = attempts
+        self._made: Any = None
+
+    @classmethod
+    def of(cls, access: StoreAccess) -> ObjectStore:
+        """Return the store that a leg's context names."""
+        return cls(access.endpoint, access.access_key, access.secret_key, access.bucket)
+
+    def __repr__(self) -> str:
+        return f"ObjectStore({self.endpoint}/{self.bucket})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self.endpoint, self._access_key, self._secret_key, self.bucket, self._attempts)
+
+    @property
+    def _client(self) -> Any:
+        if self._made is None:
+            import boto3
+            from botocore.config import Config
+
+            config = Config(
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                s3={"addressing_style": "path"},
+                retries={"max_attempts": self._attempts, "mode": "standard"},
+                connect_timeout=5,
+                read_timeout=60,
+                max_pool_connections=16,
+            )
+            with _CLIENTS:
+                self._made = boto3.session.Session().client(
+                    "s3",
+                    endpoint_url=self.endpoint,
+                    aws_access_key_id=self._access_key,
+                    aws_secret_access_key=self._secret_key,
+                    region_name="us-east-1",
+                    config=config,
+                )
+        return self._made
+
+    def ensure_bucket(self) -> None:
+        """Make the bucket where it is missing."""
+        try:
+            with self._translated(""):
+                self._client.head_bucket(Bucket=self.bucket)
+        except NotFoundError:
+            with self._translated(""):
+                self._client.create_bucket(Bucket=self.bucket)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object whole."""
+        with self._translated(key):
+            self._client.put_object(Bucket=self.bucket, Key=_checked(key), Body=data)
+
+    def put_addressed(self, prefix: str, data: bytes, suffix: str = "") -> Addressed:
+        """Write `data` under `prefix/<hex of its SHA-256><suffix>`; writes nothing where it already stands there."""
+        digest = sha256(data)
+        key = f"{prefix.rstrip('/')}/{digest.removeprefix('sha256:')}{suffix}"
+        if not self._has(key, len(data)):
+            self.put(key, data)
+        return Addressed(key, digest)
+
+    def put_file(self, key: str, path: str | Path) -> int:
+        """Upload a file (in parts where it is large); returns its size in bytes."""
+        with self._translated(key):
+            self._client.upload_file(str(path), self.bucket, _checked(key))
+        return Path(path).stat().st_size
+
+    def get(self, key: str, *, digest: str | None = None) -> bytes:
+        """Read an object whole; with `digest`, raises VerificationError unless the bytes hash to it."""
+        with self._translated(key):
+            data: bytes = self._client.get_object(Bucket=self.bucket, Key=_checked(key))["Body"].read()
+        if digest is not None and sha256(data) != digest:
+            raise VerificationError(
+                f"the object's bytes hash to {sha256(data)}, not to {digest}",
+                where=f"{self.bucket}/{key}",
+                fix="restore the object from a copy, or register the dataset anew",
+            )
+        return data
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Read `length` bytes from offset `start` (fewer at the object's end)."""
+        if start < 0 or length < 1:
+            raise UsageError(f"a range needs start >= 0 and length >= 1, got {start} and {length}", where=key)
+        with self._translated(key):
+            answer = self._client.get_object(
+                Bucket=self.bucket, Key=_checked(key), Range=f"bytes={start}-{start + length - 1}"
+            )
+            data: bytes = answer["Body"].read()
+        return data
+
+    def get_file(self, key: str, path: str | Path) -> int:
+        """Download an object into a file (in parts where it is large); returns its size in bytes."""
+        with self._translated(key):
+            self._client.download_file(self.bucket, _checked(key), str(path))
+        return Path(path).stat().st_size
+
+    def size(self, key: str) -> int:
+        """Return an object's size in bytes."""
+        with self._translated(key):
+            return int(self._client.head_object(Bucket=self.bucket, Key=_checked(key))["ContentLength"])
+
+    def exists(self, key: str) -> bool:
+        """Tell whether the key holds an object."""
+        try:
+            self.size(key)
+        except NotFoundError:
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Yield the keys below `prefix`, sorted, page by page."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        with self._translated(prefix):
+            for page in pages:
+                yield from sorted(entry["Key"] for entry in page.get("Contents", ()))
+
+    def delete(self, key: str) -> None:
+        """Remove an object; an absent key is no error."""
+        with self._translated(key):
+            self._client.delete_object(Bucket=self.bucket, Key=_checked(key))
+
+    def _has(self, key: str, size: int) -> bool:
+        try:
+            return self.size(key) == size
+        except NotFoundError:
+            return False
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        """Turn boto3's errors into the package's own."""
+        from boto3.exceptions import S3UploadFailedError
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        where = f"{self.endpoint}/{self.bucket}/{key}"
+        try:
+            yield
+        except ClientError as fault:
+            raise self._fault(fault, where) from fault
+        except S3UploadFailedError as fault:
+            raise UnreachableError(f"the upload failed: {fault}", where=where, fix="try again") from fault
+        except BotoCoreError as fault:
+            raise UnreachableError(
+                f"the object store does not answer: {fault}", where=where, fix="check that the store is running"
+            ) from fault
+
+    def _fault(self, fault: Any, where: str) -> AuthError | NotFoundError | UnreachableError:
+        error = fault.response.get("Error", {})
+        code, message = str(error.get("Code", "")), error.get("Message") or str(fault)
+        if code in _ABSENT:
+            return NotFoundError(f"no such object ({code})", where=where)
+        if code in _REFUSED:
+            return AuthError(
+                f"the object store refused the credentials: {message}", where=where, fix="check the store's key files"
+            )
+        return UnreachableError(f"the object store failed: {code} {message}", where=where, fix="try again")
+
+
+def _restore(endpoint: str, access_key: str, secret_key: str, bucket: str, attempts: int) -> ObjectStore:
+    return ObjectStore(endpoint, access_key, secret_key, bucket, attempts=attempts)
+
+
+def _checked(key: str) -> str:
+    """Refuse keys that a store on a file system would read as a path out of its bucket."""
+    parts = key.split("/")
+    if (
+        not key
+        or key.startswith("/")
+        or any(part in ("", ".", "..") for part in parts[:-1])
+        or parts[-1] in (".", "..")
+    ):
+        raise UsageError(f"not a valid object key: {key!r}", fix="use relative keys without empty or dot segments")
+    return key

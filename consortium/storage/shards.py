@@ -1,0 +1,146 @@
+"""Byte formats of dataset shards.
+
+Text shard: a Parquet file with the columns of `TEXT_SCHEMA`, one row per document, written with fixed options, so that
+the same rows give the same bytes under one version of pyarrow.
+
+Token shard: little-endian, made to be memory-mapped.
+
+    offset  size            what
+    0       8               magic `CSTOKEN1`
+    8       2               bytes per token: 2 (uint16) or 4 (uint32)
+    10      2               zero
+    12      4               end-of-document token, written after every document
+    16      8               number of documents D
+    24      8               number of tokens N (end-of-document tokens counted)
+    32      8 * (D + 1)     offset of each document's first token, then N
+    ...     width * N       tokens
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from consortium.errors import UsageError, VerificationError
+
+TEXT_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("id", "text", "language", "licence", "source", "published", "contributor")]
+)
+"""`id` is unique in a dataset; `language` is what its collector declared; empty strings where unknown."""
+
+_MAGIC = b"CSTOKEN1"
+_HEADER = struct.Struct("<8sHHIQQ")
+
+Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+
+
+def write_text(columns: Mapping[str, Sequence[str]] | pa.Table) -> bytes:
+    """Return a text shard of `columns`; missing columns other than `id` and `text` are filled with empty strings."""
+    names = columns.column_names if isinstance(columns, pa.Table) else list(columns)
+    rows = len(columns["text"])
+    arrays = [columns[name] if name in names else pa.array([""] * rows, pa.string()) for name in TEXT_SCHEMA.names]
+    return write_table(pa.table(arrays, schema=TEXT_SCHEMA))
+
+
+def write_table(table: pa.Table) -> bytes:
+    """Return any table as Parquet bytes that depend on its rows and schema only."""
+    sink = io.BytesIO()
+    pq.write_table(
+        table.combine_chunks().replace_schema_metadata(None),
+        sink,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=[name for name in table.column_names if name not in ("id", "text")],
+        row_group_size=16_384,
+        data_page_version="1.0",
+        write_statistics=False,
+        store_schema=False,
+    )
+    return sink.getvalue()
+
+
+def read_table(data: bytes, *, where: str = "shard") -> pa.Table:
+    """Read Parquet bytes; raises VerificationError where they are not Parquet."""
+    try:
+        return pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowInvalid, OSError) as fault:
+        raise VerificationError(f"not a readable Parquet shard: {fault}", where=where) from fault
+
+
+@dataclass(frozen=True, slots=True)
+class TokenShard:
+    """A token shard's views into its buffer: no copy is made. Tokens of document i: `shard.document(i)`."""
+
+    tokens: Tokens
+    """All tokens, end-of-document tokens included."""
+    offsets: npt.NDArray[np.uint64]
+    """First token of each document, then the number of tokens."""
+    eos: int
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return len(self.offsets) - 1
+
+    def document(self, index: int) -> Tokens:
+        """Return one document's tokens without its end-of-document token."""
+        return self.tokens[int(self.offsets[index]) : int(self.offsets[index + 1]) - 1]
+
+    def __iter__(self) -> Iterator[Tokens]:
+        return (self.document(index) for index in range(self.documents))
+
+
+def token_width(vocab_size: int) -> int:
+    """Return the bytes a token of a vocabulary takes: 2 up to 65,536 tokens, else 4."""
+    return 2 if vocab_size <= 1 << 16 else 4
+
+
+def write_tokens(documents: Iterable[Sequence[int]], *, eos: int, vocab_size: int) -> bytes:
+    """Return a token shard of `documents`, each followed by `eos`."""
+    width = token_width(vocab_size)
+    dtype = np.dtype(f"<u{width}")
+    parts: list[npt.NDArray[np.unsignedinteger]] = []
+    offsets = [0]
+    for tokens in documents:
+        array = np.asarray(tokens, dtype=np.int64)
+        if array.size and not (0 <= int(array.min()) and int(array.max()) < vocab_size):
+            raise UsageError(
+                f"a token lies outside the vocabulary of {vocab_size}", where=f"document {len(offsets) - 1}"
+            )
+        parts.append(np.append(array, eos).astype(dtype))
+        offsets.append(offsets[-1] + array.size + 1)
+    body = np.concatenate(parts).tobytes() if parts else b""
+    header = _HEADER.pack(_MAGIC, width, 0, eos, len(offsets) - 1, offsets[-1])
+    return header + np.asarray(offsets, dtype="<u8").tobytes() + body
+
+
+def read_tokens(data: bytes | memoryview, *, where: str = "shard") -> TokenShard:
+    """View a token shard's bytes; raises VerificationError where lengths and header do not agree."""
+    view = memoryview(data)
+    if len(view) < _HEADER.size or bytes(view[:8]) != _MAGIC:
+        raise VerificationError("not a token shard: it does not start with CSTOKEN1", where=where)
+    _, width, _, eos, documents, tokens = _HEADER.unpack_from(view)
+    start = _HEADER.size + 8 * (documents + 1)
+    if width not in (2, 4) or len(view) != start + width * tokens:
+        raise VerificationError(
+            f"a token shard of {documents} documents and {tokens} tokens cannot have {len(view)} bytes", where=where
+        )
+    offsets = np.frombuffer(view, dtype="<u8", count=documents + 1, offset=_HEADER.size)
+    if int(offsets[0]) != 0 or int(offsets[-1]) != tokens or bool(np.any(offsets[1:] <= offsets[:-1])):
+        raise VerificationError("the document offsets of a token shard do not ascend to its end", where=where)
+    return TokenShard(
+        tokens=np.frombuffer(view, dtype=f"<u{width}", count=tokens, offset=start), offsets=offsets, eos=eos
+    )
+
+
+def map_tokens(path: str | Path) -> TokenShard:
+    """Memory-map a token shard in a file: pages are read when they are touched."""
+    return read_tokens(memoryview(np.memmap(path, dtype=np.uint8, mode="r")), where=str(path))
