@@ -37,8 +37,8 @@ def sha256(data: bytes | memoryview) -> str:
 class ObjectStore:
     """A bucket at an S3 endpoint. Picklable: the connection is made on first use, once per process.
 
-    Every method raises NotFoundError for an absent key or bucket, AuthError for refused credentials and UnreachableError
-    where the endpoint does not answer after `attempts` tries.
+    Every method raises NotFoundError for an absent key or bucket, AuthError for refused credentials and
+    UnreachableError where the endpoint does not answer after `attempts` tries.
     """
 
     def __init__(self, endpoint: str, access_key: str, secret_key: str, bucket: str, *, attempts: int = 5) -> None:

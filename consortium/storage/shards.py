@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import Buffer
 
 from consortium.errors import UsageError, VerificationError
 
@@ -111,7 +112,7 @@ def write_tokens(documents: Iterable[Sequence[int]], *, eos: int, vocab_size: in
     offsets = [0]
     for tokens in documents:
         array = np.asarray(tokens, dtype=np.int64)
-        if array.size and not (0 <= int(array.min()) and int(array.max()) < vocab_size):
+        if array.size and (int(array.min()) < 0 or int(array.max()) >= vocab_size):
             raise UsageError(
                 f"a token lies outside the vocabulary of {vocab_size}", where=f"document {len(offsets) - 1}"
             )
@@ -122,7 +123,7 @@ def write_tokens(documents: Iterable[Sequence[int]], *, eos: int, vocab_size: in
     return header + np.asarray(offsets, dtype="<u8").tobytes() + body
 
 
-def read_tokens(data: bytes | memoryview, *, where: str = "shard") -> TokenShard:
+def read_tokens(data: Buffer, *, where: str = "shard") -> TokenShard:
     """View a token shard's bytes; raises VerificationError where lengths and header do not agree."""
     view = memoryview(data)
     if len(view) < _HEADER.size or bytes(view[:8]) != _MAGIC:
@@ -143,4 +144,4 @@ def read_tokens(data: bytes | memoryview, *, where: str = "shard") -> TokenShard
 
 def map_tokens(path: str | Path) -> TokenShard:
     """Memory-map a token shard in a file: pages are read when they are touched."""
-    return read_tokens(memoryview(np.memmap(path, dtype=np.uint8, mode="r")), where=str(path))
+    return read_tokens(np.memmap(path, dtype=np.uint8, mode="r"), where=str(path))
