@@ -19,6 +19,7 @@ Token shard: little-endian, made to be memory-mapped.
 from __future__ import annotations
 
 import io
+import mmap
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from typing_extensions import Buffer
 
 from consortium.errors import UsageError, VerificationError
 
@@ -123,7 +123,7 @@ def write_tokens(documents: Iterable[Sequence[int]], *, eos: int, vocab_size: in
     return header + np.asarray(offsets, dtype="<u8").tobytes() + body
 
 
-def read_tokens(data: Buffer, *, where: str = "shard") -> TokenShard:
+def read_tokens(data: bytes | memoryview | mmap.mmap, *, where: str = "shard") -> TokenShard:
     """View a token shard's bytes; raises VerificationError where lengths and header do not agree."""
     view = memoryview(data)
     if len(view) < _HEADER.size or bytes(view[:8]) != _MAGIC:
@@ -144,4 +144,5 @@ def read_tokens(data: Buffer, *, where: str = "shard") -> TokenShard:
 
 def map_tokens(path: str | Path) -> TokenShard:
     """Memory-map a token shard in a file: pages are read when they are touched."""
-    return read_tokens(np.memmap(path, dtype=np.uint8, mode="r"), where=str(path))
+    with open(path, "rb") as file:
+        return read_tokens(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), where=str(path))
