@@ -1,0 +1,121 @@
+"""Signed documents: a partner's policy, roster, site and quota files, word for word as it wrote them.
+
+`text` is the raw YAML, so that file and line in a denial are those of the partner's own file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import ClassVar
+
+from consortium.domain.codec import from_json, to_json
+from consortium.errors import ConfigError, UsageError, VerificationError
+from consortium.keys.signing import SigningKey, sign_value, verify_value
+from consortium.keys.trust import CONSORTIUM, Trust
+
+
+class DocumentKind(StrEnum):
+    """What a document rules."""
+
+    POLICY = "policy"
+    ROSTER = "roster"
+    SITE = "site"
+    QUOTA = "quota"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedDocument:
+    """A file signed by its partner's root key.
+
+    `partner` is `consortium` only for the agreed quota, which the server signs.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    kind: DocumentKind
+    partner: str
+    version: int
+    issued_ms: int
+    expires_ms: int
+    file: str
+    """Its display path, such as `configs/policy/fr.yaml`."""
+    text: str
+    signature: str = ""
+
+
+def sign_document(
+    key: SigningKey,
+    *,
+    kind: DocumentKind | str,
+    partner: str,
+    version: int,
+    issued_ms: int,
+    expires_ms: int,
+    file: str,
+    text: str,
+) -> SignedDocument:
+    """Return the document signed with the partner's root key."""
+    return sign_value(
+        key,
+        SignedDocument(
+            kind=DocumentKind(kind),
+            partner=partner,
+            version=version,
+            issued_ms=issued_ms,
+            expires_ms=expires_ms,
+            file=file,
+            text=text,
+        ),
+    )
+
+
+def save_document(document: SignedDocument, path: str | Path) -> None:
+    """Write the document as JSON, whole or not at all."""
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    draft.write_text(json.dumps(to_json(document), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(target)
+
+
+def load_document(path: str | Path, trust: Trust, now_ms: int) -> SignedDocument:
+    """Read a document, check its signature and that it holds at `now_ms`.
+
+    Raises ConfigError where it cannot be read or is half-written, VerificationError where its partner did not sign it
+    or it has expired.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"cannot read the signed document: {fault}", where=str(path)) from fault
+    except json.JSONDecodeError as fault:
+        raise ConfigError(f"not valid JSON: {fault.msg}", where=f"{path}:{fault.lineno}") from fault
+    try:
+        document = from_json(SignedDocument, data, where=str(path))
+    except UsageError as fault:
+        raise ConfigError(fault.what, where=str(path)) from fault
+    check_document(document, trust, now_ms, where=str(path))
+    return document
+
+
+def check_document(document: SignedDocument, trust: Trust, now_ms: int, *, where: str) -> None:
+    """Raise VerificationError unless the document's partner signed it and it holds at `now_ms`."""
+    what = f"the {document.kind} of {document.partner} ({document.file})"
+    if document.partner == CONSORTIUM and document.kind is not DocumentKind.QUOTA:
+        raise VerificationError(f"{what} must be signed by a partner, not by the consortium", where=where)
+    try:
+        verify_value(trust.partner_key(document.partner), document, what=what)
+    except VerificationError as fault:
+        fix = f"get the signed file from {document.partner} again, or have it signed again after the change"
+        raise VerificationError(fault.what, where=where, fix=fix) from fault
+    if now_ms >= document.expires_ms:
+        fix = f"{document.partner} must issue and sign a new version"
+        raise VerificationError(f"{what} expired on {_date(document.expires_ms)}", where=where, fix=fix)
+
+
+def _date(unix_ms: int) -> str:
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

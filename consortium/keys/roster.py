@@ -1,0 +1,100 @@
+"""Rosters: which people a partner vouches for, with their keys and roles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import yaml
+
+from consortium.domain.codec import from_json
+from consortium.domain.ids import partner_of
+from consortium.domain.job import SignedSpec
+from consortium.domain.partner import Person, Role
+from consortium.errors import ConfigError, NotFoundError, UsageError, VerificationError
+from consortium.keys.canonical import canonical
+from consortium.keys.documents import DocumentKind, SignedDocument
+from consortium.keys.signing import verify
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roster:
+    """The people of one partner. The document's text is YAML (or JSON) with these keys: `partner`, `people`."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    partner: str
+    people: tuple[Person, ...]
+
+    @classmethod
+    def parse(cls, document: SignedDocument) -> Roster:
+        """Return the roster in a (verified) document. Raises ConfigError naming the file and the offending key."""
+        if document.kind is not DocumentKind.ROSTER:
+            raise ConfigError(f"a {document.kind} document is no roster", where=document.file)
+        try:
+            roster = from_json(cls, yaml.safe_load(document.text), where=document.file)
+        except yaml.MarkedYAMLError as fault:
+            line = fault.problem_mark.line + 1 if fault.problem_mark else 1
+            raise ConfigError(f"not valid YAML: {fault.problem}", where=f"{document.file}:{line}") from fault
+        except yaml.YAMLError as fault:
+            raise ConfigError(f"not valid YAML: {fault}", where=document.file) from fault
+        except UsageError as fault:
+            raise ConfigError(fault.what, where=document.file) from fault
+        if roster.partner != document.partner:
+            raise ConfigError(f"a roster of {roster.partner} signed by {document.partner}", where=document.file)
+        for person in roster.people:
+            if not person.id.startswith(f"{roster.partner}/"):
+                raise ConfigError(f"{person.id} is not {roster.partner}'s to vouch for", where=document.file)
+        return roster
+
+
+class Rosters:
+    """The rosters of all partners together."""
+
+    def __init__(self, people: dict[str, Person]) -> None:
+        self._people = people
+
+    @classmethod
+    def of(cls, rosters: Iterable[Roster]) -> Rosters:
+        """Join rosters; raises ConfigError for a person listed twice."""
+        people: dict[str, Person] = {}
+        for roster in rosters:
+            for person in roster.people:
+                if person.id in people:
+                    raise ConfigError(f"{person.id} stands in the rosters twice", where=f"roster of {roster.partner}")
+                people[person.id] = person
+        return cls(people)
+
+    @property
+    def people(self) -> tuple[Person, ...]:
+        """Everybody, by id."""
+        return tuple(self._people[key] for key in sorted(self._people))
+
+    def person(self, person_id: str) -> Person:
+        """Return a person; raises NotFoundError naming those of the same partner."""
+        if person_id not in self._people:
+            known = [p for p in sorted(self._people) if partner_of(p) == partner_of(person_id)]
+            raise NotFoundError(
+                f"{person_id!r} is in no partner's roster",
+                fix=f"{partner_of(person_id)}'s roster has {', '.join(known)}" if known else "ask the partner's admin",
+            )
+        return self._people[person_id]
+
+
+def verify_spec(signed: SignedSpec, rosters: Rosters) -> Person:
+    """Return the submitter of a job spec after checking that it signed it, may submit, and pays from its own account.
+
+    Raises VerificationError.
+    """
+    spec = signed.spec
+    try:
+        person = rosters.person(spec.submitter)
+    except NotFoundError as fault:
+        raise VerificationError(fault.what, where=f"job {spec.name}", fix=fault.fix) from fault
+    verify(person.signing_key, canonical(spec), signed.signature, what=f"job {spec.name} by {person.id}")
+    if not {Role.ENGINEER, Role.ADMIN} & set(person.roles):
+        raise VerificationError(f"{person.id} is neither engineer nor admin and may not submit jobs")
+    if partner_of(spec.account) != partner_of(person.id):
+        raise VerificationError(f"{person.id} may not spend from account {spec.account}, which is not its partner's")
+    return person

@@ -1,0 +1,118 @@
+"""Ed25519 signatures. Public keys and signatures travel as base64: of the raw 32 and 64 bytes."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from dataclasses import fields, is_dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from consortium.domain.codec import to_json
+from consortium.errors import ConfigError, VerificationError
+from consortium.keys.canonical import canonical
+from consortium.keys.files import read_secret, write_secret
+
+V = TypeVar("V")
+
+
+class SigningKey:
+    """A private Ed25519 key. Its file is PEM (PKCS 8), mode 0600."""
+
+    __slots__ = ("_key", "public")
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.public = base64.b64encode(key.public_key().public_bytes_raw()).decode()
+        """The public key: base64 of its raw 32 bytes."""
+
+    @classmethod
+    def generate(cls) -> SigningKey:
+        """Make a new key from the system's randomness."""
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def load(cls, path: str | Path) -> SigningKey:
+        """Read a key file. Raises NotFoundError, or ConfigError where it is no Ed25519 key or open to others."""
+        data = read_secret(path)
+        try:
+            key = serialization.load_pem_private_key(data, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as fault:
+            raise ConfigError("not a signing key (Ed25519, PEM)", where=str(path)) from fault
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ConfigError("a key of another kind, not Ed25519", where=str(path))
+        return cls(key)
+
+    def save(self, path: str | Path) -> None:
+        """Write the key file with mode 0600. Raises ConflictError where it exists."""
+        write_secret(
+            path,
+            self._key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            ),
+        )
+
+    def sign(self, message: bytes) -> str:
+        """Return the signature of `message` as base64."""
+        return base64.b64encode(self._key.sign(message)).decode()
+
+
+def verify(public: str, message: bytes, signature: str, *, what: str) -> None:
+    """Raise VerificationError, naming `what`, unless `signature` is `public`'s over `message`."""
+    try:
+        raw = _unbase64(signature)
+        _public_key(public).verify(raw, message)
+    except (InvalidSignature, ValueError, binascii.Error) as fault:
+        raise VerificationError(
+            f"the signature of {what} does not hold under key {fingerprint(public)}",
+            fix="compare the key with the one its owner published; if it is right, the content was changed",
+        ) from fault
+
+
+def signed_bytes(value: Any, field: str = "signature") -> bytes:
+    """Return what is signed of `value`: the canonical JSON of all its fields but `field`."""
+    data = to_json(value)
+    return canonical({key: item for key, item in data.items() if key != field})
+
+
+def sign_value(key: SigningKey, value: V, field: str = "signature") -> V:
+    """Return `value` (a dataclass with `field`, or a dict) with its signature filled in."""
+    signature = key.sign(signed_bytes(value, field))
+    if isinstance(value, dict):
+        return cast(V, {**value, field: signature})
+    if not is_dataclass(value) or field not in {f.name for f in fields(value)}:
+        raise TypeError(f"{type(value).__name__} has no field {field!r} for its signature")
+    return cast(V, replace(cast(Any, value), **{field: signature}))
+
+
+def verify_value(public: str, value: Any, *, what: str = "", field: str = "signature") -> None:
+    """Raise VerificationError unless the signature in `value` is `public`'s over its other fields."""
+    signature = value.get(field, "") if isinstance(value, dict) else getattr(value, field)
+    verify(public, signed_bytes(value, field), str(signature), what=what or type(value).__name__)
+
+
+def fingerprint(public: str) -> str:
+    """Return a short name of a public key for people: the first 16 hex digits of the SHA-256 of its raw bytes."""
+    try:
+        return hashlib.sha256(_unbase64(public)).hexdigest()[:16]
+    except (ValueError, binascii.Error):
+        return f"{public!r} (not a key)"
+
+
+def _unbase64(text: str) -> bytes:
+    """Decode strictly: one text per value, so that no changed character goes unseen."""
+    raw = base64.b64decode(text, validate=True)
+    if base64.b64encode(raw).decode() != text:
+        raise ValueError("base64 with bits set beyond its end")
+    return raw
+
+
+@lru_cache(maxsize=1024)
+def _public_key(public: str) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(_unbase64(public))
