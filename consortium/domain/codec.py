@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from consortium.domain.units import MAX_SAFE_INTEGER
 from consortium.errors import UsageError
@@ -24,9 +24,16 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
-def to_json(value: Any) -> Any:
-    """Return `value` (a domain dataclass, or lists and dicts of them) as plain JSON types."""
-    return _safe(_adapter(Any).dump_python(value, mode="json"))
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
+_ANY_EXACT: TypeAdapter[Any] = TypeAdapter(Any, config=ConfigDict(ser_json_inf_nan="constants"))
+
+
+def to_json(value: Any, *, exact: bool = False) -> Any:
+    """Return `value` (a domain dataclass, or lists and dicts of them) as plain JSON types.
+
+    JSON has no NaN and no infinity: they become null, or, where `exact`, stay what they are for the caller to refuse.
+    """
+    return _safe((_ANY_EXACT if exact else _ANY).dump_python(value, mode="json"))
 
 
 def from_json(cls: type[T], data: Any, *, where: str = "message") -> T:

@@ -17,7 +17,7 @@ def canonical(value: Any) -> bytes:
     Integers above 2^53 - 1 become strings first. Raises UsageError for what JSON cannot hold, such as NaN.
     """
     try:
-        return rfc8785.dumps(to_json(value))
+        return rfc8785.dumps(to_json(value, exact=True))
     except rfc8785.CanonicalizationError as fault:
         raise UsageError(f"cannot be written as canonical JSON: {fault}") from fault
 

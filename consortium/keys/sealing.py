@@ -2,7 +2,7 @@
 
 HPKE suite: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM. The content is cut into segments of 4 MiB, each with
 its own nonce of 7 random bytes, a 32-bit counter and a last-segment mark (the STREAM construction of Hoang,
-Reyhanitabar, Rogaway and Vizar, 2015), so segments cannot be reordered, dropped or cut off, and content may exceed 2 GiB.
+Reyhanitabar, Rogaway and Vizar, 2015): segments cannot be reordered, dropped or cut off; content may exceed 2 GiB.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def verify(public: str, message: bytes, signature: str, *, what: str) -> None:
 
 def signed_bytes(value: Any, field: str = "signature") -> bytes:
     """Return what is signed of `value`: the canonical JSON of all its fields but `field`."""
-    data = to_json(value)
+    data = to_json(value, exact=True)
     return canonical({key: item for key, item in data.items() if key != field})
 
 
@@ -100,7 +100,10 @@ def verify_value(public: str, value: Any, *, what: str = "", field: str = "signa
 def fingerprint(public: str) -> str:
     """Return a short name of a public key for people: the first 16 hex digits of the SHA-256 of its raw bytes."""
     try:
-        return hashlib.sha256(_unbase64(public)).hexdigest()[:16]
+        raw = _unbase64(public)
+        if len(raw) != 32:
+            raise ValueError("not 32 bytes")
+        return hashlib.sha256(raw).hexdigest()[:16]
     except (ValueError, binascii.Error):
         return f"{public!r} (not a key)"
 

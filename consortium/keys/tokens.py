@@ -40,7 +40,7 @@ def issue(key: SigningKey, subject: str, roles: tuple[Role, ...] | list[Role], p
 
 
 def check(public: str, token: str, now_ms: int) -> Claims:
-    """Return the claims of a token; raises AuthError where it is malformed, not the server's, or expired (saying when)."""
+    """Return the claims of a token; raises AuthError where it is malformed, not ours, or expired (says when)."""
     fix = "get a new token from an admin"
     try:
         prefix, body_text, signature_text = token.split(".")
