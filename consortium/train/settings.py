@@ -1,4 +1,4 @@
-"""What a pretrain or evaluate job may be told: the parts of `JobSpec.params`, each checked as it is made. No torch here.
+"""What a pretrain or evaluate job may be told: parts of `JobSpec.params`, checked as they are made. No torch here.
 
 `configs/job/pretrain.yaml` composes them from the groups `model`, `data`, `optim` and `outer`.
 """
@@ -29,7 +29,7 @@ def _below_one(owner: str, **values: float) -> None:
 class ModelConfig:
     """The shape of a decoder. The vocabulary's size comes from the tokenizer, not from here."""
 
-    __pydantic_config__ = _FORBID  # noqa: RUF012  pydantic reads it from the class
+    __pydantic_config__ = _FORBID
 
     layers: int = 4
     width: int = 96
@@ -53,7 +53,7 @@ class ModelConfig:
 class DataConfig:
     """How many sequences make one inner step at a site, over all its workers."""
 
-    __pydantic_config__ = _FORBID  # noqa: RUF012  pydantic reads it from the class
+    __pydantic_config__ = _FORBID
 
     batch_sequences: int = 16
 
@@ -65,7 +65,7 @@ class DataConfig:
 class OptimConfig:
     """AdamW inside a site, with linear warm-up and a cosine to `final_lr_ratio` over all rounds."""
 
-    __pydantic_config__ = _FORBID  # noqa: RUF012  pydantic reads it from the class
+    __pydantic_config__ = _FORBID
 
     lr: float = 4e-3
     warmup_steps: int = 10
@@ -86,7 +86,7 @@ class OptimConfig:
 class OuterConfig:
     """Outer rounds between sites: Nesterov SGD (DiLoCo, https://arxiv.org/abs/2311.08105, section 2)."""
 
-    __pydantic_config__ = _FORBID  # noqa: RUF012  pydantic reads it from the class
+    __pydantic_config__ = _FORBID
 
     rounds: int = 4
     inner_steps: int = 20
@@ -107,7 +107,7 @@ class OuterConfig:
 class PretrainParams:
     """`params` of a pretrain job."""
 
-    __pydantic_config__ = _FORBID  # noqa: RUF012  pydantic reads it from the class
+    __pydantic_config__ = _FORBID
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -129,7 +129,7 @@ class PretrainParams:
 class EvaluateParams:
     """`params` of an evaluate job: which outer states to measure (-1 is the newest) and on how much held-out text."""
 
-    __pydantic_config__ = _FORBID  # noqa: RUF012  pydantic reads it from the class
+    __pydantic_config__ = _FORBID
 
     rounds: tuple[int, ...] = (0, -1)
     batches: int = 16

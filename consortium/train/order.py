@@ -1,0 +1,91 @@
+"""Which sequence comes when: a pure function of (seed, site, position), so that a position is the whole checkpoint.
+
+The tokens of a site's shards are cut into sequences of `context` + 1 tokens that overlap by one (the last token of one is
+the first input of the next). Each pass over them is a pseudo-random permutation: a four-round Feistel network on the
+index with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). It needs no table,
+so it holds for any number of tokens, and it is the same under every library version. It hides nothing and need not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from consortium.errors import UsageError
+
+Indices = npt.NDArray[np.uint64]
+_ROUNDS = 4
+
+
+class DataOrder:
+    """The order in which a site's `sequences` sequences are read, pass after pass."""
+
+    def __init__(self, seed: int, site: str, sequences: int) -> None:
+        if sequences < 1:
+            raise UsageError("there is not one whole sequence of tokens to read", where=site)
+        self.sequences = sequences
+        self._seed = seed
+        self._site = site
+        bits = max(1, (sequences - 1).bit_length())
+        self._half = (bits + 1) // 2
+        self._mask = np.uint64((1 << self._half) - 1)
+
+    def at(self, position: int, count: int) -> Indices:
+        """Return the sequence numbers at positions [position, position + count)."""
+        found = np.empty(count, dtype=np.uint64)
+        places = np.arange(position, position + count, dtype=np.uint64)
+        passes = places // np.uint64(self.sequences)
+        for number in np.unique(passes):
+            chosen = passes == number
+            found[chosen] = self._permute(places[chosen] % np.uint64(self.sequences), int(number))
+        return found
+
+    def _permute(self, index: Indices, number: int) -> Indices:
+        keys = self._keys(number)
+        result = self._feistel(index, keys)
+        while bool((outside := result >= np.uint64(self.sequences)).any()):
+            result[outside] = self._feistel(result[outside], keys)
+        return result
+
+    def _keys(self, number: int) -> Indices:
+        text = f"{self._seed}/{self._site}/{number}".encode()
+        return np.frombuffer(hashlib.sha256(text).digest(), dtype="<u8")[:_ROUNDS].astype(np.uint64)
+
+    def _feistel(self, index: Indices, keys: Indices) -> Indices:
+        half = np.uint64(self._half)
+        left, right = index >> half, index & self._mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & self._mask)
+        return left << half | right
+
+
+def _mix(value: Indices) -> Indices:
+    """Mix 64 bits (the finaliser of SplitMix64; Steele, Lea and Flood, OOPSLA 2014)."""
+    value = (value ^ value >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ value >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return value ^ value >> np.uint64(31)
+
+
+class Sequences:
+    """All whole sequences of `context` + 1 tokens in a list of token arrays; arrays are not joined across their ends."""
+
+    def __init__(self, arrays: Sequence[npt.NDArray[np.unsignedinteger]], context: int) -> None:
+        self._arrays = list(arrays)
+        self._context = context
+        counts = [max(0, (len(array) - 1) // context) for array in self._arrays]
+        self._ends = np.cumsum(np.asarray(counts, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, numbers: Indices) -> npt.NDArray[np.int64]:
+        """Return the sequences as an array of shape (len(numbers), context + 1)."""
+        rows = np.empty((len(numbers), self._context + 1), dtype=np.int64)
+        for row, number in enumerate(int(number) for number in numbers):
+            shard = int(np.searchsorted(self._ends, number, side="right"))
+            start = (number - (int(self._ends[shard - 1]) if shard else 0)) * self._context
+            rows[row] = self._arrays[shard][start : start + self._context + 1]
+        return rows

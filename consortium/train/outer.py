@@ -1,0 +1,107 @@
+"""The outer state and its step, in numpy: what must come out bit for bit the same at every site.
+
+An outer state is one flat fp32 vector: all parameters, little-endian, in order of their names, whatever their sharding
+or number of workers. Every operation below is one numpy ufunc on fp32 arrays: one IEEE 754 rounding per element, which
+no SIMD width changes. Multiply and add stay apart, because fused kernels round once where others round twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from consortium.domain.training import Contribution
+from consortium.errors import VerificationError
+
+Vector = npt.NDArray[np.float32]
+_WIRE = np.dtype("<f4")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each parameter lies in the flat vector: names in order, and their shapes."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, Iterable[int]]) -> Layout:
+        """Return the layout of parameters with these shapes."""
+        names = tuple(sorted(shapes))
+        return cls(names, tuple(tuple(int(n) for n in shapes[name]) for name in names))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Elements of each parameter."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def size(self) -> int:
+        """Elements of all parameters."""
+        return sum(self.sizes)
+
+    def split(self, vector: Vector) -> dict[str, Vector]:
+        """Return views of `vector`, one per parameter, in its shape."""
+        ends = np.cumsum(self.sizes)
+        return {
+            name: vector[end - size : end].reshape(shape)
+            for name, shape, size, end in zip(self.names, self.shapes, self.sizes, ends, strict=True)
+        }
+
+    def join(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> Vector:
+        """Return the parameters as one flat vector."""
+        return np.concatenate([np.asarray(arrays[name], dtype=np.float32).reshape(-1) for name in self.names])
+
+
+def to_bytes(vector: Vector) -> bytes:
+    """Return a vector as it is hashed, sent and stored: fp32 little-endian."""
+    return vector.astype(_WIRE, copy=False).tobytes()
+
+
+def from_bytes(data: bytes, size: int, *, what: str) -> Vector:
+    """Return the vector of `size` elements in `data`; raises VerificationError where the length differs."""
+    if len(data) != size * _WIRE.itemsize:
+        raise VerificationError(f"{what} has {len(data)} bytes, the model needs {size * _WIRE.itemsize}")
+    return np.frombuffer(data, dtype=_WIRE).astype(np.float32)
+
+
+def digest_of(data: bytes) -> str:
+    """Return `sha256:` and the hex digest of the bytes."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def norm_of(vector: Vector) -> float:
+    """Return the L2 norm, summed in fp64. Sites may differ in its last bits; nothing that must agree rests on it."""
+    wide = vector.astype(np.float64)
+    return float(np.sqrt(np.sum(wide * wide)))
+
+
+def aggregate(contributions: Iterable[Contribution], vectors: Mapping[str, Vector], size: int) -> Vector:
+    """Return the weighted sum of the sites' pseudo-gradients, added in site order from zero.
+
+    Weight and clip scale are rounded to fp32 and applied one after the other.
+    """
+    total = np.zeros(size, dtype=np.float32)
+    for contribution in sorted(contributions, key=lambda part: part.site):
+        scaled = np.multiply(vectors[contribution.site], np.float32(float.fromhex(contribution.weight)))
+        scaled = np.multiply(scaled, np.float32(float.fromhex(contribution.clip)))
+        total = np.add(total, scaled)
+    return total
+
+
+def nesterov(
+    outer: Vector, momentum: Vector, gradient: Vector, *, lr: float, momentum_decay: float
+) -> tuple[Vector, Vector]:
+    """Return the next outer state and momentum (the form of `torch.optim.SGD(nesterov=True)`, dampening 0).
+
+    m' = mu * m + g;  theta' = theta - lr * (g + mu * m').
+    """
+    mu = np.float32(momentum_decay)
+    new_momentum = np.add(np.multiply(mu, momentum), gradient)
+    direction = np.add(gradient, np.multiply(mu, new_momentum))
+    return np.subtract(outer, np.multiply(np.float32(lr), direction)), new_momentum
