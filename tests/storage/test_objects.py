@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pickle
+import secrets
+from pathlib import Path
+
+import pytest
+
+from consortium.errors import AuthError, NotFoundError, UnreachableError, UsageError, VerificationError
+from consortium.storage.objects import ObjectStore, sha256
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def store(s3) -> ObjectStore:
+    store = s3.store(f"bucket-{secrets.token_hex(4)}")
+    store.ensure_bucket()
+    return store
+
+
+def test_what_is_put_comes_back_whole_and_in_ranges(store: ObjectStore) -> None:
+    data = secrets.token_bytes(100_000)
+    store.put("a/b.bin", data)
+    assert store.get("a/b.bin") == data
+    assert store.get_range("a/b.bin", 10, 20) == data[10:30]
+    assert store.get_range("a/b.bin", 99_990, 50) == data[-10:]
+    assert store.size("a/b.bin") == 100_000
+
+
+def test_an_addressed_object_is_named_by_its_digest_and_put_once(store: ObjectStore) -> None:
+    first = store.put_addressed("shards", b"text", ".parquet")
+    assert first == store.put_addressed("shards/", b"text", ".parquet")
+    assert first.key == f"shards/{first.digest.removeprefix('sha256:')}.parquet"
+    assert store.get(first.key, digest=first.digest) == b"text"
+
+
+def test_a_changed_object_is_noticed(store: ObjectStore) -> None:
+    store.put("x", b"changed")
+    with pytest.raises(VerificationError, match="hash to"):
+        store.get("x", digest=sha256(b"original"))
+
+
+def test_listing_is_sorted_and_bounded_by_prefix(store: ObjectStore) -> None:
+    for key in ("b/2", "b/1", "c/1", "b/deep/3"):
+        store.put(key, b".")
+    assert list(store.list("b/")) == ["b/1", "b/2", "b/deep/3"]
+    store.delete("b/1")
+    store.delete("b/1")
+    assert not store.exists("b/1")
+    assert len(list(store.list())) == 3
+
+
+def test_files_travel_in_parts(store: ObjectStore, tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(secrets.token_bytes(9_000_000))
+    assert store.put_file("big", source) == 9_000_000
+    assert store.get_file("big", target) == 9_000_000
+    assert source.read_bytes() == target.read_bytes()
+
+
+def test_an_absent_key_and_an_absent_bucket_are_not_found(s3, store: ObjectStore, tmp_path: Path) -> None:
+    for call in (store.get, store.size, lambda key: store.get_file(key, tmp_path / "x")):
+        with pytest.raises(NotFoundError, match="nowhere"):
+            call("nowhere")
+    with pytest.raises(NotFoundError):
+        s3.store("no-such-bucket").get("key")
+
+
+def test_a_wrong_secret_is_refused(s3, store: ObjectStore) -> None:
+    with pytest.raises(AuthError, match="refused the credentials"):
+        ObjectStore(s3.endpoint, s3.access_key, "wrong", store.bucket).get("x")
+
+
+def test_no_server_is_unreachable() -> None:
+    with pytest.raises(UnreachableError, match="does not answer"):
+        ObjectStore("http://127.0.0.1:9", "a", "b", "bucket", attempts=1).get("x")
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a//b", "../a", "a/..", "a/./b"])
+def test_a_key_that_leaves_its_bucket_is_refused(store: ObjectStore, key: str) -> None:
+    with pytest.raises(UsageError, match="object key"):
+        store.put(key, b"x")
+
+
+def test_a_store_travels_to_another_process_and_hides_its_secret(s3, store: ObjectStore) -> None:
+    store.put("k", b"v")
+    assert pickle.loads(pickle.dumps(store)).get("k") == b"v"
+    assert s3.secret_key not in repr(store)
