@@ -51,7 +51,7 @@ class SiteSettings:
     trust_path: str
     """Public keys the partner pinned: `consortium.keys.trust.Trust` as JSON."""
     documents_dir: str
-    """The partner's own signed policy and everybody's signed rosters, as `consortium.keys.documents` files."""
+    """The partner's own signed policy, everybody's signed rosters and site files, as `consortium.keys.documents` files."""
     ray_dashboard_url: str
     """Where Ray's Jobs API listens (`http://127.0.0.1:PORT`)."""
     ray_token_path: str
@@ -62,6 +62,8 @@ class SiteSettings:
     """Other sites' egress stores, readable; by site id."""
     jobs_dir: str
     """The programs this partner installed (`clean.py`, …)."""
+    python: str = ""
+    """The interpreter that starts the programs on the cluster's nodes; empty: the one that runs the agent."""
     poll_ms: int = 500
     max_skew_ms: int = 2_000
 
