@@ -1,0 +1,171 @@
+"""Open the database, bring its schema up to date, keep a second server away, hand out transactions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, select, text
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
+
+from consortium.errors import ConfigError, ConsortiumError, UnreachableError
+from consortium.state import tables as t
+from consortium.state.lock import WRITE_KEY, AdvisoryLock, FileLock, StateLock
+
+__all__ = ["Connection", "Database"]
+
+
+class Database:
+    """The state. `write()` transactions take turns; `read()` sees one consistent snapshot.
+
+    Raises ConfigError for a bad URL, ConflictError where another server holds the state, UnreachableError where the
+    database does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.engine = _engine(url)
+        self._turn = threading.Lock()
+        self._lock: StateLock | None = None
+        try:
+            self._lock = self._take_lock()
+            self._migrate()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def sqlite(self) -> bool:
+        """Whether the state is a SQLite file."""
+        return self.engine.dialect.name == "sqlite"
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One durable transaction, the only one that writes meanwhile; rolled back on any exception."""
+        with self._turn, self.engine.connect() as connection:
+            connection = connection.execution_options(consortium_write=True)
+            with connection.begin():
+                if not self.sqlite:
+                    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITE_KEY})
+                yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One consistent snapshot."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    def new_incarnation(self, now_ms: int) -> int:
+        """Return and store a server incarnation higher than any before.
+
+        It is at least the clock's milliseconds, so a state restored from an old backup does not repeat one either.
+        """
+        with self.write() as connection:
+            stored = int(get_meta(connection, "incarnation", "0"))
+            incarnation = max(stored + 1, now_ms)
+            put_meta(connection, "incarnation", str(incarnation))
+            put_meta(connection, "counter", "0")
+            return incarnation
+
+    def close(self) -> None:
+        """Let go of the state."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        self.engine.dispose()
+
+    def _take_lock(self) -> StateLock:
+        if self.sqlite:
+            return FileLock(Path(str(self.engine.url.database)))
+        try:
+            return AdvisoryLock(self.engine)
+        except OperationalError as fault:
+            raise UnreachableError(
+                f"the state database does not answer: {_first_line(fault)}",
+                where=self.engine.url.render_as_string(hide_password=True),
+                fix="start PostgreSQL, or mend database_url",
+            ) from fault
+
+    def _migrate(self) -> None:
+        config = Config()
+        with resources.as_file(resources.files("consortium.state") / "migrations") as scripts:
+            config.set_main_option("script_location", str(scripts).replace("%", "%%"))
+            config.attributes["engine"] = self.engine
+            try:
+                command.upgrade(config, "head")
+            except CommandError as fault:
+                raise ConfigError(
+                    f"the state was written by another version of this program: {fault}",
+                    where=self.engine.url.render_as_string(hide_password=True),
+                    fix="run the newer version, or restore a backup from before it",
+                ) from fault
+            except DatabaseError as fault:
+                raise ConfigError(
+                    f"the state cannot be opened: {_first_line(fault)}",
+                    where=self.engine.url.render_as_string(hide_password=True),
+                    fix="restore the database from a backup",
+                ) from fault
+
+
+def get_meta(connection: Connection, key: str, default: str) -> str:
+    """Return a small fact, or `default`."""
+    value = connection.execute(select(t.meta.c.value).where(t.meta.c.key == key)).scalar()
+    return default if value is None else str(value)
+
+
+def put_meta(connection: Connection, key: str, value: str) -> None:
+    """Store a small fact."""
+    if not connection.execute(t.meta.update().where(t.meta.c.key == key).values(value=value)).rowcount:
+        connection.execute(t.meta.insert().values(key=key, value=value))
+
+
+def next_counter(connection: Connection) -> int:
+    """Return the next epoch counter of this incarnation."""
+    counter = int(get_meta(connection, "counter", "0")) + 1
+    put_meta(connection, "counter", str(counter))
+    return counter
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ConfigError(
+                f"database_url names {parsed.get_backend_name()!r}",
+                fix="use sqlite:////path/state.db or postgresql+psycopg://user@host/name",
+            )
+        if parsed.get_backend_name() == "sqlite":
+            if not parsed.database or parsed.database == ":memory:":
+                raise ConfigError("the state must be a file", where=url, fix="sqlite:////path/state.db")
+            engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False})
+            event.listen(engine, "connect", _sqlite_connect)
+            event.listen(engine, "begin", _sqlite_begin)
+            return engine
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        return create_engine(parsed, pool_pre_ping=True)
+    except ConsortiumError:
+        raise
+    except (ArgumentError, NoSuchModuleError, ValueError, ImportError) as fault:
+        raise ConfigError(f"not a database URL: {_first_line(fault)}", where="database_url") from fault
+
+
+def _sqlite_connect(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions are begun below, not by the driver's guess
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    write = connection.get_execution_options().get("consortium_write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _first_line(fault: BaseException) -> str:
+    return (str(getattr(fault, "orig", None) or fault).splitlines() or [type(fault).__name__])[0]
