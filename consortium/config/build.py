@@ -1,0 +1,104 @@
+"""Plain data to validated frozen dataclasses; errors name file, line and the nearest right name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import typing
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from consortium.config.marks import KeyPath, Marked
+from consortium.errors import ConfigError
+
+T = TypeVar("T")
+Locate = Callable[[KeyPath], str]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the `fix` line for an unknown name: the nearest right one, else all of them."""
+    options = sorted(known)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.55)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"one of: {', '.join(options)}" if options else "there is none"
+
+
+def unknown(what: str, name: str, known: Iterable[str], where: str) -> ConfigError:
+    """Return the error for a name that does not exist, with the nearest right one."""
+    return ConfigError(f"unknown {what} {name!r}", where=where, fix=nearest(name, known))
+
+
+def build(cls: type[T], data: Any, locate: Locate | Marked, *, also: Iterable[str] = ()) -> T:
+    """Return `data` as an instance of the dataclass `cls`, without coercion: "5" is not 5, and true is not 1.
+
+    `locate` gives `file:line` of a path; `also` are further right names to suggest for an unknown top-level key.
+    Raises ConfigError for the first fault.
+    """
+    find = locate.where if isinstance(locate, Marked) else locate
+    try:
+        text = json.dumps(data, allow_nan=False)
+    except ValueError as fault:
+        raise ConfigError("nan and infinity are not allowed", where=find(())) from fault
+    try:
+        result: T = _adapter(cast(Any, cls)).validate_json(text, strict=True)
+        return result
+    except ValidationError as fault:
+        first = min(fault.errors(), key=lambda e: (e["type"] != "unexpected_keyword_argument", e["loc"]))
+        raise _translate(cls, dict(first), find, also) from fault
+
+
+@lru_cache(maxsize=128)
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def _translate(cls: type, error: dict[str, Any], find: Locate, also: Iterable[str]) -> ConfigError:
+    path: KeyPath = tuple(step for step in error["loc"] if step != "[key]")
+    dotted = ".".join(str(step) for step in path)
+    kind = error["type"]
+    if kind == "unexpected_keyword_argument":
+        known = [*_names(cls, path[:-1]), *(also if len(path) == 1 else ())]
+        return unknown("key", dotted, _qualified(path[:-1], known), find(path))
+    if kind in ("missing_argument", "missing_keyword_only_argument", "missing"):
+        return ConfigError(f"{dotted!r} is missing", where=find(path[:-1]), fix=f"add {path[-1]!r} there")
+    if kind == "value_error":
+        message = str(error["ctx"]["error"])
+        return ConfigError(message, where=find((*path, *_mentioned(message, _names(cls, path)))))
+    shown = json.dumps(error.get("input"), ensure_ascii=False, default=str)
+    if kind in ("enum", "literal_error"):
+        expected = [part.strip(" '") for part in str(error["ctx"]["expected"]).replace(" or ", ",").split(",")]
+        return ConfigError(
+            f"{dotted}: {shown} is not allowed", where=find(path), fix=nearest(str(error["input"]), expected)
+        )
+    message = str(error["msg"]).removeprefix("Input ")
+    return ConfigError(f"{dotted}: {message[0].lower()}{message[1:]}, got {shown[:80]}", where=find(path))
+
+
+def _mentioned(message: str, names: list[str]) -> tuple[str, ...]:
+    """Return the field a class's own check speaks of: the first of its names in the message."""
+    words = re.findall(r"[a-z_0-9]+", message)
+    return next(((word,) for word in words if word in names), ())
+
+
+def _qualified(parents: KeyPath, names: Iterable[str]) -> list[str]:
+    prefix = "".join(f"{step}." for step in parents)
+    return [prefix + name for name in names]
+
+
+def _names(cls: Any, path: KeyPath) -> list[str]:
+    for step in path:
+        cls = _child(cls, step)
+    return [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+
+
+def _child(cls: Any, step: str | int) -> Any:
+    if dataclasses.is_dataclass(cls) and isinstance(cls, type):
+        return typing.get_type_hints(cls).get(str(step))
+    arguments = [a for a in typing.get_args(cls) if a is not Ellipsis and a is not type(None)]
+    return arguments[-1] if arguments else None

@@ -1,0 +1,280 @@
+"""What each kind of job takes: frozen dataclasses whose fields are the keys of `params`, with their bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from consortium.config.build import build, unknown
+from consortium.domain import ids
+from consortium.domain.job import JobKind, Priority
+from consortium.errors import ConfigError
+
+_STRICT: dict[str, str] = {"extra": "forbid"}
+
+
+def _within(config: object, **bounds: tuple[float, float]) -> None:
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"{name} must be {low:,g} to {high:,g}, got {value:,}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanConfig:
+    """Params of `clean`."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    dataset: str = ""
+    """The input's name; outputs are named after it. Set from `inputs`."""
+    languages: tuple[str, ...]
+    """ISO 639-1 codes to keep; empty: those the dataset was registered with."""
+    min_language_confidence: float
+    min_chars: int
+    max_chars: int
+    dedup: Literal["exact", "none"]
+    redact: tuple[Literal["email"], ...]
+    held_out_percent: int
+
+    def __post_init__(self) -> None:
+        _within(self, min_language_confidence=(0, 1), min_chars=(0, 1_000_000), held_out_percent=(0, 50))
+        _within(self, max_chars=(max(1, self.min_chars), 1_000_000_000))
+        for language in self.languages:
+            if len(language) != 2 or not language.isascii() or not language.islower():
+                raise ValueError(f"language {language!r} is not an ISO 639-1 code such as 'fr'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizeConfig:
+    """Params of `tokenize`."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    vocab_size: int
+    min_count: int
+    """Words rarer than this at a site are never sent."""
+    max_word_chars: int
+    held_out_percent: int
+
+    def __post_init__(self) -> None:
+        _within(self, vocab_size=(320, 1_000_000), min_count=(2, 1_000_000))
+        _within(self, max_word_chars=(4, 256), held_out_percent=(0, 50))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """A decoder-only transformer; the size of the vocabulary comes from the tokenizer."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    name: str
+    dim: int
+    layers: int
+    heads: int
+    context: int
+    """Tokens per sequence."""
+    mlp_ratio: int
+    dropout: float
+    tie_embeddings: bool
+
+    def __post_init__(self) -> None:
+        _within(self, dim=(8, 65_536), layers=(1, 1_000), heads=(1, 1_024), context=(8, 1_048_576))
+        _within(self, mlp_ratio=(1, 16), dropout=(0, 0.9))
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            raise ValueError(f"dim ({self.dim}) must be a multiple of twice the heads ({self.heads})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """How token shards become batches."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    batch_size: int
+    """Sequences per inner step and worker."""
+    shuffle: bool
+
+    def __post_init__(self) -> None:
+        _within(self, batch_size=(1, 65_536))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """The inner optimiser."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    name: Literal["adamw"]
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+    warmup_steps: int
+    grad_clip: float
+
+    def __post_init__(self) -> None:
+        _within(self, lr=(1e-9, 10), weight_decay=(0, 10), warmup_steps=(0, 10_000_000), grad_clip=(1e-6, 1e6))
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be at least 0 and below 1, got {list(self.betas)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OuterConfig:
+    """The outer loop between sites."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    name: Literal["nesterov"]
+    rounds: int
+    inner_steps: int
+    lr: float
+    momentum: float
+    quorum: int
+    """Commits that close a round once its grace is over; 0: every site."""
+
+    def __post_init__(self) -> None:
+        _within(self, rounds=(1, 100_000), inner_steps=(1, 1_000_000), lr=(1e-6, 10), momentum=(0, 0.9999))
+        _within(self, quorum=(0, 1_000))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainConfig:
+    """Params of `pretrain`."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    outer: OuterConfig
+    seed: int
+
+    def __post_init__(self) -> None:
+        _within(self, seed=(0, 2**53 - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """Params of `evaluate`."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    rounds: tuple[int, ...]
+    """Outer states to measure: 0 is before training, -1 the last."""
+    batches: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        _within(self, batches=(1, 1_000_000), batch_size=(1, 65_536))
+        if not self.rounds or any(not -1 <= number <= 100_000 for number in self.rounds):
+            raise ValueError(f"rounds must name outer states (0 and up, or -1 for the last), got {list(self.rounds)}")
+
+
+PARAMS: dict[JobKind, type[Any]] = {
+    JobKind.CLEAN: CleanConfig,
+    JobKind.TOKENIZE: TokenizeConfig,
+    JobKind.PRETRAIN: PretrainConfig,
+    JobKind.EVALUATE: EvaluateConfig,
+}
+GROUPS: dict[JobKind, dict[str, str]] = {
+    JobKind.CLEAN: {"clean": ""},
+    JobKind.TOKENIZE: {},
+    JobKind.PRETRAIN: {"model": "model", "data": "data", "optim": "optim", "outer": "outer"},
+    JobKind.EVALUATE: {},
+}
+"""The config groups a kind picks from, and under which key of its params a choice lands (empty: at the top)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobKeys:
+    """The keys every kind of job has."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    name: str
+    account: str
+    """Empty: the submitter's partner."""
+    purpose: str
+    inputs: tuple[str, ...]
+    """Names or ids of datasets."""
+    sites: tuple[str, ...]
+    min_sites: int
+    priority: Priority
+    gpus: int
+    """Per site."""
+    gpus_per_worker: int
+    walltime_s: int
+    flavors: tuple[str, ...]
+    model: str = ""
+    """For `evaluate`: the pretrain job."""
+
+    def __post_init__(self) -> None:
+        if not ids.is_name(self.name):
+            raise ValueError(f"job name {self.name!r}: lower-case letters, digits, '.', '_' and '-' only")
+        if self.account and not ids.is_account(self.account):
+            raise ValueError(f"account {self.account!r} must be a partner ('fr') or a project under one ('fr/health')")
+        if not ids.is_name(self.purpose):
+            raise ValueError(f"purpose {self.purpose!r}: lower-case letters, digits, '.', '_' and '-' only")
+        _within(
+            self, gpus=(1, 100_000), gpus_per_worker=(1, 100_000), walltime_s=(1, 366 * 86_400), min_sites=(1, 1_000)
+        )
+        if self.gpus % self.gpus_per_worker:
+            raise ValueError(f"gpus ({self.gpus}) must be a multiple of gpus_per_worker ({self.gpus_per_worker})")
+        for site in self.sites:
+            if not ids.is_site(site):
+                raise ValueError(f"site {site!r} must be a partner's id and a number, such as fr-1")
+        for field_name in ("inputs", "sites", "flavors"):
+            values = getattr(self, field_name)
+            if len(set(values)) != len(values) or not all(values):
+                raise ValueError(f"{field_name} must be names, each given once, got {list(values)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComposedJob:
+    """A job as its config and the overrides say, validated; not yet a spec: nobody has signed it."""
+
+    kind: JobKind
+    name: str
+    account: str
+    purpose: str
+    inputs: tuple[str, ...]
+    model: str
+    gpus: int
+    gpus_per_worker: int
+    walltime_s: int
+    flavors: tuple[str, ...]
+    sites: tuple[str, ...]
+    min_sites: int
+    priority: Priority
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+def job_kind(kind: str, where: str = "KIND") -> JobKind:
+    """Return the kind called `kind`. Raises ConfigError with the nearest right name."""
+    try:
+        return JobKind(kind)
+    except ValueError as fault:
+        raise unknown("job kind", kind, [k.value for k in JobKind], where) from fault
+
+
+def validate_params(kind: JobKind | str, params: dict[str, Any], where: str = "params") -> dict[str, Any]:
+    """Return the params of a job spec after checking every key, type and bound. Raises ConfigError."""
+    name = job_kind(str(kind), where)
+    config = build(PARAMS[name], params, lambda path: ".".join([where, *map(str, path)]))
+    return plain(config)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as plain JSON values."""
+    result = _plain(dataclasses.asdict(config))
+    if not isinstance(result, dict):
+        raise ConfigError("not a mapping")
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,123 @@
+"""Command-line overrides: parsed with Hydra's grammar, then only listed keys and plain values pass.
+
+`+`, `++`, `~`, package moves, `hydra.*`, interpolations, sweeps and functions are refused before Hydra composes anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from consortium.config.build import nearest, unknown
+from consortium.config.kinds import GROUPS, PARAMS, JobKeys
+from consortium.domain.job import JobKind
+from consortium.errors import ConfigError
+
+_MAX_OVERRIDES = 200
+_MAX_CHARS = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOverride:
+    """One accepted override: where it came from, its key, and its value or the choice for a group."""
+
+    text: str
+    position: int
+    key: str
+    choice: bool
+
+    @property
+    def where(self) -> str:
+        """Return how messages name it."""
+        return f"override {self.position}: {self.text}"
+
+
+def allowed_keys(kind: JobKind) -> tuple[str, ...]:
+    """Return every key an override of this kind may set, groups included, sorted."""
+    keys = {field.name for field in dataclasses.fields(JobKeys)}
+    if kind is not JobKind.EVALUATE:
+        keys.discard("model")
+    keys |= set(_leaves(PARAMS[kind])) | set(GROUPS[kind])
+    return tuple(sorted(keys - {"dataset"}))
+
+
+def parse_overrides(kind: JobKind, overrides: tuple[str, ...], configs: Path) -> tuple[JobOverride, ...]:
+    """Return the overrides after checking each. Raises ConfigError naming the override and the nearest right key."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if len(overrides) > _MAX_OVERRIDES:
+        raise ConfigError(f"more than {_MAX_OVERRIDES} overrides", fix="put them into a config group")
+    parser = OverridesParser.create()
+    accepted: list[JobOverride] = []
+    for position, text in enumerate(overrides, start=1):
+        where = f"override {position}: {text[:120]}"
+        if len(text) > _MAX_CHARS:
+            raise ConfigError(f"longer than {_MAX_CHARS} characters", where=where)
+        if "${" in text:
+            raise ConfigError("interpolation is not allowed", where=where, fix="write the value itself")
+        if "=" not in text and not text.startswith("~"):
+            raise ConfigError("not an override", where=where, fix="write key=value, such as gpus=2")
+        try:
+            (parsed,) = parser.parse_overrides([text])
+        except HydraException as fault:
+            problem = str(fault.__cause__ or fault).strip().splitlines()[0]
+            raise ConfigError(
+                f"not a valid override: {problem}", where=where, fix="write key=value, such as gpus=2"
+            ) from fault
+        accepted.append(_accept(kind, parsed, JobOverride(text=text, position=position, key="", choice=False), configs))
+    return tuple(accepted)
+
+
+def _accept(kind: JobKind, parsed: Any, given: JobOverride, configs: Path) -> JobOverride:
+    from hydra.core.override_parser.types import OverrideType
+
+    key = str(parsed.key_or_group)
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        raise ConfigError(
+            f"{key!r} is not a job key: Hydra's own settings are closed", where=given.where, fix="remove it"
+        )
+    if parsed.type is not OverrideType.CHANGE or parsed.package is not None:
+        raise ConfigError(
+            "'+', '++', '~' and '@' are not allowed: an override changes a key that exists",
+            where=given.where,
+            fix="write key=value",
+        )
+    if parsed.is_sweep_override():
+        raise ConfigError("sweeps and ranges are not allowed", where=given.where, fix="a list is written key=[a,b]")
+    known = allowed_keys(kind)
+    if key not in known:
+        raise unknown(f"key for a {kind.value} job:", key, known, given.where)
+    value = parsed.value()
+    choice = key in GROUPS[kind]
+    if choice:
+        options = [path.stem for path in sorted((configs / key).glob("*.yaml"))]
+        if not isinstance(value, str) or value not in options:
+            raise ConfigError(
+                f"{value!r} is not a choice for {key!r}", where=given.where, fix=nearest(str(value), options)
+            )
+    elif not _is_plain(value):
+        raise ConfigError("only numbers, words, true, false and lists of these are allowed", where=given.where)
+    return dataclasses.replace(given, key=key, choice=choice)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_plain(item) and not isinstance(item, list) for item in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str | int | bool)
+
+
+def _leaves(cls: Any, prefix: str = "") -> list[str]:
+    hints = typing.get_type_hints(cls)
+    found: list[str] = []
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        found += _leaves(kind, f"{prefix}{field.name}.") if nested else [prefix + field.name]
+    return found
