@@ -1,7 +1,7 @@
 """Which sequence comes when: a pure function of (seed, site, position), so that a position is the whole checkpoint.
 
-The tokens of a site's shards are cut into sequences of `context` + 1 tokens that overlap by one (the last token of one is
-the first input of the next). Each pass over them is a pseudo-random permutation: a four-round Feistel network on the
+The tokens of a site's shards are cut into sequences of `context` + 1 tokens that overlap by one (the last token of one
+is the first input of the next). Each pass over them is a pseudo-random permutation: a four-round Feistel network on the
 index with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). It needs no table,
 so it holds for any number of tokens, and it is the same under every library version. It hides nothing and need not.
 """
@@ -70,7 +70,7 @@ def _mix(value: Indices) -> Indices:
 
 
 class Sequences:
-    """All whole sequences of `context` + 1 tokens in a list of token arrays; arrays are not joined across their ends."""
+    """All whole sequences of `context` + 1 tokens of a list of token arrays; arrays are not joined at their ends."""
 
     def __init__(self, arrays: Sequence[npt.NDArray[np.unsignedinteger]], context: int) -> None:
         self._arrays = list(arrays)

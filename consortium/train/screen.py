@@ -1,8 +1,8 @@
 """Verdicts: what a leg checks of each contribution of a round before it says yes.
 
 Reason codes: `missing` (no such artifact was announced), `unreachable` (its sender's store does not answer), `digest`
-(the bytes are not the committed ones), `shape` (not one fp32 per parameter), `finite` (a NaN or infinity), `norm` (not the
-committed norm), `outlier` (norm above ten times the median of the round's). Empty means accepted.
+(the bytes are not the committed ones), `shape` (not one fp32 per parameter), `finite` (a NaN or infinity), `norm` (not
+the committed norm), `outlier` (norm above ten times the median of the round's). Empty means accepted.
 """
 
 from __future__ import annotations

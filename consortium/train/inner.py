@@ -1,0 +1,222 @@
+"""Inner steps inside one site: AdamW on one worker or, data-parallel, on several.
+
+Rank 0 leads (`InnerWorker.run`); the other ranks follow its orders (`InnerWorker.follow`), which travel as integers and
+fp32 vectors over the process group, never as pickled objects.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from consortium.errors import UsageError
+from consortium.train.model import Decoder, next_token_loss
+from consortium.train.order import DataOrder, Sequences
+from consortium.train.outer import Layout, Vector
+from consortium.train.settings import OptimConfig, PretrainParams
+
+_STOP, _RUN, _RESTORE = range(3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InnerResult:
+    """What the inner steps of a round came to."""
+
+    local: Vector
+    """Parameters after the last step."""
+    loss: float
+    """Mean training loss over the steps, nats per token."""
+    tokens: int
+    position: int
+    """Sequences of this site's order read so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """AdamW's state: both moments in the parameters' layout, and its step count."""
+
+    first: Vector
+    second: Vector
+    steps: int
+
+
+def learning_rate(step: int, total: int, config: OptimConfig) -> float:
+    """Return the rate at a step: linear warm-up, then half a cosine down to `final_lr_ratio` at the last step."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = min(1.0, (step - config.warmup_steps) / max(1, total - 1 - config.warmup_steps))
+    floor = config.lr * config.final_lr_ratio
+    return floor + (config.lr - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class InnerWorker:
+    """One rank of a site's training group."""
+
+    def __init__(
+        self,
+        params: PretrainParams,
+        vocab_size: int,
+        sequences: Sequences,
+        site: str,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | None = None,
+    ) -> None:
+        if params.data.batch_sequences < world:
+            raise UsageError(
+                f"{world} workers cannot share {params.data.batch_sequences} sequences per step",
+                fix=f"set data.batch_sequences to at least {world}",
+            )
+        self.params = params
+        self.rank = rank
+        self.world = world
+        self.device = device or torch.device("cpu")
+        self._sequences = sequences
+        self._order = DataOrder(params.seed, site, len(sequences))
+        self._model = Decoder(params.model, vocab_size).to(self.device)
+        self._named = sorted(self._model.named_parameters())
+        self.layout = Layout.of({name: tuple(parameter.shape) for name, parameter in self._named})
+        self._optimizer = _adamw(self._named, params.optim)
+        self._forward: nn.Module = nn.parallel.DistributedDataParallel(self._model) if world > 1 else self._model
+
+    # -- orders, given by rank 0 ----------------------------------------------------------------------------------
+
+    def initial(self) -> Vector:
+        """Return freshly drawn parameters."""
+        self._model.initialise(self.params.seed)
+        return self._parameters()
+
+    def run(self, outer: Vector, *, position: int, step: int, count: int) -> InnerResult:
+        """Train `count` steps from the outer state, reading on from `position`; `step` numbers the first for the rate.
+
+        Rank 0 only; the other ranks must be in `follow`.
+        """
+        self._order_all(_RUN, position, step, count)
+        return self._train(self._shared(outer), position, step, count)
+
+    def restore(self, moments: Moments) -> None:
+        """Set AdamW's state on all ranks. Rank 0 only."""
+        self._order_all(_RESTORE, moments.steps, 0, 0)
+        self._set_moments(Moments(self._shared(moments.first), self._shared(moments.second), moments.steps))
+
+    def stop(self) -> None:
+        """Let the other ranks return from `follow`. Rank 0 only."""
+        self._order_all(_STOP, 0, 0, 0)
+
+    def follow(self) -> None:
+        """Do what rank 0 orders until it says stop. All ranks but 0."""
+        empty = np.empty(self.layout.size, dtype=np.float32)
+        while True:
+            order, first, second, third = self._order_all(_STOP, 0, 0, 0)
+            if order == _STOP:
+                return
+            if order == _RESTORE:
+                self._set_moments(Moments(self._shared(empty), self._shared(empty), first))
+            else:
+                self._train(self._shared(empty), first, second, third)
+
+    # -- AdamW's state --------------------------------------------------------------------------------------------
+
+    def moments(self) -> Moments | None:
+        """Return AdamW's state, the same on every rank; None before the first step."""
+        states = [self._optimizer.state.get(parameter) for _, parameter in self._named]
+        if not states[0]:
+            return None
+        flat = [
+            np.concatenate([state[key].detach().cpu().numpy().reshape(-1) for state in states if state])
+            for key in ("exp_avg", "exp_avg_sq")
+        ]
+        return Moments(flat[0], flat[1], int(states[0]["step"]))
+
+    def _set_moments(self, moments: Moments) -> None:
+        first, second = self.layout.split(moments.first), self.layout.split(moments.second)
+        for name, parameter in self._named:
+            self._optimizer.state[parameter] = {
+                "step": torch.tensor(float(moments.steps)),
+                "exp_avg": torch.from_numpy(first[name].copy()).to(self.device),
+                "exp_avg_sq": torch.from_numpy(second[name].copy()).to(self.device),
+            }
+
+    # -- the steps ------------------------------------------------------------------------------------------------
+
+    def _train(self, outer: Vector, position: int, step: int, count: int) -> InnerResult:
+        self._set_parameters(outer)
+        batch = self.params.data.batch_sequences
+        total = self.params.outer.rounds * self.params.outer.inner_steps
+        losses = torch.zeros(1, dtype=torch.float64, device=self.device)
+        self._model.train()
+        for at in range(step, step + count):
+            numbers = self._order.at(position, batch)[self.rank :: self.world]
+            rows_BT = torch.from_numpy(self._sequences.read(numbers)).to(self.device)
+            losses += self._step(rows_BT, learning_rate(at, total, self.params.optim))
+            position += batch
+        if self.world > 1:
+            dist.all_reduce(losses)
+        return InnerResult(
+            local=self._parameters(),
+            loss=float(losses) / (count * self.world),
+            tokens=count * batch * self.params.model.context,
+            position=position,
+        )
+
+    def _step(self, rows_BT: Tensor, rate: float) -> Tensor:
+        """Take one step on this rank's rows; return its share of the loss, scaled so that ranks average to the mean."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        share = len(rows_BT) * self.world / self.params.data.batch_sequences
+        with self._precision():
+            logits_BTV = self._forward(rows_BT[:, :-1])
+        loss = next_token_loss(logits_BTV, rows_BT) * share
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        nn.utils.clip_grad_norm_(self._model.parameters(), self.params.optim.grad_clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss.detach().double()
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """bf16 where there is CUDA, fp32 on the CPU."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
+            yield
+
+    # -- between ranks --------------------------------------------------------------------------------------------
+
+    def _order_all(self, *order: int) -> tuple[int, ...]:
+        if self.world == 1:
+            return order
+        numbers = torch.tensor(order, dtype=torch.int64, device=self.device)
+        dist.broadcast(numbers, src=0)
+        return tuple(int(number) for number in numbers)
+
+    def _shared(self, vector: Vector) -> Vector:
+        if self.world == 1:
+            return vector
+        tensor = torch.from_numpy(vector.copy()).to(self.device)
+        dist.broadcast(tensor, src=0)
+        result: Vector = tensor.cpu().numpy()
+        return result
+
+    def _parameters(self) -> Vector:
+        return np.concatenate([parameter.detach().cpu().numpy().reshape(-1) for _, parameter in self._named])
+
+    def _set_parameters(self, vector: Vector) -> None:
+        with torch.no_grad():
+            for name, array in self.layout.split(vector).items():
+                self._model.get_parameter(name).copy_(torch.from_numpy(array.copy()))
+
+
+def _adamw(named: list[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.AdamW:
+    """Return AdamW (https://arxiv.org/abs/1711.05101) that decays matrices only."""
+    groups = [
+        {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), foreach=True)
