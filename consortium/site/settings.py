@@ -51,7 +51,7 @@ class SiteSettings:
     trust_path: str
     """Public keys the partner pinned: `consortium.keys.trust.Trust` as JSON."""
     documents_dir: str
-    """The partner's own signed policy, everybody's signed rosters and site files, as `consortium.keys.documents` files."""
+    """`consortium.keys.documents` files: the partner's own signed policy, everybody's signed rosters and site files."""
     ray_dashboard_url: str
     """Where Ray's Jobs API listens (`http://127.0.0.1:PORT`)."""
     ray_token_path: str

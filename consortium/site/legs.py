@@ -1,0 +1,178 @@
+"""The leg table: every epoch of every leg this site was offered, and the fences that keep old epochs out."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from consortium.domain.codec import from_json, to_json
+from consortium.domain.job import Epoch, Fault, LegState
+from consortium.domain.protocol import LegCommand, LegOffer, LegReport
+from consortium.site.db import SiteDb, put_meta
+
+ACTIVE = (LegState.HELD, LegState.STARTING, LegState.RUNNING, LegState.STOPPING)
+"""States that hold capacity at the site."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteLeg:
+    """One epoch of a leg as the site keeps it. Times are UTC milliseconds of the site's clock."""
+
+    offer: LegOffer
+    state: LegState
+    reason: str
+    reason_code: str
+    denial: dict[str, Any]
+    fault: Fault | None
+    progress: dict[str, Any]
+    result: dict[str, Any] | None
+    failure: dict[str, str] | None
+    """What the program said before it failed: `message` and `fault`."""
+    stop_state: LegState | None
+    """The final state a confirmed stop leads to: `stopped` as told, `lost` where the lease ended."""
+    lease_until_ms: int
+    started_ms: int | None
+    metered_ms: int | None
+    """Usage is recorded up to here."""
+    seen_ms: int | None
+    """When Ray last said that the job runs."""
+    submitted: bool
+    log_sent: int
+    log_policy: str
+    """Empty until asked; `open` or `withheld`."""
+    archived: bool
+    acknowledged: bool
+
+    @property
+    def key(self) -> str:
+        """`leg@epoch`: the Ray submission id."""
+        return f"{self.offer.leg}@{self.offer.epoch}"
+
+    @property
+    def active(self) -> bool:
+        """Whether it holds capacity."""
+        return self.state in ACTIVE
+
+    def report(self) -> LegReport:
+        """What the site says of it at a poll."""
+        return LegReport(
+            leg=self.offer.leg,
+            epoch=self.offer.epoch,
+            state=self.state,
+            reason=self.reason,
+            reason_code=self.reason_code,
+            denial=self.denial,
+            fault=self.fault,
+            progress=self.progress,
+            result=(self.result or {}) if self.state is LegState.SUCCEEDED else {},
+        )
+
+
+class LegTable:
+    """Reads and changes rows of `legs`; every change is one durable transaction (or part of the caller's)."""
+
+    def __init__(self, db: SiteDb) -> None:
+        self.db = db
+
+    def add(self, leg: SiteLeg, write: sqlite3.Connection) -> None:
+        """Insert a judged offer and raise the highest epoch seen."""
+        offer = leg.offer
+        write.execute(
+            "INSERT INTO legs (leg, incarnation, counter, job, state, offer, spec_signature, reason, reason_code,"
+            " denial, lease_until_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                offer.leg,
+                offer.epoch.incarnation,
+                offer.epoch.counter,
+                offer.job,
+                leg.state.value,
+                json.dumps(to_json(offer)),
+                offer.spec.signature,
+                leg.reason,
+                leg.reason_code,
+                json.dumps(leg.denial),
+                leg.lease_until_ms,
+            ),
+        )
+        if offer.epoch > self.highest(write):
+            put_meta(write, "highest_epoch", str(offer.epoch))
+
+    def change(self, leg: SiteLeg, write: sqlite3.Connection | None = None, **columns: Any) -> None:
+        """Change columns of a leg's row."""
+        names = ", ".join(f"{name} = ?" for name in columns)
+        values = [json.dumps(value) if isinstance(value, dict) else value for value in columns.values()]
+        sql = f"UPDATE legs SET {names} WHERE leg = ? AND incarnation = ? AND counter = ?"  # noqa: S608  fixed names
+        bound = (*values, leg.offer.leg, leg.offer.epoch.incarnation, leg.offer.epoch.counter)
+        if write is not None:
+            write.execute(sql, bound)
+            return
+        with self.db.write() as own:
+            own.execute(sql, bound)
+
+    def get(self, leg: str, epoch: Epoch) -> SiteLeg | None:
+        """Return one epoch of a leg."""
+        where = "WHERE leg = ? AND incarnation = ? AND counter = ?"
+        return next(iter(self._select(where, (leg, epoch.incarnation, epoch.counter))), None)
+
+    def named(self, command: LegCommand) -> SiteLeg | None:
+        """Return the leg a command names."""
+        return self.get(command.leg, command.epoch)
+
+    def reported(self) -> list[SiteLeg]:
+        """All legs the server has yet to acknowledge, in order."""
+        return self._select("WHERE acknowledged = 0")
+
+    def active(self) -> list[SiteLeg]:
+        """All legs that hold capacity."""
+        marks = ", ".join("?" for _ in ACTIVE)
+        return self._select(f"WHERE state IN ({marks})", tuple(state.value for state in ACTIVE))
+
+    def unarchived(self) -> list[SiteLeg]:
+        """Ended legs that were submitted to Ray and whose log is not archived yet."""
+        return [leg for leg in self._select("WHERE submitted = 1 AND archived = 0") if leg.state.final]
+
+    def highest(self, connection: sqlite3.Connection | None = None) -> Epoch:
+        """The highest epoch this site has seen."""
+        source = connection or self.db.read()
+        row = source.execute("SELECT value FROM meta WHERE name = 'highest_epoch'").fetchone()
+        return Epoch(incarnation=0, counter=0) if row is None else Epoch.parse(row["value"])
+
+    def highest_of(self, leg: str) -> Epoch | None:
+        """The highest epoch of one leg that this site has seen."""
+        return max((held.offer.epoch for held in self._select("WHERE leg = ?", (leg,))), default=None)
+
+    def jobs_of_signature(self, signature: str) -> set[str]:
+        """Return the jobs for which this submitter's signature was presented here."""
+        rows = self.db.read().execute("SELECT DISTINCT job FROM legs WHERE spec_signature = ?", (signature,))
+        return {str(row["job"]) for row in rows}
+
+    def _select(self, where: str, bound: Iterable[Any] = ()) -> list[SiteLeg]:
+        sql = f"SELECT * FROM legs {where} ORDER BY incarnation, counter, leg"  # noqa: S608  fixed clauses, bound values
+        return [_leg(row) for row in self.db.read().execute(sql, tuple(bound))]
+
+
+def _leg(row: sqlite3.Row) -> SiteLeg:
+    return SiteLeg(
+        offer=from_json(LegOffer, json.loads(row["offer"]), where=f"leg {row['leg']}"),
+        state=LegState(row["state"]),
+        reason=row["reason"],
+        reason_code=row["reason_code"],
+        denial=json.loads(row["denial"]),
+        fault=Fault(row["fault"]) if row["fault"] else None,
+        progress=json.loads(row["progress"]),
+        result=json.loads(row["result"]) if row["result"] else None,
+        failure=json.loads(row["failure"]) if row["failure"] else None,
+        stop_state=LegState(row["stop_state"]) if row["stop_state"] else None,
+        lease_until_ms=row["lease_until_ms"],
+        started_ms=row["started_ms"],
+        metered_ms=row["metered_ms"],
+        seen_ms=row["seen_ms"],
+        submitted=bool(row["submitted"]),
+        log_sent=row["log_sent"],
+        log_policy=row["log_policy"],
+        archived=bool(row["archived"]),
+        acknowledged=bool(row["acknowledged"]),
+    )

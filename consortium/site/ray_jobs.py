@@ -1,0 +1,159 @@
+"""The site's Ray cluster, through Ray's Jobs API.
+
+One process talks to one cluster, because Ray reads the cluster's token from the process environment. Ray's own client
+waits without end for a head that hangs; here every call has a deadline, because leases must end on time.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from http import HTTPStatus
+from typing import Any
+
+from consortium.errors import UnreachableError
+
+CALL_TIMEOUT_S = 10.0
+SLOW_TIMEOUT_S = 60.0
+
+
+class RayStatus(StrEnum):
+    """Where Ray says a job stands; `unknown` where the cluster never heard of it."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    STOPPED = "STOPPED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    UNKNOWN = "UNKNOWN"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job holds nothing any more."""
+        return self in (RayStatus.STOPPED, RayStatus.SUCCEEDED, RayStatus.FAILED, RayStatus.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayJob:
+    """What Ray says of one job; times are UTC milliseconds."""
+
+    status: RayStatus
+    message: str = ""
+    exit_code: int | None = None
+    """Of the program; None where it did not end by itself."""
+    start_ms: int | None = None
+    end_ms: int | None = None
+
+
+class _RefusedError(RuntimeError):
+    """The head answered with an error."""
+
+    def __init__(self, status: int, text: str) -> None:
+        self.status = status
+        super().__init__(f"it answered {status}: {(text.strip().splitlines() or [''])[-1][:300]}")
+
+
+class RayCluster:
+    """One Ray cluster. Every method raises UnreachableError where the head does not answer in time."""
+
+    def __init__(self, dashboard_url: str, token_path: str) -> None:
+        self.dashboard_url = dashboard_url
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN_PATH"] = token_path
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"):
+            os.environ.pop(name, None)
+        self._made: Any = None
+
+    def ping(self) -> None:
+        """Raise UnreachableError unless the head answers."""
+        with self._translated():
+            self._client().get_version()
+
+    def submit(self, submission_id: str, program: str, python: str, env: Mapping[str, str]) -> None:
+        """Start `python program` as a Ray job. A submission id is used once: the cluster refuses a second."""
+        with self._translated():
+            self._client().submit_job(
+                entrypoint=f"exec {shlex.quote(python)} {shlex.quote(program)}",
+                submission_id=submission_id,
+                runtime_env={"env_vars": dict(env)},
+            )
+
+    def job(self, submission_id: str) -> RayJob:
+        """Return where a job stands."""
+        with self._translated():
+            try:
+                info = self._client().get_job_info(submission_id)
+            except _RefusedError as fault:
+                if fault.status != HTTPStatus.NOT_FOUND:
+                    raise
+                return RayJob(status=RayStatus.UNKNOWN)
+            return RayJob(
+                status=RayStatus(info.status.value),
+                message=info.message or "",
+                exit_code=info.driver_exit_code,
+                start_ms=info.start_time,
+                end_ms=info.end_time,
+            )
+
+    def stop(self, submission_id: str) -> None:
+        """Ask Ray to stop a job; it is stopped when `job` says so."""
+        self._unless_gone("stop_job", submission_id)
+
+    def log(self, submission_id: str) -> str:
+        """Return all that the program has written so far; empty where Ray has forgotten the job."""
+        return str(self._unless_gone("get_job_logs", submission_id) or "")
+
+    def delete(self, submission_id: str) -> None:
+        """Remove an ended job's record from the cluster: Ray's Jobs API suffers from many of them."""
+        self._unless_gone("delete_job", submission_id)
+
+    def _unless_gone(self, method: str, submission_id: str) -> Any:
+        with self._translated():
+            try:
+                return getattr(self._client(), method)(submission_id)
+            except _RefusedError as fault:
+                if fault.status != HTTPStatus.NOT_FOUND:
+                    raise
+                return None
+
+    def _client(self) -> Any:
+        if self._made is None:
+            from ray.job_submission import JobSubmissionClient
+
+            class Timed(JobSubmissionClient):  # type: ignore[misc]  # Ray ships no types
+                def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+                    slow = (method == "POST" and endpoint == "/api/jobs/") or endpoint.endswith("/logs")
+                    options.setdefault("timeout", SLOW_TIMEOUT_S if slow else CALL_TIMEOUT_S)
+                    return super()._do_request(method, endpoint, **options)
+
+                def _raise_error(self, r: Any) -> None:
+                    raise _RefusedError(r.status_code, r.text)
+
+            self._made = Timed(self.dashboard_url)
+        return self._made
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn Ray's and requests' errors into the package's own."""
+        import requests
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError as fault:
+            raise UnreachableError(
+                f"the Ray cluster refuses the token: {str(fault).splitlines()[0]}",
+                where=self.dashboard_url,
+                fix="ray_token_path must hold the token that the head was started with",
+            ) from fault
+        except (requests.RequestException, ConnectionError, RuntimeError) as fault:
+            first_line = (str(fault).splitlines() or [type(fault).__name__])[0][:300]
+            raise UnreachableError(
+                f"the Ray head does not answer: {first_line}",
+                where=self.dashboard_url,
+                fix="see the Ray head's log; its supervisor restarts it",
+            ) from fault
