@@ -238,9 +238,7 @@ def set_leg(
     return changed
 
 
-def note_epoch(
-    connection: Connection, leg: str, epoch: Epoch, state: LegState, now_ms: int, reason: str = ""
-) -> None:
+def note_epoch(connection: Connection, leg: str, epoch: Epoch, state: LegState, now_ms: int, reason: str = "") -> None:
     """Note in the server's book when a state of an epoch was first heard of."""
     same = (
         (t.epochs.c.leg == leg) & (t.epochs.c.incarnation == epoch.incarnation) & (t.epochs.c.counter == epoch.counter)
@@ -336,7 +334,9 @@ def _job(connection: Connection, rows: list[Row[Any]]) -> list[Job]:
             legs.setdefault(row.attempt, []).append(_leg(row))
     attempts: dict[str, list[Attempt]] = {}
     for part in _parts(job_ids):
-        for row in connection.execute(select(t.attempts).where(t.attempts.c.job.in_(part)).order_by(t.attempts.c.number)):
+        for row in connection.execute(
+            select(t.attempts).where(t.attempts.c.job.in_(part)).order_by(t.attempts.c.number)
+        ):
             attempts.setdefault(row.job, []).append(
                 Attempt(
                     id=row.id,

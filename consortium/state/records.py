@@ -154,9 +154,7 @@ def _digest_facts(connection: Connection, record: Record) -> None:
             crossing = from_json(Crossing, item, where=record_id(record))
             if record.origin not in (crossing.sender, crossing.recipient):
                 raise UsageError(f"{record.origin} recorded a crossing it has no part in", where=record_id(record))
-            connection.execute(
-                t.crossings.insert().values(**to_json(crossing), origin=record.origin, seq=record.seq)
-            )
+            connection.execute(t.crossings.insert().values(**to_json(crossing), origin=record.origin, seq=record.seq))
 
 
 def _items(body: dict[str, Any], batch: str) -> list[dict[str, Any]]:

@@ -1,0 +1,171 @@
+"""Datasets, announced artifacts, agreements on digests, and the log text that legs were allowed to send."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+from sqlalchemy.exc import IntegrityError
+
+from consortium.domain.codec import from_json, to_json
+from consortium.domain.data import Artifact, Dataset
+from consortium.errors import ConflictError, NotFoundError
+from consortium.keys.canonical import digest_json
+from consortium.state import tables as t
+
+
+def next_version(connection: Connection, name: str) -> int:
+    """Return the version the next dataset of this name gets."""
+    last = connection.execute(select(func.max(t.datasets.c.version)).where(t.datasets.c.name == name)).scalar()
+    return (last or 0) + 1
+
+
+def insert_dataset(
+    connection: Connection, dataset: Dataset, *, now_ms: int, job: str = "", leg: str = "", signer: str = ""
+) -> bool:
+    """Store a dataset; return False where the very same one is known. Raises ConflictError for another of its id or version."""
+    known = connection.execute(select(t.datasets.c.doc).where(t.datasets.c.id == dataset.id)).scalar()
+    if known is not None:
+        if digest_json(known) == digest_json(dataset):
+            return False
+        raise ConflictError("another dataset has this id", where=dataset.id, fix="make a new id")
+    expected = next_version(connection, dataset.name)
+    if dataset.version != expected:
+        raise ConflictError(
+            f"version {dataset.version} of {dataset.name} cannot follow: the next is {expected}",
+            where=dataset.name,
+            fix=f"register it as version {expected}",
+        )
+    connection.execute(
+        t.datasets.insert().values(
+            id=dataset.id,
+            name=dataset.name,
+            version=dataset.version,
+            site=dataset.site,
+            doc=to_json(dataset),
+            job=job,
+            leg=leg,
+            signer=signer,
+            created_ms=now_ms,
+        )
+    )
+    return True
+
+
+def find_dataset(connection: Connection, id_or_name: str) -> Dataset:
+    """Return a dataset by id, by `name@version`, or the latest version of a name; raises NotFoundError."""
+    query = select(t.datasets.c.doc).order_by(t.datasets.c.version.desc()).limit(1)
+    name, _, version = id_or_name.partition("@")
+    if version.isdigit():
+        wanted = (t.datasets.c.name == name) & (t.datasets.c.version == int(version))
+    else:
+        wanted = (t.datasets.c.id == id_or_name) | (t.datasets.c.name == id_or_name)
+    doc = connection.execute(query.where(wanted)).scalar()
+    if doc is None:
+        names = sorted(set(connection.execute(select(t.datasets.c.name)).scalars()))
+        known = f"known: {', '.join(names[:12])}" if names else "register one with: consortium data register"
+        raise NotFoundError(f"there is no dataset {id_or_name!r}", fix=known)
+    return from_json(Dataset, doc, where=id_or_name)
+
+
+def list_datasets(connection: Connection, name: str = "") -> list[Dataset]:
+    """Return all versions of all datasets (or of one name), oldest first."""
+    query = select(t.datasets.c.doc).order_by(t.datasets.c.created_ms, t.datasets.c.id)
+    if name:
+        query = query.where(t.datasets.c.name == name)
+    return [from_json(Dataset, doc, where="dataset") for doc in connection.execute(query).scalars()]
+
+
+def made_by(connection: Connection, dataset: str) -> str:
+    """Return the job that wrote a dataset; empty for a registered one."""
+    return str(connection.execute(select(t.datasets.c.job).where(t.datasets.c.id == dataset)).scalar() or "")
+
+
+def outputs_of(connection: Connection, job: str) -> list[Dataset]:
+    """Return the datasets a job wrote."""
+    query = select(t.datasets.c.doc).where(t.datasets.c.job == job).order_by(t.datasets.c.name, t.datasets.c.version)
+    return [from_json(Dataset, doc, where="dataset") for doc in connection.execute(query).scalars()]
+
+
+def announce(connection: Connection, artifact: Artifact, now_ms: int) -> bool:
+    """Store an announced artifact; return False where it is known. Raises ConflictError for another under its key."""
+    same = (
+        (t.artifacts.c.job == artifact.job)
+        & (t.artifacts.c.sender == artifact.sender)
+        & (t.artifacts.c.key == artifact.key)
+    )
+    known = connection.execute(select(t.artifacts.c.doc).where(same)).scalar()
+    if known is not None:
+        if digest_json(known) == digest_json(artifact):
+            return False
+        raise ConflictError("another artifact was announced under this key", where=artifact.key)
+    result = connection.execute(
+        t.artifacts.insert().values(
+            job=artifact.job,
+            sender=artifact.sender,
+            digest=artifact.digest,
+            name=artifact.name,
+            round=artifact.round,
+            key=artifact.key,
+            doc=to_json(artifact),
+            at_ms=now_ms,
+        )
+    )
+    number = (result.inserted_primary_key or (None,))[0]
+    for site in sorted(set(artifact.recipients)):
+        connection.execute(t.artifact_recipients.insert().values(artifact=number, site=site))
+    return True
+
+
+def artifacts_for(connection: Connection, job: str, recipient: str) -> list[Artifact]:
+    """Return what was announced of a job to a site, oldest first."""
+    query = (
+        select(t.artifacts.c.doc)
+        .join(t.artifact_recipients, t.artifact_recipients.c.artifact == t.artifacts.c.id)
+        .where((t.artifacts.c.job == job) & (t.artifact_recipients.c.site == recipient))
+        .order_by(t.artifacts.c.id)
+    )
+    return [from_json(Artifact, doc, where=job) for doc in connection.execute(query).scalars()]
+
+
+def agree(connection: Connection, *, job: str, topic: str, site: str, digest: str, signature: str, now_ms: int) -> None:
+    """Keep a site's digest for a topic. Raises ConflictError where it published another before."""
+    values = {"job": job, "topic": topic, "site": site}
+    same = (t.agreements.c.job == job) & (t.agreements.c.topic == topic) & (t.agreements.c.site == site)
+    known = connection.execute(select(t.agreements.c.digest).where(same)).scalar()
+    if known is None:
+        connection.execute(t.agreements.insert().values(**values, digest=digest, signature=signature, at_ms=now_ms))
+    elif known != digest:
+        raise ConflictError(f"{site} published another digest for {topic} before", where=f"{job} {topic}: {known}")
+
+
+def agreements(connection: Connection, job: str, topic: str) -> dict[str, str]:
+    """Return the digests published for a topic, by site."""
+    query = select(t.agreements.c.site, t.agreements.c.digest).where(
+        (t.agreements.c.job == job) & (t.agreements.c.topic == topic)
+    )
+    return {row.site: row.digest for row in connection.execute(query.order_by(t.agreements.c.site))}
+
+
+def add_log(connection: Connection, *, job: str, leg: str, site: str, offset: int, text: str, now_ms: int) -> None:
+    """Keep a piece of a leg's log; the same piece again is passed over."""
+    try:
+        with connection.begin_nested():
+            connection.execute(
+                t.logs.insert().values(job=job, leg=leg, site=site, offset=offset, text=text, at_ms=now_ms)
+            )
+    except IntegrityError:
+        return
+
+
+def read_logs(
+    connection: Connection, job: str, *, site: str = "", after: int = 0, limit: int = 500
+) -> list[dict[str, Any]]:
+    """Return pieces of a job's logs that follow number `after`, oldest first."""
+    query = select(t.logs).where((t.logs.c.job == job) & (t.logs.c.id > after)).order_by(t.logs.c.id).limit(limit)
+    if site:
+        query = query.where(t.logs.c.site == site)
+    return [
+        {"seq": row.id, "site": row.site, "leg": row.leg, "offset": row.offset, "text": row.text, "at_ms": row.at_ms}
+        for row in connection.execute(query)
+    ]

@@ -1,0 +1,165 @@
+"""Rounds of federated training as stored: phase, commits, verdicts, certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from consortium.domain.codec import from_json, to_json
+from consortium.domain.training import Certificate, Commit, Round, RoundPhase, Verdict
+from consortium.errors import ConflictError
+from consortium.keys.canonical import digest_json
+from consortium.state import tables as t
+from consortium.state.data import agreements
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRow:
+    """The stored side of a round."""
+
+    job: str
+    number: int
+    phase: RoundPhase
+    expected: tuple[str, ...]
+    fixed: tuple[str, ...]
+    previous_outer: str
+    deadline_ms: int
+
+
+def find(connection: Connection, job: str, number: int) -> RoundRow | None:
+    """Return a round, or None before its first commit."""
+    same = (t.rounds.c.job == job) & (t.rounds.c.number == number)
+    row = connection.execute(select(t.rounds).where(same)).one_or_none()
+    return None if row is None else _row(row)
+
+
+def unfinished(connection: Connection) -> list[RoundRow]:
+    """Return rounds that are neither closed nor disputed, by job and number."""
+    ended = (RoundPhase.CLOSED.value, RoundPhase.DISPUTED.value)
+    query = select(t.rounds).where(t.rounds.c.phase.not_in(ended)).order_by(t.rounds.c.job, t.rounds.c.number)
+    return [_row(row) for row in connection.execute(query)]
+
+
+def numbers(connection: Connection, job: str) -> list[int]:
+    """Return the numbers of a job's rounds, ascending."""
+    query = select(t.rounds.c.number).where(t.rounds.c.job == job).order_by(t.rounds.c.number)
+    return list(connection.execute(query).scalars())
+
+
+def open_round(
+    connection: Connection, job: str, number: int, expected: Iterable[str], previous_outer: str, now_ms: int
+) -> RoundRow:
+    """Store a new round."""
+    connection.execute(
+        t.rounds.insert().values(
+            job=job,
+            number=number,
+            phase=RoundPhase.OPEN.value,
+            expected=sorted(expected),
+            fixed=[],
+            previous_outer=previous_outer,
+            opened_ms=now_ms,
+            deadline_ms=0,
+        )
+    )
+    row = find(connection, job, number)
+    if row is None:
+        raise RuntimeError("a round just stored is not there")
+    return row
+
+
+def change(connection: Connection, job: str, number: int, **values: Any) -> None:
+    """Change columns of a round."""
+    same = (t.rounds.c.job == job) & (t.rounds.c.number == number)
+    connection.execute(t.rounds.update().where(same).values(**values))
+
+
+def add_commit(connection: Connection, commit: Commit, now_ms: int) -> bool:
+    """Keep a commit; False where it is known. Raises ConflictError where the site committed something else before."""
+    same = (t.commits.c.job == commit.job) & (t.commits.c.round == commit.round) & (t.commits.c.site == commit.site)
+    known = connection.execute(select(t.commits.c.doc).where(same)).scalar()
+    if known is not None:
+        if digest_json(known) == digest_json(commit):
+            return False
+        raise ConflictError(
+            f"{commit.site} committed {known['digest']} to round {commit.round} before", where=commit.job
+        )
+    connection.execute(
+        t.commits.insert().values(
+            job=commit.job, round=commit.round, site=commit.site, doc=to_json(commit), at_ms=now_ms
+        )
+    )
+    return True
+
+
+def add_verdict(connection: Connection, verdict: Verdict, now_ms: int) -> bool:
+    """Keep a verdict; False where it is known. Raises ConflictError where the judge said otherwise before."""
+    same = (
+        (t.verdicts.c.job == verdict.job)
+        & (t.verdicts.c.round == verdict.round)
+        & (t.verdicts.c.judge == verdict.judge)
+        & (t.verdicts.c.site == verdict.site)
+    )
+    known = connection.execute(select(t.verdicts.c.doc).where(same)).scalar()
+    if known is not None:
+        if digest_json(known) == digest_json(verdict):
+            return False
+        raise ConflictError(f"{verdict.judge} judged {verdict.site} otherwise before", where=verdict.job)
+    connection.execute(
+        t.verdicts.insert().values(
+            job=verdict.job,
+            round=verdict.round,
+            judge=verdict.judge,
+            site=verdict.site,
+            doc=to_json(verdict),
+            at_ms=now_ms,
+        )
+    )
+    return True
+
+
+def read(connection: Connection, job: str, number: int) -> Round | None:
+    """Return a round as legs read it: once it is judged, only the commits that make it."""
+    same = (t.rounds.c.job == job) & (t.rounds.c.number == number)
+    row = connection.execute(select(t.rounds).where(same)).one_or_none()
+    if row is None:
+        return None
+    commits = connection.execute(
+        select(t.commits.c.doc)
+        .where((t.commits.c.job == job) & (t.commits.c.round == number))
+        .order_by(t.commits.c.site)
+    ).scalars()
+    verdicts = connection.execute(
+        select(t.verdicts.c.doc)
+        .where((t.verdicts.c.job == job) & (t.verdicts.c.round == number))
+        .order_by(t.verdicts.c.judge, t.verdicts.c.site)
+    ).scalars()
+    taken = tuple(from_json(Commit, doc, where=job) for doc in commits)
+    if row.phase != RoundPhase.OPEN.value:
+        taken = tuple(commit for commit in taken if commit.site in row.fixed)
+    return Round(
+        job=job,
+        number=number,
+        phase=RoundPhase(row.phase),
+        expected=tuple(row.expected),
+        commits=taken,
+        verdicts=tuple(from_json(Verdict, doc, where=job) for doc in verdicts),
+        certificate=None if row.certificate is None else from_json(Certificate, row.certificate, where=job),
+        outer_digests=agreements(connection, job, f"outer/{number}"),
+        deadline_ms=row.deadline_ms,
+    )
+
+
+def _row(row: Any) -> RoundRow:
+    return RoundRow(
+        job=row.job,
+        number=row.number,
+        phase=RoundPhase(row.phase),
+        expected=tuple(row.expected),
+        fixed=tuple(row.fixed),
+        previous_outer=row.previous_outer,
+        deadline_ms=row.deadline_ms,
+    )
