@@ -170,7 +170,7 @@ class Funnel:
 
     job: str
     reason: Reason
-    """The plan's reason; code `starting` where the job starts in this cycle or holds its capacity already."""
+    """Why it waits, seen at its turn; code `starting` where it starts in this cycle or holds its capacity already."""
     steps: tuple[FunnelStep, ...]
     position: int
     """1 is first in line among jobs that wait for GPUs or quota; 0 where the job is not in line."""
@@ -178,4 +178,4 @@ class Funnel:
     """Partner to GPUs it holds at the sites the job may use."""
     estimated_start: StartRange | None
     fix: str
-    """One concrete change after which the job starts in this cycle, or the next best step; empty where there is none."""
+    """One concrete change after which the job would start now, or the next best step; empty where there is none."""

@@ -1,0 +1,112 @@
+"""Where a job fits: nodes within a site, legs across sites. All or nothing; the first layer is the present."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from consortium.domain import ids
+from consortium.scheduler.board import Layer
+from consortium.scheduler.types import LegPlacement, PendingJob
+
+
+def lay_out(rooms: dict[str, int], gpus: int) -> dict[str, int] | None:
+    """Choose nodes for `gpus`: the fewest nodes, fullest rooms first, and the tightest node for what remains.
+
+    `rooms` and `gpus` are multiples of the worker's size, so every layout of them is one of whole workers.
+    """
+    if sum(rooms.values()) < gpus:
+        return None
+    taken: dict[str, int] = {}
+    left = gpus
+    for node, room in sorted(rooms.items(), key=lambda item: (-item[1], item[0])):
+        if room >= left:
+            _, tightest = min((free, name) for name, free in rooms.items() if free >= left and name not in taken)
+            taken[tightest] = left
+            break
+        taken[node] = room
+        left -= room
+    return dict(sorted(taken.items()))
+
+
+def rooms_at(job: PendingJob, site: str, layers: Iterable[Layer], *, cotenancy: bool = True) -> dict[str, int]:
+    """GPUs per node the job's workers could take in every layer that shows the site."""
+    rooms: dict[str, int] | None = None
+    partner = ids.partner_of(job.account)
+    for layer in layers:
+        if (use := layer.sites.get(site)) is None:
+            continue
+        tenant = use.tenant(job.id, partner) if cotenancy else None
+        here = use.rooms(tenant, job.gpus_per_worker)
+        rooms = here if rooms is None else {node: min(rooms[node], here[node]) for node in rooms if node in here}
+    return rooms or {}
+
+
+def nodes_at(job: PendingJob, site: str, layers: Sequence[Layer], *, cotenancy: bool = True) -> dict[str, int] | None:
+    """The nodes for the job's leg at `site`, or None."""
+    for layer in layers:
+        if (use := layer.sites.get(site)) is not None and use.free_total < job.gpus:
+            return None
+    return lay_out(rooms_at(job, site, layers, cotenancy=cotenancy), job.gpus)
+
+
+def quota_for(job: PendingJob, flavor: str, layers: Iterable[Layer]) -> int:
+    """GPUs of the flavor the job's account may take in every layer."""
+    return min(layer.quota.available(job.account, flavor).gpus for layer in layers)
+
+
+def demand(job: PendingJob, flavors: dict[str, str]) -> dict[str, int]:
+    """GPUs the job takes per flavor; `flavors` maps each of its sites to the site's flavor."""
+    need: dict[str, int] = {}
+    for flavor in flavors.values():
+        need[flavor] = need.get(flavor, 0) + job.gpus
+    return need
+
+
+def find_legs(job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) -> tuple[LegPlacement, ...] | None:
+    """Place the job at all of `sites` (where it names its sites) or at the best one of them; None if it does not fit.
+
+    Best: not borrowing, then a site of the account's own partner, then the flavor it prefers, then the fewest nodes,
+    then the least room left over on them, then the site's id.
+    """
+    if job.sites:
+        return _everywhere(job, sites, layers)
+    return _best(job, sites, layers)
+
+
+def _everywhere(job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) -> tuple[LegPlacement, ...] | None:
+    flavors = {site: layers[0].sites[site].site.flavor.id for site in sites}
+    for flavor, gpus in demand(job, flavors).items():
+        if quota_for(job, flavor, layers) < gpus:
+            return None
+    legs = []
+    for site in sites:
+        nodes = nodes_at(job, site, layers)
+        if nodes is None:
+            return None
+        legs.append(LegPlacement(site=site, flavor=flavors[site], nodes=nodes))
+    return tuple(legs)
+
+
+def _best(job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) -> tuple[LegPlacement, ...] | None:
+    present = layers[0]
+    partner = ids.partner_of(job.account)
+    quota: dict[str, int] = {}
+    best: tuple[tuple[object, ...], LegPlacement] | None = None
+    for site in sites:
+        use = present.sites[site]
+        flavor = use.site.flavor.id
+        if flavor not in quota:
+            quota[flavor] = quota_for(job, flavor, layers)
+        if quota[flavor] < job.gpus or (nodes := nodes_at(job, site, layers)) is None:
+            continue
+        rank = (
+            present.quota.borrowed(job.account, flavor, job.gpus) > 0,
+            use.site.partner != partner,
+            job.flavors.index(flavor) if job.flavors else 0,
+            len(nodes),
+            sum(use.free[node] for node in nodes) - job.gpus,
+            site,
+        )
+        if best is None or rank < best[0]:
+            best = rank, LegPlacement(site=site, flavor=flavor, nodes=nodes)
+    return None if best is None else (best[1],)

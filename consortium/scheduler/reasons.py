@@ -1,0 +1,292 @@
+"""Reasons in words and numbers: one function per rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from consortium.domain.decision import Reason, ReasonCode
+from consortium.domain.quota import Quota
+from consortium.scheduler.board import Board, Layer, Shadow
+from consortium.scheduler.fit import rooms_at
+from consortium.scheduler.rules import Rule, decisive, largest_leg, site_demand
+from consortium.scheduler.types import PendingJob
+
+
+class Case(NamedTuple):
+    """A job, a site and the pictures the rule was judged on."""
+
+    board: Board
+    job: PendingJob
+    site: str
+    layers: Sequence[Layer]
+    answer: dict[str, Rule | None]
+
+
+def describe(case: Case, rule: Rule) -> Reason:
+    """Why `rule` keeps the job from the site."""
+    return _DESCRIBE[rule](case)
+
+
+def waits_out(job: PendingJob, now_ms: int) -> Reason:
+    """The reason of a job whose backoff is not over."""
+    wait_ms = job.not_before_ms - now_ms
+    why = f" ({job.not_before_reason})" if job.not_before_reason else " after a fault"
+    return Reason(
+        code=ReasonCode.HELD,
+        message=f"waits another {span(wait_ms)}{why}",
+        numbers={"not_before_ms": job.not_before_ms, "wait_ms": wait_ms},
+    )
+
+
+def span(duration_ms: int) -> str:
+    """Render a duration for people: `45 s`, `1 h 20 min`, `3 d 4 h`."""
+    seconds = max(1, -(-duration_ms // 1000))
+    if seconds < 120:
+        return f"{seconds} s"
+    minutes = -(-seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def gpus(count: int) -> str:
+    """`1 GPU`, `8 GPUs`."""
+    return f"{count} GPU" if count == 1 else f"{count} GPUs"
+
+
+def limit(value: int | None) -> int | str:
+    """A limit as a number, or the word for none."""
+    return "unlimited" if value is None else value
+
+
+def _territory(case: Case) -> Reason:
+    if case.site not in case.board.views:
+        known = ", ".join(case.board.views)
+        return Reason(
+            code=ReasonCode.TERRITORY,
+            message=f"no site {case.site} is in the consortium",
+            site=case.site,
+            fix=f"name one of {known}",
+        )
+    homes = ", ".join(case.job.sites)
+    return Reason(
+        code=ReasonCode.TERRITORY,
+        message=f"{case.job.id} runs at {homes}, where its data lives or its spec says, and not at {case.site}",
+        numbers={"sites": homes},
+        site=case.site,
+    )
+
+
+def _policy(case: Case) -> Reason:
+    return case.job.denied[case.site]
+
+
+def _flavor(case: Case) -> Reason:
+    flavor, wanted = case.board.views[case.site].site.flavor.id, ", ".join(case.job.flavors)
+    return Reason(
+        code=ReasonCode.FLAVOR,
+        message=f"{case.site} has {flavor}, and the job accepts {wanted}",
+        numbers={"flavor": flavor, "accepted": wanted},
+        site=case.site,
+        fix=f"accept {flavor} as well",
+    )
+
+
+def _gang_size(case: Case) -> Reason:
+    job, site = case.job, case.board.views[case.site].site
+    if job.min_sites > max(1, len(job.sites)):
+        return Reason(
+            code=ReasonCode.GANG_SIZE,
+            message=f"min_sites is {job.min_sites}, and the job runs at {max(1, len(job.sites))} of them",
+            numbers={"min_sites": job.min_sites, "sites": max(1, len(job.sites))},
+            site=case.site,
+            fix=f"set min_sites={max(1, len(job.sites))}, or name more sites",
+        )
+    largest, node = largest_leg(site, job.gpus_per_worker), max(item.gpus for item in site.nodes)
+    fix = f"ask for at most gpus={largest}" if largest else f"ask for gpus_per_worker={node} or less"
+    return Reason(
+        code=ReasonCode.GANG_SIZE,
+        message=f"{site.id} can never hold {gpus(job.gpus)} in workers of {job.gpus_per_worker}: "
+        f"it has {gpus(site.gpus)} on {len(site.nodes)} node(s) of up to {node}, which hold {largest} so",
+        numbers={
+            "needed": job.gpus,
+            "gpus_per_worker": job.gpus_per_worker,
+            "largest": largest,
+            "site_gpus": site.gpus,
+            "nodes": len(site.nodes),
+        },
+        site=site.id,
+        fix=fix,
+    )
+
+
+def _quota_limit(case: Case) -> Reason:
+    job, flavor, needed, quota = _quota_of(case)
+    if quota is None:
+        declared = ", ".join(case.board.quota.flavors(job.account)) or "none"
+        return Reason(
+            code=ReasonCode.QUOTA_NEVER,
+            message=f"account {job.account} declares no quota for {flavor}, not even 0 to borrow it "
+            f"(it declares {declared})",
+            numbers={"needed": needed, "flavor": flavor, "declared": declared},
+            site=case.site,
+            fix=f"have an admin declare {flavor} for {job.account}, or use a flavor it declares",
+        )
+    most = case.board.quota.potential(job.account, flavor)
+    bound = f"the borrowing limit of {most.account}" if most.bound == "borrowing_limit" else "what its cohort owns"
+    smaller = _per_leg(case, most.gpus)
+    less = f"ask for at most gpus={smaller}, or " if smaller else ""
+    return Reason(
+        code=ReasonCode.QUOTA_NEVER,
+        message=f"account {job.account} can never hold {needed} {flavor}: "
+        f"with {bound} it gets to {most.gpus} even when nobody else holds any",
+        numbers={"needed": needed, "most": most.gpus, **_quota_numbers(flavor, quota)},
+        site=case.site,
+        fix=f"{less}have an admin raise {'that limit' if most.bound == 'borrowing_limit' else 'its quota'}",
+    )
+
+
+def _refused(case: Case) -> Reason:
+    return case.job.unfit[case.site]
+
+
+def _site_state(case: Case) -> Reason:
+    state = case.board.views[case.site].state.value
+    return Reason(
+        code=ReasonCode.SITE_STATE,
+        message=f"{case.site} is {state} and takes no new legs",
+        numbers={"state": state},
+        site=case.site,
+        fix=f"wait until {case.site} is active again"
+        if state == "lost"
+        else f"have its partner's admin resume {case.site}",
+    )
+
+
+def _cotenancy(case: Case) -> Reason:
+    job, use = case.job, case.board.sites[case.site]
+    mine = sum(rooms_at(job, case.site, case.layers[:1]).values())
+    anyone = sum(rooms_at(job, case.site, case.layers[:1], cotenancy=False).values())
+    kept = "another job" if use.site.cotenancy.value == "exclusive" else "another partner's jobs"
+    return Reason(
+        code=ReasonCode.COTENANCY,
+        message=f"{case.site} has {gpus(anyone)} free, {anyone - mine} of them on nodes with {kept}, "
+        f"which its cotenancy '{use.site.cotenancy.value}' does not share; {gpus(job.gpus)} needed",
+        numbers={"needed": job.gpus, "free": anyone, "shareable": mine, "cotenancy": use.site.cotenancy.value},
+        site=case.site,
+    )
+
+
+def _capacity(case: Case) -> Reason:
+    job, use = case.job, case.board.sites[case.site]
+    rooms = rooms_at(job, case.site, case.layers[:1], cotenancy=False)
+    usable, free = sum(rooms.values()), max(0, use.free_total)
+    split = f", {usable} of them in whole workers of {job.gpus_per_worker}" if usable != free else ""
+    return Reason(
+        code=ReasonCode.CAPACITY,
+        message=f"{case.site} has {free} of its {use.site.gpus} {use.site.flavor.id} free{split}; "
+        f"{gpus(job.gpus)} needed",
+        numbers={
+            "needed": job.gpus,
+            "free": free,
+            "usable": usable,
+            "site_gpus": use.site.gpus,
+            "flavor": use.site.flavor.id,
+        },
+        site=case.site,
+    )
+
+
+def _quota(case: Case) -> Reason:
+    job, flavor, needed, quota = _quota_of(case)
+    room, used = case.board.quota.available(job.account, flavor), case.board.quota.used(job.account, flavor)
+    assert quota is not None  # an undeclared flavor fails quota_limit before
+    if room.bound == "borrowing_limit":
+        why = f"the borrowing limit of {room.account} leaves it {room.gpus} more"
+    else:
+        why = f"others leave it {room.gpus} to use or borrow now"
+    return Reason(
+        code=ReasonCode.QUOTA,
+        message=f"account {job.account} holds {used} {flavor} with a nominal quota of {quota.nominal}; "
+        f"{needed} more needed, and {why}",
+        numbers={
+            "needed": needed,
+            "held": used,
+            "available": room.gpus,
+            "bound": room.bound,
+            "bound_account": room.account,
+            **_quota_numbers(flavor, quota),
+        },
+        site=case.site,
+    )
+
+
+def _priority(case: Case) -> Reason:
+    ends_ms = case.board.now_ms + case.job.walltime_s * 1000
+    shadows = [layer for layer in case.layers if isinstance(layer, Shadow) and layer.start_ms < ends_ms]
+    shadow = next((item for item in shadows if any(leg.site == case.site for leg in item.legs)), shadows[0])
+    wait_ms = shadow.start_ms - case.board.now_ms
+    where = ", ".join(leg.site for leg in shadow.legs)
+    return Reason(
+        code=ReasonCode.PRIORITY,
+        message=f"{shadow.job.id} is first in line at {where} and starts in {span(wait_ms)} at the latest; "
+        f"a walltime of {span(case.job.walltime_s * 1000)} could delay it",
+        numbers={
+            "ahead": shadow.job.id,
+            "ahead_start_ms": shadow.start_ms,
+            "wait_ms": wait_ms,
+            "walltime_s": case.job.walltime_s,
+        },
+        site=case.site,
+    )
+
+
+def _gang_partner(case: Case) -> Reason:
+    site = decisive(case.job, case.answer)
+    rule = case.answer[site]
+    assert rule is not None  # that site is why this one waits
+    return Reason(
+        code=ReasonCode.GANG_PARTNER,
+        message=f"{case.site} could start it, but all {len(case.job.sites)} sites start together and {site} cannot: "
+        f"{rule.value}",
+        numbers={"sites": len(case.job.sites), "waits_for": site, "rule": rule.value},
+        site=case.site,
+    )
+
+
+def _quota_of(case: Case) -> tuple[PendingJob, str, int, Quota | None]:
+    flavor = case.board.views[case.site].site.flavor.id
+    needed = site_demand(case.board, case.job)[flavor]
+    return case.job, flavor, needed, case.board.quota.quota(case.job.account, flavor)
+
+
+def _quota_numbers(flavor: str, quota: Quota) -> dict[str, int | str]:
+    return {"flavor": flavor, "nominal": quota.nominal, "borrowing_limit": limit(quota.borrowing_limit)}
+
+
+def _per_leg(case: Case, total: int) -> int:
+    """The largest `gpus` per leg with which the job stays within `total` of the site's flavor."""
+    legs = site_demand(case.board, case.job)[case.board.views[case.site].site.flavor.id] // case.job.gpus
+    each = total // legs
+    return each - each % case.job.gpus_per_worker
+
+
+_DESCRIBE: dict[Rule, Callable[[Case], Reason]] = {
+    Rule.TERRITORY: _territory,
+    Rule.POLICY: _policy,
+    Rule.FLAVOR: _flavor,
+    Rule.GANG_SIZE: _gang_size,
+    Rule.QUOTA_LIMIT: _quota_limit,
+    Rule.REFUSED: _refused,
+    Rule.SITE_STATE: _site_state,
+    Rule.COTENANCY: _cotenancy,
+    Rule.CAPACITY: _capacity,
+    Rule.QUOTA: _quota,
+    Rule.PRIORITY: _priority,
+    Rule.GANG_PARTNER: _gang_partner,
+}
