@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from consortium.errors import UsageError
 from consortium.train.model import Decoder, next_token_loss
 from consortium.train.order import DataOrder, Sequences
 from consortium.train.outer import Layout, Vector
-from consortium.train.settings import OptimConfig, PretrainParams
+from consortium.train.settings import OptimParams, PretrainParams
 
+FINAL_LR_RATIO = 0.1
 _STOP, _RUN, _RESTORE = range(3)
 
 
@@ -47,12 +47,12 @@ class Moments:
     steps: int
 
 
-def learning_rate(step: int, total: int, config: OptimConfig) -> float:
-    """Return the rate at a step: linear warm-up, then half a cosine down to `final_lr_ratio` at the last step."""
+def learning_rate(step: int, total: int, config: OptimParams) -> float:
+    """Return the rate at a step: linear warm-up, then half a cosine down to a tenth at the last step."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     progress = min(1.0, (step - config.warmup_steps) / max(1, total - 1 - config.warmup_steps))
-    floor = config.lr * config.final_lr_ratio
+    floor = config.lr * FINAL_LR_RATIO
     return floor + (config.lr - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -70,17 +70,12 @@ class InnerWorker:
         world: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        if params.data.batch_sequences < world:
-            raise UsageError(
-                f"{world} workers cannot share {params.data.batch_sequences} sequences per step",
-                fix=f"set data.batch_sequences to at least {world}",
-            )
         self.params = params
         self.rank = rank
         self.world = world
         self.device = device or torch.device("cpu")
         self._sequences = sequences
-        self._order = DataOrder(params.seed, site, len(sequences))
+        self._order = DataOrder(params.seed, site, len(sequences), shuffle=params.data.shuffle)
         self._model = Decoder(params.model, vocab_size).to(self.device)
         self._named = sorted(self._model.named_parameters())
         self.layout = Layout.of({name: tuple(parameter.shape) for name, parameter in self._named})
@@ -149,14 +144,14 @@ class InnerWorker:
 
     def _train(self, outer: Vector, position: int, step: int, count: int) -> InnerResult:
         self._set_parameters(outer)
-        batch = self.params.data.batch_sequences
+        batch = self.params.data.batch_size * self.world
         total = self.params.outer.rounds * self.params.outer.inner_steps
         losses = torch.zeros(1, dtype=torch.float64, device=self.device)
         self._model.train()
         for at in range(step, step + count):
             numbers = self._order.at(position, batch)[self.rank :: self.world]
             rows_BT = torch.from_numpy(self._sequences.read(numbers)).to(self.device)
-            losses += self._step(rows_BT, learning_rate(at, total, self.params.optim))
+            losses += self._step(rows_BT, at, learning_rate(at, total, self.params.optim))
             position += batch
         if self.world > 1:
             dist.all_reduce(losses)
@@ -167,14 +162,16 @@ class InnerWorker:
             position=position,
         )
 
-    def _step(self, rows_BT: Tensor, rate: float) -> Tensor:
-        """Take one step on this rank's rows; return its share of the loss, scaled so that ranks average to the mean."""
+    def _step(self, rows_BT: Tensor, step: int, rate: float) -> Tensor:
+        """Take one step on this rank's rows; return its mean loss."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        share = len(rows_BT) * self.world / self.params.data.batch_sequences
+        if self.params.model.dropout:
+            # Dropout draws from torch's generator: seeded by what is being trained, so that a repeated round is the same.
+            torch.manual_seed(self._order.seed_at(step, self.rank))
         with self._precision():
             logits_BTV = self._forward(rows_BT[:, :-1])
-        loss = next_token_loss(logits_BTV, rows_BT) * share
+        loss = next_token_loss(logits_BTV, rows_BT)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         nn.utils.clip_grad_norm_(self._model.parameters(), self.params.optim.grad_clip)
         self._optimizer.step()
@@ -213,10 +210,10 @@ class InnerWorker:
                 self._model.get_parameter(name).copy_(torch.from_numpy(array.copy()))
 
 
-def _adamw(named: list[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.AdamW:
+def _adamw(named: list[tuple[str, nn.Parameter]], config: OptimParams) -> torch.optim.AdamW:
     """Return AdamW (https://arxiv.org/abs/1711.05101) that decays matrices only."""
     groups = [
         {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), foreach=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, foreach=True)

@@ -1,7 +1,7 @@
 """A small modern decoder: RoPE (https://arxiv.org/abs/2104.09864), RMSNorm (https://arxiv.org/abs/1910.07467), SwiGLU
-(https://arxiv.org/abs/2002.05202), attention by torch's scaled_dot_product_attention, tied embeddings.
+(https://arxiv.org/abs/2002.05202), attention by torch's scaled_dot_product_attention, embeddings tied or not.
 
-Shapes: B batch, T tokens, D width, H heads, K width of a head, V vocabulary.
+Shapes: B batch, T tokens, D model width, H heads, K width of a head, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from consortium.train.settings import ModelConfig
+from consortium.train.settings import ModelParams
 
+ROPE_BASE = 10_000.0
 INIT_STD = 0.02
 """GPT-2's (Radford et al. 2019), with residual projections scaled by 1/sqrt(2 * layers)."""
 
 
-def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+def rope_tables(config: ModelParams) -> tuple[Tensor, Tensor]:
     """Return cosines and sines of shape (T, K/2) for all positions of a context."""
-    half = config.width // config.heads // 2
-    frequencies = config.rope_base ** (-torch.arange(half, dtype=torch.float32) / half)
+    half = config.dim // config.heads // 2
+    frequencies = ROPE_BASE ** (-torch.arange(half, dtype=torch.float32) / half)
     angles_TK = torch.outer(torch.arange(config.context, dtype=torch.float32), frequencies)
     return angles_TK.cos(), angles_TK.sin()
 
@@ -33,15 +34,16 @@ def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
 class Block(nn.Module):
     """Attention and a gated feed-forward layer, each behind a norm and added to the stream."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelParams) -> None:
         super().__init__()
         self.heads = config.heads
-        self.attention_norm = nn.RMSNorm(config.width, eps=1e-5)
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.attention_out = nn.Linear(config.width, config.width, bias=False)
-        self.feed_norm = nn.RMSNorm(config.width, eps=1e-5)
-        self.gate_up = nn.Linear(config.width, 2 * config.hidden, bias=False)
-        self.down = nn.Linear(config.hidden, config.width, bias=False)
+        self.dropout = config.dropout
+        self.attention_norm = nn.RMSNorm(config.dim, eps=1e-5)
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.attention_out = nn.Linear(config.dim, config.dim, bias=False)
+        self.feed_norm = nn.RMSNorm(config.dim, eps=1e-5)
+        self.gate_up = nn.Linear(config.dim, 2 * config.hidden, bias=False)
+        self.down = nn.Linear(config.hidden, config.dim, bias=False)
 
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
         """Return the stream after this block."""
@@ -51,24 +53,26 @@ class Block(nn.Module):
         mixed_BHTK = F.scaled_dot_product_attention(
             rotate(q_BHTK, cos_TK, sin_TK), rotate(k_BHTK, cos_TK, sin_TK), v_BHTK, is_causal=True
         )
-        x_BTD = x_BTD + self.attention_out(mixed_BHTK.transpose(1, 2).reshape(batch, tokens, width))
+        attended_BTD = self.attention_out(mixed_BHTK.transpose(1, 2).reshape(batch, tokens, width))
+        x_BTD = x_BTD + F.dropout(attended_BTD, self.dropout, self.training)
         gate, up = self.gate_up(self.feed_norm(x_BTD)).chunk(2, dim=-1)
-        result: Tensor = x_BTD + self.down(F.silu(gate) * up)
+        result: Tensor = x_BTD + F.dropout(self.down(F.silu(gate) * up), self.dropout, self.training)
         return result
 
 
 class Decoder(nn.Module):
-    """The language model. `forward` returns logits; `loss` the mean cross-entropy of the next token in nats."""
+    """The language model: tokens in, logits out."""
 
     cos_TK: Tensor
     sin_TK: Tensor
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, config: ModelParams, vocab_size: int) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(vocab_size, config.width)
+        self.embedding = nn.Embedding(vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.final_norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.final_norm = nn.RMSNorm(config.dim, eps=1e-5)
+        self.head = None if config.tie_embeddings else nn.Linear(config.dim, vocab_size, bias=False)
         cos_TK, sin_TK = rope_tables(config)
         self.register_buffer("cos_TK", cos_TK, persistent=False)
         self.register_buffer("sin_TK", sin_TK, persistent=False)
@@ -90,7 +94,8 @@ class Decoder(nn.Module):
         x_BTD = self.embedding(tokens_BT)
         for block in self.blocks:
             x_BTD = block(x_BTD, self.cos_TK[:length], self.sin_TK[:length])
-        return F.linear(self.final_norm(x_BTD), self.embedding.weight)
+        output_VD = self.embedding.weight if self.head is None else self.head.weight
+        return F.linear(self.final_norm(x_BTD), output_VD)
 
 
 def next_token_loss(logits_BTV: Tensor, rows_BT: Tensor) -> Tensor:

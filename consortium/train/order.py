@@ -23,25 +23,33 @@ _ROUNDS = 4
 class DataOrder:
     """The order in which a site's `sequences` sequences are read, pass after pass."""
 
-    def __init__(self, seed: int, site: str, sequences: int) -> None:
+    def __init__(self, seed: int, site: str, sequences: int, *, shuffle: bool = True) -> None:
         if sequences < 1:
             raise UsageError("there is not one whole sequence of tokens to read", where=site)
         self.sequences = sequences
         self._seed = seed
         self._site = site
+        self._shuffle = shuffle
         bits = max(1, (sequences - 1).bit_length())
         self._half = (bits + 1) // 2
         self._mask = np.uint64((1 << self._half) - 1)
 
     def at(self, position: int, count: int) -> Indices:
         """Return the sequence numbers at positions [position, position + count)."""
-        found = np.empty(count, dtype=np.uint64)
         places = np.arange(position, position + count, dtype=np.uint64)
+        if not self._shuffle:
+            return places % np.uint64(self.sequences)
+        found = np.empty(count, dtype=np.uint64)
         passes = places // np.uint64(self.sequences)
         for number in np.unique(passes):
             chosen = passes == number
             found[chosen] = self._permute(places[chosen] % np.uint64(self.sequences), int(number))
         return found
+
+    def seed_at(self, step: int, rank: int) -> int:
+        """Return a seed below 2^63 for whatever a rank draws at random in a step."""
+        text = f"{self._seed}/{self._site}/step/{step}/{rank}".encode()
+        return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
     def _permute(self, index: Indices, number: int) -> Indices:
         keys = self._keys(number)
