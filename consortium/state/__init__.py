@@ -1,7 +1,7 @@
 """The server's state: one relational database, one writer at a time, every change durable before it is answered.
 
 `Database` opens SQLite or PostgreSQL, brings its schema up to date and keeps a second server away. The modules beside
-it are functions over an open connection: `jobs` (jobs, attempts, legs, epochs), `commit` (placements, compare-and-swap),
+it are functions over an open connection: `jobs` (jobs, attempts, legs, epochs), `commit` (placements),
 `records` (the gapless signed records and the outbox to the ledger), `inbox` (what came in and awaits the loop), `data`
 (datasets, artifacts, logs), `rounds`, `sites`.
 """

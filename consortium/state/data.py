@@ -23,7 +23,7 @@ def next_version(connection: Connection, name: str) -> int:
 def insert_dataset(
     connection: Connection, dataset: Dataset, *, now_ms: int, job: str = "", leg: str = "", signer: str = ""
 ) -> bool:
-    """Store a dataset; return False where the very same one is known. Raises ConflictError for another of its id or version."""
+    """Store a dataset; False where the very same is known. Raises ConflictError for another of its id or version."""
     known = connection.execute(select(t.datasets.c.doc).where(t.datasets.c.id == dataset.id)).scalar()
     if known is not None:
         if digest_json(known) == digest_json(dataset):

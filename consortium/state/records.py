@@ -18,6 +18,7 @@ from consortium.domain.records import Record, RecordType, UsageRow
 from consortium.errors import ConflictError, UsageError, VerificationError
 from consortium.keys.canonical import digest_json
 from consortium.keys.signing import SigningKey, sign_value, verify_value
+from consortium.ledger.origins import record_id
 from consortium.state import tables as t
 
 SERVER = "server"
@@ -29,11 +30,6 @@ class Chain:
 
     next_seq: int
     head: str
-
-
-def record_id(record: Record) -> str:
-    """Return the id under which the ledger knows a record: `fr-1/17`."""
-    return f"{record.origin}/{record.seq}"
 
 
 def chain(connection: Connection, origin: str) -> Chain:
@@ -168,7 +164,7 @@ def _usage(connection: Connection, record: Record, row: UsageRow) -> None:
     same = (t.usage.c.leg == row.leg) & (t.usage.c.conflict == "")
     overlap = same & (t.usage.c.start_ms < row.end_ms) & (t.usage.c.end_ms > row.start_ms)
     other = connection.execute(select(t.usage.c.origin, t.usage.c.seq).where(overlap).limit(1)).one_or_none()
-    conflict = "" if other is None else f"{other.origin}/{other.seq}"
+    conflict = "" if other is None else f"{other.origin}:{other.seq}"
     twin = select(t.usage.c.seq).where(
         (t.usage.c.leg == row.leg) & (t.usage.c.epoch == row.epoch) & (t.usage.c.start_ms == row.start_ms)
     )

@@ -77,36 +77,51 @@ def change(connection: Connection, job: str, number: int, **values: Any) -> None
     connection.execute(t.rounds.update().where(same).values(**values))
 
 
-def add_commit(connection: Connection, commit: Commit, now_ms: int) -> bool:
-    """Keep a commit; False where it is known. Raises ConflictError where the site committed something else before."""
+def add_commit(connection: Connection, commit: Commit, epoch: str, now_ms: int) -> bool:
+    """Keep a commit; False where it is known.
+
+    A leg that was started anew (another `epoch`) replaces what it committed before. Raises ConflictError where the
+    same epoch committed something else before.
+    """
     same = (t.commits.c.job == commit.job) & (t.commits.c.round == commit.round) & (t.commits.c.site == commit.site)
-    known = connection.execute(select(t.commits.c.doc).where(same)).scalar()
-    if known is not None:
+    row = connection.execute(select(t.commits.c.doc, t.commits.c.epoch).where(same)).one_or_none()
+    if row is not None:
+        known = row.doc
         if digest_json(known) == digest_json(commit):
             return False
+        if row.epoch != epoch:
+            connection.execute(t.commits.update().where(same).values(doc=to_json(commit), epoch=epoch, at_ms=now_ms))
+            return True
         raise ConflictError(
             f"{commit.site} committed {known['digest']} to round {commit.round} before", where=commit.job
         )
     connection.execute(
         t.commits.insert().values(
-            job=commit.job, round=commit.round, site=commit.site, doc=to_json(commit), at_ms=now_ms
+            job=commit.job, round=commit.round, site=commit.site, doc=to_json(commit), epoch=epoch, at_ms=now_ms
         )
     )
     return True
 
 
-def add_verdict(connection: Connection, verdict: Verdict, now_ms: int) -> bool:
-    """Keep a verdict; False where it is known. Raises ConflictError where the judge said otherwise before."""
+def add_verdict(connection: Connection, verdict: Verdict, epoch: str, now_ms: int) -> bool:
+    """Keep a verdict; False where it is known.
+
+    A leg that was started anew (another `epoch`) replaces its verdict. Raises ConflictError where the same epoch said
+    otherwise before.
+    """
     same = (
         (t.verdicts.c.job == verdict.job)
         & (t.verdicts.c.round == verdict.round)
         & (t.verdicts.c.judge == verdict.judge)
         & (t.verdicts.c.site == verdict.site)
     )
-    known = connection.execute(select(t.verdicts.c.doc).where(same)).scalar()
-    if known is not None:
-        if digest_json(known) == digest_json(verdict):
+    row = connection.execute(select(t.verdicts.c.doc, t.verdicts.c.epoch).where(same)).one_or_none()
+    if row is not None:
+        if digest_json(row.doc) == digest_json(verdict):
             return False
+        if row.epoch != epoch:
+            connection.execute(t.verdicts.update().where(same).values(doc=to_json(verdict), epoch=epoch, at_ms=now_ms))
+            return True
         raise ConflictError(f"{verdict.judge} judged {verdict.site} otherwise before", where=verdict.job)
     connection.execute(
         t.verdicts.insert().values(
@@ -115,6 +130,7 @@ def add_verdict(connection: Connection, verdict: Verdict, now_ms: int) -> bool:
             judge=verdict.judge,
             site=verdict.site,
             doc=to_json(verdict),
+            epoch=epoch,
             at_ms=now_ms,
         )
     )

@@ -264,8 +264,10 @@ commits = Table(
     Column("round", Integer, primary_key=True),
     _text("site", primary_key=True),
     Column("doc", JSON, nullable=False),
+    _text("epoch"),
     _ms("at_ms"),
 )
+"""`epoch`: of the leg that committed; a leg started anew may commit again while its round is open."""
 
 verdicts = Table(
     "verdicts",
@@ -275,6 +277,7 @@ verdicts = Table(
     _text("judge", primary_key=True),
     _text("site", primary_key=True),
     Column("doc", JSON, nullable=False),
+    _text("epoch"),
     _ms("at_ms"),
 )
 

@@ -65,6 +65,7 @@ def upgrade() -> None:
     sa.Column('round', sa.Integer(), nullable=False),
     sa.Column('site', sa.String(length=255), nullable=False),
     sa.Column('doc', sa.JSON(), nullable=False),
+    sa.Column('epoch', sa.String(length=255), nullable=False),
     sa.Column('at_ms', sa.BigInteger(), nullable=False),
     sa.PrimaryKeyConstraint('job', 'round', 'site')
     )
@@ -280,6 +281,7 @@ def upgrade() -> None:
     sa.Column('judge', sa.String(length=255), nullable=False),
     sa.Column('site', sa.String(length=255), nullable=False),
     sa.Column('doc', sa.JSON(), nullable=False),
+    sa.Column('epoch', sa.String(length=255), nullable=False),
     sa.Column('at_ms', sa.BigInteger(), nullable=False),
     sa.PrimaryKeyConstraint('job', 'round', 'judge', 'site')
     )

@@ -1,0 +1,1 @@
+"""Alembic migrations of the state, run when the server starts."""
