@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS entries (
 CREATE TABLE IF NOT EXISTS hashes (
     level INTEGER NOT NULL, idx INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, idx)) WITHOUT ROWID;
 """
+_PAGE = 10_000
 _COLUMNS = "idx, record_id, data, salt, payload, erased"
 
 
@@ -178,7 +179,8 @@ class Ledger:
     def check(self) -> None:
         """Recompute every leaf and the whole tree from the database; raises VerificationError at the first fault."""
         edge: list[tuple[int, bytes]] = []
-        for expected, entry in enumerate(self.entries()):
+        pages = (self.entries(start, _PAGE) for start in range(0, self._size, _PAGE))
+        for expected, entry in enumerate(entry for page in pages for entry in page):
             if entry.index != expected:
                 raise VerificationError(f"entry {expected} is missing from the log", where=str(self.dir))
             edge.append((1, tree.hash_leaf(bytes.fromhex(entry.data))))
@@ -271,7 +273,8 @@ def _entry(row: tuple[int, str, bytes, bytes | None, bytes | None, str]) -> Entr
     index, record_id, data, salt, payload, erased = row
     if salt is None or payload is None:
         return Entry(index=index, record_id=record_id, data=data.hex(), salt="", payload=None, erased=erased)
-    if hashlib.sha256(salt + payload).digest() != data:
+    intact = isinstance(salt, bytes) and isinstance(payload, bytes)
+    if not intact or hashlib.sha256(salt + payload).digest() != data:
         raise VerificationError(f"entry {index} ({record_id}) of the log was changed in its database")
     return Entry(index=index, record_id=record_id, data=data.hex(), salt=salt.hex(), payload=json.loads(payload))
 
