@@ -2,8 +2,39 @@
 
 from __future__ import annotations
 
+from consortium.config.build import nearest
 from consortium.config.compose import compose_job
 from consortium.config.dirs import Dirs, default_dirs
+from consortium.config.federation import (
+    ConfigFile,
+    FederationConfig,
+    load_federation,
+    parse_partner_text,
+    parse_policy_text,
+    parse_quota_text,
+    parse_site_text,
+)
 from consortium.config.kinds import ComposedJob, validate_params
+from consortium.config.quota import QuotaConfig
+from consortium.config.schemas import PartnerConfig, PersonConfig, ServerTuning, SiteConfig
 
-__all__ = ["ComposedJob", "Dirs", "compose_job", "default_dirs", "validate_params"]
+__all__ = [
+    "ComposedJob",
+    "ConfigFile",
+    "Dirs",
+    "FederationConfig",
+    "PartnerConfig",
+    "PersonConfig",
+    "QuotaConfig",
+    "ServerTuning",
+    "SiteConfig",
+    "compose_job",
+    "default_dirs",
+    "load_federation",
+    "nearest",
+    "parse_partner_text",
+    "parse_policy_text",
+    "parse_quota_text",
+    "parse_site_text",
+    "validate_params",
+]

@@ -9,7 +9,7 @@ from typing import Any
 
 from consortium.config import dirs, marks
 from consortium.config.build import build
-from consortium.config.kinds import GROUPS, PARAMS, ComposedJob, JobKeys, job_kind, plain
+from consortium.config.kinds import GROUPS, ComposedJob, JobKeys, build_params, job_kind
 from consortium.config.marks import KeyPath, Marked
 from consortium.config.overrides import JobOverride, parse_overrides
 from consortium.domain.job import JobKind
@@ -39,7 +39,7 @@ def compose_job(kind: str, overrides: list[str] | tuple[str, ...] = (), configs:
         return _locate(path, given, sources)
 
     common = build(JobKeys, keys, locate)
-    config = build(PARAMS[name], params, locate, also=_KEYS)
+    checked = build_params(name, params, locate, also=_KEYS)
     if name is JobKind.CLEAN:
         if len(common.inputs) > 1:
             raise ConfigError(
@@ -47,9 +47,9 @@ def compose_job(kind: str, overrides: list[str] | tuple[str, ...] = (), configs:
                 where=locate(("inputs",)),
                 fix="submit one clean job per dataset",
             )
-        config = dataclasses.replace(config, dataset=common.inputs[0] if common.inputs else "")
+        checked["dataset"] = common.inputs[0] if common.inputs else ""
     fields = {key: getattr(common, key) for key in sorted(_KEYS)}
-    return ComposedJob(kind=name, params=plain(config), **fields)
+    return ComposedJob(kind=name, params=checked, **fields)
 
 
 def compose(root: Path, config_name: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _defaults(job: Marked, kind: JobKind) -> dict[str, str]:
         group = str(group).removeprefix("/")
         if group not in GROUPS[kind] or not isinstance(choice, str):
             raise ConfigError(
-                f"the defaults of a {kind.value} job may pick from {', '.join(GROUPS[kind]) or 'no group'}, not {entry!r}",
+                f"a {kind.value} job's defaults pick from {', '.join(GROUPS[kind]) or 'no group'}, not {entry!r}",
                 where=job.where(("defaults", index)),
             )
         chosen[group] = choice

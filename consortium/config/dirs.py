@@ -35,7 +35,7 @@ def default_dirs() -> Dirs:
             raise ConfigError(
                 f"there is no folder {name!r}",
                 where=f"${VARIABLE}={given}" if given else "beside the installed package",
-                fix=f"set ${VARIABLE} to a folder that holds configs/ and clusters/ (a checkout of the project has both)",
+                fix=f"set ${VARIABLE} to a folder that holds configs/ and clusters/ (a checkout has both)",
             )
     return Dirs(configs=root / "configs", clusters=root / "clusters")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from consortium.config.build import build, unknown
+from consortium.config.build import Locate, build, unknown
 from consortium.domain import ids
 from consortium.domain.job import JobKind, Priority
-from consortium.errors import ConfigError
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
 
@@ -261,16 +261,12 @@ def job_kind(kind: str, where: str = "KIND") -> JobKind:
 
 def validate_params(kind: JobKind | str, params: dict[str, Any], where: str = "params") -> dict[str, Any]:
     """Return the params of a job spec after checking every key, type and bound. Raises ConfigError."""
-    name = job_kind(str(kind), where)
-    config = build(PARAMS[name], params, lambda path: ".".join([where, *map(str, path)]))
-    return plain(config)
+    return build_params(job_kind(str(kind), where), params, lambda path: ".".join([where, *map(str, path)]))
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """Return a config dataclass as plain JSON values."""
-    result = _plain(dataclasses.asdict(config))
-    if not isinstance(result, dict):
-        raise ConfigError("not a mapping")
+def build_params(kind: JobKind, params: dict[str, Any], locate: Locate, also: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the params of a kind, checked, as plain JSON. Raises ConfigError."""
+    result: dict[str, Any] = _plain(dataclasses.asdict(build(PARAMS[kind], params, locate, also=also)))
     return result
 
 

@@ -1,7 +1,7 @@
 """YAML text to plain data, remembering on which line each key and item stands.
 
-Configs are data: anchors, aliases, tags, interpolations (`${…}`), `_target_` and its kin, `hydra` keys and duplicate keys
-are refused here, before anything else looks at them.
+Configs are data: anchors, aliases, tags, interpolations (`${…}`), `_target_` and its kin, `hydra` keys and duplicate
+keys are refused here, before anything else looks at them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -25,7 +25,8 @@ _MAX_DEPTH = 12
 class _Loader(yaml.SafeLoader):
     """Scalars as YAML 1.2's core schema reads them: `no` is a word (and Norway's code), not a boolean."""
 
-    yaml_implicit_resolvers: ClassVar[Any] = {}
+
+_Loader.yaml_implicit_resolvers = {}
 
 
 for _tag, _pattern, _first in (
@@ -42,6 +43,7 @@ class Marked:
     """Plain data of one YAML text, with the line (from 1) of each path."""
 
     file: str
+    text: str
     data: dict[str, Any]
     lines: dict[KeyPath, int]
 
@@ -79,11 +81,11 @@ def parse(text: str, file: str) -> Marked:
     except yaml.YAMLError as fault:
         raise ConfigError(f"not valid YAML: {fault}", where=file) from fault
     if node is None or not isinstance(node, yaml.MappingNode):
-        line = node.start_mark.line + 1 if node else 1
-        raise ConfigError("empty, or not a mapping of keys to values", where=f"{file}:{line}")
-    lines: dict[KeyPath, int] = {(): node.start_mark.line + 1}
+        where = f"{file}:{_line(node) if node else 1}"
+        raise ConfigError("empty, or not a mapping of keys to values", where=where)
+    lines: dict[KeyPath, int] = {(): _line(node)}
     data: dict[str, Any] = _value(node, (), file, lines)
-    return Marked(file=file, data=data, lines=lines)
+    return Marked(file=file, text=text, data=data, lines=lines)
 
 
 def read(path: Path, file: str) -> Marked:
@@ -101,9 +103,13 @@ def read_text(path: Path, file: str) -> str:
         raise ConfigError(f"cannot read the file: {fault.strerror}", where=file) from fault
 
 
+def _line(item: yaml.Node | yaml.Event) -> int:
+    return int(item.start_mark.line) + 1 if item.start_mark else 1
+
+
 def _refuse_aliases(text: str, file: str) -> None:
     for event in yaml.parse(text, Loader=_Loader):
-        where = f"{file}:{event.start_mark.line + 1}"
+        where = f"{file}:{_line(event)}"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise ConfigError("YAML anchors and aliases are not allowed", where=where, fix="write the value out")
         tag = getattr(event, "tag", None)
@@ -112,7 +118,7 @@ def _refuse_aliases(text: str, file: str) -> None:
 
 
 def _value(node: yaml.Node, path: KeyPath, file: str, lines: dict[KeyPath, int]) -> Any:
-    where = f"{file}:{node.start_mark.line + 1}"
+    where = f"{file}:{_line(node)}"
     if len(path) > _MAX_DEPTH:
         raise ConfigError(f"nested deeper than {_MAX_DEPTH} levels", where=where)
     if isinstance(node, yaml.MappingNode):
@@ -120,7 +126,7 @@ def _value(node: yaml.Node, path: KeyPath, file: str, lines: dict[KeyPath, int])
     if isinstance(node, yaml.SequenceNode):
         items = []
         for index, item in enumerate(node.value):
-            lines[(*path, index)] = item.start_mark.line + 1
+            lines[(*path, index)] = _line(item)
             items.append(_value(item, (*path, index), file, lines))
         return items
     if "${" in node.value:
@@ -133,7 +139,7 @@ def _value(node: yaml.Node, path: KeyPath, file: str, lines: dict[KeyPath, int])
 def _mapping(node: yaml.MappingNode, path: KeyPath, file: str, lines: dict[KeyPath, int]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key_node, item in node.value:
-        where = f"{file}:{key_node.start_mark.line + 1}"
+        where = f"{file}:{_line(key_node)}"
         key = key_node.value
         if not isinstance(key_node, yaml.ScalarNode) or key == "<<" or not key:
             raise ConfigError("a key must be a plain word", where=where)
@@ -149,7 +155,7 @@ def _mapping(node: yaml.MappingNode, path: KeyPath, file: str, lines: dict[KeyPa
             raise ConfigError(
                 f"{key!r} is given twice", where=where, fix=f"keep one; the first is on line {lines[(*path, key)]}"
             )
-        lines[(*path, key)] = key_node.start_mark.line + 1
+        lines[(*path, key)] = _line(key_node)
         result[key] = _value(item, (*path, key), file, lines)
     return result
 

@@ -1,6 +1,7 @@
 """Command-line overrides: parsed with Hydra's grammar, then only listed keys and plain values pass.
 
-`+`, `++`, `~`, package moves, `hydra.*`, interpolations, sweeps and functions are refused before Hydra composes anything.
+`+`, `++`, `~`, package moves, `hydra.*`, interpolations, sweeps and functions are refused before Hydra composes
+anything.
 """
 
 from __future__ import annotations

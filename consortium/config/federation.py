@@ -1,0 +1,242 @@
+"""The federation's files: partners and people, policies, sites, quotas, the server's timing.
+
+`parse_*_text` read the text of a signed document; `load_federation` composes `configs/federation.yaml` with Hydra,
+reads `clusters/*.yaml`, and checks that names in one file exist in the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from consortium.config import dirs, marks
+from consortium.config.build import build, unknown
+from consortium.config.compose import compose
+from consortium.config.marks import KeyPath, Marked
+from consortium.config.quota import QuotaConfig, build_quota
+from consortium.config.schemas import PartnerConfig, PersonConfig, ServerTuning, SiteConfig
+from consortium.domain.partner import Partner, Site
+from consortium.domain.quota import Account, Budget, Pledge
+from consortium.errors import ConfigError
+from consortium.policy.model import CONSORTIUM, PartnerPolicy, PolicyRules
+
+_PACKAGES = {"partner": "partners.{}", "policy": "policies.{}", "quota": "", "server": ""}
+SECTIONS = ("residency", "purposes", "embargoes", "artifacts", "logs", "cotenancy", "categories")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FederationFile:
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    defaults: list[str | dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigFile:
+    """A file that its owner signs, word for word."""
+
+    kind: str
+    """`partner`, `policy`, `site`, `quota` or `server`."""
+    id: str
+    file: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederationConfig:
+    """Everything the files say, validated and cross-checked; sorted by id."""
+
+    partners: tuple[Partner, ...]
+    people: tuple[PersonConfig, ...]
+    sites: tuple[Site, ...]
+    site_configs: dict[str, SiteConfig]
+    accounts: tuple[Account, ...]
+    """Root first, then partners, then projects."""
+    budgets: tuple[Budget, ...]
+    pledges: tuple[Pledge, ...]
+    policies: tuple[PartnerPolicy, ...]
+    server: ServerTuning
+    files: tuple[ConfigFile, ...] = field(default=())
+
+    @property
+    def people_config(self) -> tuple[PersonConfig, ...]:
+        """The people of all partners, without keys."""
+        return self.people
+
+    def text(self, kind: str, owner: str) -> ConfigFile:
+        """Return the file of `kind` that belongs to `owner` (a partner, a site, or `consortium`)."""
+        for file in self.files:
+            if (file.kind, file.id) == (kind, owner):
+                return file
+        known = [f.id for f in self.files if f.kind == kind]
+        raise unknown(f"{kind} file of", owner, known, "the federation's configs")
+
+
+def parse_policy_text(text: str, file: str) -> PartnerPolicy:
+    """Return the policy written in `text`. Raises ConfigError with file and line."""
+    return _policy(marks.parse(text, file))
+
+
+def parse_site_text(text: str, file: str) -> SiteConfig:
+    """Return the site written in `text`. Raises ConfigError with file and line."""
+    marked = marks.parse(text, file)
+    return build(SiteConfig, marked.data, marked)
+
+
+def parse_partner_text(text: str, file: str) -> PartnerConfig:
+    """Return the partner and its people written in `text`. Raises ConfigError with file and line."""
+    marked = marks.parse(text, file)
+    return build(PartnerConfig, marked.data, marked)
+
+
+def parse_quota_text(text: str, file: str, sites: tuple[Site, ...] = ()) -> QuotaConfig:
+    """Return accounts, budgets and pledges written in `text`; nominals come from `sites` where left out.
+
+    Raises ConfigError with file and line.
+    """
+    return build_quota(marks.parse(text, file), sites)
+
+
+def load_federation(configs: Path | None = None, clusters: Path | None = None) -> FederationConfig:
+    """Return the federation as `configs/federation.yaml` and `clusters/*.yaml` describe it.
+
+    Raises ConfigError naming file, line and the nearest right name.
+    """
+    found = dirs.default_dirs() if configs is None or clusters is None else None
+    root = (configs or (found.configs if found else Path())).resolve()
+    lands = (clusters or (found.clusters if found else Path())).resolve()
+    chosen = _chosen(root)
+    for group, name in chosen:
+        dirs.read(root, f"{group}/{name}.yaml")
+    composed = compose(root, "federation")
+    return _assemble(root, lands, chosen, composed)
+
+
+def _policy(marked: Marked) -> PartnerPolicy:
+    rules = build(PolicyRules, marked.data, marked)
+    lines = {}
+    for section in SECTIONS:
+        lines[section] = marked.line((section,))
+        for index in range(len(getattr(rules, section))):
+            lines[f"{section}/{index + 1}"] = marked.line((section, index))
+    return PartnerPolicy(rules=rules, file=marked.file, lines=lines)
+
+
+def _chosen(root: Path) -> list[tuple[str, str]]:
+    """Return (group, file) for each entry of the defaults list of `federation.yaml`, after reading that file."""
+    top = dirs.read(root, "federation.yaml")
+    build(_FederationFile, top.data, top)
+    chosen: list[tuple[str, str]] = []
+    for index, entry in enumerate(top.data["defaults"]):
+        if entry == "_self_":
+            continue
+        where = top.where(("defaults", index))
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise ConfigError("an entry picks one file: `- quota: consortium`", where=where)
+        key, name = next(iter(entry.items()))
+        group, _, package = key.partition("@")
+        if group not in _PACKAGES:
+            raise unknown("config group", group, _PACKAGES, where)
+        if package != _PACKAGES[group].format(name) or not isinstance(name, str):
+            right = f"{group}@{_PACKAGES[group].format(name)}" if _PACKAGES[group] else group
+            raise ConfigError(
+                f"{key!r} puts the file in the wrong place", where=where, fix=f"write `- {right}: {name}`"
+            )
+        if (group, name) in chosen:
+            raise ConfigError(f"{group}/{name} is picked twice", where=where)
+        if not (root / group / f"{name}.yaml").is_file():
+            raise unknown(group, name, [path.stem for path in (root / group).glob("*.yaml")], where)
+        chosen.append((group, name))
+    return chosen
+
+
+def _check_members(
+    members: list[tuple[Marked, PartnerConfig]],
+    policies: list[tuple[Marked, PartnerPolicy]],
+    sites: list[tuple[Marked, SiteConfig]],
+) -> None:
+    names = [config.id for _, config in members]
+    for marked, config in members:
+        _named_after(marked, config.id, "id")
+    for marked, policy in policies:
+        _known(marked, "partner", policy.partner, names, ("partner",))
+        _named_after(marked, policy.partner, "partner")
+        for section, attribute in (("embargoes", "partners"), ("artifacts", "to"), ("logs", "to")):
+            for index, rule in enumerate(getattr(policy.rules, section)):
+                for position, value in enumerate(getattr(rule, attribute)):
+                    path = (section, index, attribute, position)
+                    _known(marked, "partner", value, [*names, CONSORTIUM] if attribute == "to" else names, path)
+    for name in sorted(set(names) - {policy.partner for _, policy in policies}):
+        raise ConfigError(
+            f"{name} has no policy: nothing of it could be used",
+            where="configs/federation.yaml",
+            fix=f"add `- policy@policies.{name}: {name}`",
+        )
+    ids = [config.id for _, config in sites]
+    for marked, site in sites:
+        _known(marked, "partner", site.partner, names, ("partner",))
+        _named_after(marked, site.id, "id")
+        for other in sorted(site.links):
+            _known(marked, "site", other, ids, ("links", other))
+
+
+def _known(marked: Marked, what: str, name: str, names: list[str], path: KeyPath) -> None:
+    if name not in names:
+        raise unknown(what, name, names, marked.where(path))
+
+
+def _named_after(marked: Marked, name: str, key: str) -> None:
+    if Path(marked.file).stem != name:
+        raise ConfigError(
+            f"{key} is {name!r}, but the file is named otherwise",
+            where=marked.where((key,)),
+            fix=f"rename the file to {name}.yaml, or mend {key}",
+        )
+
+
+def _assemble(root: Path, lands: Path, chosen: list[tuple[str, str]], composed: dict[str, Any]) -> FederationConfig:
+    def picked(group: str) -> list[Marked]:
+        return [dirs.read(root, f"{group}/{name}.yaml") for kind, name in chosen if kind == group]
+
+    def only(group: str) -> Marked:
+        files = picked(group)
+        if len(files) != 1:
+            raise ConfigError(
+                f"pick exactly one {group!r}, not {len(files)}", where=dirs.display(root, "federation.yaml")
+            )
+        return files[0]
+
+    members = [(m, build(PartnerConfig, m.data, m)) for m in picked("partner")]
+    names = [config.id for _, config in members]
+    policies = [(m, _policy(m)) for m in picked("policy")]
+    site_files = [dirs.read(lands, path.name) for path in sorted(lands.glob("*.yaml"))]
+    sites = [(m, build(SiteConfig, m.data, m)) for m in site_files]
+    _check_members(members, policies, sites)
+    bare = tuple(sorted((config.site for _, config in sites), key=lambda s: s.id))
+    quota_file, server_file = only("quota"), only("server")
+    quota = build_quota(quota_file, bare, partners=names)
+    weights = {account.id: account.weight for account in quota.accounts}
+    partners = (c for _, c in members)
+    files = [ConfigFile(kind="partner", id=c.id, file=m.file, text=m.text) for m, c in members]
+    files += [ConfigFile(kind="policy", id=p.partner, file=m.file, text=m.text) for m, p in policies]
+    files += [ConfigFile(kind="site", id=c.id, file=m.file, text=m.text) for m, c in sites]
+    files += [
+        ConfigFile(kind=m.file.split("/")[-2], id=CONSORTIUM, file=m.file, text=m.text)
+        for m in (quota_file, server_file)
+    ]
+    return FederationConfig(
+        partners=tuple(
+            Partner(id=c.id, name=c.name, languages=c.languages, weight=weights.get(c.id, 1))
+            for c in sorted(partners, key=lambda c: c.id)
+        ),
+        people=tuple(sorted((person for _, c in members for person in c.people), key=lambda p: p.id)),
+        sites=bare,
+        site_configs={c.id: c for _, c in sorted(sites, key=lambda pair: pair[1].id)},
+        accounts=quota.accounts,
+        budgets=quota.budgets,
+        pledges=quota.pledges,
+        policies=tuple(sorted((p for _, p in policies), key=lambda p: p.partner)),
+        server=build(ServerTuning, server_file.data, server_file),
+        files=tuple(sorted(files, key=lambda f: (f.kind, f.id))),
+    )
