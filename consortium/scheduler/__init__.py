@@ -11,6 +11,9 @@ No I/O, no clock, no randomness. `docs/scheduling.md` states the rules.
 
 from __future__ import annotations
 
+from consortium.scheduler.check import violations
+from consortium.scheduler.cycle import apply, never_fits, order_of_service, schedule
+from consortium.scheduler.explain import explain
 from consortium.scheduler.types import (
     Drop,
     Funnel,
@@ -39,4 +42,10 @@ __all__ = [
     "SiteView",
     "Snapshot",
     "StartRange",
+    "apply",
+    "explain",
+    "never_fits",
+    "order_of_service",
+    "schedule",
+    "violations",
 ]

@@ -18,8 +18,8 @@ def earliest_fit(board: Board, job: PendingJob, sites: Sequence[str], ahead: Seq
     """
     at_t = Layer({site: board.sites[site].copy() for site in sites}, board.quota.copy())
     for shadow in ahead:
-        for leg in shadow.legs:
-            at_t.quota.charge(shadow.job.account, leg.flavor, leg.gpus)
+        for placed in shadow.legs:
+            at_t.quota.charge(shadow.job.account, placed.flavor, placed.gpus)
     flavors = {board.views[site].site.flavor.id for site in sites}
     if (legs := find_legs(job, sites, (at_t,))) is not None:
         return _shadow(at_t, job, board.now_ms, legs)

@@ -1,0 +1,189 @@
+"""Why a job waits: a funnel over all sites and all rules, its place in line, and when it should start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from consortium.domain.decision import Reason, ReasonCode
+from consortium.errors import NotFoundError
+from consortium.scheduler.board import Board, Layer, Running
+from consortium.scheduler.cycle import Cycle, apply, order_of_service, schedule
+from consortium.scheduler.fit import quota_for, rooms_at
+from consortium.scheduler.reasons import Case, describe, gpus, waits_out
+from consortium.scheduler.reserve import earliest_fit
+from consortium.scheduler.rules import RULES, Rule, obstacles, site_demand
+from consortium.scheduler.types import (
+    Drop,
+    Funnel,
+    FunnelStep,
+    HeldLeg,
+    PendingJob,
+    Snapshot,
+    StartRange,
+)
+
+HORIZON_JOBS = 200
+"""Jobs ahead beyond which the latest start is not estimated."""
+HORIZON_CYCLES = 400
+_IN_LINE = (ReasonCode.COTENANCY, ReasonCode.CAPACITY, ReasonCode.QUOTA, ReasonCode.PRIORITY)
+
+
+def explain(snapshot: Snapshot, job: str) -> Funnel:
+    """Say why the job does not start, judged at its turn in the cycle, or where it starts or runs.
+
+    Raises NotFoundError where the job neither waits nor holds anything.
+    """
+    waiting = next((item for item in snapshot.pending if item.id == job), None)
+    if waiting is None:
+        return _holding(snapshot, job)
+    cycle = Cycle(snapshot)
+    for ahead in cycle.order:
+        if ahead.id == job:
+            break
+        cycle.serve(ahead)
+    position = len(cycle.line) + 1
+    layers = cycle.layers(waiting)
+    board, usable = cycle.board, cycle.usable(waiting)
+    answer = obstacles(board, waiting, cycle.standing(waiting), layers)
+    steps = _steps(board, waiting, layers, answer)
+    holders = _holders(board, waiting, usable)
+    reason = _outcome(cycle, waiting, layers, answer)
+    in_line = reason.code in _IN_LINE
+    return Funnel(
+        job=job,
+        reason=reason,
+        steps=steps,
+        position=position if in_line else 0,
+        holders=holders,
+        estimated_start=_estimate(snapshot, waiting, usable) if usable else None,
+        fix=reason.fix,
+    )
+
+
+def _outcome(cycle: Cycle, job: PendingJob, layers: tuple[Layer, ...], answer: dict[str, Rule | None]) -> Reason:
+    if job.not_before_ms > cycle.board.now_ms:
+        return waits_out(job, cycle.board.now_ms)
+    starts = not any(answer[site] for site in job.sites) if job.sites else None in answer.values()
+    if not starts:
+        return cycle.verdict(job, layers)[1]
+    cycle.serve(job)
+    legs = cycle.plan().placements[-1].legs
+    total, where = sum(leg.gpus for leg in legs), ", ".join(leg.site for leg in legs)
+    return Reason(
+        code=ReasonCode.STARTING,
+        message=f"starts in this cycle with {gpus(total)} at {where}",
+        numbers={"gpus": total, "sites": where},
+    )
+
+
+def _holding(snapshot: Snapshot, job: str) -> Funnel:
+    legs = sorted((leg for leg in snapshot.held if leg.job == job), key=lambda leg: leg.site)
+    if not legs:
+        raise NotFoundError(f"no job {job} waits or holds capacity", where=job, fix="list them with `consortium jobs`")
+    total, where = sum(leg.gpus for leg in legs), ", ".join(leg.site for leg in legs)
+    return Funnel(
+        job=job,
+        reason=Reason(
+            code=ReasonCode.STARTING,
+            message=f"holds {gpus(total)} at {where}",
+            numbers={"gpus": total, "sites": where},
+        ),
+        steps=(),
+        position=0,
+        holders=_by_partner(snapshot.held, {leg.site for leg in legs}),
+        estimated_start=None,
+        fix="",
+    )
+
+
+def _steps(
+    board: Board, job: PendingJob, layers: tuple[Layer, ...], answer: dict[str, Rule | None]
+) -> tuple[FunnelStep, ...]:
+    left = list(answer)
+    steps = []
+    for rule in RULES:
+        numbers = _numbers(board, job, layers, left, rule)
+        dropped = tuple(
+            Drop(site=site, reason=describe(Case(board, job, site, layers, answer), rule))
+            for site in left
+            if answer[site] is rule
+        )
+        left = [site for site in left if answer[site] is not rule]
+        steps.append(FunnelStep(rule=rule.value, sites_left=tuple(left), dropped=dropped, numbers=numbers))
+    return tuple(steps)
+
+
+def _numbers(
+    board: Board, job: PendingJob, layers: tuple[Layer, ...], sites: list[str], rule: Rule
+) -> dict[str, int | str]:
+    """The numbers of a step, over the sites that reached it."""
+    numbers: dict[str, int | str] = {"sites": len(sites)}
+    known = [site for site in sites if site in board.views]
+    need = site_demand(board, job)
+    flavors = sorted({board.views[site].site.flavor.id for site in known})
+    if rule is Rule.GANG_SIZE:
+        numbers |= {"needed_per_site": job.gpus, "gpus_per_worker": job.gpus_per_worker}
+        numbers |= {f"gpus_{site}": board.views[site].site.gpus for site in known}
+    elif rule is Rule.QUOTA_LIMIT:
+        for flavor in flavors:
+            numbers |= {f"needed_{flavor}": need[flavor]}
+            numbers |= {f"most_{flavor}": board.quota.potential(job.account, flavor).gpus}
+    elif rule in (Rule.COTENANCY, Rule.CAPACITY):
+        numbers |= {"needed_per_site": job.gpus}
+        shared = rule is Rule.CAPACITY
+        numbers |= {f"free_{site}": sum(rooms_at(job, site, layers[:1], cotenancy=shared).values()) for site in known}
+    elif rule is Rule.QUOTA:
+        for flavor in flavors:
+            numbers |= {f"needed_{flavor}": need[flavor], f"held_{flavor}": board.quota.used(job.account, flavor)}
+            numbers |= {f"available_{flavor}": quota_for(job, flavor, layers[:1])}
+    elif rule is Rule.PRIORITY:
+        numbers |= {"reservations": len(layers) - 1, "walltime_s": job.walltime_s}
+    return numbers
+
+
+def _holders(board: Board, job: PendingJob, usable: tuple[str, ...]) -> dict[str, int]:
+    """Partner to GPUs it holds, at the job's turn, where the job could run; at its own sites for a gang."""
+    return _by_partner(board.running, set(job.sites or usable))
+
+
+def _by_partner(legs: Iterable[Running | HeldLeg], sites: set[str]) -> dict[str, int]:
+    held: dict[str, int] = {}
+    for leg in legs:
+        if leg.site in sites:
+            held[leg.partner] = held.get(leg.partner, 0) + leg.gpus
+    return dict(sorted(held.items()))
+
+
+def _estimate(snapshot: Snapshot, job: PendingJob, sites: tuple[str, ...]) -> StartRange | None:
+    """The start between two bounds: nobody in line ahead of it, and everybody ahead of it at full length."""
+    alone = earliest_fit(Board(replace(snapshot, pending=())), job, sites, ())
+    if alone is None:
+        return None
+    earliest_ms = max(alone.start_ms, job.not_before_ms)
+    latest_ms = _served_in_line(snapshot, job)
+    return StartRange(
+        earliest_ms=earliest_ms, latest_ms=None if latest_ms is None else max(latest_ms, earliest_ms)
+    )  # fmt: skip
+
+
+def _served_in_line(snapshot: Snapshot, job: PendingJob) -> int | None:
+    """When the job starts in a closed run of the scheduler with those ahead of it, every leg at full walltime."""
+    turn = order_of_service(job)
+    ahead = tuple(item for item in snapshot.pending if order_of_service(item) <= turn)
+    if len(ahead) > HORIZON_JOBS:
+        return None
+    now = replace(snapshot, pending=ahead)
+    for _ in range(HORIZON_CYCLES):
+        plan = schedule(now)
+        if any(placement.job == job.id for placement in plan.placements):
+            return now.now_ms
+        now = apply(now, plan)
+        events = [max(leg.ends_ms, now.now_ms + 1) for leg in now.held]
+        events += [item.not_before_ms for item in now.pending if item.not_before_ms > now.now_ms]
+        if not events:
+            return None
+        next_ms = min(events)
+        held = tuple(leg for leg in now.held if max(leg.ends_ms, now.now_ms + 1) > next_ms)
+        now = replace(now, now_ms=next_ms, held=held)
+    return None
