@@ -9,42 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from consortium.train.leg import InnerResult
 from consortium.train.model import Decoder, next_token_loss
 from consortium.train.order import DataOrder, Sequences
-from consortium.train.outer import Layout, Vector
+from consortium.train.outer import Layout, Moments, Vector
 from consortium.train.settings import OptimParams, PretrainParams
 
 FINAL_LR_RATIO = 0.1
 _STOP, _RUN, _RESTORE = range(3)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InnerResult:
-    """What the inner steps of a round came to."""
-
-    local: Vector
-    """Parameters after the last step."""
-    loss: float
-    """Mean training loss over the steps, nats per token."""
-    tokens: int
-    position: int
-    """Sequences of this site's order read so far."""
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """AdamW's state: both moments in the parameters' layout, and its step count."""
-
-    first: Vector
-    second: Vector
-    steps: int
 
 
 def learning_rate(step: int, total: int, config: OptimParams) -> float:
@@ -167,7 +145,7 @@ class InnerWorker:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         if self.params.model.dropout:
-            # Dropout draws from torch's generator: seeded by what is being trained, so that a repeated round is the same.
+            # Dropout draws from the global generator: seeded by what is trained, so that a repeated round is the same.
             torch.manual_seed(self._order.seed_at(step, self.rank))
         with self._precision():
             logits_BTV = self._forward(rows_BT[:, :-1])

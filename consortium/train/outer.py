@@ -58,6 +58,15 @@ class Layout:
         return np.concatenate([np.asarray(arrays[name], dtype=np.float32).reshape(-1) for name in self.names])
 
 
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """AdamW's state inside a site: both moments in the parameters' layout, and its step count."""
+
+    first: Vector
+    second: Vector
+    steps: int
+
+
 def to_bytes(vector: Vector) -> bytes:
     """Return a vector as it is hashed, sent and stored: fp32 little-endian."""
     return vector.astype(_WIRE, copy=False).tobytes()

@@ -1,0 +1,257 @@
+"""What a leg keeps in its site's private store, so that any crash costs at most the round it happened in.
+
+    jobs/<job>/outer/<k>/<sha256>.f32          an outer state, momentum or moment of AdamW: fp32 little-endian
+    jobs/<job>/outer/<k>/state.json            names them; written last, so that what it names is there
+    jobs/<job>/rounds/<k>/<sha256>.f32         this site's contribution and its AdamW state after the round's steps
+    jobs/<job>/rounds/<k>/contribution.json    names them; written before the commit
+    jobs/<job>/rounds/<k>/certificate.json     the certificate this site took, written before it is applied
+
+Vectors lie under keys that hold their SHA-256 and are checked against it when read.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from consortium.domain.codec import from_json, to_json
+from consortium.domain.training import Certificate
+from consortium.errors import ConflictError, NotFoundError, UsageError, VerificationError
+from consortium.train.outer import Layout, Moments, Vector, from_bytes, to_bytes
+
+if TYPE_CHECKING:
+    from consortium.storage.objects import ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A stored vector."""
+
+    key: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a stored state belongs to, enough to rebuild the model from it."""
+
+    model: dict[str, Any]
+    vocab_size: int
+    tokenizer_digest: str
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def layout(self) -> Layout:
+        """Where each parameter lies."""
+        return Layout(self.names, self.shapes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OuterState:
+    """The state of a job at this site after round `round` (0: before the first)."""
+
+    round: int
+    digest: str
+    outer: Vector
+    momentum: Vector
+    position: int
+    tokens: int
+    """Tokens this site trained on so far."""
+    moments: Moments | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """This site's part in a round, before it is committed."""
+
+    round: int
+    previous_outer: str
+    data: bytes
+    digest: str
+    norm: str
+    loss: str
+    tokens: int
+    steps: int
+    position: int
+    moments: Moments | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pointer:
+    """The JSON object that names the vectors of a state or a contribution."""
+
+    round: int
+    position: int
+    tokens: int
+    vector: Blob
+    momentum: Blob | None = None
+    first: Blob | None = None
+    second: Blob | None = None
+    adam_steps: int = 0
+    previous_outer: str = ""
+    norm: str = ""
+    loss: str = ""
+    steps: int = 0
+    origin: Origin | None = None
+
+
+class Keep:
+    """The private store as one job of one site sees it."""
+
+    def __init__(self, store: ObjectStore, job: str) -> None:
+        self._store = store
+        self._root = f"jobs/{job}"
+
+    # -- outer states ---------------------------------------------------------------------------------------------
+
+    def save_outer(self, state: OuterState, origin: Origin) -> None:
+        """Keep an outer state; its pointer comes last."""
+        prefix = f"{self._root}/outer/{state.round}"
+        first, second = self._put_moments(prefix, state.moments)
+        pointer = _Pointer(
+            round=state.round,
+            position=state.position,
+            tokens=state.tokens,
+            vector=self._put(prefix, to_bytes(state.outer)),
+            momentum=self._put(prefix, to_bytes(state.momentum)),
+            first=first,
+            second=second,
+            adam_steps=state.moments.steps if state.moments else 0,
+            origin=origin,
+        )
+        self._put_json(f"{prefix}/state.json", pointer)
+
+    def rounds(self) -> list[int]:
+        """Return the rounds whose outer state is kept, ascending."""
+        keys = [key for key in self._store.list(f"{self._root}/outer/") if key.endswith("/state.json")]
+        return sorted(int(key.split("/")[-2]) for key in keys)
+
+    def newest(self, size: int) -> OuterState | None:
+        """Return the newest outer state that reads back whole, or None. A damaged one is named on stderr and left."""
+        for number in reversed(self.rounds()):
+            try:
+                return self.outer(number, size)
+            except (VerificationError, NotFoundError) as fault:
+                sys.stderr.write(f"outer state {number} is damaged, going back one round: {fault.what}\n")
+        return None
+
+    def outer(self, number: int, size: int) -> OuterState:
+        """Return an outer state. Raises NotFoundError, or VerificationError where its bytes changed."""
+        pointer = self._pointer(f"{self._root}/outer/{number}/state.json")
+        if pointer.momentum is None:
+            raise VerificationError("the outer state names no momentum", where=f"{self._root}/outer/{number}")
+        return OuterState(
+            round=number,
+            digest=pointer.vector.digest,
+            outer=self._vector(pointer.vector, size),
+            momentum=self._vector(pointer.momentum, size),
+            position=pointer.position,
+            tokens=pointer.tokens,
+            moments=self._moments(pointer, size),
+        )
+
+    def measured(self, number: int) -> tuple[Origin, Vector]:
+        """Return what an outer state's model looks like and its parameters, without the optimisers' states."""
+        pointer = self._pointer(f"{self._root}/outer/{number}/state.json")
+        if pointer.origin is None:
+            raise VerificationError("the outer state does not name its model", where=f"{self._root}/outer/{number}")
+        return pointer.origin, self._vector(pointer.vector, pointer.origin.layout.size)
+
+    # -- contributions --------------------------------------------------------------------------------------------
+
+    def save_contribution(self, made: Contribution) -> None:
+        """Keep this site's contribution to a round, before it is committed."""
+        prefix = f"{self._root}/rounds/{made.round}"
+        first, second = self._put_moments(prefix, made.moments)
+        pointer = _Pointer(
+            round=made.round,
+            position=made.position,
+            tokens=made.tokens,
+            vector=self._put(prefix, made.data),
+            first=first,
+            second=second,
+            adam_steps=made.moments.steps if made.moments else 0,
+            previous_outer=made.previous_outer,
+            norm=made.norm,
+            loss=made.loss,
+            steps=made.steps,
+        )
+        self._put_json(f"{prefix}/contribution.json", pointer)
+
+    def contribution(self, number: int, size: int) -> Contribution | None:
+        """Return the contribution kept for a round, or None where there is none that reads back whole."""
+        try:
+            pointer = self._pointer(f"{self._root}/rounds/{number}/contribution.json")
+            data = self._store.get(pointer.vector.key, digest=pointer.vector.digest)
+            moments = self._moments(pointer, size)
+        except NotFoundError:
+            return None
+        except VerificationError as fault:
+            sys.stderr.write(f"the contribution kept for round {number} is damaged: {fault.what}\n")
+            return None
+        return Contribution(
+            round=number,
+            previous_outer=pointer.previous_outer,
+            data=data,
+            digest=pointer.vector.digest,
+            norm=pointer.norm,
+            loss=pointer.loss,
+            tokens=pointer.tokens,
+            steps=pointer.steps,
+            position=pointer.position,
+            moments=moments,
+        )
+
+    # -- certificates ---------------------------------------------------------------------------------------------
+
+    def pin_certificate(self, certificate: Certificate) -> None:
+        """Take a round's certificate for good. Raises ConflictError where this site took a different one before."""
+        key = f"{self._root}/rounds/{certificate.round}/certificate.json"
+        try:
+            known = from_json(Certificate, self._json(key), where=key)
+        except NotFoundError:
+            self._put_json(key, certificate)
+            return
+        if replace(known, signature="") != replace(certificate, signature=""):
+            raise ConflictError(
+                f"a second certificate for round {certificate.round}: this site holds another already",
+                where=f"job {certificate.job}",
+                fix="open a dispute with both certificates; the first is kept in the private store at " + key,
+            )
+
+    # -- objects --------------------------------------------------------------------------------------------------
+
+    def _put(self, prefix: str, data: bytes) -> Blob:
+        stored = self._store.put_addressed(prefix, data, ".f32")
+        return Blob(stored.key, stored.digest)
+
+    def _put_moments(self, prefix: str, moments: Moments | None) -> tuple[Blob | None, Blob | None]:
+        if moments is None:
+            return None, None
+        return self._put(prefix, to_bytes(moments.first)), self._put(prefix, to_bytes(moments.second))
+
+    def _vector(self, blob: Blob, size: int) -> Vector:
+        return from_bytes(self._store.get(blob.key, digest=blob.digest), size, what=blob.key)
+
+    def _moments(self, pointer: _Pointer, size: int) -> Moments | None:
+        if pointer.first is None or pointer.second is None:
+            return None
+        return Moments(self._vector(pointer.first, size), self._vector(pointer.second, size), pointer.adam_steps)
+
+    def _put_json(self, key: str, value: Any) -> None:
+        self._store.put(key, json.dumps(to_json(value), sort_keys=True).encode())
+
+    def _json(self, key: str) -> Any:
+        try:
+            return json.loads(self._store.get(key))
+        except ValueError as fault:
+            raise VerificationError(f"not readable as JSON: {fault}", where=key) from fault
+
+    def _pointer(self, key: str) -> _Pointer:
+        try:
+            return from_json(_Pointer, self._json(key), where=key)
+        except UsageError as fault:
+            raise VerificationError(fault.what, where=key) from fault

@@ -1,0 +1,411 @@
+"""One leg's part in federated training: rounds of inner steps, commit, verdicts, certificate, outer step.
+
+`FederatedLeg.run` is a loop over `advance`, and every step of it may be repeated after a crash: what was made is in the
+private store before it is announced, and what was announced is read back from the server before anything is made anew.
+How long to wait is the server's to say: the leg follows the round's phase and has no deadline of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from consortium.domain.data import ArtifactClass
+from consortium.domain.training import Certificate, Commit, Round, RoundPhase
+from consortium.errors import ConflictError, ConsortiumError, NotFoundError, UnreachableError, VerificationError
+from consortium.train.exchange import Exchange
+from consortium.train.keep import Contribution, Keep, Origin, OuterState
+from consortium.train.outer import (
+    Moments,
+    Vector,
+    aggregate,
+    digest_of,
+    from_bytes,
+    nesterov,
+    norm_of,
+    to_bytes,
+)
+from consortium.train.rounds import check_certificate
+from consortium.train.screen import Screened, screen
+from consortium.train.settings import PretrainParams
+
+INITIAL = "outer-0"
+_JUDGED = (RoundPhase.CERTIFIED, RoundPhase.CLOSED, RoundPhase.DISPUTED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InnerResult:
+    """What the inner steps of a round came to."""
+
+    local: Vector
+    """Parameters after the last step."""
+    loss: float
+    """Mean training loss over the steps, nats per token."""
+    tokens: int
+    position: int
+    """Sequences of this site's order read so far."""
+
+
+class Inner(Protocol):
+    """The inner steps of a site: `consortium.train.inner.InnerWorker`, rank 0."""
+
+    def initial(self) -> Vector:
+        """Return freshly drawn parameters."""
+
+    def run(self, outer: Vector, *, position: int, step: int, count: int) -> InnerResult:
+        """Train `count` steps from the outer state, reading on from `position`."""
+
+    def moments(self) -> Moments | None:
+        """Return the inner optimiser's state."""
+
+    def restore(self, moments: Moments) -> None:
+        """Set the inner optimiser's state."""
+
+
+class Metrics(Protocol):
+    """Where the numbers of a round go."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Keep the numbers of round `step`."""
+
+
+class FederatedLeg:
+    """Rank 0 of one leg."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        keep: Keep,
+        inner: Inner,
+        params: PretrainParams,
+        origin: Origin,
+        metrics: Metrics,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._exchange = exchange
+        self._keep = keep
+        self._inner = inner
+        self._params = params
+        self._origin = origin
+        self._size = origin.layout.size
+        self._metrics = metrics
+        self._sleep = sleep
+        self._job = exchange.context.job
+        self._site = exchange.context.site
+        self._peers = tuple(sorted({*exchange.context.peers, self._site}))
+
+    def run(self) -> OuterState:
+        """Take part until the last round is closed; return the final outer state.
+
+        Raises VerificationError where a certificate, a digest or a peer's outer state does not hold.
+        """
+        state = self._keep.newest(self._size)
+        if state is None:
+            state = self._begin()
+        elif state.moments is not None:
+            self._inner.restore(state.moments)
+        self._publish(state)
+        while state.round < self._params.outer.rounds:
+            state = self.advance(state)
+        return state
+
+    # -- round 0 --------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> OuterState:
+        """Return the state before round 1: drawn here by the first peer, received by the others."""
+        outer = self._inner.initial() if self._site == self._peers[0] else self._receive_initial()
+        state = OuterState(
+            round=0,
+            digest=digest_of(to_bytes(outer)),
+            outer=outer,
+            momentum=np.zeros(self._size, dtype=np.float32),
+            position=0,
+            tokens=0,
+            moments=None,
+        )
+        known = self._exchange.agreements("outer/0")
+        self._compare("outer/0", state.digest, known)
+        self._keep.save_outer(state, self._origin)
+        return state
+
+    def _receive_initial(self) -> Vector:
+        publisher = self._peers[0]
+        self._exchange.progress(phase="waiting for the initial state", site=publisher)
+        for _ in self._patiently():
+            for artifact in self._exchange.inbox():
+                if (artifact.sender, artifact.name, artifact.round) == (publisher, INITIAL, 0):
+                    return from_bytes(self._exchange.receive(artifact), self._size, what=f"{INITIAL} of {publisher}")
+        raise AssertionError("waiting ends only with a result")
+
+    def _publish(self, state: OuterState) -> None:
+        """Publish and agree on the state before round 1, unless this site has done so already."""
+        if state.round > 0 or self._site in (known := self._exchange.agreements("outer/0")):
+            return
+        if self._site == self._peers[0] and len(self._peers) > 1:
+            self._exchange.send(ArtifactClass.OUTER_STATE, INITIAL, to_bytes(state.outer))
+        self._compare("outer/0", state.digest, known)
+        self._exchange.agree("outer/0", state.digest)
+
+    # -- one round ------------------------------------------------------------------------------------------------
+
+    def advance(self, state: OuterState) -> OuterState:
+        """Take part in the round after `state` and return the state after it."""
+        number = state.round + 1
+        started = time.monotonic()
+        made = self._contribute(state, number)
+        trained = time.monotonic()
+        current = self._await_certificate(number, made)
+        after = self._apply(state, current, made)
+        self._agree(after)
+        self._keep.save_outer(after, self._origin)
+        self._report(after, current, made, trained - started, time.monotonic() - trained)
+        return after
+
+    def _contribute(self, state: OuterState, number: int) -> Contribution | None:
+        """Make, keep, send and commit this site's contribution; None where the round goes on without it."""
+        seen = self._look(number)
+        committed = _commit_of(seen, self._site)
+        made = self._keep.contribution(number, self._size)
+        if made is not None and made.previous_outer != state.digest:
+            made = None
+        if committed is not None:
+            return self._known(made, committed)
+        if seen is not None and seen.phase is not RoundPhase.OPEN:
+            return None
+        if made is None:
+            made = self._make(state, number)
+            self._keep.save_contribution(made)
+        elif made.moments is not None:
+            self._inner.restore(made.moments)
+        return made if self._commit(made) else None
+
+    def _make(self, state: OuterState, number: int) -> Contribution:
+        self._exchange.progress(phase="train", round=number, rounds=self._params.outer.rounds)
+        steps = self._params.outer.inner_steps
+        done = self._inner.run(state.outer, position=state.position, step=state.round * steps, count=steps)
+        gradient = np.subtract(state.outer, done.local)
+        data = to_bytes(gradient)
+        return Contribution(
+            round=number,
+            previous_outer=state.digest,
+            data=data,
+            digest=digest_of(data),
+            norm=norm_of(gradient).hex(),
+            loss=done.loss.hex(),
+            tokens=done.tokens,
+            steps=steps,
+            position=done.position,
+            moments=self._inner.moments(),
+        )
+
+    def _commit(self, made: Contribution) -> bool:
+        """Send and commit; False where the round stopped taking commits meanwhile."""
+        if len(self._peers) > 1:
+            self._exchange.send(ArtifactClass.PSEUDO_GRADIENT, _name(made.round), made.data, round=made.round)
+        try:
+            self._exchange.commit(
+                made.round, tokens=made.tokens, steps=made.steps, digest=made.digest, norm=made.norm, loss=made.loss
+            )
+        except ConflictError as fault:
+            current = self._look(made.round)
+            if current is None or current.phase is RoundPhase.OPEN:
+                raise
+            if _commit_of(current, self._site) is None:
+                sys.stderr.write(f"round {made.round} goes on without this site: {fault.what}\n")
+                return False
+        return True
+
+    def _known(self, made: Contribution | None, committed: Commit) -> Contribution:
+        """Return the contribution this site committed before; it is in the private store, or something is wrong."""
+        if made is None or made.digest != committed.digest:
+            raise VerificationError(
+                f"the server shows a commit {committed.digest} of {self._site}, which this site's store does not hold",
+                where=f"job {self._job}, round {committed.round}",
+                fix="restore the site's private store, or start the job anew",
+            )
+        if made.moments is not None:
+            self._inner.restore(made.moments)
+        return made
+
+    # -- verdicts and certificate ---------------------------------------------------------------------------------
+
+    def _await_certificate(self, number: int, made: Contribution | None) -> Round:
+        """Follow the round until it is certified, judging its commits on the way."""
+        judged = False
+        self._exchange.progress(phase="waiting", round=number, rounds=self._params.outer.rounds)
+        for _ in self._patiently():
+            current = self._look(number)
+            if current is None or current.phase is RoundPhase.OPEN:
+                continue
+            if current.phase in _JUDGED:
+                return current
+            if not judged and made is not None and _commit_of(current, self._site) is not None:
+                self._judge(current, made)
+                judged = True
+        raise AssertionError("waiting ends only with a result")
+
+    def _judge(self, current: Round, made: Contribution) -> None:
+        """Fetch, check and judge every commit of the round, unless this site's verdicts are known already."""
+        if {verdict.site for verdict in current.verdicts if verdict.judge == self._site} >= {
+            commit.site for commit in current.commits
+        }:
+            return
+        received, faults = {self._site: made.data}, dict[str, str]()
+        for commit in current.commits:
+            if commit.site != self._site:
+                self._try_fetch(current.number, commit.site, commit.digest, received, faults)
+        judged = screen(current.commits, received, faults, self._size)
+        for one in judged:
+            if one.reason:
+                sys.stderr.write(f"round {current.number}: {one.commit.site} refused: {one.reason}\n")
+        try:
+            self._exchange.verdicts(current.number, [one.as_verdict() for one in judged])
+        except ConflictError as fault:
+            self._tolerate_late(current.number, judged, fault)
+
+    def _tolerate_late(self, number: int, judged: tuple[Screened, ...], fault: ConflictError) -> None:
+        """Verdicts may come too late, or differ from those given before a restart; neither is this leg's to hide."""
+        current = self._look(number)
+        if current is None or current.phase not in _JUDGED:
+            known = {verdict.site for verdict in current.verdicts if verdict.judge == self._site} if current else set()
+            if not known >= {one.commit.site for one in judged}:
+                raise fault
+        sys.stderr.write(f"verdicts on round {number} were not taken: {fault.what}\n")
+
+    def _try_fetch(
+        self, number: int, site: str, digest: str, received: dict[str, bytes], faults: dict[str, str]
+    ) -> None:
+        try:
+            received[site] = self._fetch(number, site, digest)
+        except NotFoundError:
+            faults[site] = "missing"
+        except VerificationError:
+            faults[site] = "digest"
+        except UnreachableError:
+            faults[site] = "unreachable"
+
+    def _fetch(self, number: int, site: str, digest: str) -> bytes:
+        """Return a peer's contribution; raises NotFoundError where it was not announced to this site."""
+        for artifact in self._exchange.inbox():
+            if (artifact.sender, artifact.round, artifact.digest) == (site, number, digest):
+                data = self._exchange.receive(artifact)
+                if digest_of(data) != digest:
+                    raise VerificationError(f"the contribution of {site} does not hash to {digest}")
+                return data
+        raise NotFoundError(f"no contribution {digest} of {site} for round {number}", where=f"job {self._job}")
+
+    # -- the outer step -------------------------------------------------------------------------------------------
+
+    def _apply(self, state: OuterState, current: Round, made: Contribution | None) -> OuterState:
+        """Return the state after a certified round. Raises VerificationError where the certificate does not hold."""
+        certificate = check_certificate(current, state.digest)
+        mine = _commit_of(current, self._site)
+        if mine is not None and (made is None or mine.digest != made.digest):
+            raise VerificationError(
+                f"the round counts a commit {mine.digest} that {self._site} did not make", where=f"job {self._job}"
+            )
+        self._keep.pin_certificate(certificate)
+        outer, momentum = state.outer, state.momentum
+        if certificate.contributions:
+            mean = aggregate(certificate.contributions, self._gather(certificate, made), self._size)
+            outer, momentum = nesterov(
+                outer, momentum, mean, lr=self._params.outer.lr, momentum_decay=self._params.outer.momentum
+            )
+        counted = made if mine is not None else None
+        return OuterState(
+            round=current.number,
+            digest=digest_of(to_bytes(outer)),
+            outer=outer,
+            momentum=momentum,
+            position=counted.position if counted else state.position,
+            tokens=state.tokens + (counted.tokens if counted else 0),
+            moments=self._inner.moments(),
+        )
+
+    def _gather(self, certificate: Certificate, made: Contribution | None) -> dict[str, Vector]:
+        """Return the accepted pseudo-gradients, waiting for those that cannot be had yet: the outer step needs all."""
+        vectors: dict[str, Vector] = {}
+        for part in certificate.contributions:
+            data = made.data if made is not None and part.digest == made.digest else None
+            for _ in self._patiently() if data is None else ():
+                try:
+                    data = self._fetch(certificate.round, part.site, part.digest)
+                    break
+                except (UnreachableError, NotFoundError) as fault:
+                    self._exchange.progress(phase="fetching", round=certificate.round, site=part.site)
+                    sys.stderr.write(f"still waiting for the contribution of {part.site}: {fault.what}\n")
+            if data is not None:
+                vectors[part.site] = from_bytes(data, self._size, what=f"the contribution of {part.site}")
+        return vectors
+
+    def _agree(self, after: OuterState) -> None:
+        """Publish the new state's digest, compare it with the peers', and wait until the server closes the round."""
+        topic = f"outer/{after.round}"
+        self._exchange.agree(topic, after.digest)
+        for _ in self._patiently():
+            current = self._exchange.round(after.round)
+            self._compare(topic, after.digest, {**self._exchange.agreements(topic), **(current.outer_digests or {})})
+            if current.phase is RoundPhase.CLOSED:
+                return
+            if current.phase is RoundPhase.DISPUTED:
+                raise VerificationError(f"round {after.round} is disputed", where=f"job {self._job}")
+
+    def _compare(self, topic: str, mine: str, known: Mapping[str, str]) -> None:
+        differ = {site: digest for site, digest in sorted(known.items()) if digest != mine}
+        if differ:
+            raise VerificationError(
+                f"{topic} of {self._site} is {mine}, but " + ", ".join(f"{s} has {d}" for s, d in differ.items()),
+                where=f"job {self._job}",
+                fix="recompute the round from its certificate and contributions to see who differs",
+            )
+
+    # -- small things ---------------------------------------------------------------------------------------------
+
+    def _look(self, number: int) -> Round | None:
+        try:
+            return self._exchange.round(number)
+        except NotFoundError:
+            return None
+
+    def _patiently(self) -> Iterator[None]:
+        """Yield again and again, at intervals that grow from 0.2 to 2 seconds."""
+        pause_s = 0.2
+        while True:
+            yield
+            self._sleep(pause_s)
+            pause_s = min(2.0, pause_s * 1.3)
+
+    def _report(
+        self, after: OuterState, current: Round, made: Contribution | None, training_s: float, waiting_s: float
+    ) -> None:
+        values = {
+            "tokens": float(after.tokens),
+            "sites": float(len(current.certificate.contributions) if current.certificate else 0),
+            "training_s": training_s,
+            "waiting_s": waiting_s,
+        }
+        if made is not None:
+            values |= {"loss": float.fromhex(made.loss), "pseudo_gradient_norm": float.fromhex(made.norm)}
+        sys.stdout.write(f"round {after.round}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()) + "\n")
+        sys.stdout.flush()
+        self._exchange.progress(
+            phase="round closed", round=after.round, rounds=self._params.outer.rounds, tokens=after.tokens
+        )
+        try:
+            self._metrics.log(values, after.round)
+        except ConsortiumError as fault:
+            sys.stderr.write(f"the numbers of round {after.round} were not tracked: {fault.render()}\n")
+
+
+def _name(number: int) -> str:
+    return f"pseudo-gradient-{number}"
+
+
+def _commit_of(current: Round | None, site: str) -> Commit | None:
+    return next((commit for commit in current.commits if commit.site == site), None) if current else None
