@@ -32,6 +32,13 @@ class ReasonCode(StrEnum):
     HELD = "held"
     """Waiting out a backoff after a fault."""
     STARTING = "starting"
+    PROGRAM = "program"
+    """The program of a leg failed, or its result does not hold; never retried."""
+    SITE_FAULT = "site_fault"
+    """A site failed too often."""
+    DISPUTE = "dispute"
+    """The sites' outer states differ."""
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
