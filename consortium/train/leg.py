@@ -98,6 +98,12 @@ class FederatedLeg:
         self._sleep = sleep
         self._job = exchange.context.job
         self._site = exchange.context.site
+        self.digests: dict[str, str] = {}
+        """Digest of the outer state after each round this leg saw, by round."""
+        self.losses: dict[str, float] = {}
+        """Mean training loss of each round this leg contributed to, by round."""
+        self._received: dict[str, bytes] = {}
+        """Peers' contributions to the round at hand, by digest: judged first, applied later."""
         self._peers = tuple(sorted({*exchange.context.peers, self._site}))
 
     def run(self) -> OuterState:
@@ -111,6 +117,7 @@ class FederatedLeg:
         elif state.moments is not None:
             self._inner.restore(state.moments)
         self._publish(state)
+        self.digests[str(state.round)] = state.digest
         while state.round < self._params.outer.rounds:
             state = self.advance(state)
         return state
@@ -119,7 +126,9 @@ class FederatedLeg:
 
     def _begin(self) -> OuterState:
         """Return the state before round 1: drawn here by the first peer, received by the others."""
-        outer = self._inner.initial() if self._site == self._peers[0] else self._receive_initial()
+        known = self._exchange.agreements("outer/0")
+        first = self._site == self._peers[0] and not known
+        outer = self._inner.initial() if first else self._receive_initial()
         state = OuterState(
             round=0,
             digest=digest_of(to_bytes(outer)),
@@ -129,18 +138,25 @@ class FederatedLeg:
             tokens=0,
             moments=None,
         )
-        known = self._exchange.agreements("outer/0")
-        self._compare("outer/0", state.digest, known)
         self._keep.save_outer(state, self._origin)
         return state
 
     def _receive_initial(self) -> Vector:
+        """Return the initial state that was agreed on, or that the first peer sends."""
         publisher = self._peers[0]
         self._exchange.progress(phase="waiting for the initial state", site=publisher)
         for _ in self._patiently():
+            agreed = set(self._exchange.agreements("outer/0").values())
             for artifact in self._exchange.inbox():
-                if (artifact.sender, artifact.name, artifact.round) == (publisher, INITIAL, 0):
+                fits = artifact.digest in agreed if agreed else artifact.sender == publisher
+                if fits and (artifact.name, artifact.round) == (INITIAL, 0):
                     return from_bytes(self._exchange.receive(artifact), self._size, what=f"{INITIAL} of {publisher}")
+            if self._site == publisher:
+                raise VerificationError(
+                    f"the job's initial state was agreed on, but {self._site} neither holds it nor was sent it",
+                    where=f"job {self._job}",
+                    fix="restore the site's private store, or start the job anew",
+                )
         raise AssertionError("waiting ends only with a result")
 
     def _publish(self, state: OuterState) -> None:
@@ -164,6 +180,7 @@ class FederatedLeg:
         after = self._apply(state, current, made)
         self._agree(after)
         self._keep.save_outer(after, self._origin)
+        self._received.clear()
         self._report(after, current, made, trained - started, time.monotonic() - trained)
         return after
 
@@ -292,11 +309,14 @@ class FederatedLeg:
 
     def _fetch(self, number: int, site: str, digest: str) -> bytes:
         """Return a peer's contribution; raises NotFoundError where it was not announced to this site."""
+        if digest in self._received:
+            return self._received[digest]
         for artifact in self._exchange.inbox():
             if (artifact.sender, artifact.round, artifact.digest) == (site, number, digest):
                 data = self._exchange.receive(artifact)
                 if digest_of(data) != digest:
                     raise VerificationError(f"the contribution of {site} does not hash to {digest}")
+                self._received[digest] = data
                 return data
         raise NotFoundError(f"no contribution {digest} of {site} for round {number}", where=f"job {self._job}")
 
@@ -384,6 +404,7 @@ class FederatedLeg:
     def _report(
         self, after: OuterState, current: Round, made: Contribution | None, training_s: float, waiting_s: float
     ) -> None:
+        self.digests[str(after.round)] = after.digest
         values = {
             "tokens": float(after.tokens),
             "sites": float(len(current.certificate.contributions) if current.certificate else 0),
@@ -391,6 +412,7 @@ class FederatedLeg:
             "waiting_s": waiting_s,
         }
         if made is not None:
+            self.losses[str(after.round)] = float.fromhex(made.loss)
             values |= {"loss": float.fromhex(made.loss), "pseudo_gradient_norm": float.fromhex(made.norm)}
         sys.stdout.write(f"round {after.round}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()) + "\n")
         sys.stdout.flush()

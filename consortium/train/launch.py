@@ -1,0 +1,140 @@
+"""Start the inner training of one leg on its site's Ray cluster: one Ray Train run for all rounds.
+
+Process starts dominate short runs, so there is one, and of Ray Train only placement, process group and failure handling
+are used: rounds, checkpoints and metrics go through the leg's own channel and the private store.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from consortium.domain.protocol import LegContext
+from consortium.errors import ConsortiumError, JobFailedError, UsageError
+from consortium.train.exchange import Exchange
+from consortium.train.keep import Keep, Origin
+from consortium.train.settings import PretrainParams
+from consortium.train.tokens import open_sequences, vocabulary
+
+OpenExchange = Callable[[], Exchange]
+GROUP_TIMEOUT_S = 7 * 86_400
+"""Ranks wait in a broadcast while rank 0 waits for a round; the server decides how long that may take, not gloo."""
+
+
+def check(context: LegContext) -> PretrainParams:
+    """Return the leg's params after checking what can be checked before any process starts. Raises UsageError."""
+    params = PretrainParams.of(context.params)
+    vocabulary(context.inputs, held_out=False)
+    if context.gpu_resource == "GPU" and context.gpus_per_worker != 1:
+        raise UsageError(
+            f"a training worker drives one GPU, not {context.gpus_per_worker}", fix="set gpus_per_worker to 1"
+        )
+    return params
+
+
+def run(open_exchange: OpenExchange, context: LegContext) -> None:
+    """Train on the cluster that this driver belongs to; return when the last round is closed.
+
+    `open_exchange` is called in the workers. Raises the ConsortiumError that ended a worker, or JobFailedError.
+    """
+    check(context)
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    ray.init(address="auto", logging_level="warning")
+    with tempfile.TemporaryDirectory(prefix="consortium-train-") as directory:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"open_exchange": open_exchange},
+            torch_config=TorchConfig(backend=_backend(context), timeout_s=GROUP_TIMEOUT_S),
+            scaling_config=ScalingConfig(
+                num_workers=context.gpus // context.gpus_per_worker,
+                use_gpu=context.gpu_resource == "GPU",
+                # No CPUs are asked for: the scheduler counts GPUs, and a busy CPU slows a leg but must not stop it.
+                resources_per_worker={context.gpu_resource: context.gpus_per_worker, "CPU": 0},
+            ),
+            run_config=RunConfig(
+                name=f"{context.leg}-{context.epoch}",
+                storage_path=directory,
+                failure_config=FailureConfig(max_failures=0),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as fault:
+            raise _cause(fault) from fault
+
+
+def _backend(context: LegContext) -> str:
+    return "nccl" if context.gpu_resource == "GPU" else "gloo"
+
+
+def _cause(fault: Exception) -> ConsortiumError:
+    """Return the package's own error behind a failed run, if there is one."""
+    failures = dict(getattr(fault, "worker_failures", {}))
+    for failure in [failures[rank] for rank in sorted(failures)]:
+        for error in (failure, getattr(failure, "cause", None), failure.__cause__):
+            if isinstance(error, ConsortiumError):
+                return error
+    first = str(next(iter(failures.values()), fault)).strip().splitlines()
+    return JobFailedError(f"training failed: {first[-1] if first else type(fault).__name__}")
+
+
+def _worker(config: Mapping[str, Any]) -> None:
+    """Run one rank. Rank 0 leads and talks to the gateway; the others follow it."""
+    import ray.train
+    import torch
+
+    from consortium.train.inner import InnerWorker
+
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    place = ray.train.get_context()
+    rank, world = place.get_world_rank(), place.get_world_size()
+    exchange: Exchange = config["open_exchange"]()
+    context = exchange.context
+    params = PretrainParams.of(context.params)
+    words = vocabulary(context.inputs, held_out=False)
+    device = torch.device("cuda", torch.cuda.current_device()) if context.gpu_resource == "GPU" else torch.device("cpu")
+    with tempfile.TemporaryDirectory(prefix="consortium-tokens-") as directory:
+        sequences = open_sequences(exchange.store(), context.inputs, params.model.context, words.size, Path(directory))
+        worker = InnerWorker(params, words.size, sequences, context.site, rank=rank, world=world, device=device)
+        if rank == 0:
+            lead(exchange, worker, params, words.size, words.tokenizer_digest)
+        else:
+            worker.follow()
+
+
+def lead(exchange: Exchange, worker: Any, params: PretrainParams, vocab_size: int, tokenizer_digest: str) -> None:
+    """Take part in all rounds as rank 0 and leave the result with the site. `worker` is an `InnerWorker`."""
+    from consortium.domain.codec import to_json
+    from consortium.train.leg import FederatedLeg
+    from consortium.train.track import RunMetrics
+
+    context = exchange.context
+    origin = Origin(
+        model=to_json(params.model),
+        vocab_size=vocab_size,
+        tokenizer_digest=tokenizer_digest,
+        names=worker.layout.names,
+        shapes=worker.layout.shapes,
+    )
+    keep = Keep(exchange.store(), context.job)
+    metrics = RunMetrics(exchange.tracking_uri, exchange.token, context.tracking_run)
+    leg = FederatedLeg(exchange, keep, worker, params, origin, metrics)
+    final = leg.run()
+    worker.stop()
+    exchange.result(
+        metrics={
+            "rounds": final.round,
+            "tokens": final.tokens,
+            "parameters": worker.layout.size,
+            "outer_digest": final.digest,
+            "outer_digests": leg.digests,
+            "loss": leg.losses,
+        }
+    )

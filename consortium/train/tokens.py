@@ -1,0 +1,73 @@
+"""A leg's token shards, brought to the worker's disk and memory-mapped there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from consortium.domain.data import ArtifactClass, Dataset, Shard
+from consortium.errors import UsageError, VerificationError
+from consortium.storage.shards import map_tokens
+from consortium.train.order import Sequences
+
+if TYPE_CHECKING:
+    from consortium.storage.objects import ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What a token means: the tokenizer's digest and size."""
+
+    size: int
+    tokenizer_digest: str
+
+
+def vocabulary(datasets: Sequence[Dataset], *, held_out: bool) -> Vocabulary:
+    """Return the one vocabulary of the inputs.
+
+    Raises UsageError where an input is not tokens, is (or is not) held out, or was made with another tokenizer.
+    """
+    if not datasets:
+        raise UsageError("there are no token datasets at this site to read", fix="name them in the job's inputs")
+    found = set()
+    for dataset in datasets:
+        if dataset.artifact_class is not ArtifactClass.TOKENS or "vocab_size" not in dataset.attributes:
+            raise UsageError(f"{dataset.name} holds no tokens", fix="run `tokenize` first and name what it wrote")
+        if dataset.held_out is not held_out:
+            wanted = "held-out" if held_out else "training"
+            raise UsageError(f"{dataset.name} is not a {wanted} dataset", fix=f"name {wanted} datasets only")
+        attributes = dataset.attributes
+        found.add(Vocabulary(int(attributes["vocab_size"]), attributes.get("tokenizer_digest", "")))
+    if len(found) != 1:
+        raise UsageError("the inputs were made with different tokenizers", fix="name outputs of one tokenize job")
+    return found.pop()
+
+
+def open_sequences(
+    store: ObjectStore, datasets: Sequence[Dataset], context: int, vocab_size: int, directory: Path
+) -> Sequences:
+    """Download the datasets' shards into `directory` and return their sequences, in order of dataset id and shard.
+
+    Raises VerificationError where a shard's bytes do not hash to its digest or it holds a token outside the vocabulary.
+    """
+    arrays = []
+    for dataset in sorted(datasets, key=lambda dataset: dataset.id):
+        for shard in dataset.shards:
+            tokens = map_tokens(_fetched(store, shard, directory)).tokens
+            if len(tokens) and int(tokens.max()) >= vocab_size:
+                raise VerificationError(f"a token lies outside the vocabulary of {vocab_size}", where=shard.key)
+            arrays.append(tokens)
+    return Sequences(arrays, context)
+
+
+def _fetched(store: ObjectStore, shard: Shard, directory: Path) -> Path:
+    path = directory / shard.digest.removeprefix("sha256:")
+    store.get_file(shard.key, path)
+    with path.open("rb") as file:
+        digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != shard.digest:
+        raise VerificationError(f"the shard's bytes hash to {digest}, not to {shard.digest}", where=shard.key)
+    return path
