@@ -1,0 +1,173 @@
+"""Invariants of the scheduler over random federations and workloads."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from consortium.domain.decision import ReasonCode
+from consortium.scheduler import Plan, Snapshot, apply, explain, never_fits, schedule, violations
+from consortium.scheduler.cycle import Cycle
+from consortium.scheduler.fit import find_legs
+from tests.scheduler.worlds import run_closed, snapshots
+
+few = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)  # fmt: skip
+
+
+@few
+@given(snapshots())
+def test_no_plan_breaks_a_quota_a_gang_a_node_a_border_or_leaves_a_job_without_reason(snapshot: Snapshot):
+    def sound(before: Snapshot, plan: Plan) -> None:
+        assert violations(before, plan) == ()
+
+    run_closed(snapshot, watch=sound)
+
+
+@few
+@given(snapshots(), st.randoms(use_true_random=False))
+def test_the_order_in_which_a_snapshot_lists_things_changes_nothing(snapshot: Snapshot, random):
+    def shuffled(items: tuple) -> tuple:
+        return tuple(random.sample(items, len(items)))
+
+    same = replace(
+        snapshot,
+        sites=shuffled(snapshot.sites),
+        accounts=shuffled(snapshot.accounts),
+        held=shuffled(snapshot.held),
+        pending=shuffled(snapshot.pending),
+    )
+    assert repr(schedule(same)) == repr(schedule(snapshot))
+
+
+@few
+@given(snapshots(all_active=True), st.integers(1, 100))
+def test_every_job_that_could_ever_fit_starts_in_finite_time(snapshot: Snapshot, share: int):
+    _, rest = run_closed(snapshot, run_s=lambda leg: max(1, leg.walltime_s * share // 100))
+    for waiting in rest.pending:
+        permitted = [view.site.id for view in rest.sites if view.site.id not in waiting.denied]
+        barred = set(waiting.sites) & set(waiting.denied) if waiting.sites else not _fits_at(rest, waiting, permitted)
+        assert barred or never_fits(rest, waiting) is not None
+
+
+def _fits_at(snapshot: Snapshot, waiting, permitted: list[str]) -> bool:
+    sites = tuple(view for view in snapshot.sites if view.site.id in permitted)
+    return bool(sites) and never_fits(replace(snapshot, sites=sites), waiting) is None
+
+
+@few
+@given(snapshots(), st.integers(1, 100))
+def test_the_first_in_line_never_starts_later_than_its_reservation(snapshot: Snapshot, share: int):
+    promised: dict[str, int] = {}
+
+    def note(before: Snapshot, plan: Plan) -> None:
+        if plan.reservations:
+            first = plan.reservations[0]
+            assert first.start_ms <= promised.get(first.job, first.start_ms)
+            promised[first.job] = first.start_ms
+
+    starts, _ = run_closed(snapshot, watch=note, run_s=lambda leg: max(1, leg.walltime_s * share // 100))
+    for waiting, latest_ms in promised.items():
+        assert starts[waiting] <= latest_ms
+
+
+@few
+@given(snapshots())
+def test_what_a_cycle_leaves_free_fits_no_job_it_left_waiting(snapshot: Snapshot):
+    cycle = Cycle(snapshot)
+    for waiting in cycle.order:
+        cycle.serve(waiting)
+    placed = {placement.job for placement in cycle.plan().placements}
+    heads = {shadow.job.id for shadow in cycle.shadows}
+    for waiting in cycle.order:
+        sites = cycle.usable(waiting)
+        if sites and waiting.id not in placed | heads:
+            assert find_legs(waiting, sites, cycle.layers(waiting)) is None
+
+
+@few
+@given(snapshots(all_active=True))
+def test_never_fits_is_right_about_an_empty_federation(snapshot: Snapshot):
+    for waiting in snapshot.pending:
+        alone = replace(snapshot, held=(), pending=(replace(waiting, denied={}),))
+        reason = never_fits(snapshot, waiting)
+        assert bool(schedule(alone).placements) == (reason is None)
+        assert reason is None or (reason.fix and reason.message)
+
+
+@few
+@given(snapshots())
+def test_explain_agrees_with_the_plan_and_drops_every_site_once(snapshot: Snapshot):
+    plan = schedule(snapshot)
+    placed = {placement.job for placement in plan.placements}
+    for waiting in snapshot.pending:
+        funnel = explain(snapshot, waiting.id)
+        assert (funnel.reason.code is ReasonCode.STARTING) == (waiting.id in placed)
+        dropped = [drop.site for step in funnel.steps for drop in step.dropped]
+        kept = funnel.steps[-1].sites_left
+        assert sorted([*dropped, *kept]) == sorted(view.site.id for view in snapshot.sites)
+        assert funnel.reason.message
+        assert funnel.reason.numbers or funnel.reason.code is ReasonCode.POLICY
+        assert funnel.reason.site or waiting.id in placed
+        if waiting.id in placed:
+            assert kept
+            assert funnel.estimated_start is not None
+        if (start := funnel.estimated_start) is not None and start.latest_ms is not None:
+            assert snapshot.now_ms <= start.earliest_ms <= start.latest_ms
+
+
+@few
+@given(snapshots())
+def test_a_change_that_explain_suggests_does_start_the_job(snapshot: Snapshot):
+    for waiting in snapshot.pending:
+        fix = explain(snapshot, waiting.id).fix
+        if ": it would start now" not in fix:
+            continue
+        if found := re.match(r"ask for (gpus|walltime_s)=(\d+):", fix):
+            changed = replace(waiting, **{found[1]: int(found[2])})
+        else:
+            found = re.match(r"accept (\S+) as well:", fix)
+            assert found is not None
+            changed = replace(waiting, flavors=(*waiting.flavors, found[1]))
+        pending = tuple(changed if item.id == waiting.id else item for item in snapshot.pending)
+        plan = schedule(replace(snapshot, pending=pending))
+        assert waiting.id in {placement.job for placement in plan.placements}
+
+
+@few
+@given(snapshots(all_active=True))
+def test_within_nominal_at_a_free_site_a_job_starts_whatever_others_want(snapshot: Snapshot):
+    """Sharing: with nothing held and nobody in line before it, nominal quota is there to be used."""
+    empty = replace(snapshot, held=())
+    for waiting in snapshot.pending:
+        nominal = {
+            quota.flavor: quota.nominal
+            for owner in empty.accounts
+            if owner.id == waiting.account
+            for quota in owner.quotas
+        }
+        homes = [view.site for view in empty.sites if view.site.partner == waiting.account[:2]]
+        mine = [place for place in homes if nominal.get(place.flavor.id, 0) >= waiting.gpus]
+        assume(mine)
+        first = replace(waiting, sites=(mine[0].id,), flavors=(), denied={}, created_ms=0, min_sites=1)
+        fits = sum(node.gpus - node.gpus % first.gpus_per_worker for node in mine[0].nodes) >= first.gpus
+        others = tuple(item for item in empty.pending if item.id != waiting.id)
+        first = replace(first, priority=min((item.priority for item in (*others, first)), key=lambda p: p.rank))
+        plan = schedule(replace(empty, pending=(*others, first)))
+        assert (waiting.id in {placement.job for placement in plan.placements}) == fits
+
+
+@few
+@given(snapshots())
+def test_apply_moves_the_placed_jobs_and_nothing_else(snapshot: Snapshot):
+    plan = schedule(snapshot)
+    after = apply(snapshot, plan)
+    placed = {placement.job for placement in plan.placements}
+    assert {item.id for item in after.pending} == set(plan.reasons)
+    assert after.held[: len(snapshot.held)] == snapshot.held
+    assert {leg.job for leg in after.held[len(snapshot.held) :]} == placed
+    assert schedule(after).placements == ()
