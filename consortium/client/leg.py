@@ -287,7 +287,7 @@ class LegSession:
                 answer = self._http.request(method, path, **request)
                 if answer.status_code not in _AWAY:
                     break
-                away: ConsortiumError = _problem(answer)
+                away: ConsortiumError = problem_of(answer)
             except httpx.TransportError as fault:
                 away = UnreachableError(f"the gateway does not answer: {fault}", where=f"{self.gateway}{path}")
             if time.monotonic() + pause_s > deadline:
@@ -296,7 +296,7 @@ class LegSession:
             pause_s = min(pause_s * 2, 3.0)
         if answer.is_success:
             return answer
-        raise _problem(answer)
+        raise problem_of(answer)
 
 
 def run(program: Callable[[LegSession], None]) -> int:
@@ -324,8 +324,8 @@ def run(program: Callable[[LegSession], None]) -> int:
     return 0
 
 
-def _problem(answer: httpx.Response) -> ConsortiumError:
-    """Return the error that a problem document names."""
+def problem_of(answer: httpx.Response) -> ConsortiumError:
+    """Return the error that a problem document (RFC 9457) of server or gateway names."""
     try:
         document = answer.json()
         slug = str(document["type"]).rpartition(":")[2]

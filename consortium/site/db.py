@@ -36,12 +36,16 @@ CREATE TABLE IF NOT EXISTS legs (
     lease_until_ms INTEGER NOT NULL DEFAULT 0,
     started_ms INTEGER,
     metered_ms INTEGER,
-    seen_ms INTEGER,
     submitted INTEGER NOT NULL DEFAULT 0,
     log_sent INTEGER NOT NULL DEFAULT 0,
     log_policy TEXT NOT NULL DEFAULT '',
     archived INTEGER NOT NULL DEFAULT 0,
     acknowledged INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (leg, incarnation, counter)
+) STRICT;
+
+CREATE TABLE IF NOT EXISTS fences (
+    leg TEXT NOT NULL, incarnation INTEGER NOT NULL, counter INTEGER NOT NULL, acknowledged INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (leg, incarnation, counter)
 ) STRICT;
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from consortium.domain.codec import from_json, to_json
@@ -23,28 +23,26 @@ class SiteLeg:
 
     offer: LegOffer
     state: LegState
-    reason: str
-    reason_code: str
-    denial: dict[str, Any]
-    fault: Fault | None
-    progress: dict[str, Any]
-    result: dict[str, Any] | None
-    failure: dict[str, str] | None
+    reason: str = ""
+    reason_code: str = ""
+    denial: dict[str, Any] = field(default_factory=dict)
+    fault: Fault | None = None
+    progress: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] | None = None
+    failure: dict[str, str] | None = None
     """What the program said before it failed: `message` and `fault`."""
-    stop_state: LegState | None
+    stop_state: LegState | None = None
     """The final state a confirmed stop leads to: `stopped` as told, `lost` where the lease ended."""
-    lease_until_ms: int
-    started_ms: int | None
-    metered_ms: int | None
+    lease_until_ms: int = 0
+    started_ms: int | None = None
+    metered_ms: int | None = None
     """Usage is recorded up to here."""
-    seen_ms: int | None
-    """When Ray last said that the job runs."""
-    submitted: bool
-    log_sent: int
-    log_policy: str
+    submitted: bool = False
+    log_sent: int = 0
+    log_policy: str = ""
     """Empty until asked; `open` or `withheld`."""
-    archived: bool
-    acknowledged: bool
+    archived: bool = False
+    acknowledged: bool = False
 
     @property
     def key(self) -> str:
@@ -71,13 +69,24 @@ class SiteLeg:
         )
 
 
+def new_leg(offer: LegOffer, code: str = "", reason: str = "", denial: dict[str, Any] | None = None) -> SiteLeg:
+    """Return an offer as judged: held, or refused with `code` and `reason`."""
+    return SiteLeg(
+        offer=offer,
+        state=LegState.REFUSED if code else LegState.HELD,
+        reason=reason,
+        reason_code=code,
+        denial=denial or {},
+    )
+
+
 class LegTable:
     """Reads and changes rows of `legs`; every change is one durable transaction (or part of the caller's)."""
 
     def __init__(self, db: SiteDb) -> None:
         self.db = db
 
-    def add(self, leg: SiteLeg, write: sqlite3.Connection) -> None:
+    def add(self, leg: SiteLeg, lease_until_ms: int, write: sqlite3.Connection) -> None:
         """Insert a judged offer and raise the highest epoch seen."""
         offer = leg.offer
         write.execute(
@@ -94,23 +103,60 @@ class LegTable:
                 leg.reason,
                 leg.reason_code,
                 json.dumps(leg.denial),
-                leg.lease_until_ms,
+                lease_until_ms,
             ),
         )
         if offer.epoch > self.highest(write):
             put_meta(write, "highest_epoch", str(offer.epoch))
 
-    def change(self, leg: SiteLeg, write: sqlite3.Connection | None = None, **columns: Any) -> None:
-        """Change columns of a leg's row."""
+    def change(self, leg: SiteLeg, write: sqlite3.Connection | None = None, **columns: Any) -> bool:
+        """Change columns of a leg's row; tells whether it did.
+
+        Where `state` is among them, the row must still be in the state that `leg` was read in: agent threads and the
+        gateway work on the same table.
+        """
+        if write is None:
+            with self.db.write() as own:
+                return self.change(leg, own, **columns)
         names = ", ".join(f"{name} = ?" for name in columns)
         values = [json.dumps(value) if isinstance(value, dict) else value for value in columns.values()]
         sql = f"UPDATE legs SET {names} WHERE leg = ? AND incarnation = ? AND counter = ?"  # noqa: S608  fixed names
-        bound = (*values, leg.offer.leg, leg.offer.epoch.incarnation, leg.offer.epoch.counter)
-        if write is not None:
-            write.execute(sql, bound)
-            return
-        with self.db.write() as own:
-            own.execute(sql, bound)
+        bound = [*values, leg.offer.leg, leg.offer.epoch.incarnation, leg.offer.epoch.counter]
+        if "state" in columns:
+            sql, bound = f"{sql} AND state = ?", [*bound, leg.state.value]
+        return write.execute(sql, bound).rowcount == 1
+
+    def fence(self, command: LegCommand) -> None:
+        """Remember that an epoch which never arrived was stopped, so that a late offer of it is refused."""
+        with self.db.write() as write:
+            bound = (command.leg, command.epoch.incarnation, command.epoch.counter)
+            write.execute("INSERT OR IGNORE INTO fences (leg, incarnation, counter) VALUES (?, ?, ?)", bound)
+
+    def fenced(self) -> list[LegReport]:
+        """Reports of epochs that were stopped before they arrived."""
+        rows = self.db.read().execute("SELECT * FROM fences WHERE acknowledged = 0 ORDER BY incarnation, counter, leg")
+        return [
+            LegReport(
+                leg=row["leg"],
+                epoch=Epoch(incarnation=row["incarnation"], counter=row["counter"]),
+                state=LegState.STOPPED,
+                reason="this site holds no such leg",
+            )
+            for row in rows
+        ]
+
+    def acknowledge(self, commands: Iterable[LegCommand]) -> None:
+        """Forget final reports that the server has committed."""
+        for command in commands:
+            leg = self.named(command)
+            if leg is not None and leg.state.final and not leg.acknowledged:
+                self.change(leg, acknowledged=1)
+            elif leg is None:
+                with self.db.write() as write:
+                    write.execute(
+                        "UPDATE fences SET acknowledged = 1 WHERE leg = ? AND incarnation = ? AND counter = ?",
+                        (command.leg, command.epoch.incarnation, command.epoch.counter),
+                    )
 
     def get(self, leg: str, epoch: Epoch) -> SiteLeg | None:
         """Return one epoch of a leg."""
@@ -142,7 +188,12 @@ class LegTable:
 
     def highest_of(self, leg: str) -> Epoch | None:
         """The highest epoch of one leg that this site has seen."""
-        return max((held.offer.epoch for held in self._select("WHERE leg = ?", (leg,))), default=None)
+        rows = self.db.read().execute(
+            "SELECT incarnation, counter FROM legs WHERE leg = ? UNION SELECT incarnation, counter FROM fences"
+            " WHERE leg = ?",
+            (leg, leg),
+        )
+        return max((Epoch(incarnation=row["incarnation"], counter=row["counter"]) for row in rows), default=None)
 
     def jobs_of_signature(self, signature: str) -> set[str]:
         """Return the jobs for which this submitter's signature was presented here."""
@@ -169,7 +220,6 @@ def _leg(row: sqlite3.Row) -> SiteLeg:
         lease_until_ms=row["lease_until_ms"],
         started_ms=row["started_ms"],
         metered_ms=row["metered_ms"],
-        seen_ms=row["seen_ms"],
         submitted=bool(row["submitted"]),
         log_sent=row["log_sent"],
         log_policy=row["log_policy"],

@@ -1,0 +1,132 @@
+"""Judging an offer: everything the server already checked, checked again with the partner's own means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from consortium.domain.codec import to_json
+from consortium.domain.ids import partner_of
+from consortium.domain.job import Epoch
+from consortium.domain.partner import Cotenancy, Site
+from consortium.domain.protocol import LegOffer
+from consortium.errors import ConsortiumError
+from consortium.keys.roster import verify_spec
+from consortium.site.documents import Documents
+from consortium.site.legs import LegTable, SiteLeg
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why the site does not take an offer; `code` as in `LegReport.reason_code`."""
+
+    code: str
+    reason: str
+    denial: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """Judges offers for one site. `judge` changes nothing."""
+
+    site: Site
+    code_digest: str
+    jobs_dir: Path
+    documents: Documents
+    table: LegTable
+
+    def judge(self, offer: LegOffer, now_ms: int, unfit: str) -> Refusal | None:
+        """Return why the offer is refused, or None to accept. `unfit` says why the site takes nothing at all now."""
+        if unfit:
+            return Refusal(code="capacity", reason=unfit)
+        return (
+            self._epoch(offer)
+            or self._form(offer)
+            or self._code(offer)
+            or self._submitter(offer, now_ms)
+            or self._policy(offer, now_ms)
+            or capacity(self.site, self.table.active(), offer)
+        )
+
+    def _epoch(self, offer: LegOffer) -> Refusal | None:
+        seen, highest = self.table.highest_of(offer.leg), self.table.highest()
+        if seen is not None and offer.epoch <= seen:
+            return Refusal(code="epoch", reason=f"{offer.leg} was offered with epoch {offer.epoch} after {seen}")
+        return fenced(offer.epoch, highest)
+
+    def _form(self, offer: LegOffer) -> Refusal | None:
+        spec = offer.spec.spec
+        strangers = [item.id for item in offer.inputs if item.site != self.site.id or item.id not in spec.inputs]
+        if offer.site != self.site.id or self.site.id not in offer.peers:
+            return Refusal(code="signature", reason=f"the offer is for {offer.site}, this is {self.site.id}")
+        if spec.sites and self.site.id not in spec.sites:
+            return Refusal(code="signature", reason=f"the submitter signed for {', '.join(spec.sites)}, not this site")
+        if strangers:
+            return Refusal(code="signature", reason=f"{', '.join(strangers)} is no input of the signed spec here")
+        if sum(offer.nodes.values()) != spec.resources.gpus:
+            signed, offered = spec.resources.gpus, sum(offer.nodes.values())
+            return Refusal(code="signature", reason=f"the submitter signed for {signed} GPUs, offered are {offered}")
+        others = self.table.jobs_of_signature(offer.spec.signature) - {offer.job}
+        if others:
+            return Refusal(code="signature", reason=f"the same signed spec already came as {', '.join(sorted(others))}")
+        return None
+
+    def _code(self, offer: LegOffer) -> Refusal | None:
+        spec = offer.spec.spec
+        if spec.code_digest != self.code_digest:
+            reason = f"the submitter signed code {spec.code_digest[:19]}…, {self.site.id} has {self.code_digest[:19]}…"
+            return Refusal(code="code", reason=reason)
+        if not (self.jobs_dir / f"{spec.kind.value}.py").is_file():
+            return Refusal(code="code", reason=f"{self.site.id} has no program for {spec.kind.value} jobs")
+        return None
+
+    def _submitter(self, offer: LegOffer, now_ms: int) -> Refusal | None:
+        try:
+            verify_spec(offer.spec, self.documents.rosters(now_ms))
+        except ConsortiumError as fault:
+            code = "roster" if "roster" in fault.what else "signature"
+            return Refusal(code=code, reason=fault.what)
+        return None
+
+    def _policy(self, offer: LegOffer, now_ms: int) -> Refusal | None:
+        from consortium.policy import requests_for_job
+
+        try:
+            book = self.documents.policy(now_ms)
+        except ConsortiumError as fault:
+            return Refusal(code="expired", reason=fault.what)
+        requests = requests_for_job(offer.spec.spec, offer.inputs, {self.site.id: self.site})
+        for request in requests[self.site.id]:
+            decision = book.decide(request)
+            if not decision.allowed:
+                denial = decision.denials[0]
+                where = f"{denial.clause} in {denial.file}:{denial.line}"
+                return Refusal(code="policy", reason=f"{denial.message} ({where})", denial=to_json(denial))
+        return None
+
+
+def fenced(epoch: Epoch, highest: Epoch) -> Refusal | None:
+    """Refuse an epoch of a server incarnation older than one already seen here."""
+    if epoch.incarnation < highest.incarnation:
+        return Refusal(code="epoch", reason=f"epoch {epoch} comes from a server older than {highest}")
+    return None
+
+
+def capacity(site: Site, active: list[SiteLeg], offer: LegOffer) -> Refusal | None:
+    """Refuse what does not fit beside the legs that hold GPUs, node by node, or breaks the site's cotenancy."""
+    mine = partner_of(offer.spec.spec.account)
+    sizes = {node.id: node.gpus for node in site.nodes}
+    for node, gpus in sorted(offer.nodes.items()):
+        if node not in sizes or gpus < 1:
+            return Refusal(code="capacity", reason=f"{site.id} has no node {node} with {gpus} GPUs")
+        there = [leg.offer for leg in active if node in leg.offer.nodes]
+        free = sizes[node] - sum(other.nodes[node] for other in there)
+        if gpus > free:
+            return Refusal(code="capacity", reason=f"{node} has {free} of {sizes[node]} GPUs free, offered are {gpus}")
+        for other in there:
+            theirs = partner_of(other.spec.spec.account)
+            apart = site.cotenancy is Cotenancy.EXCLUSIVE or (site.cotenancy is Cotenancy.PARTNER and theirs != mine)
+            if apart and other.leg != offer.leg:
+                return Refusal(code="capacity", reason=f"{node} runs {other.job} of {theirs}: {site.cotenancy.value}")
+    return None

@@ -1,0 +1,65 @@
+"""What legs write: archived in the partner's private store, and sent on only where the partner's policy lets it go.
+
+The gateway asks the policy; this thread only hears the answer. An archived job's record is deleted from Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from consortium.domain.job import LegState
+from consortium.errors import PolicyDeniedError
+from consortium.site.agent.server import ServerLine
+from consortium.site.legs import LegTable, SiteLeg
+from consortium.site.ray_jobs import RayCluster
+from consortium.storage.objects import ObjectStore
+
+PIECE_CHARS = 60_000
+MAX_SENT_CHARS = 5_000_000
+"""What is longer stays in the archive only."""
+log = logging.getLogger(__name__)
+
+
+def archive_key(leg: SiteLeg) -> str:
+    """Where a leg's log lies in the private store."""
+    return f"jobs/{leg.offer.job}/logs/{leg.key}.log"
+
+
+class LogKeeper:
+    """Forwards and archives logs; every step is safe to repeat. Raises UnreachableError where something is away."""
+
+    def __init__(self, table: LegTable, cluster: RayCluster, store: ObjectStore, server: ServerLine) -> None:
+        self.table = table
+        self.cluster = cluster
+        self.store = store
+        self.server = server
+
+    def step(self) -> None:
+        """Archive what has ended, then send what has been written since."""
+        for leg in self.table.unarchived():
+            self._archive(leg)
+        for leg in self.table.active():
+            if leg.state is LegState.RUNNING and leg.log_policy != "withheld":
+                self._forward(leg, self.cluster.log(leg.key))
+
+    def _archive(self, leg: SiteLeg) -> None:
+        text = self.cluster.log(leg.key)
+        if text:
+            self.store.put(archive_key(leg), text.encode())
+            self._forward(leg, text)
+        self.cluster.delete(leg.key)
+        self.table.change(leg, archived=1)
+
+    def _forward(self, leg: SiteLeg, text: str) -> None:
+        sent = leg.log_sent
+        while leg.log_policy != "withheld" and sent < min(len(text), MAX_SENT_CHARS):
+            piece = text[sent : sent + PIECE_CHARS]
+            try:
+                self.server.send_log(leg.offer.job, leg.offer.leg, sent, piece)
+            except PolicyDeniedError as fault:
+                log.info("%s: its log stays here: %s", leg.key, fault.what)
+                self.server.send_log(leg.offer.job, leg.offer.leg, 0, "", withheld=True)
+                self.table.change(leg, log_policy="withheld")
+                return
+            sent += len(piece)
+            self.table.change(leg, log_sent=sent, log_policy="open")

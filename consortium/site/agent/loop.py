@@ -1,0 +1,229 @@
+"""The agent's process: three threads over one database.
+
+`poll` talks to the server and decides; `runner` talks to Ray; `ship` sends records and logs. So a Ray head or a store
+that hangs never keeps the site from hearing the server, nor the other way round.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import consortium
+from consortium import PROTOCOL_VERSION
+from consortium.domain.job import LegState
+from consortium.domain.protocol import LegOffer, PollRequest, PollResponse
+from consortium.domain.records import RecordType
+from consortium.errors import ConsortiumError
+from consortium.keys.code import code_digest
+from consortium.keys.signing import SigningKey
+from consortium.keys.trust import Trust
+from consortium.site.agent.admission import Admission
+from consortium.site.agent.logs import LogKeeper
+from consortium.site.agent.runner import Runner
+from consortium.site.agent.server import ServerLine
+from consortium.site.db import SiteDb
+from consortium.site.documents import Documents
+from consortium.site.legs import LegTable, new_leg
+from consortium.site.metering import SiteClock
+from consortium.site.outbox import Outbox
+from consortium.site.ray_jobs import RayCluster
+from consortium.site.settings import SiteSettings
+from consortium.site.watch import LogWatch
+from consortium.storage.objects import ObjectStore
+
+RUNNER_S = 0.5
+SHIP_S = 1.0
+LOGS_S = 3.0
+log = logging.getLogger(__name__)
+
+
+class Agent:
+    """One site's agent. `run` returns after `stop`, or raises what a thread could not go on after."""
+
+    def __init__(self, settings: SiteSettings) -> None:
+        self.settings = settings
+        self.stopping = threading.Event()
+        self._news, self._work = threading.Event(), threading.Event()
+        self._fault: BaseException | None = None
+        trust = Trust.load(settings.trust_path)
+        self.clock = SiteClock(time.time_ns() // 1_000_000, time.monotonic)
+        self.db = SiteDb(settings.home)
+        self.table = LegTable(self.db)
+        self.outbox = Outbox(self.db, settings.site.id, SigningKey.load(settings.signing_key_path))
+        self.watch = LogWatch(self.db, trust)
+        self.documents = Documents(settings.documents_dir, settings.site.partner, trust)
+        self.cluster = RayCluster(settings.ray_dashboard_url, settings.ray_token_path)
+        self.code = code_digest(Path(consortium.__file__).parent, settings.jobs_dir)
+        self.runner = Runner(settings, self.db, self.outbox, self.cluster, self.clock.now_ms, self._news.set)
+        self.admission = Admission(
+            site=settings.site,
+            code_digest=self.code,
+            jobs_dir=Path(settings.jobs_dir),
+            documents=self.documents,
+            table=self.table,
+        )
+        self._server_holds: int | None = None
+        self._said: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Work until told to stop. Legs go on without the agent, up to their lease."""
+        for name, fault in self.documents.refresh(self.clock.now_ms()).items():
+            log.warning("%s: %s", name, fault)
+        for leg in self.table.active():  # the wall clock may have moved while the agent was away
+            self.table.change(leg, lease_until_ms=leg.lease_until_ms - self.settings.max_skew_ms)
+        jobs = (("poll", self._poll_loop), ("runner", self._runner_loop), ("ship", self._ship_loop))
+        threads = [threading.Thread(target=self._guarded, args=(job,), name=name) for name, job in jobs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self._fault is not None:
+            raise self._fault
+
+    def stop(self) -> None:
+        """Make `run` return."""
+        self.stopping.set()
+        self._news.set()
+        self._work.set()
+
+    # -- poll -----------------------------------------------------------------------------------------------------
+
+    def poll_once(self, server: ServerLine) -> None:
+        """Tell the server where the site stands, and do what it says as far as the site agrees."""
+        asked_ms = self.clock.now_ms()
+        response = server.poll(self._request(asked_ms))
+        alarm = self.watch.check(response)
+        self._say("alarm", f"ALARM {alarm}; no offers are taken until the operator runs --repin" if alarm else "")
+        self._server_holds = response.acked_seq
+        lease_until_ms = asked_ms + response.lease_ms
+        for command in response.stops:
+            leg = self.table.named(command)
+            if leg is None:
+                self.table.fence(command)
+            elif leg.active:
+                self.runner.stop(leg, LegState.STOPPED, command.reason or "stopped by the consortium")
+        for offer in response.offers:
+            if self.table.get(offer.leg, offer.epoch) is None:
+                self._judge(offer, lease_until_ms)
+        if not alarm:
+            self._obey(response, lease_until_ms)
+        if response.stops or response.starts:
+            self._work.set()
+
+    def _request(self, now_ms: int) -> PollRequest:
+        unfit = self.watch.alarm or self.runner.unhealthy
+        return PollRequest(
+            site=self.settings.site.id,
+            protocol=PROTOCOL_VERSION,
+            healthy=not unfit,
+            unhealthy_reason=unfit,
+            code_digest=self.code,
+            policy_digest=self.documents.policy_digest(now_ms),
+            highest_epoch=self.table.highest(),
+            legs=(*(leg.report() for leg in self.table.reported()), *self.table.fenced()),
+            pinned=self.watch.pinned,
+            next_seq=self.outbox.next_seq,
+        )
+
+    def _obey(self, response: PollResponse, lease_until_ms: int) -> None:
+        self.table.acknowledge(response.acknowledged)
+        renewed = set(response.renewed)
+        for leg in self.table.active():
+            if leg.offer.leg in renewed and lease_until_ms > leg.lease_until_ms:
+                self.table.change(leg, lease_until_ms=lease_until_ms)
+        for command in response.starts:
+            held = self.table.named(command)
+            if held is not None and held.state is LegState.HELD:
+                self.table.change(held, state=LegState.STARTING.value, lease_until_ms=lease_until_ms)
+                log.info("%s: starting %s %s", held.key, held.offer.spec.spec.kind.value, held.offer.job)
+
+    def _judge(self, offer: LegOffer, lease_until_ms: int) -> None:
+        """Accept or refuse an offer, durably, and tell the server at once."""
+        now_ms = self.clock.now_ms()
+        refusal = self.admission.judge(offer, now_ms, self.watch.alarm or self.runner.unhealthy)
+        leg = new_leg(offer, refusal.code, refusal.reason, refusal.denial) if refusal else new_leg(offer)
+        with self.db.write() as write:
+            self.table.add(leg, lease_until_ms, write)
+            if refusal is not None:
+                body = {
+                    "job": offer.job,
+                    "leg": offer.leg,
+                    "epoch": str(offer.epoch),
+                    "code": refusal.code,
+                    "reason": refusal.reason,
+                    "denial": refusal.denial,
+                }
+                self.outbox.add(write, RecordType.REFUSAL, body, now_ms)
+        log.info("%s: %s", leg.key, f"refused ({refusal.code}): {refusal.reason}" if refusal else "accepted")
+        self._news.set()
+
+    # -- threads --------------------------------------------------------------------------------------------------
+
+    def _poll_loop(self) -> None:
+        server = ServerLine(self.settings)
+        while not self.stopping.is_set():
+            self._news.clear()
+            self._attempt("server", lambda: self.poll_once(server))
+            self._news.wait(self.settings.poll_ms / 1000)
+        server.close()
+
+    def _runner_loop(self) -> None:
+        while not self.stopping.is_set():
+            self._work.clear()
+            self._attempt("ray", self.runner.step)
+            self._work.wait(RUNNER_S)
+        self.runner.meter_seen()
+
+    def _ship_loop(self) -> None:
+        settings, server = self.settings, ServerLine(self.settings)
+        private = settings.private_store
+        store = ObjectStore(private.endpoint, private.access_key, private.secret(), private.bucket)
+        keeper = LogKeeper(self.table, self.cluster, store, server)
+        logs_at = 0.0
+        while not self.stopping.is_set():
+            self._attempt("records", lambda: self._send_records(server))
+            if time.monotonic() >= logs_at:
+                logs_at = time.monotonic() + LOGS_S
+                self._attempt("logs", keeper.step)
+            self.stopping.wait(SHIP_S)
+        self._attempt("records", lambda: self._send_records(server))
+        server.close()
+
+    def _send_records(self, server: ServerLine) -> None:
+        while self._server_holds is not None:
+            records = self.outbox.after(self._server_holds)
+            if not records:
+                return
+            self._server_holds = server.send_records(records)
+
+    def _attempt(self, what: str, work: Callable[[], None]) -> None:
+        """Do one round of work; a fault that may pass is said once and tried again."""
+        try:
+            work()
+        except ConsortiumError as fault:
+            self._say(what, fault.render().replace("\n", ";"))
+        else:
+            self._say(what, "")
+
+    def _say(self, what: str, fault: str) -> None:
+        if self._said.get(what, "") == fault:
+            return
+        self._said[what] = fault
+        if fault:
+            log.warning("%s: %s", what, fault)
+        elif what != "alarm":
+            log.info("%s: works again", what)
+
+    def _guarded(self, job: Callable[[], None]) -> None:
+        """Run a thread; what nobody foresaw ends the whole process, and its supervisor starts it anew."""
+        try:
+            job()
+        except BaseException as fault:
+            self._fault = self._fault or fault
+            self.stop()
+        finally:
+            self.db.close()

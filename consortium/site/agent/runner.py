@@ -1,0 +1,234 @@
+"""Runs legs as Ray jobs and meters them. One thread; every step may be cut off by a crash and is taken up again.
+
+A leg's row says `starting` before Ray hears of it, and Ray keeps the submission id `leg@epoch`, so after a crash
+between the two the runner learns from Ray what happened and never submits twice. Usage and its mark are one transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from consortium.domain.job import Fault, LegState
+from consortium.domain.records import RecordType
+from consortium.errors import UnreachableError
+from consortium.site.db import SiteDb
+from consortium.site.legs import LegTable, SiteLeg
+from consortium.site.metering import end_of_usage, usage_rows
+from consortium.site.outbox import Outbox
+from consortium.site.ray_jobs import RayCluster, RayJob, RayStatus
+from consortium.site.settings import SiteSettings
+
+METER_MS = 10_000
+STOP_AGAIN_MS = 5_000
+SUBMIT_PATIENCE_MS = 120_000
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+log = logging.getLogger(__name__)
+
+
+class Runner:
+    """Moves legs from `starting` to their end. `changed` is called when the server has something new to hear."""
+
+    def __init__(
+        self,
+        settings: SiteSettings,
+        db: SiteDb,
+        outbox: Outbox,
+        cluster: RayCluster,
+        now_ms: Callable[[], int],
+        changed: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.db = db
+        self.table = LegTable(db)
+        self.outbox = outbox
+        self.cluster = cluster
+        self.now_ms = now_ms
+        self.changed = changed
+        self.unhealthy = "Ray has not answered yet"
+        """Why the cluster cannot be used; empty while it answers."""
+        self._stopped_at: dict[str, int] = {}
+        self._submitting: dict[str, int] = {}
+        self._seen: dict[str, int] = {}
+
+    def step(self) -> None:
+        """Look at every active leg once, and at the cluster."""
+        self.end_leases()
+        try:
+            self.cluster.ping()
+            for leg in self.table.active():
+                self._advance(leg)
+        except UnreachableError as fault:
+            self._set_health(fault.what)
+        else:
+            self._set_health("")
+
+    def end_leases(self) -> None:
+        """Begin to stop every leg whose lease has ended."""
+        for leg in self.table.active():
+            if leg.state is LegState.STOPPING or self.now_ms() < leg.lease_until_ms:
+                continue
+            reason = "the lease ended without word from the server; the leg was stopped"
+            log.warning("%s: %s", leg.key, reason)
+            self.stop(leg, LegState.LOST, reason, Fault.SITE)
+
+    def stop(self, leg: SiteLeg, final: LegState, reason: str, fault: Fault | None = None) -> None:
+        """Begin to stop an active leg; a held one never ran and ends at once."""
+        whose = None if fault is None else fault.value
+        if leg.state is LegState.HELD:
+            self.table.change(leg, state=final.value, reason=reason, fault=whose)
+        elif leg.state is not LegState.STOPPING:
+            self.table.change(leg, state=LegState.STOPPING.value, stop_state=final.value, reason=reason, fault=whose)
+        self.changed()
+
+    # -- one leg --------------------------------------------------------------------------------------------------
+
+    def _advance(self, leg: SiteLeg) -> None:
+        if leg.state is LegState.HELD:
+            return
+        job = self.cluster.job(leg.key)
+        if leg.state is LegState.STARTING and job.status is RayStatus.UNKNOWN and not leg.submitted:
+            self._submit(leg)
+        elif leg.state is LegState.STOPPING:
+            self._finish_stop(leg, job)
+        elif job.status.ended:
+            self._finish(leg, job)
+        else:
+            self._observe(leg, job)
+
+    def _submit(self, leg: SiteLeg) -> None:
+        settings, token = self.settings, self.db.leg_token(leg.key)
+        env = {
+            "CONSORTIUM_GATEWAY": settings.gateway_url,
+            "CONSORTIUM_LEG_TOKEN": token,
+            "MLFLOW_TRACKING_URI": f"{settings.gateway_url.rstrip('/')}/mlflow",
+            "MLFLOW_TRACKING_TOKEN": token,
+            "PYTHONSAFEPATH": "1",  # jobs/tokenize.py must not stand in for the standard library's tokenize
+            "PYTHONUNBUFFERED": "1",
+            **dict.fromkeys(_THREADS, "1"),
+        }
+        program = Path(settings.jobs_dir).resolve() / f"{leg.offer.spec.spec.kind.value}.py"
+        first_ms = self._submitting.setdefault(leg.key, self.now_ms())
+        try:
+            self.cluster.submit(leg.key, str(program), settings.python or sys.executable, env)
+        except UnreachableError as fault:
+            if self.now_ms() - first_ms > SUBMIT_PATIENCE_MS:
+                self.stop(leg, LegState.FAILED, f"Ray did not take the job: {fault.what}", Fault.SITE)
+            raise
+        self._submitting.pop(leg.key, None)
+        self.table.change(leg, submitted=1)
+        log.info("%s: submitted to Ray (%s)", leg.key, program.name)
+
+    def _observe(self, leg: SiteLeg, job: RayJob) -> None:
+        now = self.now_ms()
+        self._seen[leg.key] = now
+        if leg.started_ms is None or leg.metered_ms is None:
+            start = now if job.start_ms is None else min(now, job.start_ms)
+            self.table.change(leg, submitted=1, started_ms=start, metered_ms=start)
+            return
+        if leg.state is LegState.STARTING and job.status is RayStatus.RUNNING:
+            self.table.change(leg, state=LegState.RUNNING.value)
+            self.changed()
+        if now - leg.metered_ms >= METER_MS:
+            self._meter(leg, leg.metered_ms, now)
+        walltime_s = leg.offer.spec.spec.resources.walltime_s
+        if now - leg.started_ms > walltime_s * 1000:
+            self.stop(leg, LegState.FAILED, f"it ran past its walltime of {walltime_s} s", Fault.USER)
+
+    def _finish_stop(self, leg: SiteLeg, job: RayJob) -> None:
+        now = self.now_ms()
+        if job.status.ended:
+            self._stopped_at.pop(leg.key, None)
+            self._end(leg, job, leg.stop_state or LegState.STOPPED, leg.reason, leg.fault)
+        elif now - self._stopped_at.get(leg.key, 0) >= STOP_AGAIN_MS:
+            self._stopped_at[leg.key] = now
+            self.cluster.stop(leg.key)
+
+    def _finish(self, leg: SiteLeg, job: RayJob) -> None:
+        leg = self.table.get(leg.offer.leg, leg.offer.epoch) or leg  # the result may have come since it was read
+        if job.status is RayStatus.SUCCEEDED and leg.result is not None:
+            self._end(leg, job, LegState.SUCCEEDED, "", None)
+        else:
+            fault, reason = classify(leg, job)
+            self._end(leg, job, LegState.FAILED, reason, fault)
+
+    def _end(self, leg: SiteLeg, job: RayJob, state: LegState, reason: str, fault: Fault | None) -> None:
+        """Record the last usage and the final state together. A job that Ray forgot is billed until last seen alive."""
+        now = self.now_ms()
+        columns: dict[str, Any] = {"state": state.value, "reason": reason, "fault": fault.value if fault else None}
+        start = leg.started_ms if leg.started_ms is not None else job.start_ms
+        if start is None:
+            self.table.change(leg, **columns)
+        else:
+            mark = leg.metered_ms if leg.metered_ms is not None else min(start, now)
+            ended = self._seen.get(leg.key, mark) if job.status is RayStatus.UNKNOWN else job.end_ms
+            self._meter(leg, mark, end_of_usage(mark, ended, now), started_ms=start, submitted=1, **columns)
+        self._seen.pop(leg.key, None)
+        log.info("%s: %s%s", leg.key, state.value, f": {reason}" if reason else "")
+        self.changed()
+
+    def _meter(self, leg: SiteLeg, mark_ms: int, until_ms: int, **columns: Any) -> None:
+        """Record usage of [mark_ms, until_ms), move the mark and change `columns`: all of it or nothing."""
+        with self.db.write() as write:
+            if not self.table.change(leg, write, metered_ms=until_ms, **columns):
+                return
+            rows = usage_rows(leg.offer, self.settings.site.flavor.id, mark_ms, until_ms)
+            self.outbox.add_usage(write, rows, self.now_ms())
+            if columns.get("state") == LegState.SUCCEEDED.value:
+                self._add_manifest(write, leg)
+
+    def _add_manifest(self, write: sqlite3.Connection, leg: SiteLeg) -> None:
+        result = leg.result or {}
+        body = {
+            "job": leg.offer.job,
+            "leg": leg.offer.leg,
+            "epoch": str(leg.offer.epoch),
+            "digest": result.get("manifest_digest", ""),
+            "outputs": [output["id"] for output in result.get("outputs", ())],
+        }
+        self.outbox.add(write, RecordType.MANIFEST, body, self.now_ms())
+
+    # -- the cluster ----------------------------------------------------------------------------------------------
+
+    def _set_health(self, unhealthy: str) -> None:
+        if bool(unhealthy) == bool(self.unhealthy):
+            self.unhealthy = unhealthy
+            return
+        self.unhealthy = unhealthy
+        log.warning("Ray: %s", unhealthy) if unhealthy else log.info("Ray answers")
+        if unhealthy:
+            self.meter_seen()
+        self.changed()
+
+    def meter_seen(self) -> None:
+        """Make durable until when each leg was seen alive, before it is forgotten."""
+        for leg in self.table.active():
+            seen = self._seen.get(leg.key)
+            if seen is not None and leg.metered_ms is not None and seen > leg.metered_ms:
+                self._meter(leg, leg.metered_ms, seen)
+
+
+def classify(leg: SiteLeg, job: RayJob) -> tuple[Fault, str]:
+    """Return whose fault the end of a job was, and a sentence on it. Log lines stay out: they may not leave the site.
+
+    The program's own report counts first. Without one, a program that exited with a code was at fault; one that was
+    killed, or whose cluster lost it, was not.
+    """
+    if leg.failure is not None:
+        return Fault(leg.failure["fault"]), leg.failure["message"]
+    if job.status is RayStatus.SUCCEEDED:
+        return Fault.USER, "the program ended without leaving a result"
+    if job.status is RayStatus.UNKNOWN:
+        return Fault.SITE, "the Ray cluster was restarted and does not know the job any more"
+    if job.status is RayStatus.STOPPED:
+        return Fault.SITE, "the job was stopped at the site, not by the consortium"
+    code = job.exit_code
+    if code is not None and 0 < code < 128:
+        return Fault.USER, f"the program ended with exit code {code}; see its log"
+    if code is not None and code != 0:
+        return Fault.SITE, f"the program was killed by signal {code - 128 if code > 128 else -code}"
+    return Fault.SITE, f"Ray lost the program: {(job.message.splitlines() or ['no reason given'])[0][:300]}"
