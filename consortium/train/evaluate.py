@@ -1,0 +1,156 @@
+"""Held-out loss of outer states, per language, at the site that holds the text and the states.
+
+One Ray task reserves the leg's GPUs and runs torch; there is nothing to synchronise, so Ray Train is not needed.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from consortium.domain.codec import from_json
+from consortium.domain.data import Dataset
+from consortium.domain.protocol import LegContext
+from consortium.errors import ConsortiumError, NotFoundError, UsageError
+from consortium.train.exchange import Exchange
+from consortium.train.keep import Keep, Origin
+from consortium.train.order import Sequences
+from consortium.train.outer import Vector
+from consortium.train.settings import EvaluateParams, ModelParams
+from consortium.train.tokens import open_sequences, vocabulary
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check(context: LegContext) -> EvaluateParams:
+    """Return the leg's params after checking what can be checked before any process starts. Raises UsageError."""
+    params = EvaluateParams.of(context.params)
+    vocabulary(context.inputs, held_out=True)
+    if not context.model:
+        raise UsageError("the job names no model", fix="set model to the id of a pretrain job")
+    return params
+
+
+def run(open_exchange: Callable[[], Exchange], context: LegContext) -> None:
+    """Measure on the cluster that this driver belongs to. Raises the ConsortiumError that ended the task."""
+    check(context)
+    import ray
+
+    ray.init(address="auto", logging_level="warning")
+    gpus = context.gpus if context.gpu_resource == "GPU" else 0
+    resources = {} if gpus else {context.gpu_resource: context.gpus}
+    task = ray.remote(num_cpus=0, num_gpus=gpus, resources=resources, max_retries=0)(_task)
+    try:
+        ray.get(task.remote(open_exchange))
+    except ray.exceptions.RayTaskError as fault:
+        if isinstance(fault.cause, ConsortiumError):
+            raise fault.cause from fault
+        raise
+
+
+def _task(open_exchange: Callable[[], Exchange]) -> None:
+    measure(open_exchange())
+
+
+def measure(exchange: Exchange) -> dict[str, Any]:
+    """Measure every outer state asked for on every language of the inputs; leave and return the metrics."""
+    import torch
+
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    context = exchange.context
+    params = EvaluateParams.of(context.params)
+    words = vocabulary(context.inputs, held_out=True)
+    keep = Keep(exchange.store(), context.model)
+    numbers = rounds_asked(params.rounds, keep.rounds(), context)
+    device = torch.device("cuda") if context.gpu_resource == "GPU" else torch.device("cpu")
+    by_round: dict[str, dict[str, float]] = {}
+    tokens: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(prefix="consortium-tokens-") as directory:
+        for number in dict.fromkeys(numbers):
+            origin, outer = keep.measured(number)
+            if (origin.vocab_size, origin.tokenizer_digest) != (words.size, words.tokenizer_digest):
+                raise UsageError(f"{context.model} was trained with another tokenizer than the inputs were made with")
+            exchange.progress(phase="evaluate", round=number)
+            for language, datasets in by_language(context.inputs).items():
+                model = from_json(ModelParams, origin.model)
+                text = open_sequences(exchange.store(), datasets, model.context, words.size, Path(directory))
+                loss, seen = held_out_loss(origin, outer, text, params, device)
+                by_round.setdefault(language, {})[str(number)] = loss
+                tokens[language] = seen
+    loss = {
+        language: {"before": losses[str(numbers[0])], "after": losses[str(numbers[-1])]}
+        for language, losses in sorted(by_round.items())
+    }
+    metrics = {"loss": loss, "by_round": by_round, "tokens": tokens, "rounds": list(numbers)}
+    _track(exchange, by_round)
+    exchange.result(metrics=metrics)
+    return metrics
+
+
+def rounds_asked(asked: Sequence[int], kept: Sequence[int], context: LegContext) -> list[int]:
+    """Return the rounds asked for, -1 as the newest kept. Raises NotFoundError naming what this site does not keep."""
+    if not kept:
+        raise NotFoundError(
+            f"{context.site} keeps no outer state of {context.model}", fix="name a pretrain job that ran at this site"
+        )
+    numbers = [kept[-1] if number == -1 else number for number in asked]
+    absent = sorted(set(numbers) - set(kept))
+    if absent:
+        raise NotFoundError(f"{context.site} keeps rounds {kept[0]} to {kept[-1]} of {context.model}, not {absent}")
+    return numbers
+
+
+def by_language(datasets: Sequence[Dataset]) -> dict[str, list[Dataset]]:
+    """Group datasets by language; one that mixes languages is a group of its own, `de+fr`."""
+    groups: dict[str, list[Dataset]] = {}
+    for dataset in sorted(datasets, key=lambda dataset: dataset.id):
+        groups.setdefault("+".join(sorted(dataset.languages)) or "unknown", []).append(dataset)
+    return dict(sorted(groups.items()))
+
+
+def held_out_loss(
+    origin: Origin, outer: Vector, text: Sequences, params: EvaluateParams, device: torch.device
+) -> tuple[float, int]:
+    """Return the mean loss in nats per token over at most `batches` batches spread evenly over `text`, and the tokens.
+
+    Raises UsageError where the held-out text has not one whole sequence.
+    """
+    import torch
+
+    from consortium.train.model import Decoder, next_token_loss
+
+    if len(text) < 1:
+        raise UsageError("the held-out dataset has not one whole sequence", fix="hold out more, or shorten the context")
+    config = from_json(ModelParams, origin.model)
+    model = Decoder(config, origin.vocab_size).to(device).eval()
+    for name, array in origin.layout.split(outer).items():
+        model.get_parameter(name).data.copy_(torch.from_numpy(array.copy()))
+    count = min(len(text), params.batches * params.batch_size)
+    numbers = np.arange(count, dtype=np.uint64) * np.uint64(len(text)) // np.uint64(count)
+    total = 0.0
+    with torch.inference_mode():
+        for start in range(0, count, params.batch_size):
+            rows_BT = torch.from_numpy(text.read(numbers[start : start + params.batch_size])).to(device)
+            total += float(next_token_loss(model(rows_BT[:, :-1]), rows_BT)) * len(rows_BT)
+    return total / count, count * config.context
+
+
+def _track(exchange: Exchange, by_round: dict[str, dict[str, float]]) -> None:
+    """Log the losses where the leg has a run; a tracking server that is away does not undo the measurement."""
+    import sys
+
+    from consortium.train.track import RunMetrics
+
+    metrics = RunMetrics(exchange.tracking_uri, exchange.token, exchange.context.tracking_run)
+    try:
+        for language, losses in by_round.items():
+            for number, loss in losses.items():
+                metrics.log({f"held_out_loss.{language}": loss}, int(number))
+    except ConsortiumError as fault:
+        sys.stderr.write(f"the losses were not tracked: {fault.render()}\n")
