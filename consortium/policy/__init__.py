@@ -1,1 +1,21 @@
-"""To be written by its room."""
+"""Who may do what, and why not: rules compiled to Cedar, decided purely, explained by clause, file and line."""
+
+from __future__ import annotations
+
+from consortium.policy.cedar import compile_policy
+from consortium.policy.decide import PolicyBook
+from consortium.policy.model import CONSORTIUM, Action, PartnerPolicy, PolicyRules
+from consortium.policy.request import Request, log_request, release_request, requests_for_job
+
+__all__ = [
+    "CONSORTIUM",
+    "Action",
+    "PartnerPolicy",
+    "PolicyBook",
+    "PolicyRules",
+    "Request",
+    "compile_policy",
+    "log_request",
+    "release_request",
+    "requests_for_job",
+]
