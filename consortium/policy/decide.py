@@ -78,7 +78,7 @@ class PolicyBook:
         return tuple(self._compiled)
 
     def decide(self, request: Request) -> PolicyDecision:
-        """Return the decision of all partners the request touches: the owner of what is read or sent, the host, the land.
+        """Return the decision of all partners it touches: the owner of what is read or sent, the host, the land.
 
         A partner without a policy in the book denies.
         """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from consortium.domain.job import JobKind
 from consortium.policy.cedar import STRICTNESS, Clause
 from consortium.policy.model import Action, LogRule
 from consortium.policy.request import Request
@@ -43,31 +42,28 @@ def _embargoes(clause: Clause, partner: str, request: Request) -> tuple[str, str
 
 
 def _purposes(clause: Clause, partner: str, request: Request) -> tuple[str, str]:
-    kinds = f" in {_or(JobKind(kind).value for kind in clause.rule.kinds)} jobs" if clause.rule.kinds else ""
+    kinds = f" in {_or(kind.value for kind in clause.rule.kinds)} jobs" if clause.rule.kinds else ""
     given = repr(request.purpose) if request.purpose else "no purpose"
-    allowed = _or(clause.rule.allow)
     return (
-        f"{partner}'s data and sites serve {allowed}{kinds}, not {given}",
-        f"state a purpose that is true and permitted: purpose={clause.rule.allow[0]}"
-        if clause.rule.allow
-        else "nothing",
+        f"{partner}'s data and sites serve {_or(clause.rule.allow)}{kinds}, not {given}",
+        f"state a purpose that is true and permitted, such as purpose={clause.rule.allow[0]}",
     )
 
 
 def _categories(clause: Clause, partner: str, request: Request) -> tuple[str, str]:
     hit = _and(name for name in clause.rule.categories if name in request.categories)
     purposes = _or(clause.rule.purposes) or "no purpose at all"
+    other = f", or state a true purpose={clause.rule.purposes[0]}" if clause.rule.purposes else ""
     return (
         f"{partner}'s data of category {hit} may be read for {purposes} only, not for {request.purpose!r}",
-        f"leave data of category {hit} out"
-        + (f", or purpose={clause.rule.purposes[0]}" if clause.rule.purposes else ""),
+        f"leave data of category {hit} out{other}",
     )
 
 
 def _cotenancy(clause: Clause, partner: str, request: Request) -> tuple[str, str]:
     enough = _or(mode.value for mode in STRICTNESS[STRICTNESS.index(clause.rule.at_least) :])
     return (
-        f"{partner}'s data may be read only where cotenancy is {enough}; at {_at(request)} it is {request.host_cotenancy}",
+        f"{partner}'s data need cotenancy {enough}, and {_at(request)} has {request.host_cotenancy}",
         f"use a site with cotenancy {enough}",
     )
 
@@ -75,12 +71,12 @@ def _cotenancy(clause: Clause, partner: str, request: Request) -> tuple[str, str
 def _artifacts(clause: Clause, partner: str, request: Request) -> tuple[str, str]:
     if clause.rule is None:
         return (
-            f"{partner} does not let {request.artifact_class} leave {_at(request)}: its policy does not list that class",
+            f"{partner} does not list {request.artifact_class} among what may leave {_at(request)}",
             f"{partner} would have to list {request.artifact_class} under `artifacts` and sign its policy",
         )
     to = _or(clause.rule.to) or "nobody"
     return (
-        f"{partner} lets {request.artifact_class} leave {_at(request)} to {to} only, not to {request.destination_partner!r}",
+        f"{partner} lets {request.artifact_class} leave {_at(request)} for {to} only, not {request.destination_partner!r}",
         f"leave {request.destination_partner} out of the job, or have {partner} add it and sign its policy",
     )
 
@@ -97,7 +93,7 @@ def _logs(clause: Clause, partner: str, request: Request) -> tuple[str, str]:
 def _text(clause: Clause, partner: str, request: Request) -> tuple[str, str]:
     verb = "leave" if request.action is Action.RELEASE else "enter"
     return (
-        f"{request.artifact_class} text may not {verb} {_at(request)}: text never crosses a border, whatever a policy says",
+        f"{request.artifact_class} text may not {verb} {_at(request)}: text never crosses a border",
         "send the code to the data: run the job where the data is",
     )
 

@@ -57,6 +57,8 @@ class PurposeRule:
 
     def __post_init__(self) -> None:
         _names("allow", self.allow)
+        if not self.allow:
+            raise ValueError("allow must name at least one purpose")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
