@@ -1,0 +1,40 @@
+"""Exact duplicates over a whole dataset: equal normalised text. The earliest (shard, row) survives.
+
+Normalised text: NFC, case folded, runs of white space as one space. A text is known by 128 bits of BLAKE2b of it; the
+driver holds 16 bytes and a few indexes per document, about 50 bytes each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+KEY_BYTES = 16
+
+
+def key(text: str) -> bytes:
+    """Return 16 bytes that two texts share exactly when their normalised forms are equal (but for hash collisions)."""
+    normal = " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    return hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
+
+
+def survivors(keys: Sequence[bytes]) -> list[npt.NDArray[np.int64]]:
+    """Tell, for the documents of each shard in order, which document survives in their place.
+
+    `keys` holds one byte string per shard, 16 bytes per document. The answer gives each document's survivor as its
+    position in the whole dataset's order; a document that is its own survivor stays.
+    """
+    counts = [len(part) // KEY_BYTES for part in keys]
+    halves = np.frombuffer(b"".join(keys), dtype="<u8").reshape(-1, 2)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: equal keys stay in their order
+    ordered = halves[order]
+    starts = np.ones(len(order), dtype=bool)
+    starts[1:] = np.any(ordered[1:] != ordered[:-1], axis=1)
+    first_of_group = order[starts][np.cumsum(starts) - 1] if len(order) else order
+    chosen = np.empty(len(order), dtype=np.int64)
+    chosen[order] = first_of_group
+    return list(np.split(chosen, np.cumsum(counts)[:-1])) if counts else []

@@ -1,0 +1,143 @@
+"""The steps of cleaning. A step is a generator from documents to documents; what it drops or changes it notes.
+
+| rule                  | drops or changes                                                                  |
+|-----------------------|-----------------------------------------------------------------------------------|
+| `redact.email`        | replaces every e-mail address by `[EMAIL]`                                        |
+| `length.min`          | fewer characters than `min_chars`, white space at the ends not counted            |
+| `length.max`          | more characters than `max_chars`                                                  |
+| `language.none`       | no letters in the part that is looked at                                          |
+| `language.other`      | the most probable language is not among `languages`                               |
+| `language.confidence` | its probability is below `min_confidence`                                         |
+| `dedup.exact`         | the same normalised text stands earlier in the dataset (see `dedup`)              |
+
+Redaction comes first, so that a cleaned document is judged as it will stand: cleaning a clean dataset drops nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from consortium.data.documents import KEEP, Document, Notes, Outcome
+
+Step = Callable[[Iterable[Document], Notes], Iterator[Document]]
+
+EMAIL = re.compile(
+    r"(?<![\w.%+-])[\w%+-](?:[\w.%+-]{0,62}[\w%+-])?"  # local part, at most 64 characters, no dot at its ends
+    r"@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])"  # labels and a top-level domain
+)
+EMAIL_PLACEHOLDER = "[EMAIL]"
+
+CONTRAST = ("de", "en", "es", "fr", "it", "nl", "pt")
+"""Languages that a document may turn out to be in, besides the wanted ones: what our collections really contain."""
+_LOOK_AT_CHARS = 500
+_NOT_LETTERS = re.compile(r"[\W\d_]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthConfig:
+    """Bounds on a document's characters, both included."""
+
+    min_chars: int
+    max_chars: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageConfig:
+    """Languages (ISO 639-1) a document may be in, and how sure the model must be (0 to 1)."""
+
+    languages: tuple[str, ...]
+    min_confidence: float
+
+
+def length(config: LengthConfig) -> Step:
+    """Drop documents that are too short or too long."""
+
+    def judge(document: Document) -> Outcome:
+        chars = len(document.text.strip())
+        if chars < config.min_chars:
+            return Outcome(False, "length.min", str(chars), str(config.min_chars))
+        if chars > config.max_chars:
+            return Outcome(False, "length.max", str(chars), str(config.max_chars))
+        return KEEP
+
+    return _filter(judge)
+
+
+def language(config: LanguageConfig) -> Step:
+    """Drop documents in other languages; those that stay carry the language found.
+
+    The model is py3langid's naive Bayes over byte n-grams, restricted to `config.languages` and `CONTRAST`, on the
+    first 500 characters without markup and digits, in lower case: upper-case headings of laws would else look foreign.
+    """
+    wanted = frozenset(config.languages)
+    classify = _classifier(tuple(sorted(wanted | set(CONTRAST))))
+    wants, threshold = ",".join(sorted(wanted)), f"{config.min_confidence:g}"
+
+    def run(documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
+        for document in documents:
+            letters = _NOT_LETTERS.sub(" ", document.text[:_LOOK_AT_CHARS]).strip().lower()
+            found, confidence = classify(letters) if letters else ("", 0.0)
+            if not found:
+                notes.remove(document, Outcome(False, "language.none", "0", "1"))
+            elif found not in wanted:
+                notes.remove(document, Outcome(False, "language.other", f"{found} {confidence:.3f}", wants))
+            elif confidence < config.min_confidence:
+                notes.remove(document, Outcome(False, "language.confidence", f"{confidence:.3f}", threshold))
+            else:
+                yield document if document.language == found else replace(document, language=found)
+
+    return run
+
+
+def redact_email(documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
+    """Replace e-mail addresses by a typed placeholder; each edit is noted with its span, never with the address."""
+    for document in documents:
+        spans = [match.span() for match in EMAIL.finditer(document.text)] if "@" in document.text else []
+        if spans:
+            for start, end in spans:
+                notes.edit(document, "redact.email", EMAIL_PLACEHOLDER, start, end)
+            document = replace(document, text=EMAIL.sub(EMAIL_PLACEHOLDER, document.text))
+        yield document
+
+
+def chain(steps: Sequence[Step], documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
+    """Run documents through the steps, one document in memory per step at a time."""
+    stream: Iterable[Document] = documents
+    for step in steps:
+        stream = step(stream, notes)
+    yield from stream
+
+
+def _filter(judge: Callable[[Document], Outcome]) -> Step:
+    def run(documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
+        for document in documents:
+            outcome = judge(document)
+            if outcome.keep:
+                yield document
+            else:
+                notes.remove(document, outcome)
+
+    return run
+
+
+@lru_cache(maxsize=8)
+def _classifier(languages: tuple[str, ...]) -> Callable[[str], tuple[str, float]]:
+    """Return the classifier for a set of languages; the model is loaded once per process and set."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier: Any = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.set_languages(languages)
+    classify: Callable[[str], tuple[str, float]] = identifier.classify
+    return classify
+
+
+@lru_cache(maxsize=1)
+def known_languages() -> frozenset[str]:
+    """Return the languages the model knows."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return frozenset(LanguageIdentifier.from_model_file(MODEL_FILE).labels)

@@ -1,0 +1,88 @@
+"""Word counts, the only thing about a text that leaves for the common tokenizer: thresholded and capped.
+
+A word is what the byte-level pre-tokenizer would cut: letters, digits or signs, with the space before them. Words seen
+fewer than `min_count` times at a site, or longer than `max_word_chars`, are never sent, and of the rest at most
+`MAX_WORDS`, the most frequent.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from consortium.errors import VerificationError
+
+WORD = re.compile(r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
+MAX_WORDS = 100_000
+_SPLIT_PARTS = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WordsConfig:
+    """What of the counts may be sent."""
+
+    min_count: int
+    max_word_chars: int
+
+
+def is_held_out(text: str, percent: int) -> bool:
+    """Tell whether a document belongs to the held-out split: by its text's hash, so equal texts stay together."""
+    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=b"held-out").digest(), "big")
+    return number % _SPLIT_PARTS < percent * _SPLIT_PARTS // 100
+
+
+def count(texts: Iterable[str]) -> Counter[str]:
+    """Count the words of texts."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(WORD.findall(text))
+    return counts
+
+
+def threshold(counts: Mapping[str, int], config: WordsConfig) -> dict[str, int]:
+    """Return what may be sent of a site's counts, sorted by word."""
+    allowed = [
+        (-number, word)
+        for word, number in counts.items()
+        if number >= config.min_count and len(word) <= config.max_word_chars
+    ]
+    return {word: -negative for negative, word in sorted(sorted(allowed)[:MAX_WORDS], key=lambda pair: pair[1])}
+
+
+def pack(counts: Mapping[str, int]) -> bytes:
+    """Return counts as bytes: the same counts give the same bytes."""
+    data = json.dumps(dict(sorted(counts.items())), ensure_ascii=False, separators=(",", ":"))
+    return gzip.compress(data.encode(), compresslevel=6, mtime=0)
+
+
+def unpack(data: bytes, sender: str, config: WordsConfig) -> dict[str, int]:
+    """Read another site's counts; raises VerificationError naming it where they are not what may be sent."""
+    try:
+        counts = json.loads(gzip.decompress(data))
+    except (OSError, EOFError, zlib.error, ValueError) as fault:
+        raise VerificationError(f"the word counts of {sender} are not readable: {fault}", where=sender) from fault
+    if not isinstance(counts, dict) or len(counts) > MAX_WORDS:
+        raise VerificationError(f"the word counts of {sender} are not at most {MAX_WORDS} words", where=sender)
+    for word, number in counts.items():
+        whole = isinstance(number, int) and not isinstance(number, bool)
+        if not whole or number < config.min_count or not 0 < len(word) <= config.max_word_chars:
+            raise VerificationError(
+                f"{sender} sent a word that must not be sent: {len(word)} characters, counted {number!r}",
+                where=sender,
+                fix="both sites must run the job with the same code and params",
+            )
+    return counts
+
+
+def merge(parts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Add up the counts of all sites; the result does not depend on the order of sites."""
+    merged: Counter[str] = Counter()
+    for site in sorted(parts):
+        merged.update(parts[site])
+    return {word: merged[word] for word in sorted(merged)}
