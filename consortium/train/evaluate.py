@@ -83,11 +83,11 @@ def measure(exchange: Exchange) -> dict[str, Any]:
                 loss, seen = held_out_loss(origin, outer, text, params, device)
                 by_round.setdefault(language, {})[str(number)] = loss
                 tokens[language] = seen
-    loss = {
+    before_after = {
         language: {"before": losses[str(numbers[0])], "after": losses[str(numbers[-1])]}
         for language, losses in sorted(by_round.items())
     }
-    metrics = {"loss": loss, "by_round": by_round, "tokens": tokens, "rounds": list(numbers)}
+    metrics: dict[str, Any] = {"loss": before_after, "by_round": by_round, "tokens": tokens, "rounds": list(numbers)}
     _track(exchange, by_round)
     exchange.result(metrics=metrics)
     return metrics
