@@ -1,0 +1,30 @@
+"""Accounting periods: calendar months in UTC, written `YYYY-MM`, as half-open intervals of Unix milliseconds."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+from consortium.errors import UsageError
+
+_PERIOD = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
+
+
+def period_of(unix_ms: int) -> str:
+    """Return the period a moment lies in."""
+    moment = datetime.fromtimestamp(unix_ms // 1000, UTC)
+    return f"{moment.year:04d}-{moment.month:02d}"
+
+
+def bounds(period: str) -> tuple[int, int]:
+    """Return [start, end) of a period. Raises UsageError where it is not `YYYY-MM`."""
+    match = _PERIOD.fullmatch(period)
+    if match is None or not 1970 <= int(match[1]) <= 9998:
+        raise UsageError(f"{period!r} is not a period", fix="write a month as YYYY-MM, such as 2026-03")
+    year, month = int(match[1]), int(match[2])
+    after = (year + 1, 1) if month == 12 else (year, month + 1)
+    return _ms(year, month), _ms(*after)
+
+
+def _ms(year: int, month: int) -> int:
+    return int(datetime(year, month, 1, tzinfo=UTC).timestamp()) * 1000

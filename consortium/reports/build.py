@@ -1,0 +1,156 @@
+"""Making a report: choose the leaves, compute the figures from them, prove each leaf, sign the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from consortium.accounting.periods import bounds
+from consortium.domain.codec import from_json, to_json
+from consortium.domain.ids import is_partner, partner_of
+from consortium.domain.partner import Site
+from consortium.domain.records import Record, RecordType
+from consortium.errors import UsageError
+from consortium.keys.signing import SigningKey, sign_value
+from consortium.keys.trust import Trust
+from consortium.ledger.log import Entry
+from consortium.ledger.proofs import parse_checkpoint
+from consortium.reports.figures import crossings_of, datasets_of, figures, read_facts, receipts_of, rounds_of, usage_of
+from consortium.reports.model import FORMAT, LIMITS, Erased, Leaf, Report, SiteFacts
+from consortium.reports.verify import verify_report
+
+
+class LogAccess(Protocol):
+    """What a report needs of the ledger; `consortium.ledger.log.Ledger` has it."""
+
+    def checkpoint(self) -> str:
+        """Return the signed checkpoint as it stands."""
+        ...
+
+    def entries(self, start: int = 0, count: int | None = None) -> list[Entry]:
+        """Return leaves in order."""
+        ...
+
+    def inclusion(self, index: int, size: int | None = None) -> list[str]:
+        """Return the proof of one leaf in the tree of `size` leaves."""
+        ...
+
+
+def build_report(
+    *,
+    partner: str,
+    period: str,
+    log: LogAccess,
+    sites: Sequence[Site],
+    trust: Trust,
+    key: SigningKey,
+    made_ms: int,
+) -> dict[str, Any]:
+    """Return the canonical report on `partner` for `period` (`YYYY-MM`) as JSON, signed with the server's `key`.
+
+    It rests on the log as its checkpoint stands now. Raises UsageError for a bad partner or period, and
+    VerificationError, as `verify_report` would, where records do not hold together: no report is made that fails.
+    """
+    _check_asked(partner, period, sites)
+    checkpoint = log.checkpoint()
+    size = parse_checkpoint(checkpoint, trust.log_name, trust.log_key).size
+    entries = log.entries(0, size)
+    payloads = [(entry, entry.payload) for entry in entries if entry.payload is not None]
+    records = [(entry, from_json(Record, payload, where=entry.record_id)) for entry, payload in payloads]
+    chosen = choose(records, partner, period)
+    origins = {record.origin for _, record in chosen}
+    report = Report(
+        format=FORMAT,
+        partner=partner,
+        period=period,
+        made_ms=made_ms,
+        sites=tuple(_site_facts(site) for site in sorted(sites, key=lambda site: site.id)),
+        figures=figures(
+            read_facts((record for _, record in chosen), partner, period),
+            partner,
+            {site.id: site.flavor.reference_factor for site in sites},
+        ),
+        limits=LIMITS,
+        leaves=tuple(
+            Leaf(
+                index=entry.index,
+                record_id=entry.record_id,
+                salt=entry.salt,
+                payload=entry.payload or {},
+                proof=tuple(log.inclusion(entry.index, size)),
+            )
+            for entry, _ in chosen
+        ),
+        erased=tuple(
+            Erased(
+                index=entry.index,
+                record_id=entry.record_id,
+                data=entry.data,
+                order=entry.erased,
+                proof=tuple(log.inclusion(entry.index, size)),
+            )
+            for entry in entries
+            if entry.erased and entry.record_id.partition(":")[0] in origins
+        ),
+        checkpoint=checkpoint,
+        trust=trust,
+        fingerprints=trust.fingerprints(),
+    )
+    document: dict[str, Any] = to_json(sign_value(key, report))
+    verify_report(document, trust)
+    return document
+
+
+def choose(records: Iterable[tuple[Entry, Record]], partner: str, period: str) -> list[tuple[Entry, Record]]:
+    """Return what a report on `partner` rests on, in the log's order.
+
+    Usage and crossings of its own sites, whole; usage, whole, of every site its accounts ran at; the other side's
+    records of its crossings; the server's leases, rounds and datasets that concern it.
+    """
+    everything = list(records)
+    hosts = {
+        record.origin
+        for _, record in everything
+        if record.type is RecordType.USAGE
+        and any(partner in (partner_of(m.row.account), partner_of(m.row.site)) for m in usage_of(record, period))
+    }
+    return [(entry, record) for entry, record in everything if _concerns(record, partner, period, hosts)]
+
+
+def _concerns(record: Record, partner: str, period: str, hosts: set[str]) -> bool:
+    match record.type:
+        case RecordType.USAGE:
+            return record.origin in hosts and record.body.get("period") == period
+        case RecordType.CROSSING:
+            return any(
+                partner in (partner_of(item.sender), partner_of(item.recipient))
+                for item in crossings_of(record, period)
+            ) or (partner_of(record.origin) == partner and record.body.get("period") == period)
+        case RecordType.LEASE:
+            rows = receipts_of(record, period)
+            return any(partner in (partner_of(row.account), partner_of(row.site)) for row in rows)
+        case RecordType.ROUND:
+            found = rounds_of(record, period)
+            return any(partner_of(commit.site) == partner for item in found for commit in item.commits)
+        case RecordType.DATASET:
+            return any(item.partner == partner for item in datasets_of(record, period))
+        case _:
+            return False
+
+
+def _check_asked(partner: str, period: str, sites: Sequence[Site]) -> None:
+    bounds(period)
+    known = sorted({site.partner for site in sites})
+    if not is_partner(partner) or partner not in known:
+        raise UsageError(f"{partner!r} is no partner with a site", fix=f"partners: {', '.join(known)}")
+
+
+def _site_facts(site: Site) -> SiteFacts:
+    return SiteFacts(
+        id=site.id,
+        partner=site.partner,
+        territory=site.territory,
+        flavor=site.flavor.id,
+        reference_factor=site.flavor.reference_factor,
+        factor_version=site.flavor.factor_version,
+    )

@@ -1,0 +1,212 @@
+"""What a contribution report says. Units stand in the names; what is not known is null, never zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from consortium.accounting.leases import AGREE_PERCENT, AGREE_SLACK_MS
+from consortium.accounting.usage import Repeated
+from consortium.domain.data import ArtifactClass
+from consortium.domain.records import Evidence
+from consortium.keys.trust import Trust
+
+FORMAT = "consortium-report/1"
+_STRICT = {"extra": "forbid"}
+
+LIMITS = (
+    "Delivered and consumed GPU time is metered by the site. Where the server's receipt times cover the same leases, "
+    "both books stand side by side; they count as cross-checked where they differ by at most "
+    f"{AGREE_PERCENT} % of the site's figure plus {AGREE_SLACK_MS} ms per GPU and lease.",
+    "A crossing is cross-checked where sender and recipient recorded the same artifacts. Batches of metric and control "
+    "calls are declared by their sender.",
+    "Reference factors, datasets, licences and languages are declared by the partner whose site it is.",
+    "What an origin recorded in the period after the last record shown here does not show; compare `completeness` with "
+    "the origin's own count.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteFacts:
+    """A site as its partner declares it; `reference_factor` turns its GPU-hours into reference GPU-hours."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    id: str
+    partner: str
+    territory: str
+    flavor: str
+    reference_factor: str
+    factor_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuTime:
+    """GPU time in both books: the site's metering (`gpu_ms`) and the server's receipts (`server_gpu_ms`)."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    gpu_ms: int | None
+    gpu_hours: str | None
+    reference_gpu_hours: str | None
+    server_gpu_ms: int | None
+    difference_gpu_ms: int | None
+    leases: int
+    leases_without_receipt: int
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuRow:
+    """GPU time of one account at one site."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    site: str
+    flavor: str
+    account: str
+    time: GpuTime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuTable:
+    """Rows and their sum."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    rows: tuple[GpuRow, ...]
+    total: GpuTime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BorderRow:
+    """What passed over one border, of one class: the sender's record against the recipient's."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    sender: str
+    recipient: str
+    artifact_class: ArtifactClass
+    released_count: int | None
+    released_bytes: int | None
+    received_count: int | None
+    received_bytes: int | None
+    matched_count: int
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRow:
+    """A site's part in one closed round: its commit, and the weight the certificate gave it."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    job: str
+    round: int
+    site: str
+    accepted: bool
+    tokens: int
+    steps: int
+    weight: str | None
+    """Hex float, as certified; null where the contribution was not accepted."""
+    weight_percent: str | None
+    accepting_judges: tuple[str, ...]
+    outer_digest: str | None
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetRow:
+    """A dataset of the partner that entered the ledger in the period."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    id: str
+    name: str
+    version: int
+    site: str
+    artifact_class: ArtifactClass
+    languages: tuple[str, ...]
+    licence: str
+    documents: int
+    tokens: int
+    size_bytes: int
+    manifest_digest: str | None
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completeness:
+    """All records of one family by one origin in the period, and the sums the origin signed in its last one."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    origin: str
+    family: str
+    records: int
+    last_seq: int
+    cumulative: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Every figure of a report; each follows from the report's leaves."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    delivered: GpuTable
+    consumed: GpuTable
+    crossings: tuple[BorderRow, ...]
+    rounds: tuple[RoundRow, ...]
+    datasets: tuple[DatasetRow, ...]
+    not_billed: tuple[Repeated, ...]
+    """Usage metered twice: in the ledger, but counted once."""
+    completeness: tuple[Completeness, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaf:
+    """One leaf of the log with its proof: SHA-256(salt || canonical payload) stands at `index`."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    index: int
+    record_id: str
+    salt: str
+    payload: dict[str, Any]
+    proof: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erased:
+    """A leaf of an origin concerned whose payload was erased under an order."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    index: int
+    record_id: str
+    data: str
+    order: str
+    proof: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The canonical record. The server signs the canonical JSON of everything but `signature`."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    format: str
+    partner: str
+    period: str
+    made_ms: int
+    sites: tuple[SiteFacts, ...]
+    figures: Figures
+    limits: tuple[str, ...]
+    leaves: tuple[Leaf, ...]
+    erased: tuple[Erased, ...]
+    checkpoint: str
+    """The signed note of the log that every leaf is proven against."""
+    trust: Trust
+    fingerprints: dict[str, str]
+    signature: str = field(default="")

@@ -1,0 +1,188 @@
+"""Verifying a report offline: nothing but the file and, better, the keys one pinned oneself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from consortium.accounting.periods import bounds
+from consortium.domain.codec import from_json, to_json
+from consortium.domain.records import Record, RecordType
+from consortium.domain.training import Round
+from consortium.errors import ConsortiumError, UsageError, VerificationError
+from consortium.keys.canonical import canonical
+from consortium.keys.signing import verify_value
+from consortium.keys.trust import Trust
+from consortium.ledger.origins import record_digest, record_id
+from consortium.ledger.proofs import Checkpoint, leaf_data, parse_checkpoint, verify_inclusion
+from consortium.reports.figures import figures, read_facts
+from consortium.reports.model import FORMAT, Report
+from consortium.reports.text import parse_report
+from consortium.train.rounds import check_certificate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was verified, and whose keys it rests on."""
+
+    partner: str
+    period: str
+    leaves: int
+    log_size: int
+    log_root: str
+    trust: str
+    """`given` where the caller's keys were used; `file` where they came from the report itself, which proves only that
+    it was not changed since somebody with those keys made it: compare the fingerprints."""
+    fingerprints: dict[str, str]
+    checks: tuple[str, ...]
+    limits: tuple[str, ...]
+
+
+def verify_report(document: Mapping[str, Any] | str | bytes, trust: Trust | None = None) -> Verification:
+    """Check everything a report carries; return what was checked.
+
+    Each leaf's record is signed by its origin and proven against the log's signed checkpoint; running sums are
+    gapless; certificates follow from their verdicts; every figure is computed again from the leaves; the server signed
+    the whole. Raises VerificationError naming the first thing that does not hold.
+    """
+    try:
+        raw = parse_report(document) if isinstance(document, str | bytes) else dict(document)
+        report = from_json(Report, raw, where="report")
+        if report.format != FORMAT:
+            raise VerificationError(f"not a report of format {FORMAT}: it says {report.format!r}")
+        bounds(report.period)
+        keys = _trusted(report, trust)
+        checkpoint = parse_checkpoint(report.checkpoint, keys.log_name, keys.log_key)
+        records = _leaves(report, keys, checkpoint)
+        _links(records)
+        facts = read_facts(records, report.partner, report.period)
+        for item in facts.rounds:
+            _round(item, keys)
+        _figures(raw, to_json(figures(facts, report.partner, {s.id: s.reference_factor for s in report.sites})))
+        verify_value(keys.server_key, raw, what="the server over the whole report")
+    except VerificationError:
+        raise
+    except (ConsortiumError, ValueError, TypeError, KeyError, RecursionError, OverflowError) as fault:
+        what = fault.what if isinstance(fault, ConsortiumError) else str(fault)
+        raise VerificationError(f"not a valid report: {what}") from fault
+    return Verification(
+        partner=report.partner,
+        period=report.period,
+        leaves=len(report.leaves),
+        log_size=checkpoint.size,
+        log_root=checkpoint.root,
+        trust="given" if trust is not None else "file",
+        fingerprints=keys.fingerprints(),
+        checks=_checks(report, records),
+        limits=report.limits,
+    )
+
+
+def _trusted(report: Report, given: Trust | None) -> Trust:
+    """Return the keys to believe: those given, which must not contradict the report's own."""
+    if report.fingerprints != report.trust.fingerprints():
+        raise VerificationError("the fingerprints in the report are not those of its keys")
+    if given is None:
+        return report.trust
+    mine, theirs = given.fingerprints(), report.trust.fingerprints()
+    for name in sorted(mine.keys() & theirs.keys()):
+        if mine[name] != theirs[name]:
+            raise VerificationError(
+                f"the report names another key for {name} ({theirs[name]}) than the trusted one ({mine[name]})",
+                fix="the report is not of this consortium, or a key was changed: ask its owner over another channel",
+            )
+    if given.log_name != report.trust.log_name:
+        raise VerificationError(f"the report is of log {report.trust.log_name!r}, trusted is {given.log_name!r}")
+    return given
+
+
+def _leaves(report: Report, keys: Trust, checkpoint: Checkpoint) -> list[Record]:
+    records, last = [], -1
+    for leaf in report.leaves:
+        where = f"leaf {leaf.index} ({leaf.record_id})"
+        if leaf.index <= last:
+            raise VerificationError("the report's leaves are not in the log's order, each once", where=where)
+        last = leaf.index
+        record = _record(leaf.payload, where)
+        if record_id(record) != leaf.record_id:
+            raise VerificationError(f"{where} holds record {record_id(record)}", where=where)
+        verify_value(keys.origin_key(record.origin), leaf.payload, what=where)
+        data = leaf_data(leaf.salt, leaf.payload)
+        _within(where, data, leaf.index, leaf.proof, checkpoint)
+        records.append(record)
+    for gone in report.erased:
+        where = f"erased leaf {gone.index} ({gone.record_id})"
+        if len(gone.data) != 64 or gone.data != gone.data.lower():
+            raise VerificationError(f"{where} is not 64 hex digits in lower case")
+        _within(where, bytes.fromhex(gone.data), gone.index, gone.proof, checkpoint)
+    return records
+
+
+def _record(payload: dict[str, Any], where: str) -> Record:
+    try:
+        record = from_json(Record, payload, where=where)
+    except UsageError as fault:
+        raise VerificationError(fault.what, where=where) from fault
+    if canonical(record) != canonical(payload):
+        raise VerificationError(f"{where} is no record: it has other fields", where=where)
+    return record
+
+
+def _within(where: str, data: bytes, index: int, proof: tuple[str, ...], checkpoint: Checkpoint) -> None:
+    try:
+        verify_inclusion(data, index, checkpoint.size, proof, checkpoint.root)
+    except VerificationError as fault:
+        raise VerificationError(f"{where} is not proven to stand in the log: {fault.what}", where=where) from fault
+
+
+def _links(records: list[Record]) -> None:
+    """Where two records of an origin follow each other, the later one names the earlier one's digest."""
+    known = {(record.origin, record.seq): record for record in records}
+    if len(known) != len(records):
+        raise VerificationError("two leaves hold the same record")
+    for (origin, seq), record in known.items():
+        before = known.get((origin, seq - 1))
+        if before is not None and record.previous != record_digest(before):
+            raise VerificationError(f"record {record_id(record)} does not follow {record_id(before)}")
+
+
+def _round(item: Round, keys: Trust) -> None:
+    where = f"round {item.number} of {item.job}"
+    for commit in item.commits:
+        verify_value(keys.origin_key(commit.site), commit, what=f"{commit.site}'s commit to {where}")
+    for verdict in item.verdicts:
+        verify_value(keys.origin_key(verdict.judge), verdict, what=f"{verdict.judge}'s verdict in {where}")
+    if item.certificate is not None:
+        verify_value(keys.server_key, item.certificate, what=f"the certificate of {where}")
+        check_certificate(item, item.certificate.previous_outer)
+
+
+def _figures(raw: Mapping[str, Any], computed: Any) -> None:
+    found = _difference(raw.get("figures"), computed, "figures")
+    if found is not None:
+        path, said, gives = found
+        raise VerificationError(f"{path}: the report says {said!r}, its leaves give {gives!r}", where=path)
+
+
+def _difference(said: Any, computed: Any, path: str) -> tuple[str, Any, Any] | None:
+    """Return path and both values of the first difference, or None."""
+    if isinstance(said, dict) and isinstance(computed, dict) and said.keys() == computed.keys():
+        pairs = [(f"{path}.{key}", said[key], computed[key]) for key in sorted(said)]
+    elif isinstance(said, list) and isinstance(computed, list) and len(said) == len(computed):
+        pairs = [(f"{path}[{i}]", a, b) for i, (a, b) in enumerate(zip(said, computed, strict=True))]
+    else:
+        return None if type(said) is type(computed) and said == computed else (path, said, computed)
+    return next((found for sub, a, b in pairs if (found := _difference(a, b, sub)) is not None), None)
+
+
+def _checks(report: Report, records: list[Record]) -> tuple[str, ...]:
+    count = {kind: sum(record.type is kind for record in records) for kind in RecordType}
+    kinds = ", ".join(f"{number} {kind.value}" for kind, number in count.items() if number)
+    return (
+        f"{len(records)} records are signed by their origins ({kinds or 'none'})",
+        f"{len(records) + len(report.erased)} leaves are proven to stand under the log's signed checkpoint",
+        f"{len(report.figures.completeness)} families of records have no gap",
+        "every figure follows from the leaves",
+        "the server signed the whole report",
+    )
