@@ -1,0 +1,134 @@
+"""What the data jobs hand back: datasets, the manifest, numbers for people, and the same numbers to MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from consortium.data.manifest import Stage
+from consortium.data.tokenize import Vocabulary
+from consortium.domain.data import ArtifactClass, Dataset
+from consortium.errors import UnreachableError, UsageError
+from consortium.keys.canonical import digest_json
+from consortium.tracking.tracker import Tracker
+
+CLEAN_SUFFIX = "-clean"
+
+
+def expect_inputs(datasets: Sequence[Dataset], allowed: tuple[ArtifactClass, ...]) -> None:
+    """Raise UsageError unless there are inputs and all are of an allowed class."""
+    names = " or ".join(kind.value for kind in allowed)
+    if not datasets:
+        raise UsageError("no input lives at this site", fix=f"name a {names} dataset in the job's inputs")
+    for dataset in datasets:
+        if dataset.artifact_class not in allowed:
+            raise UsageError(f"{dataset.name} is {dataset.artifact_class.value}, not {names}", where=dataset.id)
+
+
+def clean_output(source: Dataset, stage: Stage, new_id: str) -> Dataset:
+    """Return the clean dataset that a stage made of `source`."""
+    return Dataset(
+        id=new_id,
+        name=base_name(source) + CLEAN_SUFFIX,
+        version=source.version,
+        site=source.site,
+        territory=source.territory,
+        artifact_class=ArtifactClass.CLEAN,
+        languages=tuple(stage.manifest["config"]["languages"]),
+        licence=source.licence,
+        source=source.source,
+        shards=stage.outputs["clean"],
+        categories=source.categories,
+        parents=(source.id,),
+        manifest_digest=stage.manifest_digest,
+        attributes={"manifest_key": stage.manifest_key},
+    )
+
+
+def token_outputs(
+    source: Dataset, stage: Stage, vocabulary: Vocabulary, new_id: Callable[[], str]
+) -> tuple[Dataset, ...]:
+    """Return the training and the held-out token datasets that a stage made of `source`; an empty one is left out."""
+    return tuple(
+        Dataset(
+            id=new_id(),
+            name=f"{base_name(source)}{suffix}",
+            version=source.version,
+            site=source.site,
+            territory=source.territory,
+            artifact_class=ArtifactClass.TOKENS,
+            languages=source.languages,
+            licence=source.licence,
+            source=source.source,
+            shards=stage.outputs[split],
+            categories=source.categories,
+            parents=(source.id,),
+            manifest_digest=stage.manifest_digest,
+            held_out=split == "heldout",
+            attributes={**vocabulary.attributes(), "manifest_key": stage.manifest_key},
+        )
+        for split, suffix in (("tokens", "-tokens"), ("heldout", "-tokens-heldout"))
+        if stage.outputs.get(split)
+    )
+
+
+def base_name(dataset: Dataset) -> str:
+    """Return a dataset's name without the mark of the stage that wrote it."""
+    return dataset.name.removesuffix(CLEAN_SUFFIX)
+
+
+def whole_manifest(stages: Sequence[Stage]) -> tuple[dict[str, Any], str]:
+    """Return the leg's manifest and its digest: the only stage's own, or one that lists several."""
+    if len(stages) == 1:
+        return stages[0].manifest, stages[0].manifest_digest
+    combined = {"stages": [stage.manifest_digest for stage in stages], "manifests": [s.manifest for s in stages]}
+    return combined, digest_json(combined)
+
+
+def clean_metrics(stages: Sequence[Stage]) -> dict[str, int]:
+    """Return the counts of clean stages as flat numbers: `documents_in`, `removed.length.min`, `edits.redact.email`."""
+    found: dict[str, int] = {}
+    for counts in (stage.manifest["counts"] for stage in stages):
+        for name in ("documents_in", "documents_out"):
+            found[name] = found.get(name, 0) + sum(counts[name].values())
+        for name in ("chars_in", "chars_out"):
+            found[name] = found.get(name, 0) + int(counts[name])
+        for rule, by_language in counts["removed"].items():
+            found[f"removed.{rule}"] = found.get(f"removed.{rule}", 0) + sum(by_language.values())
+        for rule, edits in counts["edits"].items():
+            found[f"edits.{rule}"] = found.get(f"edits.{rule}", 0) + edits
+    return found
+
+
+def token_metrics(stages: Sequence[Stage], vocabulary: Vocabulary) -> dict[str, int]:
+    """Return the counts of tokenize stages as flat numbers."""
+    found = {"vocab_size": vocabulary.size}
+    for counts in (stage.manifest["counts"] for stage in stages):
+        for name, number in counts.items():
+            found[name] = found.get(name, 0) + int(number)
+    return found
+
+
+def track(
+    tracker: Tracker,
+    run: str,
+    *,
+    params: dict[str, Any],
+    metrics: dict[str, int],
+    inputs: Sequence[Dataset],
+    outputs: Sequence[Dataset],
+    warn: Callable[[str], object],
+) -> bool:
+    """Log a finished data job to its MLflow run. Returns False, after `warn`, where the server stays away.
+
+    MLflow is not evidence: the manifest is. So a finished stage does not fail because tracking is down.
+    """
+    try:
+        tracker.log_params(run, params)
+        tracker.log_inputs(run, inputs, context="input")
+        tracker.log_inputs(run, outputs, context="output")
+        tracker.log_metrics(run, metrics)
+    except UnreachableError as fault:
+        warn(f"the run could not be tracked: {fault.render()}")
+        return False
+    return True
