@@ -50,11 +50,12 @@ class _Tree:
             for quota in account.quotas:
                 self.quotas[account.id, quota.flavor] = quota
         self.parent.setdefault(ROOT, None)
+        order = self._children_first()
         for flavor in sorted({flavor for _, flavor in self.quotas}):
-            self._sum_up(flavor)
+            self._sum_up(flavor, order)
 
-    def _sum_up(self, flavor: str) -> None:
-        for account in self._children_first():
+    def _sum_up(self, flavor: str, order: list[str]) -> None:
+        for account in order:
             quota = self.quotas.get((account, flavor))
             key = (account, flavor)
             subtree = self.subtree.get(key, 0) + (quota.nominal if quota else 0)
