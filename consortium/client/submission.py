@@ -56,7 +56,7 @@ def _spec(catalogue: Catalogue, composed: ComposedJob, *, person: str, account: 
         raise UsageError(
             f"a {composed.kind.value} job needs inputs",
             where="inputs",
-            fix=f"name datasets: consortium submit {composed.kind.value} inputs=[NAME]; `consortium data ls` lists them",
+            fix=f"consortium submit {composed.kind.value} inputs=[NAME]; `consortium data ls` lists datasets",
         )
     if composed.kind is JobKind.EVALUATE and not composed.model:
         raise UsageError("an evaluate job needs a model", where="model", fix="give the pretrain job's id: model=job-…")

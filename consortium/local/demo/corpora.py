@@ -57,7 +57,7 @@ def _read(folder: Path, source: str, languages: Mapping[str, Sequence[str]]) -> 
             raise UsageError(
                 f"no collection for partner {partner} in the folder of corpora",
                 where=source,
-                fix=f"put there one called {partner}{'|'.join(_SUFFIXES)} or a folder {partner}/ of text or Markdown files",
+                fix=f"put there {partner}{'|'.join(_SUFFIXES)}, or a folder {partner}/ of text or Markdown files",
             )
         found[partner] = match
     return Corpora(found=found, source=f"{source} ({', '.join(path.name for path in found.values())})")

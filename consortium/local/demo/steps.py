@@ -1,0 +1,145 @@
+"""The demo's steps, each what a user would do, through the same API."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from consortium.config import FederationConfig
+from consortium.data.register import register_collection
+from consortium.data.sample import write_sample
+from consortium.domain.data import Dataset
+from consortium.domain.ids import make_id
+from consortium.domain.job import Job, JobState
+from consortium.errors import JobFailedError
+from consortium.keys.canonical import canonical
+from consortium.local.demo.corpora import Corpora
+from consortium.local.demo.session import Session
+from consortium.site.settings import SiteSettings
+from consortium.storage.objects import ObjectStore
+
+ENGINEERS = {"fr": "fr/amelie", "de": "de/anna", "uy": "uy/alma"}
+AUDITORS = {"fr": "fr/claire", "de": "de/clara", "uy": "uy/carmen"}
+LICENCES = {
+    "fr": "Licence Ouverte 2.0",
+    "de": "official works (UrhG section 5)",
+    "uy": "Licencia de Datos Abiertos Uruguay",
+}
+_MINUTES = 60.0
+
+
+def register(session: Session, config: FederationConfig, corpora: Corpora) -> list[Dataset]:
+    """Put every state's collection into its own private store and register it; nothing of it crosses a border."""
+    paths = dict(corpora.found)
+    if corpora.generated:
+        paths = write_sample(session.directory.root / "sample", {p.id: p.languages[0] for p in config.partners})
+
+    def one(partner: str, site: str, language: str) -> Dataset:
+        settings = SiteSettings.load(session.directory.site(site) / "config.json")
+        dataset = register_collection(
+            [paths[partner]],
+            ObjectStore(
+                endpoint=settings.private_store.endpoint,
+                access_key=settings.private_store.access_key,
+                secret_key=settings.private_store.secret(),
+                bucket=settings.private_store.bucket,
+            ),
+            f"laws-{language}",
+            site,
+            dataset_id=make_id("ds", int(time.time() * 1000), os.urandom(10)),
+            territory=settings.site.territory,
+            languages=(language,),
+            licence="" if not corpora.generated else "CC0-1.0 (generated)",
+            source=paths[partner].name,
+        )
+        person = ENGINEERS[partner]
+        signature = session.key(person).sign(canonical(dataset))
+        return session.client(person).register_dataset(dataset, person=person, signature=signature)
+
+    homes = {site.partner: site.id for site in config.sites}
+    rows = [(p.id, homes[p.id], p.languages[0]) for p in config.partners]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(lambda row: one(*row), rows))
+
+
+def refuse_by_policy(session: Session) -> dict[str, Any]:
+    """An engineer of fr asks to read uy's raw text at fr-1; uy's own policy says no, and where."""
+    overrides = ["inputs=[laws-es]", "sites=[fr-1]", "name=read-uy-at-fr"]
+    job = session.submit("read uy's text at fr-1", "clean", overrides, person=ENGINEERS["fr"])
+    denials = job.result.get("denials", [])
+    if job.state is not JobState.DENIED or not denials:
+        raise JobFailedError(
+            f"{job.id} should have been denied by uy's policy but is {job.state.value}",
+            where="configs/policy/uy.yaml",
+            fix="restore the residency rule of Uruguay's policy",
+        )
+    first = denials[0]
+    return {"job": job.id, "clause": first["clause"], "file": first["file"], "line": first["line"]} | {
+        "message": first["message"],
+        "would_pass": first["would_pass"],
+    }
+
+
+def clean(session: Session, languages: dict[str, str]) -> list[Dataset]:
+    """Clean every state's text at home, side by side; return the clean datasets."""
+    names = []
+    for partner, language in languages.items():
+        overrides = [f"inputs=[laws-{language}]", f"name=clean-{language}", "gpus=2", "gpus_per_worker=2"]
+        session.submit(f"clean {partner}", "clean", overrides, person=ENGINEERS[partner])
+        names.append(f"clean {partner}")
+    session.wait(names, person=ENGINEERS["fr"], timeout_s=5 * _MINUTES)
+    return [session.client(ENGINEERS["fr"]).dataset(f"laws-{language}-clean") for language in languages.values()]
+
+
+def tokenize(session: Session, languages: dict[str, str]) -> Job:
+    """Train one tokenizer over all states from counts and write token shards at home."""
+    inputs = ",".join(f"laws-{language}-clean" for language in languages.values())
+    overrides = [f"inputs=[{inputs}]", "name=tokenize-laws", "vocab_size=1024"]
+    session.submit("tokenize", "tokenize", overrides, person=ENGINEERS["uy"])
+    return session.wait(["tokenize"], person=ENGINEERS["uy"], timeout_s=5 * _MINUTES)[0]
+
+
+def pretrain(session: Session, languages: dict[str, str]) -> Job:
+    """Train one model over three sites, federated."""
+    inputs = ",".join(f"laws-{language}-tokens" for language in languages.values())
+    overrides = [f"inputs=[{inputs}]", "name=pretrain-laws", "gpus=2", "gpus_per_worker=2", f"min_sites={len(languages)}"]
+    session.submit("pretrain", "pretrain", overrides, person=ENGINEERS["de"])
+    return session.wait(["pretrain"], person=ENGINEERS["de"], timeout_s=8 * _MINUTES)[0]
+
+
+def evaluate_and_borrow(session: Session, languages: dict[str, str]) -> tuple[Job, dict[str, Any]]:
+    """Measure held-out loss everywhere; meanwhile a project over its quota waits, says why, then borrows and starts."""
+    engineer = ENGINEERS["fr"]
+    model = f"model={session.jobs['pretrain']}"
+    inputs = ",".join(f"laws-{language}-tokens-heldout" for language in languages.values())
+    sizes = ["gpus=4", "gpus_per_worker=4"]
+    overrides = [f"inputs=[{inputs}]", model, "name=evaluate-laws", *sizes]
+    session.submit("evaluate", "evaluate", overrides, person=engineer)
+    session.wait(
+        ["evaluate"], person=engineer, timeout_s=_MINUTES, states=(JobState.STARTING, JobState.RUNNING)
+    )
+    overrides = [f"inputs=[laws-{languages['fr']}-tokens-heldout]", model, "name=health-evaluate", "gpus=6", "gpus_per_worker=6"]
+    waiting = session.submit("evaluate over quota", "evaluate", overrides, person=engineer, account="fr/health")
+    story = _waits(session, waiting, engineer)
+    done = session.wait(["evaluate"], person=engineer, timeout_s=5 * _MINUTES)[0]
+    started = session.wait(["evaluate over quota"], person=engineer, timeout_s=5 * _MINUTES)[0]
+    shares = {"borrowed_gpus": 6 - 2, "state": started.state.value}
+    return done, story | shares
+
+
+def _waits(session: Session, job: Job, person: str) -> dict[str, Any]:
+    """Wait until the scheduler has said why the job waits."""
+    client = session.client(person)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        now = client.job(job.id)
+        if now.state is JobState.PENDING and now.reason is not None:
+            session.say(f"  {job.id} waits: {now.reason.message}")
+            return {"job": job.id, "waited": True, "code": now.reason.code.value, "reason": now.reason.message}
+        if now.state is not JobState.PENDING:
+            break
+        time.sleep(0.2)
+    return {"job": job.id, "waited": False, "code": "", "reason": ""}
