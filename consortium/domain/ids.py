@@ -10,11 +10,11 @@ import re
 
 PREFIXES = ("job", "att", "leg", "ds", "art", "rep", "inc", "off")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_ID = re.compile(rf"^({'|'.join(PREFIXES)})-[{_ALPHABET}]{{26}}$")
-_PARTNER = re.compile(r"^[a-z]{2}$")
-_SITE = re.compile(r"^[a-z]{2}-[0-9]{1,3}$")
-_ACCOUNT = re.compile(r"^[a-z]{2}(/[a-z0-9][a-z0-9-]{0,30})?$")
-_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
+_ID = re.compile(rf"^({'|'.join(PREFIXES)})-[{_ALPHABET}]{{26}}\Z")
+_PARTNER = re.compile(r"^[a-z]{2}\Z")
+_SITE = re.compile(r"^[a-z]{2}-[0-9]{1,3}\Z")
+_ACCOUNT = re.compile(r"^[a-z]{2}(/[a-z0-9][a-z0-9-]{0,30})?\Z")
+_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}\Z")
 
 
 def make_id(prefix: str, unix_ms: int, entropy: bytes) -> str:
