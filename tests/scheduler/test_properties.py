@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from consortium.domain.decision import ReasonCode
+from consortium.domain.job import Priority
 from consortium.scheduler import Plan, Snapshot, apply, explain, never_fits, schedule, violations
 from consortium.scheduler.cycle import Cycle
 from consortium.scheduler.fit import find_legs
-from tests.scheduler.worlds import run_closed, snapshots
+from tests.scheduler.worlds import job, run_closed, snapshots
 
 few = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )  # fmt: skip
 
 
@@ -143,22 +144,14 @@ def test_a_change_that_explain_suggests_does_start_the_job(snapshot: Snapshot):
 def test_within_nominal_at_a_free_site_a_job_starts_whatever_others_want(snapshot: Snapshot):
     """Sharing: with nothing held and nobody in line before it, nominal quota is there to be used."""
     empty = replace(snapshot, held=())
-    for waiting in snapshot.pending:
-        nominal = {
-            quota.flavor: quota.nominal
-            for owner in empty.accounts
-            if owner.id == waiting.account
-            for quota in owner.quotas
-        }
-        homes = [view.site for view in empty.sites if view.site.partner == waiting.account[:2]]
-        mine = [place for place in homes if nominal.get(place.flavor.id, 0) >= waiting.gpus]
-        assume(mine)
-        first = replace(waiting, sites=(mine[0].id,), flavors=(), denied={}, created_ms=0, min_sites=1)
-        fits = sum(node.gpus - node.gpus % first.gpus_per_worker for node in mine[0].nodes) >= first.gpus
-        others = tuple(item for item in empty.pending if item.id != waiting.id)
-        first = replace(first, priority=min((item.priority for item in (*others, first)), key=lambda p: p.rank))
-        plan = schedule(replace(empty, pending=(*others, first)))
-        assert (waiting.id in {placement.job for placement in plan.placements}) == fits
+    quotas = [quota for owner in empty.accounts for quota in owner.quotas if quota.nominal]
+    for quota in quotas:
+        homes = [view.site for view in empty.sites if view.site.partner == quota.account[:2]]
+        for home in (item for item in homes if item.flavor.id == quota.flavor):
+            gpus = min(quota.nominal, home.gpus)
+            mine = job(99, account=quota.account, gpus=gpus, sites=(home.id,), priority=Priority.HIGH, created_ms=0)
+            plan = schedule(replace(empty, pending=(*empty.pending, mine)))
+            assert plan.placements[0].job == mine.id
 
 
 @few
