@@ -74,10 +74,11 @@ class RayCluster:
             self._client().get_version()
 
     def submit(self, submission_id: str, program: str, python: str, env: Mapping[str, str]) -> None:
-        """Start `python program` as a Ray job. A submission id is used once: the cluster refuses a second."""
+        """Start `python -P program` as a Ray job. A submission id is used once: the cluster refuses a second."""
         with self._translated():
             self._client().submit_job(
-                entrypoint=f"exec {shlex.quote(python)} {shlex.quote(program)}",
+                # -P keeps the programs' folder off sys.path: its tokenize.py would hide the standard library's
+                entrypoint=f"exec {shlex.quote(python)} -P {shlex.quote(program)}",
                 submission_id=submission_id,
                 runtime_env={"env_vars": dict(env)},
             )
