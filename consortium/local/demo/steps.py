@@ -105,7 +105,13 @@ def tokenize(session: Session, languages: dict[str, str]) -> Job:
 def pretrain(session: Session, languages: dict[str, str]) -> Job:
     """Train one model over three sites, federated."""
     inputs = ",".join(f"laws-{language}-tokens" for language in languages.values())
-    overrides = [f"inputs=[{inputs}]", "name=pretrain-laws", "gpus=2", "gpus_per_worker=2", f"min_sites={len(languages)}"]
+    overrides = [
+        f"inputs=[{inputs}]",
+        "name=pretrain-laws",
+        "gpus=2",
+        "gpus_per_worker=2",
+        f"min_sites={len(languages)}",
+    ]
     session.submit("pretrain", "pretrain", overrides, person=ENGINEERS["de"])
     return session.wait(["pretrain"], person=ENGINEERS["de"], timeout_s=8 * _MINUTES)[0]
 
@@ -118,10 +124,14 @@ def evaluate_and_borrow(session: Session, languages: dict[str, str]) -> tuple[Jo
     sizes = ["gpus=4", "gpus_per_worker=4"]
     overrides = [f"inputs=[{inputs}]", model, "name=evaluate-laws", *sizes]
     session.submit("evaluate", "evaluate", overrides, person=engineer)
-    session.wait(
-        ["evaluate"], person=engineer, timeout_s=_MINUTES, states=(JobState.STARTING, JobState.RUNNING)
-    )
-    overrides = [f"inputs=[laws-{languages['fr']}-tokens-heldout]", model, "name=health-evaluate", "gpus=6", "gpus_per_worker=6"]
+    session.wait(["evaluate"], person=engineer, timeout_s=_MINUTES, states=(JobState.STARTING, JobState.RUNNING))
+    overrides = [
+        f"inputs=[laws-{languages['fr']}-tokens-heldout]",
+        model,
+        "name=health-evaluate",
+        "gpus=6",
+        "gpus_per_worker=6",
+    ]
     waiting = session.submit("evaluate over quota", "evaluate", overrides, person=engineer, account="fr/health")
     story = _waits(session, waiting, engineer)
     done = session.wait(["evaluate"], person=engineer, timeout_s=5 * _MINUTES)[0]
