@@ -23,7 +23,7 @@ Locate = Callable[[KeyPath], str]
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the `fix` line for an unknown name: the nearest right one, else all of them."""
     options = sorted(known)
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.55)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.55 if len(name) > 2 else 0.5)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"one of: {', '.join(options)}" if options else "there is none"
@@ -69,7 +69,7 @@ def _translate(cls: type, error: dict[str, Any], find: Locate, also: Iterable[st
         return ConfigError(f"{dotted!r} is missing", where=find(path[:-1]), fix=f"add {path[-1]!r} there")
     if kind == "value_error":
         message = str(error["ctx"]["error"])
-        return ConfigError(message, where=find((*path, *_mentioned(message, _names(cls, path)))))
+        return ConfigError(message, where=find((*path, *_mentioned(message, _names(cls, path), error.get("input")))))
     shown = json.dumps(error.get("input"), ensure_ascii=False, default=str)
     if kind in ("enum", "literal_error"):
         expected = [part.strip(" '") for part in str(error["ctx"]["expected"]).replace(" or ", ",").split(",")]
@@ -80,10 +80,26 @@ def _translate(cls: type, error: dict[str, Any], find: Locate, also: Iterable[st
     return ConfigError(f"{dotted}: {message[0].lower()}{message[1:]}, got {shown[:80]}", where=find(path))
 
 
-def _mentioned(message: str, names: list[str]) -> tuple[str, ...]:
-    """Return the field a class's own check speaks of: the first of its names in the message."""
+def _mentioned(message: str, names: list[str], data: Any) -> KeyPath:
+    """Return what a class's own check speaks of: the first of its fields in the message, and there the quoted value."""
     words = re.findall(r"[a-z_0-9]+", message)
-    return next(((word,) for word in words if word in names), ())
+    field = next((word for word in words if word in names), None)
+    if field is None:
+        return ()
+    leaves = _leaves((data.get(field) if isinstance(data, dict) else None), (field,))
+    for quoted in re.findall(r"'([^']*)'", message):
+        for path, value in leaves:
+            if value == quoted:
+                return path
+    return (field,)
+
+
+def _leaves(data: Any, path: KeyPath) -> list[tuple[KeyPath, Any]]:
+    if isinstance(data, dict):
+        return [leaf for key, item in data.items() for leaf in _leaves(item, (*path, key))]
+    if isinstance(data, list):
+        return [leaf for index, item in enumerate(data) for leaf in _leaves(item, (*path, index))]
+    return [(path, data)]
 
 
 def _qualified(parents: KeyPath, names: Iterable[str]) -> list[str]:

@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from consortium.config import dirs, marks
-from consortium.config.build import build
+from consortium.config.build import Locate, build, unknown
 from consortium.config.kinds import GROUPS, ComposedJob, JobKeys, build_params, job_kind
 from consortium.config.marks import KeyPath, Marked
 from consortium.config.overrides import JobOverride, parse_overrides
 from consortium.domain.job import JobKind
 from consortium.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """Names that exist in a federation."""
+
+    accounts: tuple[str, ...]
+    sites: tuple[str, ...]
+    flavors: tuple[str, ...]
+
 
 _lock = threading.Lock()
 """Hydra keeps its state in one global object, so one thread composes at a time."""
@@ -22,9 +32,15 @@ _CACHED = 512
 _KEYS = frozenset(field.name for field in dataclasses.fields(JobKeys))
 
 
-def compose_job(kind: str, overrides: list[str] | tuple[str, ...] = (), configs: Path | None = None) -> ComposedJob:
+def compose_job(
+    kind: str,
+    overrides: list[str] | tuple[str, ...] = (),
+    configs: Path | None = None,
+    known: Known | None = None,
+) -> ComposedJob:
     """Return the job of `kind` with `overrides` (`key=value`, Hydra's grammar) applied.
 
+    Where `known` is given, account, sites and flavors must be among its names.
     Raises ConfigError naming the file and line or the override at fault.
     """
     root = (configs or dirs.default_dirs().configs).resolve()
@@ -39,6 +55,8 @@ def compose_job(kind: str, overrides: list[str] | tuple[str, ...] = (), configs:
         return _locate(path, given, sources)
 
     common = build(JobKeys, keys, locate)
+    if known is not None:
+        _check_known(common, known, locate)
     checked = build_params(name, params, locate, also=_KEYS)
     if name is JobKind.CLEAN:
         if len(common.inputs) > 1:
@@ -50,6 +68,15 @@ def compose_job(kind: str, overrides: list[str] | tuple[str, ...] = (), configs:
         checked["dataset"] = common.inputs[0] if common.inputs else ""
     fields = {key: getattr(common, key) for key in sorted(_KEYS)}
     return ComposedJob(kind=name, params=checked, **fields)
+
+
+def _check_known(keys: JobKeys, known: Known, locate: Locate) -> None:
+    if keys.account and keys.account not in known.accounts:
+        raise unknown("account", keys.account, known.accounts, locate(("account",)))
+    for what, names, right in (("site", keys.sites, known.sites), ("flavor", keys.flavors, known.flavors)):
+        for name in names:
+            if name not in right:
+                raise unknown(what, name, right, locate((what + "s",)))
 
 
 def compose(root: Path, config_name: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from consortium.config import dirs, marks
 from consortium.config.build import build, unknown
-from consortium.config.compose import compose
+from consortium.config.compose import Known, compose
 from consortium.config.marks import KeyPath, Marked
 from consortium.config.quota import QuotaConfig, build_quota
 from consortium.config.schemas import PartnerConfig, PersonConfig, ServerTuning, SiteConfig
@@ -64,6 +64,15 @@ class FederationConfig:
         """The people of all partners, without keys."""
         return self.people
 
+    @property
+    def known(self) -> Known:
+        """The names a job may use."""
+        return Known(
+            accounts=tuple(account.id for account in self.accounts if account.id),
+            sites=tuple(site.id for site in self.sites),
+            flavors=tuple(sorted({site.flavor.id for site in self.sites})),
+        )
+
     def text(self, kind: str, owner: str) -> ConfigFile:
         """Return the file of `kind` that belongs to `owner` (a partner, a site, or `consortium`)."""
         for file in self.files:
@@ -109,8 +118,11 @@ def load_federation(configs: Path | None = None, clusters: Path | None = None) -
     chosen = _chosen(root)
     for group, name in chosen:
         dirs.read(root, f"{group}/{name}.yaml")
+    federation = _assemble(root, lands, chosen)
     composed = compose(root, "federation")
-    return _assemble(root, lands, chosen, composed)
+    for group, name in chosen:
+        _same(dirs.read(root, f"{group}/{name}.yaml"), composed, _PACKAGES[group].format(name) or group)
+    return federation
 
 
 def _policy(marked: Marked) -> PartnerPolicy:
@@ -195,7 +207,21 @@ def _named_after(marked: Marked, name: str, key: str) -> None:
         )
 
 
-def _assemble(root: Path, lands: Path, chosen: list[tuple[str, str]], composed: dict[str, Any]) -> FederationConfig:
+def _same(marked: Marked, composed: dict[str, Any], package: str) -> None:
+    """Raise unless Hydra read the file as its owner's signature will be read: YAML 1.1 and 1.2 differ on some words."""
+    read: Any = composed
+    for step in package.split("."):
+        read = read.get(step, {})
+    for key, value in marked.data.items():
+        if read.get(key) != value:
+            raise ConfigError(
+                f"{key!r} can be read in two ways (a word such as `no`, or a number such as 1_000)",
+                where=marked.where((key,)),
+                fix="put words in quotes and write numbers plainly",
+            )
+
+
+def _assemble(root: Path, lands: Path, chosen: list[tuple[str, str]]) -> FederationConfig:
     def picked(group: str) -> list[Marked]:
         return [dirs.read(root, f"{group}/{name}.yaml") for kind, name in chosen if kind == group]
 

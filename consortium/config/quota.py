@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from consortium.config.build import build, unknown
-from consortium.config.marks import Marked
+from consortium.config.marks import KeyPath, Marked
 from consortium.domain import ids
 from consortium.domain.partner import Site
 from consortium.domain.quota import Account, Budget, Pledge, Quota
@@ -163,7 +163,7 @@ def _partner_quotas(marked: Marked, partner: str, entry: PartnerEntry, sites: tu
         if sites and (nominal or 0) + carved > delivered:
             raise ConfigError(
                 f"{partner} and its projects hold {(nominal or 0) + carved} {flavor}, its sites deliver {delivered}",
-                where=where,
+                where=_promise(marked, partner, entry, flavor),
                 fix="lower a nominal, or borrow with nominal 0",
             )
         if nominal is None:
@@ -181,6 +181,17 @@ def _partner_quotas(marked: Marked, partner: str, entry: PartnerEntry, sites: tu
                 fix=f"add {flavor}: {{nominal: 0}} to the quotas of {partner}",
             )
     return tuple(quotas)
+
+
+def _promise(marked: Marked, partner: str, entry: PartnerEntry, flavor: str) -> str:
+    """Return where the largest nominal of a partner's account or projects stands."""
+    own: KeyPath = ("accounts", partner, "quotas", flavor)
+    said = [(entry.quotas[flavor].nominal or 0, own)]
+    for name, project in sorted(entry.projects.items()):
+        if flavor in project.quotas:
+            path = ("accounts", partner, "projects", name, "quotas", flavor)
+            said.append((project.quotas[flavor].nominal or 0, path))
+    return marked.where(max(said, key=lambda pair: pair[0])[1])
 
 
 def _project(marked: Marked, partner: str, name: str, entry: ProjectEntry, flavors: list[str]) -> Account:

@@ -150,8 +150,9 @@ class SiteConfig:
         decimal("pue", self.pue, "1", "5")
         if not 0 <= self.carbon_g_per_kwh <= 3_000:
             raise ValueError(f"carbon_g_per_kwh must be 0 to 3,000, got {self.carbon_g_per_kwh}")
-        if any(not 1 <= node.gpus <= 1_024 for node in self.nodes) or len(self.nodes) > 100_000:
-            raise ValueError("nodes must have 1 to 1,024 GPUs each")
+        for node in self.nodes:
+            if not 1 <= node.gpus <= 1_024:
+                raise ValueError(f"nodes: {node.id!r} must have 1 to 1,024 GPUs, got {node.gpus:,}")
         if len({node.id for node in self.nodes}) != len(self.nodes):
             raise ValueError("nodes must have distinct ids")
         if not self.gpu_resource.isidentifier():

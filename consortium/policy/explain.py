@@ -74,9 +74,9 @@ def _artifacts(clause: Clause, partner: str, request: Request) -> tuple[str, str
             f"{partner} does not list {request.artifact_class} among what may leave {_at(request)}",
             f"{partner} would have to list {request.artifact_class} under `artifacts` and sign its policy",
         )
-    to = _or(clause.rule.to) or "nobody"
+    to, where = _or(clause.rule.to) or "nobody", request.destination_partner
     return (
-        f"{partner} lets {request.artifact_class} leave {_at(request)} for {to} only, not {request.destination_partner!r}",
+        f"{partner} lets {request.artifact_class} leave {_at(request)} for {to} only, not {where!r}",
         f"leave {request.destination_partner} out of the job, or have {partner} add it and sign its policy",
     )
 

@@ -1,0 +1,142 @@
+"""Composing jobs: overrides, groups, threads, caches, folders."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from consortium.config import Dirs, compose_job, default_dirs, load_federation, parse_quota_text, validate_params
+from consortium.domain.job import JobKind, Priority
+from consortium.errors import ConfigError
+
+
+def test_overrides_reach_keys_params_and_groups() -> None:
+    job = compose_job(
+        "pretrain",
+        ["model=small", "model.dim=256", "outer.rounds=6", "gpus=4", "gpus_per_worker=2", "account=fr/health",
+         "inputs=[laws-fr-tokens,laws-de-tokens]", "sites=[fr-1,de-1]", "min_sites=2", "priority=high", "seed=7"],
+    )  # fmt: skip
+    assert (job.kind, job.account, job.gpus, job.gpus_per_worker) == (JobKind.PRETRAIN, "fr/health", 4, 2)
+    assert job.inputs == ("laws-fr-tokens", "laws-de-tokens")
+    assert (job.sites, job.min_sites, job.priority) == (("fr-1", "de-1"), 2, Priority.HIGH)
+    assert job.params["model"]["dim"] == 256
+    assert job.params["model"]["layers"] == compose_job("pretrain", ["model=small"]).params["model"]["layers"]
+    assert (job.params["outer"]["rounds"], job.params["seed"]) == (6, 7)
+
+
+def test_a_later_override_wins() -> None:
+    assert compose_job("tokenize", ["vocab_size=512", "vocab_size=1024"]).params["vocab_size"] == 1024
+
+
+def test_clean_takes_one_dataset_and_names_it_in_its_params() -> None:
+    assert compose_job("clean", ["inputs=[laws-fr]", "clean=strict"]).params["dataset"] == "laws-fr"
+    with pytest.raises(ConfigError, match="one dataset, got laws-fr, laws-de"):
+        compose_job("clean", ["inputs=[laws-fr,laws-de]"])
+
+
+def test_evaluate_takes_the_id_of_its_model() -> None:
+    job = compose_job("evaluate", ["model=job-01arz3ndektsv4rrffq69g5fav", "rounds=[0,2,-1]"])
+    assert job.model == "job-01arz3ndektsv4rrffq69g5fav"
+    assert job.params["rounds"] == [0, 2, -1]
+
+
+@pytest.mark.parametrize("kind", list(JobKind))
+def test_composed_params_are_plain_json_that_validates_again(kind: JobKind) -> None:
+    params = compose_job(kind.value).params
+    assert validate_params(kind, json.loads(json.dumps(params))) == params
+
+
+def test_params_from_the_network_are_checked() -> None:
+    params = compose_job("pretrain").params
+    with pytest.raises(ConfigError, match=r"unknown key 'model\._target_'"):
+        validate_params("pretrain", params | {"model": params["model"] | {"_target_": "os.system"}})
+    with pytest.raises(ConfigError, match="rounds must be 1 to 100,000") as fault:
+        validate_params("pretrain", params | {"outer": params["outer"] | {"rounds": -3}})
+    assert fault.value.where == "params.outer.rounds"
+
+
+def test_forty_threads_compose_at_once() -> None:
+    results: list[int] = []
+    faults: list[Exception] = []
+    start = threading.Barrier(40)
+
+    def one(number: int) -> None:
+        try:
+            start.wait(timeout=30)
+            results.append(compose_job("clean", [f"gpus={number}"]).gpus)
+        except Exception as fault:
+            faults.append(fault)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(1, 41)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not faults
+    assert sorted(results) == list(range(1, 41))
+
+
+def test_a_changed_file_is_composed_anew_and_a_result_cannot_spoil_the_cache(copied: Dirs) -> None:
+    before = compose_job("tokenize", configs=copied.configs)
+    before.params["vocab_size"] = 1
+    assert compose_job("tokenize", configs=copied.configs).params["vocab_size"] == 4096
+    path = copied.configs / "job" / "tokenize.yaml"
+    path.write_text(path.read_text().replace("vocab_size: 4096", "vocab_size: 12345"))
+    assert compose_job("tokenize", configs=copied.configs).params["vocab_size"] == 12345
+
+
+def test_the_environment_names_the_folders(copied: Dirs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CONSORTIUM_CONFIGS", str(copied.configs.parent))
+    assert default_dirs() == copied
+    monkeypatch.setenv("CONSORTIUM_CONFIGS", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError) as fault:
+        default_dirs()
+    assert "CONSORTIUM_CONFIGS" in str(fault.value)
+
+
+def test_a_missing_file_is_named(copied: Dirs) -> None:
+    (copied.configs / "outer" / "diloco.yaml").rename(copied.configs / "outer" / "dilocco.yaml")
+    with pytest.raises(ConfigError) as fault:
+        compose_job("pretrain", configs=copied.configs)
+    assert fault.value.where == "configs/outer/diloco.yaml"
+    assert fault.value.fix == "did you mean 'outer/dilocco.yaml'?"
+
+
+def test_a_word_that_yaml_versions_read_differently_must_be_quoted(copied: Dirs) -> None:
+    path = copied.configs / "partner" / "fr.yaml"
+    path.write_text(path.read_text().replace("languages: [fr]", "languages: [no]"))
+    with pytest.raises(ConfigError, match="read in two ways"):
+        load_federation(copied.configs, copied.clusters)
+    path.write_text(path.read_text().replace("languages: [no]", 'languages: ["no"]'))
+    assert load_federation(copied.configs, copied.clusters).partners[1].languages == ("no",)
+
+
+QUOTA = """accounts:
+  fr:
+    quotas: {h100-sxm: {}}
+    projects:
+      health: {quotas: {h100-sxm: {nominal: 3, borrowing_limit: 2, lending_limit: 1}}}
+"""
+
+
+def test_quota_text_takes_nominals_left_out_from_sites() -> None:
+    sites = load_federation().sites
+    accounts = {account.id: account for account in parse_quota_text(QUOTA, "q.yaml", sites).accounts}
+    assert [(a.id, a.parent) for a in accounts.values()] == [("", None), ("fr", ""), ("fr/health", "fr")]
+    assert accounts["fr"].quotas[0].nominal == 8 - 3
+    assert accounts["fr/health"].quotas[0].lending_limit == 1
+
+
+def test_quota_text_without_sites_needs_its_nominals() -> None:
+    with pytest.raises(ConfigError, match="no site is known") as fault:
+        parse_quota_text(QUOTA, "q.yaml")
+    assert fault.value.where == "q.yaml:3"
+
+
+def test_a_project_uses_only_flavors_its_partner_declares() -> None:
+    text = QUOTA.replace("{quotas: {h100-sxm:", "{quotas: {a100-80g: {nominal: 0}, h100-sxm:")
+    with pytest.raises(ConfigError, match="which fr itself does not declare"):
+        parse_quota_text(text, "q.yaml", load_federation().sites)
