@@ -1,0 +1,74 @@
+"""Who calls, and what they may do."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+
+from consortium.domain.partner import Role
+from consortium.errors import AuthError, ForbiddenError
+from consortium.keys import tokens
+from consortium.keys.tokens import Claims
+from consortium.server.core import Core
+
+
+def core_of(request: Request) -> Core:
+    """Return the server's parts."""
+    core: Core = request.app.state.core
+    return core
+
+
+CoreArg = Annotated[Core, Depends(core_of)]
+
+
+def claims_of(core: CoreArg, authorization: Annotated[str | None, Header()] = None) -> Claims:
+    """Return who calls. Raises AuthError without a valid bearer token."""
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise AuthError("no bearer token", fix="send `Authorization: Bearer TOKEN`")
+    return tokens.check(core.key.public, token.strip(), core.clock.now_ms())
+
+
+ClaimsArg = Annotated[Claims, Depends(claims_of)]
+
+
+def user_of(claims: ClaimsArg) -> Claims:
+    """Return the calling person. Raises ForbiddenError for a site."""
+    if not {Role.ENGINEER, Role.ADMIN, Role.AUDITOR} & set(claims.roles):
+        raise ForbiddenError(f"{claims.subject} is no person and may not do this")
+    return claims
+
+
+UserArg = Annotated[Claims, Depends(user_of)]
+
+
+def reader_of(claims: ClaimsArg) -> Claims:
+    """Return the caller, person or site: what both may read."""
+    return claims
+
+
+ReaderArg = Annotated[Claims, Depends(reader_of)]
+
+
+def need(claims: Claims, *roles: Role) -> None:
+    """Raise ForbiddenError unless the caller has one of `roles`."""
+    if not set(roles) & set(claims.roles):
+        wanted = " or ".join(role.value for role in roles)
+        raise ForbiddenError(f"{claims.subject} is not {wanted}", fix=f"ask somebody who is {wanted}")
+
+
+def site_caller(claims: ClaimsArg) -> str:
+    """Return the id of the calling site. Raises ForbiddenError for anybody else."""
+    if Role.SITE not in claims.roles:
+        raise ForbiddenError(f"{claims.subject} is no site")
+    return claims.subject
+
+
+SiteArg = Annotated[str, Depends(site_caller)]
+
+
+def own_site(site: str, caller: str) -> None:
+    """Raise ForbiddenError unless a site speaks for itself."""
+    if site != caller:
+        raise ForbiddenError(f"{caller} cannot speak for {site}")

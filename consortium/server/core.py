@@ -1,0 +1,123 @@
+"""What all parts of the server share: state, ledger, key, clock, the signed federation, and the loop's bell."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection
+
+from consortium.domain.job import Epoch
+from consortium.domain.partner import Site, SiteState
+from consortium.domain.records import Record, RecordType
+from consortium.keys.signing import SigningKey
+from consortium.keys.trust import Trust
+from consortium.ledger.log import Ledger
+from consortium.server.clock import Clock
+from consortium.server.contacts import Contacts
+from consortium.server.federation import Federation, FederationFiles, record_documents
+from consortium.server.settings import ServerSettings
+from consortium.state import Database, records
+from consortium.state.database import next_counter
+from consortium.state.sites import SiteStatus
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Core:
+    """The server's parts. Threads share it: requests, the scheduler loop, the tracking worker."""
+
+    settings: ServerSettings
+    db: Database
+    ledger: Ledger
+    key: SigningKey
+    trust: Trust
+    clock: Clock
+    contacts: Contacts
+    files: FederationFiles
+    incarnation: int
+    bell: threading.Event = field(default_factory=threading.Event)
+    """Rung when the loop has something to do before its next cycle."""
+    tracking_bell: threading.Event = field(default_factory=threading.Event)
+    tracking_away: bool = False
+    """Whether the tracking server did not answer last time."""
+    folded: threading.Condition = field(default_factory=threading.Condition)
+    folded_to: int = 0
+    """Number of the last inbox item folded in."""
+
+    @classmethod
+    def open(cls, settings: ServerSettings) -> Core:
+        """Open everything; raises a ConsortiumError that says what is wrong, where, and what to do."""
+        clock = Clock()
+        key = SigningKey.load(settings.signing_key_path)
+        trust = Trust.load(settings.trust_path)
+        files = FederationFiles(settings.documents_dir, trust, clock.now_ms())
+        db = Database(settings.database_url)
+        try:
+            ledger = Ledger(settings.ledger_dir, key, trust.log_name)
+            core = cls(
+                settings=settings,
+                db=db,
+                ledger=ledger,
+                key=key,
+                trust=trust,
+                clock=clock,
+                contacts=Contacts(clock.now_ms()),
+                files=files,
+                incarnation=db.new_incarnation(clock.now_ms()),
+            )
+            with db.write() as connection:
+                record_documents(connection, key, files.current, clock.now_ms())
+                lost = records.refill_outbox(connection, ledger.size)
+            if lost:
+                log.warning("the ledger lost %d records (an old backup?); they are appended again", lost)
+            return core
+        except BaseException:
+            db.close()
+            raise
+
+    @property
+    def federation(self) -> Federation:
+        """The signed federation as last loaded."""
+        return self.files.current
+
+    def record(self, connection: Connection, kind: RecordType, body: dict[str, Any]) -> Record:
+        """Add a record of the server's own in the caller's transaction."""
+        return records.append_own(connection, self.key, kind, body, self.clock.now_ms())
+
+    def next_epoch(self, connection: Connection) -> Epoch:
+        """Return an epoch never used before."""
+        return Epoch(incarnation=self.incarnation, counter=next_counter(connection))
+
+    def site_state(self, site: str, stored: SiteStatus | None) -> SiteState:
+        """Return a site's state now: what its operator wished, or `lost` where it is silent."""
+        wish = SiteState.ACTIVE if stored is None else stored.state
+        if wish is SiteState.WITHDRAWN:
+            return wish
+        never = self.contacts.site(site) is None and (stored is None or not stored.last_contact_ms)
+        silent_ms = self.clock.now_ms() - self.contacts.silent_since(site)
+        return SiteState.LOST if never or silent_ms > self.settings.site_lost_ms else wish
+
+    def takes_legs(self, site: Site, stored: SiteStatus | None) -> bool:
+        """Whether a leg may be offered to the site now."""
+        healthy = stored is not None and stored.healthy
+        return healthy and self.site_state(site.id, stored) is SiteState.ACTIVE
+
+    def lease_over(self, leg: str, epoch: Epoch, since_ms: int) -> bool:
+        """Whether an epoch's lease has surely run out at its site, skew included."""
+        last = self.contacts.leg(leg, epoch, since_ms)
+        return self.clock.now_ms() > last + self.settings.lease_ms + self.settings.max_skew_ms
+
+    def wait_folded(self, number: int, timeout_s: float) -> bool:
+        """Ring the loop and wait until it has folded inbox item `number`; False after `timeout_s`."""
+        self.bell.set()
+        with self.folded:
+            return self.folded.wait_for(lambda: self.folded_to >= number, timeout_s)
+
+    def close(self) -> None:
+        """Let go of state and ledger."""
+        self.ledger.close()
+        self.db.close()

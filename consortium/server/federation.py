@@ -1,0 +1,153 @@
+"""What the partners signed: policies, rosters, sites, quotas. Loaded at start, and again when a file changes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sqlalchemy import Connection, select
+
+from consortium.config.federation import parse_policy_text, parse_quota_text, parse_site_text
+from consortium.domain.codec import to_json
+from consortium.domain.partner import Site
+from consortium.domain.quota import Account, Budget, Pledge
+from consortium.domain.records import RecordType
+from consortium.errors import ConfigError, ConsortiumError, NotFoundError
+from consortium.keys.canonical import digest_json
+from consortium.keys.documents import DocumentKind, SignedDocument, load_document
+from consortium.keys.roster import Roster, Rosters
+from consortium.keys.signing import SigningKey
+from consortium.keys.trust import Trust
+from consortium.policy import PolicyBook
+from consortium.state import records
+from consortium.state import tables as t
+
+log = logging.getLogger(__name__)
+_RECORD_TYPES = {
+    DocumentKind.POLICY: RecordType.POLICY,
+    DocumentKind.ROSTER: RecordType.ROSTER,
+    DocumentKind.SITE: RecordType.SITE,
+    DocumentKind.QUOTA: RecordType.QUOTA,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Federation:
+    """The federation as its signed documents say."""
+
+    rosters: Rosters
+    policies: PolicyBook
+    sites: dict[str, Site]
+    accounts: dict[str, Account]
+    budgets: tuple[Budget, ...]
+    pledges: tuple[Pledge, ...]
+    documents: tuple[SignedDocument, ...]
+
+    @property
+    def partners(self) -> tuple[str, ...]:
+        """Partners that take part: those with a policy."""
+        return tuple(sorted({d.partner for d in self.documents if d.kind is DocumentKind.POLICY}))
+
+    def site(self, site: str) -> Site:
+        """Return a site; raises NotFoundError naming those there are."""
+        if site not in self.sites:
+            raise NotFoundError(f"there is no site {site!r}", fix=f"sites: {', '.join(sorted(self.sites))}")
+        return self.sites[site]
+
+    def account(self, account: str) -> Account:
+        """Return an account; raises NotFoundError naming those there are."""
+        if account not in self.accounts or not account:
+            known = ", ".join(sorted(name for name in self.accounts if name))
+            raise NotFoundError(f"there is no account {account!r}", fix=f"accounts: {known}")
+        return self.accounts[account]
+
+
+def fingerprint(documents_dir: str) -> tuple[tuple[str, int, int], ...]:
+    """Return what changes when a file in the directory does."""
+    files = sorted(Path(documents_dir).glob("*.json"))
+    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+
+
+def load(documents_dir: str, trust: Trust, now_ms: int) -> Federation:
+    """Read and verify all documents. Raises ConfigError or VerificationError naming the file at fault."""
+    folder = Path(documents_dir)
+    if not folder.is_dir():
+        raise ConfigError("there is no directory of signed documents", where=str(folder), fix="mend documents_dir")
+    documents = [load_document(path, trust, now_ms) for path in sorted(folder.glob("*.json"))]
+    kinds: dict[DocumentKind, list[SignedDocument]] = {kind: [] for kind in DocumentKind}
+    for document in documents:
+        kinds[document.kind].append(document)
+    for kind in (DocumentKind.POLICY, DocumentKind.ROSTER, DocumentKind.SITE, DocumentKind.QUOTA):
+        if not kinds[kind]:
+            raise ConfigError(f"no signed {kind} document", where=str(folder), fix="put the partners' files there")
+    sites = {site.id: site for site in (_site(document, trust) for document in kinds[DocumentKind.SITE])}
+    quotas = [parse_quota_text(d.text, d.file, tuple(sites.values())) for d in kinds[DocumentKind.QUOTA]]
+    return Federation(
+        rosters=Rosters.of(Roster.parse(document) for document in kinds[DocumentKind.ROSTER]),
+        policies=PolicyBook.of([parse_policy_text(d.text, d.file) for d in kinds[DocumentKind.POLICY]]),
+        sites=dict(sorted(sites.items())),
+        accounts={account.id: account for quota in quotas for account in quota.accounts},
+        budgets=tuple(item for quota in quotas for item in quota.budgets),
+        pledges=tuple(item for quota in quotas for item in quota.pledges),
+        documents=tuple(documents),
+    )
+
+
+def record_documents(connection: Connection, key: SigningKey, federation: Federation, now_ms: int) -> int:
+    """Put documents that are new or changed into the ledger; return how many."""
+    changed = 0
+    for document in federation.documents:
+        name = Path(document.file).name
+        same = (
+            (t.documents.c.kind == document.kind.value)
+            & (t.documents.c.partner == document.partner)
+            & (t.documents.c.file == name)
+        )
+        digest = digest_json(document)
+        known = connection.execute(select(t.documents.c.digest).where(same)).scalar()
+        if known == digest:
+            continue
+        values = {"version": document.version, "digest": digest, "doc": to_json(document), "recorded_ms": now_ms}
+        if known is None:
+            keys = {"kind": document.kind.value, "partner": document.partner, "file": name}
+            connection.execute(t.documents.insert().values(**keys, **values))
+        else:
+            connection.execute(t.documents.update().where(same).values(**values))
+        body = {"partner": document.partner, "digest": digest, "replaces": known or "", "document": to_json(document)}
+        records.append_own(connection, key, _RECORD_TYPES[document.kind], body, now_ms)
+        changed += 1
+    return changed
+
+
+class FederationFiles:
+    """The loaded federation, kept up to date with its directory."""
+
+    def __init__(self, documents_dir: str, trust: Trust, now_ms: int) -> None:
+        self._dir = documents_dir
+        self._trust = trust
+        self._seen = fingerprint(documents_dir)
+        self.current = load(documents_dir, trust, now_ms)
+
+    def refresh(self, now_ms: int) -> bool:
+        """Load again if a file changed; a file that does not hold leaves the last good state in force, and is said."""
+        seen = fingerprint(self._dir)
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        try:
+            self.current = load(self._dir, self._trust, now_ms)
+        except ConsortiumError as fault:
+            log.error("the signed documents changed and do not hold; the last good ones stay in force: %s", fault)
+            return False
+        return True
+
+
+def _site(document: SignedDocument, trust: Trust) -> Site:
+    site = parse_site_text(document.text, document.file).site
+    if site.partner != document.partner:
+        raise ConfigError(f"{site.id} is not {document.partner}'s to sign", where=document.file)
+    keys = trust.sites.get(site.id)
+    if keys is None:
+        raise ConfigError(f"no trusted keys for site {site.id}", where=document.file, fix="add them to trust.json")
+    return replace(site, signing_key=keys.signing, sealing_key=keys.sealing)

@@ -1,0 +1,239 @@
+"""The scheduler loop: the one thread that places jobs and moves legs.
+
+A cycle folds the inbox in, counts out the leases that ran out, offers legs again, advances rounds, decides and commits
+placements, and drains the outbox to the ledger. Every step is a transaction of its own, so a crash between any two
+leaves a state from which the next start goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+from sqlalchemy import Connection
+
+from consortium.domain.codec import from_json
+from consortium.domain.decision import Reason, ReasonCode
+from consortium.domain.job import JobState, LegState
+from consortium.domain.partner import SiteState
+from consortium.domain.protocol import LegReport
+from consortium.domain.records import RecordType
+from consortium.errors import ConsortiumError
+from consortium.scheduler import schedule
+from consortium.server import legs, rounds, snapshots, tasks
+from consortium.server.core import Core
+from consortium.server.federation import record_documents
+from consortium.state import inbox, jobs, records
+from consortium.state.commit import commit_plan
+from consortium.state.sites import all_sites, update_site
+
+log = logging.getLogger(__name__)
+OFFER_PATIENCE_MS = 60_000
+"""How long a site that calls may leave an offer unanswered."""
+
+
+class Loop(threading.Thread):
+    """Runs cycles until stopped. A cycle that fails is logged and the next one tries again."""
+
+    def __init__(self, core: Core) -> None:
+        super().__init__(name="scheduler-loop", daemon=True)
+        self._core = core
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Ask the loop to end, and wait until it has."""
+        self._stopping.set()
+        self._core.bell.set()
+        if self.is_alive():
+            self.join(timeout=30)
+
+    def run(self) -> None:
+        """Cycle at least every `cycle_ms`, at once when the bell rings."""
+        rounds.restart_deadlines(self._core)
+        while not self._stopping.is_set():
+            self._core.bell.clear()
+            try:
+                cycle(self._core)
+            except Exception:
+                log.exception("a cycle failed; the next one tries again")
+                time.sleep(min(1.0, self._core.settings.cycle_ms / 1000))
+            self._core.bell.wait(self._core.settings.cycle_ms / 1000)
+
+
+def cycle(core: Core) -> None:
+    """One cycle."""
+    _refresh_documents(core)
+    while _fold_inbox(core):
+        continue
+    _count_out(core)
+    _offer_again(core)
+    rounds.advance_all(core)
+    _place(core)
+    drain(core)
+
+
+def drain(core: Core) -> None:
+    """Bring the records in the outbox to the ledger, in order."""
+    while True:
+        with core.db.read() as connection:
+            batch = records.pending_outbox(connection)
+        if not batch:
+            return
+        indices = core.ledger.append([(record_id, payload) for _, record_id, payload in batch])
+        with core.db.write() as connection:
+            confirmed = zip(batch, indices, strict=True)
+            records.confirm_outbox(connection, [(item[0], item[1], index) for item, index in confirmed])
+
+
+def _fold_inbox(core: Core) -> bool:
+    with core.db.read() as connection:
+        items = inbox.take(connection)
+    for number, kind, payload, received_ms in items:
+        try:
+            with core.db.write() as connection:
+                _fold(core, connection, kind, payload, received_ms)
+                inbox.done(connection, number)
+        except Exception as fault:
+            # An item that cannot be folded must not stop the others for good: it is dropped, and said.
+            log.error("inbox item %d (%s) cannot be folded in: %s", number, kind, fault, exc_info=not _ours(fault))
+            with core.db.write() as connection:
+                inbox.done(connection, number)
+        with core.folded:
+            core.folded_to = max(core.folded_to, number)
+            core.folded.notify_all()
+    return bool(items)
+
+
+def _ours(fault: Exception) -> bool:
+    return isinstance(fault, ConsortiumError)
+
+
+def _fold(core: Core, connection: Connection, kind: str, payload: dict[str, Any], received_ms: int) -> None:
+    if kind == "report":
+        report = from_json(LegReport, payload["report"], where=f"report of {payload['site']}")
+        legs.fold_report(core, connection, payload["site"], report, received_ms)
+        with_tracking(core)
+    elif kind == "cancel":
+        by = payload["by"]
+        reason = Reason(code=ReasonCode.CANCELLED, message=f"cancelled by {by}", numbers={"by": by})
+        legs.end_job(core, connection, payload["job"], JobState.CANCELLED, reason)
+        with_tracking(core)
+    elif kind == "gone":
+        leg = jobs.find_leg(connection, payload["leg"])
+        if leg is not None and leg.state is LegState.STOPPING and str(leg.epoch) == payload["epoch"]:
+            legs.confirm_stop(core, connection, leg)
+    else:
+        log.error("unknown inbox item %r", kind)
+
+
+def with_tracking(core: Core) -> None:
+    """Wake the tracking worker: a task may have been written."""
+    core.tracking_bell.set()
+
+
+def _count_out(core: Core) -> None:
+    """Find legs whose lease has surely run out, and sites that finished draining."""
+    with core.db.read() as connection:
+        live = jobs.legs_in(connection, jobs.LIVE)
+        stored = all_sites(connection)
+    for leg in live:
+        if not core.lease_over(leg.id, leg.epoch, leg.updated_ms if leg.state is LegState.OFFERED else 0):
+            continue
+        silent = core.site_state(leg.site, stored.get(leg.site)) is SiteState.LOST
+        unanswered_ms = core.clock.now_ms() - leg.updated_ms
+        if leg.state is LegState.OFFERED and not silent and unanswered_ms < OFFER_PATIENCE_MS:
+            continue
+        why = f"{leg.site} was not heard of" if silent else f"{leg.site} does not report it"
+        with core.db.write() as connection:
+            current = jobs.find_leg(connection, leg.id)
+            if current is not None and current.epoch == leg.epoch and current.state is leg.state:
+                legs.lose(core, connection, current, why)
+                log.warning("leg %s@%s is lost: %s", leg.id, leg.epoch, why)
+    busy = {leg.site for leg in live}
+    for status in stored.values():
+        if status.state is SiteState.DRAINING and status.id not in busy:
+            with core.db.write() as connection:
+                update_site(connection, status.id, state=SiteState.DRAINED)
+                core.record(connection, RecordType.DOWNTIME, {"site": status.id, "state": SiteState.DRAINED.value})
+
+
+def _offer_again(core: Core) -> None:
+    """Give waiting legs their next epoch, once their backoff is over and their site is there."""
+    with core.db.read() as connection:
+        due = [row.id for row in jobs.waiting_legs(connection) if row.retry_at_ms <= core.clock.now_ms()]
+        stored = all_sites(connection)
+    for leg_id in due:
+        with core.db.write() as connection:
+            row = jobs.leg_row(connection, leg_id)
+            leg = jobs.leg_of(row)
+            status = stored.get(leg.site)
+            gone = core.site_state(leg.site, status) in (SiteState.LOST, SiteState.WITHDRAWN)
+            if gone or status is None or not status.healthy:
+                legs.settle(core, connection, leg.job)
+                continue
+            jobs.new_epoch(connection, leg, core.next_epoch(connection), core.clock.now_ms())
+            job = jobs.find_job(connection, leg.job)
+            if job.state is JobState.PENDING:
+                jobs.update_job(connection, job, now_ms=core.clock.now_ms(), state=JobState.STARTING)
+
+
+def _place(core: Core) -> None:
+    with core.db.read() as connection:
+        view = snapshots.take(core, connection)
+        shown = {row.id: row.reason for row in connection.execute(_pending_reasons())}
+    if not view.snapshot.pending:
+        return
+    plan = schedule(view.snapshot)
+    if not plan.placements and not _changed(plan.reasons, shown):
+        return
+    with core.db.write() as connection:
+        done = commit_plan(
+            connection,
+            plan,
+            view.versions,
+            incarnation=core.incarnation,
+            now_ms=core.clock.now_ms(),
+            new_id=core.clock.new_id,
+        )
+        for job_id in done.placed:
+            job = jobs.find_job(connection, job_id)
+            placed = job.attempt.legs if job.attempt else ()
+            core.record(
+                connection,
+                RecordType.DECISION,
+                {
+                    "job": job_id,
+                    "state": job.state.value,
+                    "account": job.spec.account,
+                    "attempt": job.attempt.id if job.attempt else "",
+                    "legs": [
+                        {"leg": leg.id, "epoch": str(leg.epoch), "site": leg.site, "gpus": leg.gpus} for leg in placed
+                    ],
+                },
+            )
+            tasks.job_started(connection, job_id, [leg.id for leg in placed])
+    with_tracking(core)
+
+
+def _pending_reasons() -> Any:
+    from sqlalchemy import select
+
+    from consortium.state import tables as t
+
+    return select(t.jobs.c.id, t.jobs.c.reason).where(t.jobs.c.state == JobState.PENDING.value)
+
+
+def _changed(reasons: dict[str, Reason], shown: dict[str, Any]) -> bool:
+    """Whether any reason differs from the one stored; time-dependent numbers apart, most cycles change nothing."""
+    from consortium.domain.codec import to_json
+
+    return any(to_json(reason) != shown.get(job) for job, reason in reasons.items())
+
+
+def _refresh_documents(core: Core) -> None:
+    if core.files.refresh(core.clock.now_ms()):
+        with core.db.write() as connection:
+            changed = record_documents(connection, core.key, core.federation, core.clock.now_ms())
+        log.info("signed documents loaded again; %d changed", changed)

@@ -1,0 +1,264 @@
+"""Rounds of federated training: when a set of commits is fixed, certified, closed or disputed.
+
+Requests store commits, verdicts and digests; only the loop moves a round on. The certificate follows from the verdicts
+by the pure rule in `consortium.train.rounds`.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import Connection, select
+
+from consortium.domain.codec import to_json
+from consortium.domain.decision import Reason, ReasonCode
+from consortium.domain.job import Job, JobState, Leg, LegState
+from consortium.domain.partner import SiteState
+from consortium.domain.records import RecordType
+from consortium.domain.training import Commit, Round, RoundPhase, Verdict
+from consortium.errors import ConflictError, ForbiddenError, NotFoundError, UsageError
+from consortium.keys.signing import sign_value, verify_value
+from consortium.server import legs
+from consortium.server.core import Core
+from consortium.state import jobs, rounds
+from consortium.state import tables as t
+from consortium.state.data import agreements
+from consortium.state.rounds import RoundRow
+from consortium.state.sites import all_sites
+from consortium.train.rounds import certify
+
+log = logging.getLogger(__name__)
+_DONE = (RoundPhase.CERTIFIED, RoundPhase.CLOSED)
+
+
+def restart_deadlines(core: Core) -> None:
+    """After an absence of the server everybody gets the whole grace again."""
+    until_ms = core.clock.now_ms() + core.settings.round_grace_ms
+    with core.db.write() as connection:
+        for row in rounds.unfinished(connection):
+            if row.deadline_ms:
+                rounds.change(connection, row.job, row.number, deadline_ms=until_ms)
+
+
+def read_round(core: Core, connection: Connection, job_id: str, number: int) -> Round:
+    """Return a round as legs read it; one that nobody committed to yet is open and empty."""
+    if number < 1:
+        raise UsageError(f"rounds count from 1, got {number}")
+    job = jobs.find_job(connection, job_id)
+    found = rounds.read(connection, job_id, number)
+    if found is not None:
+        return found
+    return Round(job=job_id, number=number, phase=RoundPhase.OPEN, expected=tuple(_expected(core, connection, job)))
+
+
+def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -> None:
+    """Keep a site's commit. Raises ConflictError where the round no longer takes any, or is not open yet."""
+    leg = live_leg(connection, commit.job, site)
+    if commit.site != site:
+        raise ForbiddenError(f"{site} cannot commit for {commit.site}")
+    where = f"{commit.job} round {commit.round}"
+    verify_value(core.federation.site(site).signing_key, commit, what=f"the commit of {site} to {where}")
+    row = rounds.find(connection, commit.job, commit.round)
+    if row is None:
+        if commit.round > 1:
+            before = rounds.find(connection, commit.job, commit.round - 1)
+            if before is None or before.phase not in _DONE:
+                raise ConflictError(f"round {commit.round - 1} comes first", where=where)
+        expected = _expected(core, connection, jobs.find_job(connection, commit.job))
+        row = rounds.open_round(connection, commit.job, commit.round, expected, "", core.clock.now_ms())
+    if row.phase is not RoundPhase.OPEN and not _repeats(connection, commit):
+        raise ConflictError(
+            f"round {commit.round} is {row.phase.value} and takes no commits", where=where, fix="join the next round"
+        )
+    rounds.add_commit(connection, commit, str(leg.epoch), core.clock.now_ms())
+
+
+def take_verdicts(core: Core, connection: Connection, site: str, job: str, given: tuple[Verdict, ...]) -> None:
+    """Keep a site's verdicts. Once the round is certified only repetitions are taken."""
+    leg = live_leg(connection, job, site)
+    for verdict in given:
+        where = f"{job} round {verdict.round}"
+        if verdict.judge != site or verdict.job != job:
+            raise ForbiddenError(f"{site} cannot judge as {verdict.judge} in {verdict.job}")
+        verify_value(core.federation.site(site).signing_key, verdict, what=f"a verdict of {site} in {where}")
+        row = rounds.find(connection, job, verdict.round)
+        if row is None or row.phase is RoundPhase.OPEN:
+            raise ConflictError("the round is not judged yet", where=where, fix="wait until its commits are fixed")
+        if row.phase is RoundPhase.JUDGING:
+            rounds.add_verdict(connection, verdict, str(leg.epoch), core.clock.now_ms())
+
+
+def live_leg(connection: Connection, job_id: str, site: str) -> Leg:
+    """Return the live leg of a job at a site; raises ConflictError where there is none."""
+    job = jobs.find_job(connection, job_id)
+    mine = [leg for attempt in job.attempts for leg in attempt.legs if leg.site == site and leg.state in jobs.LIVE]
+    if not mine:
+        raise ConflictError(f"{site} has no live leg of this job", where=job_id)
+    return mine[-1]
+
+
+def advance_all(core: Core) -> None:
+    """Move every unfinished round on that can be."""
+    with core.db.read() as connection:
+        open_rounds = rounds.unfinished(connection)
+    for row in open_rounds:
+        moved = True
+        while moved:
+            with core.db.write() as connection:
+                moved = _advance(core, connection, row.job, row.number)
+
+
+def _advance(core: Core, connection: Connection, job_id: str, number: int) -> bool:
+    row = rounds.find(connection, job_id, number)
+    if row is None or row.phase in (RoundPhase.CLOSED, RoundPhase.DISPUTED):
+        return False
+    job = jobs.find_job(connection, job_id)
+    if job.state.final:
+        return False
+    if row.phase is RoundPhase.OPEN:
+        return _fix(core, connection, job, row)
+    if row.phase is RoundPhase.JUDGING:
+        return _certify(core, connection, job, row)
+    return _close(core, connection, job, row)
+
+
+def _fix(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
+    """Fix the set of commits: all expected are in, or a quorum is and the grace is over."""
+    if row.number > 1:
+        before = rounds.find(connection, row.job, row.number - 1)
+        if before is None or before.phase is not RoundPhase.CLOSED:
+            return False
+    expected = _expected(core, connection, job)
+    committed = _sites_with_commit(connection, row)
+    if tuple(expected) != row.expected:
+        rounds.change(connection, row.job, row.number, expected=expected)
+    if not committed:
+        return False
+    full = bool(expected) and set(expected) <= set(committed)
+    outer = job.spec.params.get("outer")
+    quorum = int((outer.get("quorum") if isinstance(outer, dict) else 0) or job.spec.min_sites)
+    if not full:
+        if len(committed) < max(1, quorum):
+            return False
+        if not _grace_over(core, connection, row):
+            return False
+    rounds.change(
+        connection,
+        row.job,
+        row.number,
+        phase=RoundPhase.JUDGING.value,
+        fixed=committed,
+        deadline_ms=core.clock.now_ms() + core.settings.round_grace_ms,
+    )
+    return True
+
+
+def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
+    found = rounds.read(connection, row.job, row.number)
+    if found is None:
+        return False
+    judges = set(row.fixed) & set(_expected(core, connection, job))
+    given = {(verdict.judge, verdict.site) for verdict in found.verdicts}
+    complete = bool(judges) and all((judge, site) in given for judge in judges for site in row.fixed)
+    if not complete and not _grace_over(core, connection, row):
+        return False
+    before = agreements(connection, row.job, f"outer/{row.number - 1}")
+    states = sorted({digest for site, digest in before.items() if site in row.fixed} or set(before.values()))
+    if len(states) > 1:
+        _dispute(core, connection, row, before)
+        return False
+    certificate = certify(row.job, row.number, states[0] if states else "", found.commits, found.verdicts)
+    signed = sign_value(core.key, certificate)
+    rounds.change(
+        connection,
+        row.job,
+        row.number,
+        phase=RoundPhase.CERTIFIED.value,
+        certificate=to_json(signed),
+        previous_outer=certificate.previous_outer,
+        deadline_ms=0,
+    )
+    return True
+
+
+def _close(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
+    found = rounds.read(connection, row.job, row.number)
+    if found is None or found.certificate is None:
+        return False
+    published = found.outer_digests or {}
+    if len(set(published.values())) > 1:
+        _dispute(core, connection, row, published)
+        return False
+    awaited = set(row.fixed) & set(_at_work(job))
+    if not published or awaited - published.keys():
+        return False
+    rounds.change(connection, row.job, row.number, phase=RoundPhase.CLOSED.value)
+    body = {
+        "job": row.job,
+        "round": row.number,
+        "sites": sorted(c.site for c in found.certificate.contributions),
+        "tokens": sum(c.tokens for c in found.certificate.contributions),
+        "outer_digest": next(iter(published.values())),
+        "outer_digests": published,
+        "certificate": found.certificate,
+        "commits": found.commits,
+        "verdicts": found.verdicts,
+    }
+    core.record(connection, RecordType.ROUND, to_json(body))
+    return False
+
+
+def _dispute(core: Core, connection: Connection, row: RoundRow, digests: dict[str, str]) -> None:
+    rounds.change(connection, row.job, row.number, phase=RoundPhase.DISPUTED.value)
+    said = ", ".join(f"{site} {digest[:19]}" for site, digest in sorted(digests.items()))
+    reason = Reason(
+        code=ReasonCode.DISPUTE,
+        message=f"the outer states around round {row.number} differ between sites: {said}",
+        numbers={"round": row.number},
+        fix="recompute the round from its certificate and commits to find who differs",
+    )
+    core.record(connection, RecordType.DISPUTE, {"job": row.job, "round": row.number, "outer_digests": digests})
+    legs.end_job(core, connection, row.job, JobState.FAILED, reason)
+
+
+def _grace_over(core: Core, connection: Connection, row: RoundRow) -> bool:
+    now_ms = core.clock.now_ms()
+    if not row.deadline_ms:
+        rounds.change(connection, row.job, row.number, deadline_ms=now_ms + core.settings.round_grace_ms)
+        return False
+    return now_ms >= row.deadline_ms
+
+
+def _expected(core: Core, connection: Connection, job: Job) -> list[str]:
+    """Sites whose commits a round waits for: legs at work, and legs soon to be offered again at a site that is there."""
+    stored = all_sites(connection)
+    sites = set(_at_work(job))
+    for row in jobs.waiting_legs(connection):
+        if row.job == job.id and core.site_state(row.site, stored.get(row.site)) is not SiteState.LOST:
+            sites.add(row.site)
+    return sorted(sites)
+
+
+def _at_work(job: Job) -> list[str]:
+    attempt = job.attempt
+    at_work = (LegState.OFFERED, LegState.HELD, LegState.STARTING, LegState.RUNNING)
+    return [] if attempt is None else sorted(leg.site for leg in attempt.legs if leg.state in at_work)
+
+
+def _sites_with_commit(connection: Connection, row: RoundRow) -> list[str]:
+    query = select(t.commits.c.site).where((t.commits.c.job == row.job) & (t.commits.c.round == row.number))
+    return sorted(connection.execute(query).scalars())
+
+
+def _repeats(connection: Connection, commit: Commit) -> bool:
+    same = (t.commits.c.job == commit.job) & (t.commits.c.round == commit.round) & (t.commits.c.site == commit.site)
+    known = connection.execute(select(t.commits.c.doc).where(same)).scalar()
+    return known is not None and known["digest"] == commit.digest
+
+
+def job_rounds(connection: Connection, job_id: str) -> list[Round]:
+    """Return all rounds of a job."""
+    if not jobs.find_job(connection, job_id):
+        raise NotFoundError(f"there is no job {job_id!r}")
+    found = (rounds.read(connection, job_id, number) for number in rounds.numbers(connection, job_id))
+    return [item for item in found if item is not None]

@@ -1,0 +1,138 @@
+"""Jobs: submit, list, explain, cancel, logs, rounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from consortium.domain.codec import from_json, to_json
+from consortium.domain.ids import partner_of
+from consortium.domain.job import JobState, SignedSpec
+from consortium.domain.partner import Role
+from consortium.errors import ConflictError, ForbiddenError, UsageError
+from consortium.policy import log_request
+from consortium.scheduler import explain
+from consortium.server import rounds, snapshots
+from consortium.server import submit as submission
+from consortium.server.auth import CoreArg, ReaderArg, UserArg
+from consortium.server.core import Core
+from consortium.state import data, inbox
+from consortium.state import jobs as store
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+
+class Submission(BaseModel):
+    """A signed job spec."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    spec: dict[str, Any]
+    signature: str = Field(max_length=200)
+    idempotency_key: str = Field(default="", max_length=200)
+    dry_run: bool = False
+
+
+@router.post("", status_code=201)
+def submit(body: Submission, core: CoreArg, claims: UserArg, response: Response) -> dict[str, Any]:
+    """Submit a job, or with `dry_run` ask what would become of it."""
+    signed = from_json(SignedSpec, {"spec": body.spec, "signature": body.signature}, where="job spec")
+    if body.dry_run:
+        response.status_code = 200
+        return submission.dry_run(core, claims, signed)
+    return submission.submit(core, claims, signed, body.idempotency_key)
+
+
+@router.get("")
+def listing(
+    core: CoreArg, claims: UserArg, state: str = "", account: str = "", limit: int = 1000
+) -> list[dict[str, Any]]:
+    """List jobs, oldest first; `state` takes several, with commas."""
+    states = [from_json(JobState, part, where="state") for part in state.split(",") if part]
+    if not 1 <= limit <= 10_000:
+        raise UsageError(f"limit must be 1 to 10,000, got {limit}")
+    with core.db.read() as connection:
+        found = store.list_jobs(connection, states=states, account=account, limit=limit)
+    listed: list[dict[str, Any]] = to_json(found)
+    return listed
+
+
+@router.get("/{job}")
+def show(job: str, core: CoreArg, claims: ReaderArg) -> dict[str, Any]:
+    """Show a job."""
+    with core.db.read() as connection:
+        return submission.render(connection, job)
+
+
+@router.get("/{job}/explain")
+def why(job: str, core: CoreArg, claims: UserArg) -> dict[str, Any]:
+    """Explain why a job does not run: the funnel over all sites and rules."""
+    with core.db.read() as connection:
+        shown = submission.render(connection, job)
+        view = snapshots.take(core, connection) if shown["state"] == JobState.PENDING.value else None
+    funnel = None
+    if view is not None and any(waiting.id == job for waiting in view.snapshot.pending):
+        funnel = to_json(explain(view.snapshot, job))
+    return {
+        "job": job,
+        "state": shown["state"],
+        "reason": (funnel or shown)["reason"],
+        "denials": shown["denials"],
+        "funnel": funnel,
+        "progress": shown["progress"],
+    }
+
+
+@router.post("/{job}/cancel")
+def cancel(job: str, core: CoreArg, claims: UserArg) -> dict[str, Any]:
+    """Cancel a job: its submitter may, and the admins of its account's partner."""
+    with core.db.read() as connection:
+        found = store.find_job(connection, job)
+    admin = Role.ADMIN in claims.roles and claims.partner == partner_of(found.spec.account)
+    if claims.subject != found.spec.submitter and not admin:
+        raise ForbiddenError(
+            f"{claims.subject} may not cancel a job of {found.spec.submitter}",
+            where=job,
+            fix=f"ask {found.spec.submitter} or an admin of {partner_of(found.spec.account)}",
+        )
+    if found.state is JobState.CANCELLED:
+        return show(job, core, claims)
+    if found.state.final:
+        raise ConflictError(f"the job is {found.state.value} and cannot be cancelled", where=job)
+    with core.db.write() as connection:
+        number = inbox.put(connection, "cancel", {"job": job, "by": claims.subject}, core.clock.now_ms())
+    core.wait_folded(number, 5.0)
+    return show(job, core, claims)
+
+
+@router.get("/{job}/logs")
+def logs(job: str, core: CoreArg, claims: UserArg, site: str = "", after: int = 0, limit: int = 500) -> dict[str, Any]:
+    """Read what the legs' sites let out of their logs; `withheld` names the sites that keep theirs."""
+    with core.db.read() as connection:
+        found = store.find_job(connection, job)
+        chunks = data.read_logs(connection, job, site=site, after=max(after, 0), limit=min(max(limit, 1), 2000))
+        targets = store.job_sites(connection, job)
+    ran = {leg.site for attempt in found.attempts for leg in attempt.legs} or set(targets)
+    withheld = sorted(name for name in ran if not _may_read(core, found.spec, name, claims.partner))
+    return {
+        "chunks": [chunk for chunk in chunks if chunk["site"] not in withheld],
+        "next": chunks[-1]["seq"] if chunks else max(after, 0),
+        "withheld": [name for name in withheld if not site or name == site],
+        "final": found.state.final,
+    }
+
+
+@router.get("/{job}/rounds")
+def all_rounds(job: str, core: CoreArg, claims: ReaderArg) -> list[dict[str, Any]]:
+    """List a job's rounds with commits, verdicts, certificates and outer digests."""
+    with core.db.read() as connection:
+        store.find_job(connection, job)
+        found: list[dict[str, Any]] = to_json(rounds.job_rounds(connection, job))
+    return found
+
+
+def _may_read(core: Core, spec: Any, site: str, partner: str) -> bool:
+    host = core.federation.sites.get(site)
+    return host is not None and core.federation.policies.decide(log_request(spec, host, partner)).allowed
