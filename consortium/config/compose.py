@@ -47,7 +47,10 @@ def compose_job(
     name = job_kind(kind)
     given = parse_overrides(name, tuple(overrides), root)
     sources = _sources(name, given, root)
-    data = compose(root, f"job/{name.value}", tuple(o.text for o in given))
+    plain = [o for o in given if not o.choice and (root / o.key).is_dir()]
+    data = compose(root, f"job/{name.value}", tuple(o.text for o in given if o not in plain))
+    for override in plain:  # `model` of an evaluate job: Hydra would take it for a choice of the group of that name
+        data[override.key] = override.value
     keys = {key: value for key, value in data.items() if key in _KEYS and (key != "model" or name is JobKind.EVALUATE)}
     params = {key: value for key, value in data.items() if key not in keys}
 
@@ -119,7 +122,7 @@ def _sources(kind: JobKind, given: tuple[JobOverride, ...], root: Path) -> list[
     """Read every file the composition draws on: (key of params it lands under, its text with marks)."""
     job = dirs.read(root, f"job/{kind.value}.yaml")
     chosen = _defaults(job, kind)
-    chosen |= {o.key: o.text.partition("=")[2].strip("'\"") for o in given if o.choice}
+    chosen |= {o.key: str(o.value) for o in given if o.choice}
     sources = [("", job)]
     for group, choice in sorted(chosen.items()):
         sources.append((GROUPS[kind][group], dirs.read(root, f"{group}/{choice}.yaml")))

@@ -28,8 +28,9 @@ class JobOverride:
 
     text: str
     position: int
-    key: str
-    choice: bool
+    key: str = ""
+    choice: bool = False
+    value: Any = None
 
     @property
     def where(self) -> str:
@@ -70,7 +71,7 @@ def parse_overrides(kind: JobKind, overrides: tuple[str, ...], configs: Path) ->
             raise ConfigError(
                 f"not a valid override: {problem}", where=where, fix="write key=value, such as gpus=2"
             ) from fault
-        accepted.append(_accept(kind, parsed, JobOverride(text=text, position=position, key="", choice=False), configs))
+        accepted.append(_accept(kind, parsed, JobOverride(text=text, position=position), configs))
     return tuple(accepted)
 
 
@@ -103,7 +104,7 @@ def _accept(kind: JobKind, parsed: Any, given: JobOverride, configs: Path) -> Jo
             )
     elif not _is_plain(value):
         raise ConfigError("only numbers, words, true, false and lists of these are allowed", where=given.where)
-    return dataclasses.replace(given, key=key, choice=choice)
+    return dataclasses.replace(given, key=key, choice=choice, value=value)
 
 
 def _is_plain(value: Any) -> bool:
