@@ -187,7 +187,7 @@ class LegSession:
 
     def receive(self, artifact: Artifact) -> bytes:
         """Return the plaintext of an artifact of the inbox; the gateway has verified sender and digest."""
-        return self._call("GET", f"/leg/artifacts/{artifact.digest}").content
+        return self._call("GET", f"/leg/artifacts/{artifact.digest}", params={"sender": artifact.sender}).content
 
     def wait_for(
         self,

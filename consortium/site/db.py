@@ -68,7 +68,7 @@ CREATE TABLE IF NOT EXISTS traffic (
 
 CREATE TABLE IF NOT EXISTS releases (
     attempt TEXT NOT NULL, class TEXT NOT NULL, name TEXT NOT NULL, round INTEGER NOT NULL, recipients TEXT NOT NULL,
-    digest TEXT NOT NULL, job TEXT NOT NULL, artifact TEXT NOT NULL, announced INTEGER NOT NULL DEFAULT 0,
+    digest TEXT NOT NULL, object_key TEXT NOT NULL, artifact TEXT NOT NULL, told TEXT NOT NULL DEFAULT 'no',
     PRIMARY KEY (attempt, class, name, round, recipients, digest)
 ) STRICT;
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from consortium.domain.ids import partner_of
+from consortium.domain.partner import Site
 from consortium.errors import ConfigError, ConsortiumError, VerificationError
 from consortium.keys.canonical import digest
 from consortium.keys.documents import DocumentKind, SignedDocument, check_document, load_document
@@ -13,15 +14,7 @@ from consortium.keys.roster import Roster, Rosters
 from consortium.keys.trust import Trust
 
 if TYPE_CHECKING:
-    from consortium.policy.decide import PolicyBook
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Land:
-    """Where a site stands and whose it is."""
-
-    partner: str
-    territory: str
+    from consortium.policy import PolicyBook
 
 
 class Documents:
@@ -77,18 +70,18 @@ class Documents:
         """Return the people all partners vouch for."""
         return Rosters.of(Roster.parse(document) for document in self._all(DocumentKind.ROSTER, now_ms))
 
-    def land(self, site: str, now_ms: int) -> Land:
-        """Return where a site stands, by its own partner's signed site file."""
+    def site(self, site: str, now_ms: int) -> Site:
+        """Return a site as its own partner's signed site file describes it."""
         from consortium.config import parse_site_text
 
         for document in self._all(DocumentKind.SITE, now_ms):
             config = parse_site_text(document.text, document.file)
             if config.id == site and config.partner == document.partner:
-                return Land(partner=config.partner, territory=config.territory)
+                return config.site
         raise VerificationError(
             f"no signed site file of {site} that holds: where it stands is unknown",
             where=str(self.folder),
-            fix=f"put the site file signed by {site[:2]} there{self._suspects()}",
+            fix=f"put the site file signed by {partner_of(site)} there{self._suspects()}",
         )
 
     def _one(self, kind: DocumentKind, now_ms: int) -> SignedDocument:

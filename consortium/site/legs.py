@@ -163,6 +163,10 @@ class LegTable:
         where = "WHERE leg = ? AND incarnation = ? AND counter = ?"
         return next(iter(self._select(where, (leg, epoch.incarnation, epoch.counter))), None)
 
+    def of(self, leg: str) -> list[SiteLeg]:
+        """Return all epochs of a leg, in order."""
+        return self._select("WHERE leg = ?", (leg,))
+
     def named(self, command: LegCommand) -> SiteLeg | None:
         """Return the leg a command names."""
         return self.get(command.leg, command.epoch)

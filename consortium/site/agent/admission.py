@@ -94,16 +94,16 @@ class Admission:
 
         try:
             book = self.documents.policy(now_ms)
+            others = {peer: self.documents.site(peer, now_ms) for peer in offer.peers if peer != self.site.id}
         except ConsortiumError as fault:
             return Refusal(code="expired", reason=fault.what)
-        requests = requests_for_job(offer.spec.spec, offer.inputs, {self.site.id: self.site})
-        for request in requests[self.site.id]:
-            decision = book.decide(request)
-            if not decision.allowed:
-                denial = decision.denials[0]
-                where = f"{denial.clause} in {denial.file}:{denial.line}"
-                return Refusal(code="policy", reason=f"{denial.message} ({where})", denial=to_json(denial))
-        return None
+        hosts = {**others, self.site.id: self.site}
+        decision = book.decide_all(requests_for_job(offer.spec.spec, offer.inputs, hosts)[self.site.id])
+        if decision.allowed:
+            return None
+        denial = decision.denials[0]
+        where = f"{denial.clause} in {denial.file}:{denial.line}"
+        return Refusal(code="policy", reason=f"{denial.message} ({where})", denial=to_json(denial))
 
 
 def fenced(epoch: Epoch, highest: Epoch) -> Refusal | None:

@@ -1,6 +1,7 @@
 """What legs write: archived in the partner's private store, and sent on only where the partner's policy lets it go.
 
-The gateway asks the policy; this thread only hears the answer. An archived job's record is deleted from Ray.
+The gateway asks the policy; this thread only hears the answer. That a log is withheld the server knows by itself: it
+holds the same signed policy. An archived job's record is deleted from Ray.
 """
 
 from __future__ import annotations
@@ -58,7 +59,6 @@ class LogKeeper:
                 self.server.send_log(leg.offer.job, leg.offer.leg, sent, piece)
             except PolicyDeniedError as fault:
                 log.info("%s: its log stays here: %s", leg.key, fault.what)
-                self.server.send_log(leg.offer.job, leg.offer.leg, 0, "", withheld=True)
                 self.table.change(leg, log_policy="withheld")
                 return
             sent += len(piece)

@@ -93,19 +93,16 @@ class Agent:
     # -- poll -----------------------------------------------------------------------------------------------------
 
     def poll_once(self, server: ServerLine) -> None:
-        """Tell the server where the site stands, and do what it says as far as the site agrees."""
+        """Tell the server where the site stands, and do what it says as far as the site agrees.
+
+        While an alarm stands, the server's word counts for nothing: running legs go on to the end of their lease.
+        """
         asked_ms = self.clock.now_ms()
         response = server.poll(self._request(asked_ms))
         alarm = self.watch.check(response)
         self._say("alarm", f"ALARM {alarm}; no offers are taken until the operator runs --repin" if alarm else "")
         self._server_holds = response.acked_seq
         lease_until_ms = asked_ms + response.lease_ms
-        for command in response.stops:
-            leg = self.table.named(command)
-            if leg is None:
-                self.table.fence(command)
-            elif leg.active:
-                self.runner.stop(leg, LegState.STOPPED, command.reason or "stopped by the consortium")
         for offer in response.offers:
             if self.table.get(offer.leg, offer.epoch) is None:
                 self._judge(offer, lease_until_ms)
@@ -131,6 +128,12 @@ class Agent:
 
     def _obey(self, response: PollResponse, lease_until_ms: int) -> None:
         self.table.acknowledge(response.acknowledged)
+        for command in response.stops:
+            leg = self.table.named(command)
+            if leg is None:
+                self.table.fence(command)
+            elif leg.active:
+                self.runner.stop(leg, LegState.STOPPED, command.reason or "stopped by the consortium")
         renewed = set(response.renewed)
         for leg in self.table.active():
             if leg.offer.leg in renewed and lease_until_ms > leg.lease_until_ms:

@@ -1,7 +1,7 @@
 """Runs legs as Ray jobs and meters them. One thread; every step may be cut off by a crash and is taken up again.
 
 A leg's row says `starting` before Ray hears of it, and Ray keeps the submission id `leg@epoch`, so after a crash
-between the two the runner learns from Ray what happened and never submits twice. Usage and its mark are one transaction.
+between the two the runner learns from Ray what happened and never submits twice. Usage and mark are one transaction.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Runner:
             "CONSORTIUM_LEG_TOKEN": token,
             "MLFLOW_TRACKING_URI": f"{settings.gateway_url.rstrip('/')}/mlflow",
             "MLFLOW_TRACKING_TOKEN": token,
-            "PYTHONSAFEPATH": "1",  # jobs/tokenize.py must not stand in for the standard library's tokenize
+            "PYTHONSAFEPATH": "1",  # as -P, for the processes that the program starts
             "PYTHONUNBUFFERED": "1",
             **dict.fromkeys(_THREADS, "1"),
         }
@@ -187,7 +187,8 @@ class Runner:
             "job": leg.offer.job,
             "leg": leg.offer.leg,
             "epoch": str(leg.offer.epoch),
-            "digest": result.get("manifest_digest", ""),
+            "site": leg.offer.site,
+            "manifest_digest": result.get("manifest_digest", ""),
             "outputs": [output["id"] for output in result.get("outputs", ())],
         }
         self.outbox.add(write, RecordType.MANIFEST, body, self.now_ms())

@@ -43,9 +43,9 @@ class ServerLine:
         answer = self._post(f"/v1/sites/{self.site}/records", {"records": to_json(list(records))}, timeout_s=30.0)
         return int(answer["acked_seq"])
 
-    def send_log(self, job: str, leg: str, offset: int, text: str, *, withheld: bool = False) -> None:
-        """Send a piece of a leg's log, `offset` in characters; `withheld` says that policy keeps it at home."""
-        body = {"leg": leg, "site": self.site, "offset": offset, "text": text, "withheld": withheld}
+    def send_log(self, job: str, leg: str, offset: int, text: str) -> None:
+        """Send a piece of a leg's log, `offset` in characters. Raises PolicyDeniedError where it must stay here."""
+        body = {"leg": leg, "site": self.site, "offset": offset, "text": text}
         self._post(f"/v1/jobs/{job}/logs", body, timeout_s=30.0)
 
     def close(self) -> None:

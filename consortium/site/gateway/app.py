@@ -1,0 +1,132 @@
+"""The gateway's process: HTTP on loopback or the site's own network, and a thread for what must be done in time."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from consortium import PROTOCOL_VERSION
+from consortium.errors import ConflictError, ConsortiumError, NotFoundError, UsageError
+from consortium.site.gateway import legs, tracking, upstream
+from consortium.site.gateway.border import Border, prune_received
+from consortium.site.gateway.core import Gateway
+
+CHORES_S = 2.0
+log = logging.getLogger(__name__)
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """Return the gateway's HTTP surface: `/leg/…` and `/mlflow/…` for legs, `/v1/…` for the agent."""
+    app = FastAPI(title=f"border gateway of {gateway.site.id}", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.gateway = gateway
+    app.state.border = Border(gateway)
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        """Whether the gateway itself is up."""
+        return {"site": gateway.site.id}
+
+    app.include_router(legs.router)
+    app.include_router(tracking.router)
+    app.include_router(upstream.router)
+    app.add_exception_handler(ConsortiumError, _known)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unforeseen)
+    return app
+
+
+def serve(gateway: Gateway) -> None:
+    """Serve until SIGTERM or SIGINT; then record what was counted. Raises ConflictError where the port is taken."""
+    stopping = threading.Event()
+    listener = listen(gateway.settings.gateway_port)
+    app = create_app(gateway)
+    chores = threading.Thread(target=_chores, args=(gateway, app.state.border, stopping), name="chores")
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=5, timeout_keep_alive=30, lifespan="off"
+    )
+    chores.start()
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        stopping.set()
+        chores.join()
+        gateway.close()
+
+
+def listen(port: int) -> socket.socket:
+    """Return a listening socket on loopback; raises ConflictError where the port is taken."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError as fault:
+        listener.close()
+        raise ConflictError(
+            f"cannot listen on port {port}: {fault.strerror}",
+            where=f"127.0.0.1:{port}",
+            fix="stop what holds the port, or set another gateway_port",
+        ) from fault
+    return listener
+
+
+def _chores(gateway: Gateway, border: Border, stopping: threading.Event) -> None:
+    said = ""
+    while not stopping.wait(CHORES_S):
+        try:
+            gateway.traffic.flush_if_due()
+            prune_received(gateway)
+            border.announce()
+            said = ""
+        except ConsortiumError as fault:
+            if fault.what != said:
+                log.warning("%s", fault.render().replace("\n", ";"))
+            said = fault.what
+    gateway.db.close()
+
+
+def _known(_: Request, fault: Exception) -> JSONResponse:
+    assert isinstance(fault, ConsortiumError)
+    return problem(fault)
+
+
+def _invalid(_: Request, fault: Exception) -> JSONResponse:
+    assert isinstance(fault, RequestValidationError)
+    issues = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in fault.errors()[:5])
+    return problem(UsageError(f"not a valid request: {issues}"))
+
+
+def _http(request: Request, fault: Exception) -> JSONResponse:
+    assert isinstance(fault, HTTPException)
+    what = f"{request.method} {request.url.path}: {fault.detail}"
+    return problem(NotFoundError(what) if fault.status_code == 404 else UsageError(what))
+
+
+def _unforeseen(request: Request, fault: Exception) -> JSONResponse:
+    log.error("%s %s", request.method, request.url.path, exc_info=fault)
+    return problem(ConsortiumError("the gateway failed; see its log", where=request.url.path))
+
+
+def problem(fault: ConsortiumError) -> JSONResponse:
+    """Return an error as an RFC 9457 problem document."""
+    document = {
+        "type": f"urn:consortium:{fault.slug}",
+        "title": fault.slug.replace("-", " "),
+        "status": fault.status,
+        "detail": fault.what,
+        "where": fault.where,
+        "fix": fault.fix,
+    }
+    return JSONResponse(
+        document,
+        status_code=fault.status,
+        media_type="application/problem+json",
+        headers={"Consortium-Protocol": str(PROTOCOL_VERSION)},
+    )

@@ -1,0 +1,119 @@
+"""What all parts of the gateway share: keys, stores, the line to the server, who a caller is."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from consortium import PROTOCOL_VERSION
+from consortium.client.leg import problem_of
+from consortium.domain.codec import to_json
+from consortium.domain.data import ArtifactClass
+from consortium.domain.job import Epoch, LegState
+from consortium.errors import AuthError, UnreachableError
+from consortium.keys.sealing import SealingKey
+from consortium.keys.signing import SigningKey
+from consortium.keys.trust import Trust
+from consortium.site.db import SiteDb
+from consortium.site.documents import Documents
+from consortium.site.gateway.traffic import Traffic
+from consortium.site.legs import LegTable, SiteLeg
+from consortium.site.metering import SiteClock
+from consortium.site.outbox import Outbox
+from consortium.site.settings import SiteSettings, StoreSettings
+from consortium.storage.objects import ObjectStore
+
+_AT_WORK = (LegState.STARTING, LegState.RUNNING)
+
+
+class Gateway:
+    """One site's gateway, without its HTTP surface. Safe to share by threads."""
+
+    def __init__(self, settings: SiteSettings) -> None:
+        self.settings = settings
+        self.site = settings.site
+        self.trust = Trust.load(settings.trust_path)
+        self.clock = SiteClock(time.time_ns() // 1_000_000, time.monotonic)
+        self.db = SiteDb(settings.home)
+        self.table = LegTable(self.db)
+        self.key = SigningKey.load(settings.signing_key_path)
+        self.sealing = SealingKey.load(settings.sealing_key_path)
+        self.outbox = Outbox(self.db, self.site.id, self.key)
+        self.documents = Documents(settings.documents_dir, self.site.partner, self.trust)
+        self.traffic = Traffic(self.db, self.outbox, self.site.id, self.now_ms)
+        self.egress = _store(settings.egress_store)
+        self.peers = {site: _store(store) for site, store in settings.peer_egress.items()}
+        self.token = Path(settings.token_path).read_text().strip()
+        self.received = Path(settings.home) / "received"
+        self.received.mkdir(mode=0o700, exist_ok=True)
+        limits = httpx.Limits(max_connections=64, max_keepalive_connections=16)
+        timeout = httpx.Timeout(30.0, connect=3.0)
+        headers = {"Authorization": f"Bearer {self.token}", "Consortium-Protocol": str(PROTOCOL_VERSION)}
+        self.server = httpx.Client(
+            base_url=settings.server_url, headers=headers, timeout=timeout, limits=limits, trust_env=False
+        )
+        self.mlflow = httpx.Client(base_url=settings.mlflow_url, timeout=timeout, limits=limits, trust_env=False)
+
+    def now_ms(self) -> int:
+        """UTC milliseconds of the site's clock."""
+        return self.clock.now_ms()
+
+    def leg(self, authorization: str) -> SiteLeg:
+        """Return the running leg whose token a caller shows; raises AuthError."""
+        token = authorization.removeprefix("Bearer ")
+        key, _, _ = token.rpartition(".")
+        leg, at, epoch = key.partition("@")
+        if not at or not hmac.compare_digest(self.db.leg_token(key).encode(), token.encode()):
+            raise AuthError("not the token of a leg of this site")
+        found = self.table.get(leg, Epoch.parse(epoch))
+        if found is None or found.state not in _AT_WORK:
+            raise AuthError(f"{key} is not running here any more", fix="nothing: a later epoch has taken its place")
+        return found
+
+    def check_agent(self, authorization: str) -> None:
+        """Raise AuthError unless the caller is this site's agent."""
+        if not hmac.compare_digest(authorization.encode(), f"Bearer {self.token}".encode()):
+            raise AuthError("not the token of this site's agent", where=self.site.id)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        job: str = "",
+        params: dict[str, str] | None = None,
+        artifact_class: ArtifactClass = ArtifactClass.CONTROL,
+    ) -> Any:
+        """Call the consortium's server and return its JSON; counted as a crossing.
+
+        Raises UnreachableError where it does not answer, and the error its problem document names.
+        """
+        try:
+            content = None if body is None else to_json(body)
+            answer = self.server.request(method, path, json=content, params=params)
+        except httpx.TransportError as fault:
+            raise UnreachableError(
+                f"the consortium's server does not answer: {fault or type(fault).__name__}",
+                where=self.settings.server_url,
+                fix="nothing yet: calls are repeated, and legs go on within their lease",
+            ) from fault
+        self.traffic.count(artifact_class, len(answer.request.content), len(answer.content), job)
+        if not answer.is_success:
+            raise problem_of(answer)
+        return answer.json() if answer.content else {}
+
+    def close(self) -> None:
+        """Record what was counted and close connections."""
+        self.traffic.flush()
+        self.server.close()
+        self.mlflow.close()
+        self.db.close()
+
+
+def _store(settings: StoreSettings) -> ObjectStore:
+    return ObjectStore(settings.endpoint, settings.access_key, settings.secret(), settings.bucket)

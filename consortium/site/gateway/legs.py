@@ -1,0 +1,281 @@
+"""The API of running legs: what they are to do, what they report, artifacts, rounds and agreements."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+
+from consortium.domain.codec import from_json, to_json
+from consortium.domain.data import ArtifactClass, Dataset
+from consortium.domain.job import Fault, LegState
+from consortium.domain.protocol import LegContext, StoreAccess
+from consortium.domain.training import Commit, Verdict
+from consortium.errors import ConflictError, UsageError
+from consortium.keys.signing import sign_value
+from consortium.site.gateway.border import Border
+from consortium.site.gateway.core import Gateway
+from consortium.site.legs import SiteLeg
+
+MAX_ARTIFACT_BYTES = 1 << 30
+MAX_CONTROL_BYTES = 8 << 20
+router = APIRouter(prefix="/leg")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegResult:
+    """What a program leaves behind when it is done."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    outputs: tuple[Dataset, ...] = ()
+    manifest_digest: str = ""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegFailure:
+    """What a program says before it fails."""
+
+    message: str
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitBody:
+    """A commit as the leg gives it; the gateway adds job, round, site and signature."""
+
+    tokens: int
+    steps: int
+    digest: str
+    norm: str
+    loss: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictBody:
+    """A verdict as the leg gives it; the gateway adds job, round, judge and signature."""
+
+    site: str
+    digest: str
+    accept: bool
+    reason: str = ""
+    norm: str = ""
+
+
+def gateway_of(request: Request) -> Gateway:
+    """Return the process's gateway."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def border_of(request: Request) -> Border:
+    """Return the process's border."""
+    border: Border = request.app.state.border
+    return border
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Return the request's body; raises UsageError above `limit` bytes."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise UsageError(f"the body is larger than {limit} bytes", where=request.url.path)
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def small_json(request: Request) -> Any:
+    """Return a small JSON body."""
+    try:
+        return json.loads(await read_body(request, MAX_CONTROL_BYTES) or b"null")
+    except ValueError as fault:
+        raise UsageError(f"the body is not JSON: {fault}", where=request.url.path) from fault
+
+
+async def artifact_body(request: Request) -> bytes:
+    """Return the bytes of an artifact."""
+    return await read_body(request, MAX_ARTIFACT_BYTES)
+
+
+def calling_leg(
+    gateway: Annotated[Gateway, Depends(gateway_of)], authorization: Annotated[str, Header()] = ""
+) -> SiteLeg:
+    """Return the leg whose token the caller shows."""
+    return gateway.leg(authorization)
+
+
+At = Annotated[Gateway, Depends(gateway_of)]
+AtBorder = Annotated[Border, Depends(border_of)]
+Leg = Annotated[SiteLeg, Depends(calling_leg)]
+Json = Annotated[Any, Depends(small_json)]
+
+
+@router.get("/context")
+def context(gateway: At, leg: Leg) -> Any:
+    """What the leg is to do, with the keys to its site's private store."""
+    offer, private = leg.offer, gateway.settings.private_store
+    spec = offer.spec.spec
+    return to_json(
+        LegContext(
+            job=offer.job,
+            job_kind=spec.kind.value,
+            job_name=spec.name,
+            attempt=offer.attempt,
+            leg=offer.leg,
+            epoch=str(offer.epoch),
+            site=offer.site,
+            partner=gateway.site.partner,
+            peers=offer.peers,
+            params=spec.params,
+            inputs=offer.inputs,
+            gpus=sum(offer.nodes.values()),
+            gpus_per_worker=spec.resources.gpus_per_worker,
+            gpu_resource=gateway.site.gpu_resource,
+            store=StoreAccess(
+                endpoint=private.endpoint,
+                bucket=private.bucket,
+                access_key=private.access_key,
+                secret_key=private.secret(),
+                prefix=f"jobs/{offer.job}/",
+            ),
+            model=spec.model,
+            tracking_run=offer.tracking_run,
+            tracking_experiment=offer.tracking_experiment,
+            min_sites=spec.min_sites,
+        )
+    )
+
+
+@router.post("/progress", status_code=204)
+def progress(gateway: At, leg: Leg, body: Json) -> None:
+    """Keep where the leg stands; the agent's next poll carries it."""
+    values = from_json(dict[str, int | float | str | bool | None], body, where="progress")
+    if len(json.dumps(values)) > 4000 or any(isinstance(x, str) and len(x) > 200 for x in values.values()):
+        raise UsageError("progress is small numbers and words: 4 kB in all, 200 characters a word")
+    gateway.table.change(leg, progress=values)
+
+
+@router.post("/result", status_code=204)
+def result(gateway: At, leg: Leg, body: Json) -> None:
+    """Keep the leg's result; a later one replaces it, until the leg has ended."""
+    left = from_json(LegResult, body, where="result")
+    for output in left.outputs:
+        if output.site != leg.offer.site or output.territory != gateway.site.territory:
+            raise UsageError(f"dataset {output.name} names {output.site} in {output.territory!r} as its home, not here")
+    _keep(gateway, leg, result=to_json(left))
+
+
+@router.post("/failure", status_code=204)
+def failure(gateway: At, leg: Leg, body: Json) -> None:
+    """Keep what the program says before it fails."""
+    _keep(gateway, leg, failure=to_json(from_json(LegFailure, body, where="failure")))
+
+
+def _keep(gateway: Gateway, leg: SiteLeg, **columns: Any) -> None:
+    with gateway.db.write() as write:
+        now = gateway.table.get(leg.offer.leg, leg.offer.epoch)
+        if now is None or now.state not in (LegState.STARTING, LegState.RUNNING):
+            raise ConflictError(f"{leg.key} has ended meanwhile")
+        gateway.table.change(leg, write, **columns)
+
+
+@router.post("/artifacts")
+def send(
+    border: AtBorder,
+    leg: Leg,
+    data: Annotated[bytes, Depends(artifact_body)],
+    artifact_class: Annotated[str, Query(alias="class")],
+    name: Annotated[str, Query(max_length=200)],
+    round: Annotated[int, Query(ge=0)] = 0,
+    recipients: str = "",
+) -> Any:
+    """Release an artifact to other sites of the job."""
+    try:
+        kind = ArtifactClass(artifact_class)
+    except ValueError as fault:
+        known = ", ".join(item.value for item in ArtifactClass)
+        raise UsageError(f"no artifact class {artifact_class!r}", fix=f"one of {known}") from fault
+    to = sorted({site for site in recipients.split(",") if site})
+    return to_json(border.release(leg, kind, name, round, to, data))
+
+
+@router.get("/artifacts")
+def inbox(border: AtBorder, leg: Leg) -> Any:
+    """List what is addressed to this site."""
+    return to_json(border.inbox(leg))
+
+
+@router.get("/artifacts/{digest}")
+def receive(border: AtBorder, leg: Leg, digest: str, sender: str = "") -> Response:
+    """Return an artifact's plaintext."""
+    return Response(border.receive(leg, digest, sender), media_type="application/octet-stream")
+
+
+@router.post("/rounds/{number}/commit")
+def commit(gateway: At, leg: Leg, number: int, body: Json) -> Any:
+    """Sign a commit and pass it on."""
+    said = from_json(CommitBody, body, where="commit")
+    draft = Commit(
+        job=leg.offer.job,
+        round=number,
+        site=leg.offer.site,
+        tokens=said.tokens,
+        steps=said.steps,
+        digest=said.digest,
+        norm=said.norm,
+        loss=said.loss,
+    )
+    path = f"/v1/jobs/{leg.offer.job}/rounds/{number}/commit"
+    return gateway.call("POST", path, sign_value(gateway.key, draft), job=leg.offer.job)
+
+
+@router.post("/rounds/{number}/verdicts")
+def verdicts(gateway: At, leg: Leg, number: int, body: Json) -> Any:
+    """Sign verdicts and pass them on."""
+    signed = [
+        sign_value(
+            gateway.key,
+            Verdict(
+                job=leg.offer.job,
+                round=number,
+                judge=leg.offer.site,
+                site=said.site,
+                digest=said.digest,
+                accept=said.accept,
+                reason=said.reason,
+                norm=said.norm,
+            ),
+        )
+        for said in from_json(list[VerdictBody], body, where="verdicts")
+    ]
+    return gateway.call("POST", f"/v1/jobs/{leg.offer.job}/rounds/{number}/verdicts", signed, job=leg.offer.job)
+
+
+@router.get("/rounds/{number}")
+def read_round(gateway: At, leg: Leg, number: int) -> Any:
+    """Return a round as the server keeps it."""
+    return gateway.call("GET", f"/v1/jobs/{leg.offer.job}/rounds/{number}", job=leg.offer.job)
+
+
+@router.post("/agreements/{topic:path}")
+def agree(gateway: At, leg: Leg, topic: str, body: Json) -> Any:
+    """Sign this site's digest for a topic and pass it on."""
+    said = from_json(dict[str, str], body, where="agreement")
+    if set(said) != {"digest"}:
+        raise UsageError("an agreement is {'digest': …}", where=topic)
+    statement = {"job": leg.offer.job, "topic": topic, "site": leg.offer.site, "digest": said["digest"]}
+    signed = sign_value(gateway.key, statement)
+    path = f"/v1/jobs/{leg.offer.job}/agreements/{topic}"
+    answer = {name: signed[name] for name in ("site", "digest", "signature")}
+    return gateway.call("POST", path, answer, job=leg.offer.job)
+
+
+@router.get("/agreements/{topic:path}")
+def agreements(gateway: At, leg: Leg, topic: str) -> Any:
+    """Return the digests published for a topic."""
+    return gateway.call("GET", f"/v1/jobs/{leg.offer.job}/agreements/{topic}", job=leg.offer.job)
