@@ -21,7 +21,7 @@ from consortium.domain.decision import Reason
 from consortium.scheduler.board import Board, Layer, Shadow, leg_name
 from consortium.scheduler.fit import find_legs
 from consortium.scheduler.fixes import suggest
-from consortium.scheduler.reasons import Case, describe, span, waits_out
+from consortium.scheduler.reasons import Case, describe, instant, waits_out
 from consortium.scheduler.reserve import earliest_fit
 from consortium.scheduler.rules import Rule, decisive, obstacles, permanent_obstacle, site_demand, standing
 from consortium.scheduler.types import HeldLeg, LegPlacement, PendingJob, Placement, Plan, Reservation, Snapshot
@@ -105,7 +105,7 @@ class Cycle:
     def serve(self, job: PendingJob) -> None:
         """Start the job or note why not."""
         if job.not_before_ms > self.board.now_ms:
-            self._reasons[job.id] = waits_out(job, self.board.now_ms)
+            self._reasons[job.id] = waits_out(job)
             return
         shape = self._shape(job)
         blocked = self._blocked.get(shape)
@@ -180,11 +180,11 @@ class Cycle:
         if shadow is None:
             return
         self.shadows.append(shadow)
-        reason, wait_ms = self._reasons[job.id], shadow.start_ms - self.board.now_ms
+        reason = self._reasons[job.id]
         where = ", ".join(leg.site for leg in shadow.legs)
         self._reasons[job.id] = replace(
             reason,
-            message=f"{reason.message}; reserved for it at {where} in {span(wait_ms)} at the latest",
+            message=f"{reason.message}; reserved for it at {where} by {instant(shadow.start_ms)}",
             numbers={**reason.numbers, "reserved_start_ms": shadow.start_ms, "reserved_at": where},
         )
 

@@ -63,7 +63,7 @@ def explain(snapshot: Snapshot, job: str) -> Funnel:
 
 def _outcome(cycle: Cycle, job: PendingJob, layers: tuple[Layer, ...], answer: dict[str, Rule | None]) -> Reason:
     if job.not_before_ms > cycle.board.now_ms:
-        return waits_out(job, cycle.board.now_ms)
+        return waits_out(job)
     starts = not any(answer[site] for site in job.sites) if job.sites else None in answer.values()
     if not starts:
         return cycle.verdict(job, layers)[1]

@@ -28,8 +28,8 @@ _Change = tuple[PendingJob, str, Sequence[str], Sequence[Layer]]
 def _changes(board: Board, job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) -> Iterator[_Change]:
     shadows = sorted((item for item in layers if isinstance(item, Shadow)), key=lambda item: -item.start_ms)
     for shadow in shadows:
-        shorter_s = (shadow.start_ms - board.now_ms) // 1000
-        if shorter_s >= 60:
+        shorter_s = (shadow.start_ms - board.now_ms) // 60_000 * 60
+        if shorter_s:
             beside = [layer for layer in layers if not isinstance(layer, Shadow) or layer.start_ms < shadow.start_ms]
             yield replace(job, walltime_s=shorter_s), f"ask for walltime_s={shorter_s}", sites, beside
     fewer = _fewer(board, job, sites, layers)

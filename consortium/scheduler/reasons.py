@@ -1,8 +1,13 @@
-"""Reasons in words and numbers: one function per rule."""
+"""Reasons in words and numbers: one function per rule.
+
+A reason does not count down: instants are absolute, so a job whose case has not changed keeps its reason from cycle to
+cycle, byte for byte.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from consortium.domain.decision import Reason, ReasonCode
@@ -28,15 +33,18 @@ def describe(case: Case, rule: Rule) -> Reason:
     return _DESCRIBE[rule](case)
 
 
-def waits_out(job: PendingJob, now_ms: int) -> Reason:
+def waits_out(job: PendingJob) -> Reason:
     """The reason of a job whose backoff is not over."""
-    wait_ms = job.not_before_ms - now_ms
-    why = f" ({job.not_before_reason})" if job.not_before_reason else " after a fault"
     return Reason(
         code=ReasonCode.HELD,
-        message=f"waits another {span(wait_ms)}{why}",
-        numbers={"not_before_ms": job.not_before_ms, "wait_ms": wait_ms},
+        message=job.not_before_reason or "waits out a backoff after a fault",
+        numbers={"not_before_ms": job.not_before_ms},
     )
+
+
+def instant(unix_ms: int) -> str:
+    """Render an instant for people, to the second it falls in or the next: `2025-06-15 15:06:40 UTC`."""
+    return datetime.fromtimestamp(-(-unix_ms // 1000), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def span(duration_ms: int) -> str:
@@ -230,16 +238,14 @@ def _priority(case: Case) -> Reason:
     ends_ms = case.board.now_ms + case.job.walltime_s * 1000
     shadows = [layer for layer in case.layers if isinstance(layer, Shadow) and layer.start_ms < ends_ms]
     shadow = next((item for item in shadows if any(leg.site == case.site for leg in item.legs)), shadows[0])
-    wait_ms = shadow.start_ms - case.board.now_ms
     where = ", ".join(leg.site for leg in shadow.legs)
     return Reason(
         code=ReasonCode.PRIORITY,
-        message=f"{shadow.job.id} is first in line at {where} and starts in {span(wait_ms)} at the latest; "
+        message=f"{shadow.job.id} is first in line at {where} and starts by {instant(shadow.start_ms)}; "
         f"a walltime of {span(case.job.walltime_s * 1000)} could delay it",
         numbers={
             "ahead": shadow.job.id,
             "ahead_start_ms": shadow.start_ms,
-            "wait_ms": wait_ms,
             "walltime_s": case.job.walltime_s,
         },
         site=case.site,

@@ -177,8 +177,8 @@ def test_a_backoff_is_waited_out_and_holds_nobody_up():
     other = job(2, gpus=16)
     plan = schedule(world(later, other))
     assert started(plan) == {other.id: ["fr-1"]}
-    assert plan.reasons[later.id].message == "waits another 30 s (site de-1 failed it)"
-    assert plan.reasons[later.id].numbers["wait_ms"] == 30_000
+    assert plan.reasons[later.id].message == "site de-1 failed it"
+    assert plan.reasons[later.id].numbers == {"not_before_ms": NOW_MS + 30_000}
     funnel = explain(world(later, other), later.id)
     assert (funnel.reason.code, funnel.position) == (ReasonCode.HELD, 0)
     assert funnel.estimated_start == StartRange(earliest_ms=NOW_MS + 30_000, latest_ms=NOW_MS + 30_000)
@@ -224,9 +224,21 @@ def test_short_jobs_are_backfilled_and_long_ones_would_delay_the_first_in_line()
     reason = without.reasons[long.id]
     assert reason.code is ReasonCode.PRIORITY
     assert reason.numbers == {
-        "ahead": head.id, "ahead_start_ms": NOW_MS + HOUR_MS, "wait_ms": HOUR_MS, "walltime_s": 7200,
+        "ahead": head.id, "ahead_start_ms": NOW_MS + HOUR_MS, "walltime_s": 7200,
     }  # fmt: skip
     assert reason.fix == "ask for walltime_s=3600: it would start now at fr-1"
+
+
+def test_a_reason_does_not_count_down_while_nothing_changes():
+    busy = held(1, "fr-1", {"n0": 8, "n1": 4})
+    waiting = (job(1, gpus=16, sites=("fr-1",)), job(2, gpus=4, sites=("fr-1",), walltime_s=7200))
+    backoff = job(3, not_before_ms=NOW_MS + 60_000)
+    first, second = (schedule(world(*waiting, backoff, held=(busy,), now_ms=NOW_MS + later)) for later in (0, 250))
+    assert {name: reason.message for name, reason in first.reasons.items()} == {
+        name: reason.message for name, reason in second.reasons.items()
+    }
+    assert [reason.numbers for reason in first.reasons.values()] == [r.numbers for r in second.reasons.values()]
+    assert "reserved for it at fr-1 by 2025-06-15 16:06:40 UTC" in first.reasons[waiting[0].id].message
 
 
 def test_a_long_job_may_run_beside_the_reservation():
