@@ -143,7 +143,7 @@ def datasets_of(record: Record, period: str) -> list[Dataset]:
 
 
 def _completeness(ordered: Sequence[Record], partner: str) -> tuple[Completeness, ...]:
-    """Check running sums: of usage for every origin, of crossings for the partner's own sites (others' are excerpts)."""
+    """Check running sums: of usage for every origin, of crossings for the partner's own (others' are excerpts)."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in ordered:
         own = partner_of(record.origin) == partner
@@ -163,8 +163,8 @@ def _family(origin: str, family: str, records: list[Record]) -> Completeness:
             raise VerificationError(f"record {record_id(record)} carries no running sums of its period") from fault
         if signed != sums:
             raise VerificationError(
-                f"{origin}'s {family} records are not all here: {record_id(record)} signs {_say(signed)} for the period "
-                f"so far, those in the report make {_say(sums)}",
+                f"{origin}'s {family} records are not all here: {record_id(record)} signs {_say(signed)} "
+                f"for the period so far, those in the report make {_say(sums)}",
                 where=f"record {record_id(record)}",
                 fix=f"ask {origin} for its records before number {record.seq}",
             )
@@ -236,7 +236,8 @@ def _border_row(item: BorderSum) -> BorderRow:
 def _round_rows(item: Round, partner: str) -> list[RoundRow]:
     given = {} if item.certificate is None else {part.site: part for part in item.certificate.contributions}
     total = sum(part.tokens for part in given.values())
-    outer = set((item.outer_digests or {}).values())
+    digests = set((item.outer_digests or {}).values())
+    outer = digests.pop() if len(digests) == 1 else None
     made = []
     for commit in sorted(item.commits, key=lambda commit: commit.site):
         if partner_of(commit.site) != partner:
@@ -245,7 +246,7 @@ def _round_rows(item: Round, partner: str) -> list[RoundRow]:
         judges = sorted(
             {v.judge for v in item.verdicts if v.site == commit.site and v.accept and v.digest == commit.digest}
         )
-        checked = part is not None and len(outer) == 1 and any(partner_of(judge) != partner for judge in judges)
+        checked = part is not None and outer is not None and any(partner_of(judge) != partner for judge in judges)
         made.append(
             RoundRow(
                 job=item.job,
@@ -257,7 +258,7 @@ def _round_rows(item: Round, partner: str) -> list[RoundRow]:
                 weight=part.weight if part else None,
                 weight_percent=_percent(part.tokens, total) if part else None,
                 accepting_judges=tuple(judges),
-                outer_digest=outer.pop() if len(outer) == 1 else None,
+                outer_digest=outer,
                 evidence=Evidence.CROSS_CHECKED if checked else Evidence.DECLARED,
             )
         )

@@ -18,7 +18,7 @@ def render_json(report: Mapping[str, Any]) -> str:
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """Read a report file. Raises NotFoundError, UsageError where it cannot be read, VerificationError where it is none."""
+    """Read a report file. Raises NotFoundError, UsageError (cannot be read) or VerificationError (no report)."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError as fault:
