@@ -7,6 +7,7 @@ again under a new epoch; a job whose attempt cannot go on is released: its legs 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -34,7 +35,7 @@ MAX_BACKOFF_MS = 60_000
 
 def backoff_ms(tries: int) -> int:
     """Return how long to wait after the `tries`-th failure: 1 s, 2 s, 4 s, at most a minute."""
-    return min(BACKOFF_MS * 2 ** min(max(tries - 1, 0), 16), MAX_BACKOFF_MS)
+    return min(BACKOFF_MS << min(max(tries - 1, 0), 16), MAX_BACKOFF_MS)
 
 
 def fold_report(core: Core, connection: Connection, site: str, report: LegReport, received_ms: int) -> None:
@@ -166,8 +167,6 @@ def _succeeded(core: Core, connection: Connection, leg: Leg, report: LegReport, 
 def _register_outputs(
     core: Core, connection: Connection, job: Job, leg: Leg, result: dict[str, Any], now_ms: int
 ) -> list[str]:
-    from dataclasses import replace
-
     outputs = from_json(tuple[Dataset, ...], result.get("outputs", ()), where=f"result of {leg.id}")
     site = core.federation.site(leg.site)
     for output in outputs:

@@ -12,9 +12,9 @@ import threading
 import time
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
-from consortium.domain.codec import from_json
+from consortium.domain.codec import from_json, to_json
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import JobState, LegState
 from consortium.domain.partner import SiteState
@@ -26,6 +26,7 @@ from consortium.server import legs, rounds, snapshots, tasks
 from consortium.server.core import Core
 from consortium.server.federation import record_documents
 from consortium.state import inbox, jobs, records
+from consortium.state import tables as t
 from consortium.state.commit import commit_plan
 from consortium.state.sites import all_sites, update_site
 
@@ -218,17 +219,11 @@ def _place(core: Core) -> None:
 
 
 def _pending_reasons() -> Any:
-    from sqlalchemy import select
-
-    from consortium.state import tables as t
-
     return select(t.jobs.c.id, t.jobs.c.reason).where(t.jobs.c.state == JobState.PENDING.value)
 
 
 def _changed(reasons: dict[str, Reason], shown: dict[str, Any]) -> bool:
     """Whether any reason differs from the one stored; time-dependent numbers apart, most cycles change nothing."""
-    from consortium.domain.codec import to_json
-
     return any(to_json(reason) != shown.get(job) for job, reason in reasons.items())
 
 

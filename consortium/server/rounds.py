@@ -7,6 +7,7 @@ by the pure rule in `consortium.train.rounds`.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from sqlalchemy import Connection, select
 
@@ -195,16 +196,12 @@ def _close(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
     rounds.change(connection, row.job, row.number, phase=RoundPhase.CLOSED.value)
     body = {
         "job": row.job,
-        "round": row.number,
+        "round": replace(found, phase=RoundPhase.CLOSED),
         "sites": sorted(c.site for c in found.certificate.contributions),
         "tokens": sum(c.tokens for c in found.certificate.contributions),
         "outer_digest": next(iter(published.values())),
-        "outer_digests": published,
-        "certificate": found.certificate,
-        "commits": found.commits,
-        "verdicts": found.verdicts,
     }
-    core.record(connection, RecordType.ROUND, to_json(body))
+    core.record(connection, RecordType.ROUND, body)
     return False
 
 
@@ -230,7 +227,7 @@ def _grace_over(core: Core, connection: Connection, row: RoundRow) -> bool:
 
 
 def _expected(core: Core, connection: Connection, job: Job) -> list[str]:
-    """Sites whose commits a round waits for: legs at work, and legs soon to be offered again at a site that is there."""
+    """Sites whose commits a round waits for: legs at work, and legs to be offered again at a site that is there."""
     stored = all_sites(connection)
     sites = set(_at_work(job))
     for row in jobs.waiting_legs(connection):

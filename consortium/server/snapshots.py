@@ -149,6 +149,7 @@ def _busy_jobs(connection: Connection) -> set[str]:
 
 
 def inputs_of(connection: Connection, spec: JobSpec) -> tuple[Dataset, ...]:
+    """Return a job's inputs, by id."""
     docs = connection.execute(
         select(t.datasets.c.doc).where(t.datasets.c.id.in_(spec.inputs)).order_by(t.datasets.c.id)
     )

@@ -39,10 +39,10 @@ class Verdict:
 def submit(core: Core, claims: Claims, signed: SignedSpec, idempotency_key: str) -> dict[str, Any]:
     """Store a job, pending or denied, and return it as JSON.
 
-    The same idempotency key with the same spec returns the job it made before. Raises ConflictError for a spec that
+    The same idempotency key with the same spec (nonce and time of signing apart) returns the job it made before. Raises ConflictError for a spec that
     was submitted before, and the errors of `judge`.
     """
-    spec_digest = digest_json(signed.spec)
+    spec_digest = digest_json(replace(signed.spec, nonce="", submitted_ms=0))
     with core.db.read() as connection:
         known = _known(connection, claims.subject, idempotency_key, spec_digest)
         if known is not None:
@@ -75,7 +75,7 @@ def dry_run(core: Core, claims: Claims, signed: SignedSpec) -> dict[str, Any]:
     """Return what would become of a submission, with its funnel; nothing is stored."""
     with core.db.read() as connection:
         verdict = judge(core, connection, claims, signed)
-        answer = to_json(verdict.job) | {
+        answer: dict[str, Any] = to_json(verdict.job) | {
             "denials": to_json(verdict.denials),
             "dry_run": True,
             "funnel": None,
@@ -154,6 +154,21 @@ def judge(core: Core, connection: Connection, claims: Claims, signed: SignedSpec
     waiting = snapshots.pending_job(job.id, spec, sites, decisions, now_ms)
     never = never_fits(snapshots.take(core, connection).snapshot, waiting)
     return Verdict(job=job if never is None else _denied(job, never), sites=sites)
+
+
+def _known(connection: Connection, subject: str, key: str, spec_digest: str) -> str | None:
+    """Return the job that this idempotency key made before. Raises ConflictError where it was for another spec."""
+    if not key:
+        return None
+    same = (t.idempotency.c.subject == subject) & (t.idempotency.c.key == key)
+    row = connection.execute(select(t.idempotency).where(same)).one_or_none()
+    if row is None:
+        return None
+    if row.spec_digest != spec_digest:
+        raise ConflictError(
+            f"the idempotency key {key!r} was used for another submission", where=row.job, fix="use a new key"
+        )
+    return str(row.job)
 
 
 def _denied(job: Job, reason: Reason) -> Job:

@@ -1,0 +1,360 @@
+"""A federation's keys and signed documents, a real server process on a free port, and sites that speak its protocol.
+
+The server never sees Ray; a `ScriptedSite` is a site's agent and gateway as far as the server can tell: real keys, real
+HTTP, its own chain of records.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from consortium.config.federation import load_federation
+from consortium.domain import ids
+from consortium.domain.codec import from_json, to_json
+from consortium.domain.data import ArtifactClass, Dataset, Shard
+from consortium.domain.job import Epoch, Fault, JobKind, JobSpec, LegState, Resources
+from consortium.domain.partner import Person, Role
+from consortium.domain.protocol import LegReport, Pinned, PollRequest, PollResponse
+from consortium.domain.records import Record, RecordType
+from consortium.keys.canonical import canonical, digest, digest_json
+from consortium.keys.documents import save_document, sign_document
+from consortium.keys.signing import SigningKey, sign_value
+from consortium.keys.tokens import issue
+from consortium.keys.trust import SiteKeys, Trust
+from consortium.ledger.proofs import parse_checkpoint
+
+YEAR_MS = 366 * 86_400_000
+ROOT = Path(__file__).parents[2]
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def new_id(prefix: str) -> str:
+    return ids.make_id(prefix, now_ms(), secrets.token_bytes(10))
+
+
+def until(what: Callable[[], Any], timeout_s: float = 15.0, message: str = "") -> Any:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = what()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(message or f"not within {timeout_s} s; last: {found!r}")
+        time.sleep(0.02)
+
+
+@dataclass
+class Fed:
+    """A federation directory with everybody's keys, and the server process on it."""
+
+    home: Path
+    server_key: SigningKey
+    people: dict[str, SigningKey]
+    partners: dict[str, SigningKey]
+    site_keys: dict[str, SigningKey]
+    trust: Trust
+    settings: dict[str, Any]
+    process: subprocess.Popen[bytes] | None = None
+    tokens: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.settings['port']}"
+
+    @property
+    def config(self) -> Path:
+        return self.home / "server" / "config.json"
+
+    def write_settings(self) -> None:
+        self.config.write_text(json.dumps(self.settings))
+
+    def start(self, expect: int | None = None) -> subprocess.CompletedProcess[bytes] | None:
+        self.write_settings()
+        command = [sys.executable, "-m", "consortium.server", "--config", str(self.config)]
+        if expect is not None:
+            return subprocess.run(command, capture_output=True, timeout=60, cwd=ROOT, check=False)
+        log = open(self.home / "server.log", "ab")  # noqa: SIM115
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+        until(self._up, 30, f"the server does not start: {self.log()[-2000:]}")
+        return None
+
+    def _up(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log()[-3000:]
+        try:
+            return httpx.get(self.url + "/v1/health", timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def log(self) -> str:
+        path = self.home / "server.log"
+        return path.read_text() if path.exists() else ""
+
+    def kill(self, how: int = signal.SIGKILL) -> int:
+        assert self.process is not None
+        self.process.send_signal(how)
+        code = self.process.wait(30)
+        self.process = None
+        return code
+
+    def token(self, subject: str, roles: tuple[Role, ...], expires_ms: int | None = None) -> str:
+        expires = now_ms() + YEAR_MS if expires_ms is None else expires_ms
+        return issue(self.server_key, subject, roles, ids.partner_of(subject), expires)
+
+    def call(self, who: str, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
+        roles = {"fr/amelie": Role.ENGINEER, "fr/bruno": Role.ADMIN, "fr/claire": Role.AUDITOR, "uy/alma": Role.ENGINEER,
+                 "de/anna": Role.ENGINEER, "de/bernd": Role.ADMIN}  # fmt: skip
+        token = self.token(who, (roles.get(who, Role.SITE),))
+        return httpx.request(
+            method, self.url + path, json=body, headers={"Authorization": f"Bearer {token}"}, timeout=20, **more
+        )
+
+    def get(self, path: str, who: str = "fr/amelie") -> Any:
+        answer = self.call(who, "GET", path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def dataset(self, site: str, name: str, cls: ArtifactClass = ArtifactClass.RAW, **more: Any) -> Dataset:
+        partner = ids.partner_of(site)
+        shard = Shard(key=f"raw/{name}", digest=digest(name.encode()), size_bytes=1000, documents=10)
+        dataset = Dataset(
+            id=new_id("ds"), name=name, version=1, site=site, territory=partner, artifact_class=cls,
+            languages=(partner,), licence="CC0-1.0", source="test", shards=(shard,), **more,
+        )  # fmt: skip
+        who = {"fr": "fr/amelie", "de": "de/anna", "uy": "uy/alma"}[partner]
+        body = {"dataset": to_json(dataset), "signature": self.people[who].sign(canonical(dataset))}
+        answer = self.call(who, "POST", "/v1/datasets", body)
+        assert answer.status_code == 201, answer.text
+        return dataset
+
+    def spec(self, inputs: list[Dataset], **changes: Any) -> JobSpec:
+        base = JobSpec(
+            kind=JobKind.CLEAN,
+            name="clean-laws",
+            account="fr",
+            submitter="fr/amelie",
+            purpose="language-model",
+            inputs=tuple(item.id for item in inputs),
+            resources=Resources(gpus=2, walltime_s=600),
+            params={"languages": ["fr"]},
+            code_digest="sha256:test",
+            submitted_ms=now_ms(),
+            nonce=secrets.token_hex(8),
+        )
+        return replace(base, **changes)
+
+    def submit(self, spec: JobSpec, **more: Any) -> httpx.Response:
+        signature = self.people[spec.submitter].sign(canonical(spec))
+        body = {"spec": to_json(spec), "signature": signature} | more
+        return self.call(spec.submitter, "POST", "/v1/jobs", body)
+
+    def job(self, job: str) -> dict[str, Any]:
+        return self.get(f"/v1/jobs/{job}")
+
+    def entries(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.get(f"/v1/log/entries?start={len(found)}&count=1000")
+            if not page["entries"]:
+                return found
+            found += page["entries"]
+
+    def records(self, origin: str) -> list[dict[str, Any]]:
+        return [e["payload"] for e in self.entries() if e["payload"]["origin"] == origin]
+
+    def site(self, name: str) -> ScriptedSite:
+        return ScriptedSite(fed=self, name=name, key=self.site_keys[name])
+
+
+@dataclass
+class ScriptedSite:
+    """What a site's agent says, told step by step by a test."""
+
+    fed: Fed
+    name: str
+    key: SigningKey
+    legs: dict[str, LegReport] = field(default_factory=dict)
+    chain: list[Record] = field(default_factory=list)
+    pinned: Pinned | None = None
+    healthy: bool = True
+    last: PollResponse | None = None
+    offers: dict[str, Any] = field(default_factory=dict)
+    starts: list[tuple[str, Epoch]] = field(default_factory=list)
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        return self.fed.call(self.name, "POST", path, body)
+
+    def poll(self) -> PollResponse:
+        request = PollRequest(
+            site=self.name,
+            protocol=1,
+            healthy=self.healthy,
+            unhealthy_reason="" if self.healthy else "Ray does not answer",
+            code_digest="sha256:test",
+            policy_digest="sha256:policy",
+            highest_epoch=max((r.epoch for r in self.legs.values()), default=Epoch(incarnation=0, counter=0)),
+            legs=tuple(self.legs.values()),
+            pinned=self.pinned,
+            next_seq=len(self.chain),
+        )
+        answer = self.post(f"/v1/sites/{self.name}/poll", to_json(request))
+        assert answer.status_code == 200, answer.text
+        response = from_json(PollResponse, answer.json())
+        self.last = response
+        checkpoint = parse_checkpoint(response.checkpoint, self.fed.trust.log_name, self.fed.trust.log_key)
+        self.pinned = Pinned(size=checkpoint.size, root=checkpoint.root)
+        for command in response.acknowledged:
+            self.legs.pop(command.leg, None)
+        for offer in response.offers:
+            self.offers[offer.leg] = offer
+        for start in response.starts:
+            if (start.leg, start.epoch) not in self.starts:
+                self.starts.append((start.leg, start.epoch))
+        return response
+
+    def say(self, leg: str, epoch: Epoch, state: LegState, **more: Any) -> PollResponse:
+        self.legs[leg] = LegReport(leg=leg, epoch=epoch, state=state, **more)
+        return self.poll()
+
+    def offer(self, job: str = "") -> Any:
+        """Poll until an offer (of `job`) is there, and return it."""
+
+        def found() -> Any:
+            offers = [o for o in self.poll().offers if not job or o.job == job]
+            return offers[0] if offers else None
+
+        return until(found)
+
+    def hold(self, job: str = "") -> Any:
+        offer = self.offer(job)
+        self.say(offer.leg, offer.epoch, LegState.HELD)
+        return offer
+
+    def wait_start(self, offer: Any) -> None:
+        until(lambda: (offer.leg, offer.epoch) in self.starts or (self.poll() and False))
+
+    def run(self, job: str = "") -> Any:
+        """Take an offer, hold, wait for the start, run."""
+        offer = self.hold(job)
+        self.wait_start(offer)
+        self.say(offer.leg, offer.epoch, LegState.RUNNING, progress={"phase": "run"})
+        return offer
+
+    def succeed(self, offer: Any, **result: Any) -> None:
+        body = {"outputs": [], "manifest_digest": "sha256:manifest", "metrics": {}} | result
+        self.say(offer.leg, offer.epoch, LegState.SUCCEEDED, result=body)
+
+    def fail(self, offer: Any, fault: Fault, reason: str = "it broke") -> None:
+        self.say(offer.leg, offer.epoch, LegState.FAILED, fault=fault, reason=reason)
+
+    def record(self, kind: RecordType, body: dict[str, Any]) -> Record:
+        """Add a record to the site's chain; `push` sends it."""
+        previous = digest_json(self.chain[-1]) if self.chain else ""
+        draft = Record(
+            type=kind, origin=self.name, seq=len(self.chain), previous=previous, at_ms=now_ms(), body=to_json(body)
+        )
+        self.chain.append(sign_value(self.key, draft))
+        return self.chain[-1]
+
+    def push(self, *records: Record) -> httpx.Response:
+        given = records or tuple(self.chain)
+        return self.post(f"/v1/sites/{self.name}/records", {"records": to_json(given)})
+
+
+def make_fed(home: Path) -> Fed:
+    """Make keys, signed documents and settings of the repository's own federation under `home`."""
+    config = load_federation(ROOT / "configs", ROOT / "clusters")
+    (home / "documents").mkdir(parents=True)
+    (home / "server").mkdir()
+    server_key = SigningKey.generate()
+    partners = {partner.id: SigningKey.generate() for partner in config.partners}
+    sites = {site.id: SigningKey.generate() for site in config.sites}
+    people = {person.id: SigningKey.generate() for person in config.people}
+    server_key.save(home / "server" / "server.key")
+    trust = Trust(
+        log_name="consortium.test/log",
+        log_key=server_key.public,
+        server_key=server_key.public,
+        partners={name: key.public for name, key in partners.items()},
+        sites={name: SiteKeys(signing=key.public, sealing=key.public) for name, key in sites.items()},
+    )
+    trust.save(home / "trust.json")
+
+    def put(kind: str, owner: str, key: SigningKey, partner: str, file: str, text: str) -> None:
+        document = sign_document(key, kind=kind, partner=partner, version=1, issued_ms=now_ms(),
+                                 expires_ms=now_ms() + YEAR_MS, file=file, text=text)  # fmt: skip
+        save_document(document, home / "documents" / f"{kind}-{owner}.json")
+
+    for name, key in partners.items():
+        file = config.text("policy", name)
+        put("policy", name, key, name, file.file, file.text)
+        listed = [
+            Person(id=p.id, name=p.name, roles=p.roles, signing_key=people[p.id].public)
+            for p in config.people
+            if p.id.startswith(name + "/")
+        ]
+        put("roster", name, key, name, f"roster/{name}.yaml", json.dumps({"partner": name, "people": to_json(listed)}))
+    for site in config.sites:
+        file = config.text("site", site.id)
+        put("site", site.id, partners[site.partner], site.partner, file.file, file.text)
+    file = config.text("quota", "consortium")
+    put("quota", "consortium", server_key, "consortium", file.file, file.text)
+    settings = {
+        "host": "127.0.0.1",
+        "port": free_port(),
+        "database_url": f"sqlite:///{home}/server/state.db",
+        "ledger_dir": str(home / "server" / "ledger"),
+        "signing_key_path": str(home / "server" / "server.key"),
+        "trust_path": str(home / "trust.json"),
+        "documents_dir": str(home / "documents"),
+        "mlflow_url": f"http://127.0.0.1:{free_port()}",
+        "code_digest": "sha256:test",
+        "lease_ms": 1200,
+        "max_skew_ms": 200,
+        "site_lost_ms": 1500,
+        "cycle_ms": 50,
+        "round_grace_ms": 700,
+    }
+    return Fed(
+        home=home, server_key=server_key, people=people, partners=partners, site_keys=sites, trust=trust, settings=settings
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def quiet_fed(tmp_path: Path) -> Iterator[Fed]:
+    """A federation whose server the test starts itself."""
+    found = make_fed(tmp_path / "fed")
+    os.chmod(found.home, 0o700)
+    yield found
+    if found.process is not None:
+        found.kill()
+
+
+@pytest.fixture
+def fed(quiet_fed: Fed) -> Fed:
+    """A federation with its server up."""
+    quiet_fed.start()
+    return quiet_fed
