@@ -12,13 +12,6 @@ from consortium.storage.objects import ObjectStore, sha256
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def store(s3) -> ObjectStore:
-    store = s3.store(f"bucket-{secrets.token_hex(4)}")
-    store.ensure_bucket()
-    return store
-
-
 def test_what_is_put_comes_back_whole_and_in_ranges(store: ObjectStore) -> None:
     data = secrets.token_bytes(100_000)
     store.put("a/b.bin", data)

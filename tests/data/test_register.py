@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from consortium.data.register import register_collection
+from consortium.data.sample import generate
+from consortium.domain.data import ArtifactClass
+from consortium.errors import UsageError
+from consortium.storage.objects import ObjectStore
+from consortium.storage.shards import read_table
+
+pytestmark = pytest.mark.integration
+ID = "ds-00000000000000000000000001"
+
+
+def test_a_collection_becomes_shards_and_the_same_again_writes_nothing_new(store: ObjectStore, tmp_path: Path) -> None:
+    sample = generate("es", documents=300)
+    sample.write(tmp_path / "a.jsonl")
+    (tmp_path / "bad.jsonl").write_text("{\n")
+    seen: list[tuple[int, int]] = []
+    dataset = register_collection(
+        [tmp_path],
+        store,
+        "laws-es",
+        "uy-1",
+        dataset_id=ID,
+        shard_text_bytes=50_000,
+        progress=lambda n, b: seen.append((n, b)),
+    )
+    keys = list(store.list())
+    assert dataset == register_collection([tmp_path], store, "laws-es", "uy-1", dataset_id=ID, shard_text_bytes=50_000)
+    assert keys == list(store.list())
+    assert (dataset.documents, dataset.artifact_class, dataset.languages) == (300, ArtifactClass.RAW, ("es",))
+    assert (dataset.territory, dataset.licence) == ("uy", "sample")
+    assert len(dataset.shards) > 2
+    assert seen[-1][0] == 300
+    texts = [
+        text
+        for shard in dataset.shards
+        for text in read_table(store.get(shard.key, digest=shard.digest)).column("text").to_pylist()
+    ]
+    assert texts == [row["text"] for row in sample.rows]
+    assert (dataset.attributes["quarantined"], dataset.attributes["quarantine_reasons"]) == ("1", "1 json")
+    assert b'"bad.jsonl"' in store.get(dataset.attributes["quarantine_key"])
+
+
+def test_a_collection_of_nothing_readable_is_refused_with_the_reasons(store: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("nonsense\n{}\n")
+    with pytest.raises(UsageError, match="1 json, 1 no_text"):
+        register_collection([tmp_path], store, "x", "fr-1", dataset_id=ID)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from consortium.data import bpe, words
+from consortium.data.sample import generate
+from consortium.data.tokenize import COUNTS, TOPIC, TokenizeConfig, agree_on_tokenizer
+from consortium.domain.data import ArtifactClass
+from consortium.errors import UsageError, VerificationError
+
+CONFIG = TokenizeConfig(vocab_size=600, min_count=3, max_word_chars=16, held_out_percent=5)
+
+
+def counts_of(language: str, documents: int = 150) -> dict[str, int]:
+    texts = (row["text"] for row in generate(language, documents).rows)
+    return words.threshold(words.count(texts), CONFIG.words)
+
+
+class Peers:
+    """The far ends of a leg's gateway, as one site sees them: what they sent, and what they agreed to."""
+
+    def __init__(self, received: dict[str, bytes], digests: dict[str, str]) -> None:
+        self.received, self.digests = received, digests
+        self.sent: list[tuple[str, str, bytes]] = []
+
+    def send(
+        self, artifact_class: Any, name: str, data: bytes, *, round: int = 0, recipients: Iterable[str] | None = None
+    ) -> None:
+        self.sent.append((ArtifactClass(artifact_class).value, name, data))
+
+    def wait_for(self, name: str, round: int, senders: Iterable[str], timeout_s: float) -> dict[str, bytes]:
+        assert name == COUNTS
+        return {sender: self.received[sender] for sender in senders}
+
+    def wait_agreement(self, topic: str, digest: str, timeout_s: float) -> None:
+        assert topic == TOPIC
+        differ = [site for site, other in self.digests.items() if other not in ("", digest)]
+        if differ:
+            raise VerificationError(f"{differ} hold another {topic}")
+        self.digests["own"] = digest
+
+
+def test_a_word_keeps_the_space_before_it_and_nothing_is_lost() -> None:
+    text = "L'État  de_droit, § 12a:\n\n été\t"
+    found = words.WORD.findall(text)
+    assert "".join(found) == text
+    assert " été" in found
+    assert " " in found
+
+
+def test_rare_and_long_words_stay_at_home() -> None:
+    counts = {"rare": 2, "often": 3, "x" * 17: 100, "most": 9}
+    assert words.threshold(counts, CONFIG.words) == {"most": 9, "often": 3}
+
+
+def test_counts_survive_packing_to_the_byte() -> None:
+    counts = {"été": 5, "\n\n": 4, " ": 3}
+    assert words.unpack(words.pack(counts), "fr-1", CONFIG.words) == counts
+    assert words.pack(counts) == words.pack(dict(reversed(counts.items())))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not gzip", words.pack({"rare": 2}), words.pack({"x" * 17: 5}), words.pack({"": 5}), words.pack({"f": 5.5})],
+)
+def test_counts_that_must_not_have_been_sent_are_refused(data: bytes) -> None:
+    with pytest.raises(VerificationError, match="de-1"):
+        words.unpack(data, "de-1", CONFIG.words)
+
+
+def test_merging_does_not_depend_on_the_order_of_sites() -> None:
+    one, two = {"a": 1, "b": 2}, {"b": 3, "c": 4}
+    assert (
+        words.merge({"fr-1": one, "de-1": two}) == words.merge({"de-1": two, "fr-1": one}) == {"a": 1, "b": 5, "c": 4}
+    )
+
+
+def test_the_tokenizer_gives_back_every_text() -> None:
+    tokenizer = bpe.load(bpe.train(counts_of("fr"), 500))
+    assert tokenizer.get_vocab_size() == 500
+    for text in ("La décision est notifiée.", "Ж 漢字 🙂 \x00", ""):
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    assert tokenizer.token_to_id(bpe.EOS) == bpe.EOS_ID
+
+
+def test_the_tokenizer_is_the_same_in_other_processes_with_other_threads_and_hash_seeds() -> None:
+    program = (
+        "from consortium.data import bpe, words; from consortium.data.sample import generate\n"
+        "counts = words.count(row['text'] for row in generate('de', 150).rows)\n"
+        "config = words.WordsConfig(min_count=3, max_word_chars=16)\n"
+        "print(bpe.tokenizer_digest(bpe.train(words.threshold(counts, config), 600)))"
+    )
+    digests = set()
+    for seed, threads in (("1", "1"), ("2", "4")):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads}
+        digests.add(
+            subprocess.run([sys.executable, "-c", program], env=environment, check=True, stdout=-1).stdout.strip()
+        )
+    assert digests == {bpe.tokenizer_digest(bpe.train(counts_of("de"), 600)).encode()}
+
+
+def test_scaled_counts_keep_frequent_words_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpe, "PLAYED_WORDS", 5_000)
+    tokenizer = bpe.load(bpe.train({" gouvernement": 1_000_000, " autorité": 500_000, " qzx": 5}, 400))
+    assert tokenizer.encode(" gouvernement").tokens == ["Ġgouvernement"]
+
+
+def test_no_counts_and_too_small_a_vocabulary_are_said() -> None:
+    with pytest.raises(UsageError, match="no word is frequent"):
+        bpe.train({}, 500)
+    with pytest.raises(UsageError, match="at least 257"):
+        bpe.train({"a": 5}, 200)
+
+
+def test_all_sites_make_one_tokenizer_from_what_each_sent() -> None:
+    own = {site: counts_of(language) for site, language in (("fr-1", "fr"), ("de-1", "de"), ("uy-1", "es"))}
+    packed = {site: words.pack(counts) for site, counts in own.items()}
+    made = set()
+    for site in own:
+        peers = Peers({other: data for other, data in packed.items() if other != site}, {})
+        made.add(agree_on_tokenizer(own[site], site, tuple(own), peers, CONFIG))
+        assert peers.sent == [("statistic", COUNTS, packed[site])]
+    assert len(made) == 1
+
+
+def test_a_site_with_another_tokenizer_stops_the_job() -> None:
+    peers = Peers({"de-1": words.pack({" und": 9})}, {"de-1": "sha256:other"})
+    with pytest.raises(VerificationError, match="hold another tokenizer"):
+        agree_on_tokenizer({" et": 7}, "fr-1", ("fr-1", "de-1"), peers, CONFIG)
+
+
+def test_the_held_out_split_is_stable_and_about_as_large_as_asked() -> None:
+    texts = [row["text"] for row in generate("fr", 2000).rows]
+    held = [words.is_held_out(text, 10) for text in texts]
+    assert 0.06 < sum(held) / len(held) < 0.14
+    assert held == [words.is_held_out(text, 10) for text in texts]
+    assert not any(words.is_held_out(text, 0) for text in texts)
