@@ -56,4 +56,6 @@ def _safe(value: Any) -> Any:
         return [_safe(item) for item in value]
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_SAFE_INTEGER:
         return str(value)
+    if isinstance(value, float) and MAX_SAFE_INTEGER < abs(value) < 1e21 and value.is_integer():
+        return str(int(value))  # JSON readers would take it for an integer above what they keep
     return value

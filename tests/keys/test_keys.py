@@ -51,6 +51,20 @@ class TestCanonical:
         with pytest.raises(UsageError, match="canonical JSON"):
             canonical({"x": float("nan")})
 
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        )
+    )
+    def test_reading_and_writing_again_gives_the_same_bytes(self, value: object) -> None:
+        written = canonical(value)
+        assert canonical(json.loads(written)) == written
+
+    @pytest.mark.parametrize("value", [1e16, -(2.0**60), 2.0**53, 1e20, 1e21, 1e22, 5e-324])
+    def test_large_floats_survive_too(self, value: float) -> None:
+        assert canonical(json.loads(canonical([value]))) == canonical([value])
+
     def test_survives_a_trip_over_json(self) -> None:
         assert digest_json(json.loads(canonical(record()))) == digest_json(record())
 
