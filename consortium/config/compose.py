@@ -61,14 +61,12 @@ def compose_job(
     if known is not None:
         _check_known(common, known, locate)
     checked = build_params(name, params, locate, also=_KEYS)
-    if name is JobKind.CLEAN:
-        if len(common.inputs) > 1:
-            raise ConfigError(
-                f"a clean job takes one dataset, got {', '.join(common.inputs)}",
-                where=locate(("inputs",)),
-                fix="submit one clean job per dataset",
-            )
-        checked["dataset"] = common.inputs[0] if common.inputs else ""
+    if name is JobKind.CLEAN and len(common.inputs) > 1:
+        raise ConfigError(
+            f"a clean job takes one dataset, got {', '.join(common.inputs)}",
+            where=locate(("inputs",)),
+            fix="submit one clean job per dataset",
+        )
     fields = {key: getattr(common, key) for key in sorted(_KEYS)}
     return ComposedJob(kind=name, params=checked, **fields)
 

@@ -28,8 +28,6 @@ class CleanConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 
-    dataset: str = ""
-    """The input's name; outputs are named after it. Set from `inputs`."""
     languages: tuple[str, ...]
     """ISO 639-1 codes to keep; empty: those the dataset was registered with."""
     min_language_confidence: float
@@ -37,10 +35,9 @@ class CleanConfig:
     max_chars: int
     dedup: Literal["exact", "none"]
     redact: tuple[Literal["email"], ...]
-    held_out_percent: int
 
     def __post_init__(self) -> None:
-        _within(self, min_language_confidence=(0, 1), min_chars=(0, 1_000_000), held_out_percent=(0, 50))
+        _within(self, min_language_confidence=(0, 1), min_chars=(0, 1_000_000))
         _within(self, max_chars=(max(1, self.min_chars), 1_000_000_000))
         for language in self.languages:
             if len(language) != 2 or not language.isascii() or not language.islower():

@@ -44,7 +44,7 @@ def allowed_keys(kind: JobKind) -> tuple[str, ...]:
     if kind is not JobKind.EVALUATE:
         keys.discard("model")
     keys |= set(_leaves(PARAMS[kind])) | set(GROUPS[kind])
-    return tuple(sorted(keys - {"dataset"}))
+    return tuple(sorted(keys))
 
 
 def parse_overrides(kind: JobKind, overrides: tuple[str, ...], configs: Path) -> tuple[JobOverride, ...]:

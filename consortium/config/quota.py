@@ -128,10 +128,11 @@ class QuotaConfig:
 def build_quota(marked: Marked, sites: tuple[Site, ...], partners: Iterable[str] = ()) -> QuotaConfig:
     """Return what the file says; nominals left out come from `sites`.
 
-    Where `partners` or `sites` are given, names in the file must be among them. Raises ConfigError with file and line.
+    Where `partners` or `sites` are given, partners and flavors in the file must be among theirs.
+    Raises ConfigError with file and line.
     """
     said = build(QuotaFile, marked.data, marked)
-    known = sorted(partners) or sorted({site.partner for site in sites}) or sorted(said.accounts)
+    known = sorted(partners) or sorted(said.accounts)
     flavors = sorted({site.flavor.id for site in sites}) or sorted(
         {f for e in said.accounts.values() for f in e.quotas}
     )

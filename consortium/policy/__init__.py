@@ -5,7 +5,7 @@ from __future__ import annotations
 from consortium.policy.cedar import compile_policy
 from consortium.policy.decide import PolicyBook
 from consortium.policy.model import CONSORTIUM, Action, PartnerPolicy, PolicyRules
-from consortium.policy.request import Request, log_request, release_request, requests_for_job
+from consortium.policy.request import Request, log_request, receive_request, release_request, requests_for_job
 
 __all__ = [
     "CONSORTIUM",
@@ -16,6 +16,7 @@ __all__ = [
     "Request",
     "compile_policy",
     "log_request",
+    "receive_request",
     "release_request",
     "requests_for_job",
 ]

@@ -91,6 +91,20 @@ def release_request(
     )
 
 
+def receive_request(spec: JobSpec, host: Site, artifact_class: ArtifactClass, sender: Site) -> Request:
+    """Return the request to take an artifact of a job, sent by `sender`, in at `host`."""
+    return _hosted(
+        Action.RECEIVE,
+        spec,
+        host,
+        owner=sender.partner,
+        owner_territory=sender.territory,
+        artifact_class=artifact_class.value,
+        destination_partner=host.partner,
+        destination_territory=host.territory,
+    )
+
+
 def log_request(spec: JobSpec, host: Site, reader_partner: str) -> Request:
     """Return the request to show a job's log of `host` to somebody of `reader_partner` (or to the consortium)."""
     return _hosted(
@@ -132,18 +146,7 @@ def _exchange(spec: JobSpec, data: list[Dataset], hosts: Mapping[str, Site], sit
         peer = hosts[peer_id]
         for name in SENT[spec.kind]:
             requests.append(release_request(spec, host, name, peer, categories))
-            requests.append(
-                _hosted(
-                    Action.RECEIVE,
-                    spec,
-                    host,
-                    owner=peer.partner,
-                    owner_territory=peer.territory,
-                    artifact_class=name.value,
-                    destination_partner=host.partner,
-                    destination_territory=host.territory,
-                )
-            )
+            requests.append(receive_request(spec, host, name, peer))
     return requests
 
 

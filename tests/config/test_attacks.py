@@ -54,7 +54,8 @@ def test_override_is_refused(name: str) -> None:
 
 
 NUMBERS = (
-    "gpus=-5", "gpus=0", "gpus=1000000000", "gpus=2.5", "gpus=true", "gpus='2'", "walltime_s=-1", "walltime_s=99999999999",
+    "gpus=-5", "gpus=0", "gpus=1000000000", "gpus=2.5", "gpus=true", "gpus='2'",
+    "walltime_s=-1", "walltime_s=99999999999",
     "outer.rounds=0", "outer.rounds=999999999", "outer.lr=-0.7", "outer.momentum=1.5", "outer.quorum=-1", "model.dim=7",
     "model.layers=0", "data.batch_size=-16", "optim.lr=0", "optim.betas=[0.9]", "optim.betas=[0.9,1.0]", "seed=-1",
     "min_sites=0", "model.heads=3", "gpus_per_worker=3",
