@@ -6,6 +6,7 @@ HTTP, its own chain of records.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
@@ -22,6 +23,7 @@ from typing import Any
 import httpx
 import pytest
 
+from consortium.config import compose_job
 from consortium.config.federation import load_federation
 from consortium.domain import ids
 from consortium.domain.codec import from_json, to_json
@@ -47,6 +49,16 @@ def now_ms() -> int:
 
 def new_id(prefix: str) -> str:
     return ids.make_id(prefix, now_ms(), secrets.token_bytes(10))
+
+
+@functools.cache
+def _composed(kind: str) -> str:
+    return json.dumps(compose_job(kind).params)
+
+
+def params(kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(_composed(kind))
+    return found
 
 
 def until(what: Callable[[], Any], timeout_s: float = 15.0, message: str = "") -> Any:
@@ -153,7 +165,7 @@ class Fed:
             purpose="language-model",
             inputs=tuple(item.id for item in inputs),
             resources=Resources(gpus=2, walltime_s=600),
-            params={"languages": ["fr"]},
+            params=params("clean"),
             code_digest="sha256:test",
             submitted_ms=now_ms(),
             nonce=secrets.token_hex(8),
