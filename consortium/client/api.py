@@ -1,211 +1,241 @@
-"""`Client`: the SDK over the server's `/v1`. The command line and the demo use nothing else."""
+"""The SDK over /v1: one typed method per endpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NoReturn, TypeVar
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
 from urllib.parse import quote
 
-import httpx
-
-from consortium import PROTOCOL_VERSION
+from consortium.client.transport import Transport
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset
-from consortium.domain.job import Job, SignedSpec
+from consortium.domain.decision import Denial
+from consortium.domain.job import Job, JobSpec, JobState, SignedSpec
 from consortium.domain.training import Round
-from consortium.errors import ConsortiumError, UnreachableError, by_slug
+from consortium.errors import UnreachableError
+from consortium.keys.canonical import canonical
+from consortium.keys.signing import SigningKey
 
-T = TypeVar("T")
-PROTOCOL_HEADER = "Consortium-Protocol"
-PROBLEM_PREFIX = "urn:consortium:"
+Json = dict[str, Any]
 
 
 class Client:
-    """A user's connection to the server.
+    """A person's connection to the consortium's server.
 
-    Every method raises UnreachableError where the server does not answer, AuthError for a missing, expired or
-    insufficient token, and otherwise the error that the server's problem document (RFC 9457) names.
+    Methods raise the errors of `consortium.errors` that the server's problem documents name, and UnreachableError where
+    it does not answer. Usable as a context manager; safe to share by threads.
     """
 
-    def __init__(self, url: str, token: str, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str, token: str = "", *, timeout_s: float = 30.0) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {token}", PROTOCOL_HEADER: str(PROTOCOL_VERSION)},
-            timeout=timeout_s,
-            trust_env=False,
-        )
+        self._wire = Transport(url, token, timeout_s)
 
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the connection."""
-        self._http.close()
+        self._wire.close()
 
-    # -- who and what ---------------------------------------------------------------------------------------------
+    # -- operation ------------------------------------------------------------------------------------------------
 
-    def health(self) -> dict[str, Any]:
-        """Return the server's version, incarnation and log size; needs no token."""
-        return self._get("/v1/health")
+    def health(self) -> Json:
+        """Return the server's version, protocol, incarnation and log size; needs no token."""
+        return self._json("GET", "/health")
 
-    def whoami(self) -> dict[str, Any]:
-        """Return the token's subject, roles, partner and expiry."""
-        return self._get("/v1/whoami")
+    def whoami(self) -> Json:
+        """Return what the token says: subject, partner, roles, expires_ms."""
+        return self._json("GET", "/whoami")
 
-    def federation(self) -> dict[str, Any]:
-        """Return partners, sites, tracking URL and the public keys' fingerprints."""
-        return self._get("/v1/federation")
+    def federation(self) -> Json:
+        """Return partners, sites, trusted keys, signed documents, the code digest."""
+        return self._json("GET", "/federation")
+
+    def sites(self) -> list[Json]:
+        """Return the sites with state, health, GPUs and GPUs held."""
+        return self._list("GET", "/sites")
+
+    def drain(self, site: str) -> Json:
+        """Let a site finish its legs and take no new ones."""
+        return self._json("POST", f"/sites/{quote(site, safe='')}/drain")
+
+    def resume(self, site: str) -> Json:
+        """Let a drained site take legs again."""
+        return self._json("POST", f"/sites/{quote(site, safe='')}/resume")
+
+    def quota(self) -> Json:
+        """Return accounts with their quotas, budgets and pledges."""
+        return self._json("GET", "/quota")
+
+    def shares(self) -> list[Json]:
+        """Return per account and flavor the GPUs nominal, held, borrowed and lent."""
+        return self._list("GET", "/shares")
 
     # -- jobs -----------------------------------------------------------------------------------------------------
 
-    def submit(self, signed: SignedSpec, *, idempotency_key: str = "") -> Job:
-        """Submit a signed spec and return the job as stored.
+    def submit(self, signed: SignedSpec, *, idempotency_key: str = "") -> Json:
+        """Submit a signed spec; return the job as JSON (state `pending` or `denied`, with `denials`)."""
+        return self._json("POST", "/jobs", body=_submission(signed) | {"idempotency_key": idempotency_key})
 
-        A job that a policy or quota rules out comes back with state `denied` and its reason, and stays listed.
+    def sign_and_submit(self, spec: JobSpec, key: SigningKey, *, idempotency_key: str = "") -> Json:
+        """Sign a spec with the submitter's key and submit it."""
+        return self.submit(sign_spec(spec, key), idempotency_key=idempotency_key)
+
+    def dry_run(self, signed: SignedSpec) -> Json:
+        """Return what would become of a submission, with its funnel; nothing is stored."""
+        return self._json("POST", "/jobs", body=_submission(signed) | {"dry_run": True})
+
+    def jobs(self, *, states: Iterable[JobState | str] = (), account: str = "", limit: int = 1000) -> list[Json]:
+        """Return jobs as JSON, oldest first."""
+        wanted = ",".join(JobState(state).value for state in states)
+        return self._list("GET", "/jobs", query={"state": wanted, "account": account, "limit": limit})
+
+    def job(self, job: str) -> Json:
+        """Return a job as JSON, with `denials`, `target_sites` and its legs' `progress`."""
+        return self._json("GET", f"/jobs/{quote(job, safe='')}")
+
+    def job_value(self, job: str) -> Job:
+        """Return a job as the domain's value."""
+        return from_json(Job, self.job(job), where=job)
+
+    def denials(self, job: str) -> tuple[Denial, ...]:
+        """Return the clauses that denied a job."""
+        return from_json(tuple[Denial, ...], self.job(job)["denials"], where=job)
+
+    def explain(self, job: str) -> Json:
+        """Return why a job does not run: reason, denials, funnel."""
+        return self._json("GET", f"/jobs/{quote(job, safe='')}/explain")
+
+    def cancel(self, job: str) -> Json:
+        """Cancel a job; return it."""
+        return self._json("POST", f"/jobs/{quote(job, safe='')}/cancel")
+
+    def logs(self, job: str, *, site: str = "", after: int = 0) -> Json:
+        """Return `chunks` of log text after number `after`, `next`, the sites that `withheld` theirs, and `final`."""
+        return self._json("GET", f"/jobs/{quote(job, safe='')}/logs", query={"site": site, "after": after})
+
+    def rounds(self, job: str) -> tuple[Round, ...]:
+        """Return a job's rounds."""
+        found = self._list("GET", f"/jobs/{quote(job, safe='')}/rounds")
+        return from_json(tuple[Round, ...], found, where=job)
+
+    def wait(self, job: str, *, timeout_s: float = 3600.0, poll_s: float = 0.5, patience_s: float = 60.0) -> Json:
+        """Return a job once it is final. A server away for less than `patience_s` is waited for.
+
+        Raises UnreachableError after `timeout_s`.
         """
-        body = {"spec": to_json(signed.spec), "signature": signed.signature, "idempotency_key": idempotency_key}
-        return self._job(self._call("POST", "/v1/jobs", json=body))
+        for shown in self.watch(job, timeout_s=timeout_s, poll_s=poll_s, patience_s=patience_s):
+            if JobState(shown["state"]).final:
+                return shown
+        raise UnreachableError(f"the job is not final after {timeout_s:.0f} s", where=job)
 
-    def dry_run(self, signed: SignedSpec) -> dict[str, Any]:
-        """Return what would become of the job, site by site, without storing it."""
-        body = {"spec": to_json(signed.spec), "signature": signed.signature, "dry_run": True}
-        return self._dict(self._call("POST", "/v1/jobs", json=body))
-
-    def jobs(self, *, state: str = "", account: str = "") -> list[Job]:
-        """Return jobs, oldest first, of one state or account where named."""
-        query = {key: value for key, value in (("state", state), ("account", account)) if value}
-        return [from_json(Job, row, where="/v1/jobs") for row in self._get("/v1/jobs", query)["jobs"]]
-
-    def job(self, job: str) -> Job:
-        """Return a job with its attempts and legs. Raises NotFoundError."""
-        return self._job(self._call("GET", f"/v1/jobs/{quote(job, safe='')}"))
-
-    def explain(self, job: str) -> dict[str, Any]:
-        """Return the funnel of a job: what was tried at every site, its position and estimated start."""
-        return self._get(f"/v1/jobs/{quote(job, safe='')}/explain")
-
-    def cancel(self, job: str) -> Job:
-        """Ask for a job to stop and return it; legs end within a poll of their sites."""
-        return self._job(self._call("POST", f"/v1/jobs/{quote(job, safe='')}/cancel"))
-
-    def logs(self, job: str, *, site: str = "", after: int = 0) -> dict[str, Any]:
-        """Return `{"chunks": [{id, leg, site, text}], "withheld": [sites], "after": n}`, from chunk `after` on."""
-        query: dict[str, Any] = {"after": after} | ({"site": site} if site else {})
-        return self._get(f"/v1/jobs/{quote(job, safe='')}/logs", query)
-
-    def rounds(self, job: str) -> list[Round]:
-        """Return the rounds of a federated training job, first to last."""
-        path = f"/v1/jobs/{quote(job, safe='')}/rounds"
-        return [from_json(Round, row, where=path) for row in self._get(path)["rounds"]]
-
-    # -- sites and quotas -----------------------------------------------------------------------------------------
-
-    def sites(self) -> list[dict[str, Any]]:
-        """Return every site with its state, GPUs, GPUs held, health and last contact."""
-        return list(self._get("/v1/sites")["sites"])
-
-    def drain(self, site: str) -> dict[str, Any]:
-        """Stop placing legs at a site; running ones go on."""
-        return self._dict(self._call("POST", f"/v1/sites/{quote(site, safe='')}/drain"))
-
-    def resume(self, site: str) -> dict[str, Any]:
-        """Take a drained site back in."""
-        return self._dict(self._call("POST", f"/v1/sites/{quote(site, safe='')}/resume"))
-
-    def quota(self) -> dict[str, Any]:
-        """Return accounts with their quotas, and budgets and pledges."""
-        return self._get("/v1/quota")
-
-    def shares(self) -> list[dict[str, Any]]:
-        """Return what every account holds, borrows and lends of each flavor now."""
-        return list(self._get("/v1/shares")["shares"])
+    def watch(
+        self, job: str, *, timeout_s: float = 3600.0, poll_s: float = 0.5, patience_s: float = 60.0
+    ) -> Iterator[Json]:
+        """Yield a job whenever its state, reason or progress changes, until it is final or `timeout_s` is over."""
+        deadline = time.monotonic() + timeout_s
+        heard = time.monotonic()
+        last: tuple[Any, ...] = ()
+        while time.monotonic() < deadline:
+            try:
+                shown = self.job(job)
+                heard = time.monotonic()
+            except UnreachableError:
+                if time.monotonic() - heard > patience_s:
+                    raise
+                time.sleep(poll_s)
+                continue
+            seen = (shown["state"], shown["reason"], shown["progress"])
+            if seen != last:
+                last = seen
+                yield shown
+            if JobState(shown["state"]).final:
+                return
+            time.sleep(poll_s)
 
     # -- data -----------------------------------------------------------------------------------------------------
 
-    def register_dataset(self, dataset: Dataset, *, person: str, signature: str) -> Dataset:
-        """Register a dataset that lies in its home's private store; `signature` is over its canonical JSON."""
-        body = {"dataset": to_json(dataset), "person": person, "signature": signature}
-        return from_json(Dataset, self._dict(self._call("POST", "/v1/datasets", json=body)), where="/v1/datasets")
+    def register(self, dataset: Dataset, key: SigningKey) -> Dataset:
+        """Register a dataset, signed with the calling person's key."""
+        body = {"dataset": to_json(dataset), "signature": key.sign(canonical(dataset))}
+        return from_json(Dataset, self._json("POST", "/datasets", body=body), where=dataset.name)
 
-    def datasets(self, *, name: str = "") -> list[Dataset]:
-        """Return all datasets, or all versions of one name."""
-        rows = self._get("/v1/datasets", {"name": name} if name else {})["datasets"]
-        return [from_json(Dataset, row, where="/v1/datasets") for row in rows]
+    def datasets(self, name: str = "") -> tuple[Dataset, ...]:
+        """Return all versions of all datasets, or of one name, oldest first."""
+        return from_json(tuple[Dataset, ...], self._list("GET", "/datasets", query={"name": name}), where="datasets")
 
-    def dataset(self, name_or_id: str) -> Dataset:
-        """Return a dataset by id, or the newest version of a name. Raises NotFoundError."""
-        path = f"/v1/datasets/{quote(name_or_id, safe='')}"
-        return from_json(Dataset, self._get(path), where=path)
+    def dataset(self, id_or_name: str) -> Dataset:
+        """Return a dataset by id, `name@version`, or the latest version of a name."""
+        return from_json(Dataset, self._json("GET", f"/datasets/{quote(id_or_name, safe='')}"), where=id_or_name)
 
-    def trace(self, name_or_id: str) -> dict[str, Any]:
-        """Return what a dataset, or a job's model, was made from, back to collections and licences."""
-        return self._get(f"/v1/datasets/{quote(name_or_id, safe='')}/trace")
+    def next_version(self, name: str) -> int:
+        """Return the version that the next dataset of this name gets."""
+        return max((dataset.version for dataset in self.datasets(name)), default=0) + 1
 
-    # -- the books ------------------------------------------------------------------------------------------------
+    def trace(self, root: str) -> Json:
+        """Return the lineage of a dataset (id or name) or of a pretrain job's model."""
+        return self._json("GET", f"/datasets/{quote(root, safe='')}/trace")
 
-    def crossings(self, *, job: str = "") -> list[dict[str, Any]]:
-        """Return totals over each border: `{from, to, class, bytes, count}`."""
-        return list(self._get("/v1/crossings", {"job": job} if job else {})["crossings"])
+    # -- evidence -------------------------------------------------------------------------------------------------
 
-    def usage(self, *, period: str = "") -> dict[str, Any]:
-        """Return GPU-milliseconds delivered and consumed per partner."""
-        return self._get("/v1/usage", {"period": period} if period else {})
+    def report(self, partner: str, period: str) -> Json:
+        """Return the contribution report of a partner for a month `YYYY-MM`."""
+        return self._json("GET", f"/reports/{quote(partner, safe='')}", query={"period": period})
 
-    def report(self, partner: str, period: str) -> dict[str, Any]:
-        """Return a partner's contribution report for `YYYY-MM`, as `consortium audit verify` checks it."""
-        return self._get(f"/v1/reports/{quote(partner, safe='')}", {"period": period})
+    def usage(self, period: str = "") -> list[Json]:
+        """Return metered GPU-milliseconds by account, site and flavor."""
+        return self._list("GET", "/usage", query={"period": period})
+
+    def crossings(self, *, period: str = "", job: str = "") -> list[Json]:
+        """Return bytes and counts over each border by side and class."""
+        return self._list("GET", "/crossings", query={"period": period, "job": job})
 
     def checkpoint(self) -> str:
-        """Return the ledger's signed checkpoint (a C2SP signed note)."""
-        return str(self._get("/v1/log/checkpoint")["checkpoint"])
+        """Return the log's signed checkpoint (C2SP signed note)."""
+        return self._wire.call("GET", "/log/checkpoint").text
 
-    def log_entries(self, start: int = 0, count: int = 100) -> dict[str, Any]:
-        """Return `{"size": n, "entries": [...]}` of the ledger from `start` on."""
-        return self._get("/v1/log/entries", {"start": start, "count": count})
+    def entries(self, start: int = 0, count: int = 100) -> list[Json]:
+        """Return leaves of the log in order."""
+        found: list[Json] = self._json("GET", "/log/entries", query={"start": start, "count": count})["entries"]
+        return found
 
-    def log_proof(self, index: int, size: int) -> list[str]:
-        """Return the inclusion proof (hex hashes) of entry `index` in the tree of `size`."""
-        return list(self._get("/v1/log/proof", {"index": index, "size": size})["proof"])
+    def inclusion(self, index: int, size: int | None = None) -> Json:
+        """Return the inclusion proof of a leaf."""
+        return self._json("GET", "/log/proof", query={"index": index, "size": size})
 
-    # -- the wire -------------------------------------------------------------------------------------------------
+    def consistency(self, old: int, size: int | None = None) -> Json:
+        """Return the proof that the log of `size` leaves extends that of `old`."""
+        return self._json("GET", "/log/proof", query={"old": old, "size": size})
 
-    def _get(self, path: str, query: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        return self._dict(self._call("GET", path, params=query))
+    def save_report(self, partner: str, period: str, path: str | Path) -> Path:
+        """Write a partner's report, as the server signed it, to a file."""
+        import json
 
-    def _job(self, response: httpx.Response) -> Job:
-        return from_json(Job, self._dict(response), where=str(response.url))
+        target = Path(path)
+        target.write_text(json.dumps(self.report(partner, period), indent=2, ensure_ascii=False) + "\n")
+        return target
 
-    def _dict(self, response: httpx.Response) -> dict[str, Any]:
-        data = response.json()
-        if not isinstance(data, dict):
-            raise ConsortiumError("the server's answer is not a JSON object", where=str(response.url))
-        return data
+    def _json(self, method: str, path: str, **more: Any) -> Json:
+        found: Json = self._wire.json(method, path, **more)
+        return found
 
-    def _call(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
-        try:
-            response = self._http.request(method, path, **kwargs)
-        except httpx.TransportError as fault:
-            raise UnreachableError(
-                f"the server does not answer: {str(fault) or type(fault).__name__}",
-                where=self.url,
-                fix="start it with `consortium up`, or set $CONSORTIUM_SERVER to where it runs",
-            ) from fault
-        if response.is_success:
-            return response
-        raise_problem(response)
+    def _list(self, method: str, path: str, **more: Any) -> list[Json]:
+        found: list[Json] = self._wire.json(method, path, **more)
+        return found
 
 
-def raise_problem(response: httpx.Response) -> NoReturn:
-    """Raise the error that a response's problem document names; the status alone where it carries none."""
-    try:
-        problem = response.json()
-    except ValueError:
-        problem = None
-    if not isinstance(problem, dict) or not str(problem.get("type", "")).startswith(PROBLEM_PREFIX):
-        raise UnreachableError(f"unexpected answer: HTTP {response.status_code}", where=str(response.url))
-    leaf = by_slug(str(problem["type"]).removeprefix(PROBLEM_PREFIX))
-    raise leaf(str(problem.get("detail", "")), where=problem.get("where"), fix=problem.get("fix"))
+def sign_spec(spec: JobSpec, key: SigningKey) -> SignedSpec:
+    """Return a spec with its submitter's signature."""
+    return SignedSpec(spec=spec, signature=key.sign(canonical(spec)))
+
+
+def _submission(signed: SignedSpec) -> Json:
+    return {"spec": to_json(signed.spec), "signature": signed.signature}
