@@ -81,10 +81,12 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        """Let go of the database and of the writer's lock."""
+        """Let go of the database and of the writer's lock; closing twice does no harm."""
         with self._mutex:
             self._db.close()
-            os.close(self._lock)
+            if self._lock >= 0:
+                os.close(self._lock)
+            self._lock = -1
 
     @property
     def size(self) -> int:
