@@ -6,9 +6,11 @@ are used: rounds, checkpoints and metrics go through the leg's own channel and t
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,14 @@ from consortium.train.settings import PretrainParams
 from consortium.train.tokens import open_sequences, vocabulary
 
 OpenExchange = Callable[[], Exchange]
+RAY_TRAIN_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    # The consortium's server preempts legs, by stopping them; Ray's own watcher would be one more process.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+"""How Ray Train is set up, unless the environment says otherwise."""
 GROUP_TIMEOUT_S = 7 * 86_400
 """Ranks wait in a broadcast while rank 0 waits for a round; the server decides how long that may take, not gloo."""
 
@@ -41,19 +51,21 @@ def run(open_exchange: OpenExchange, context: LegContext) -> None:
     `open_exchange` is called in the workers. Raises the ConsortiumError that ended a worker, or JobFailedError.
     """
     check(context)
+    for name, value in RAY_TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     ray.init(address="auto", logging_level="warning")
+    workers = context.gpus // context.gpus_per_worker
     with tempfile.TemporaryDirectory(prefix="consortium-train-") as directory:
-        trainer = TorchTrainer(
+        make = _trainer(workers, context.gpu_resource)
+        trainer = make(
             _worker,
             train_loop_config={"open_exchange": open_exchange},
-            torch_config=TorchConfig(backend=_backend(context), timeout_s=GROUP_TIMEOUT_S),
             scaling_config=ScalingConfig(
-                num_workers=context.gpus // context.gpus_per_worker,
+                num_workers=workers,
                 use_gpu=context.gpu_resource == "GPU",
                 # No CPUs are asked for: the scheduler counts GPUs, and a busy CPU slows a leg but must not stop it.
                 resources_per_worker={context.gpu_resource: context.gpus_per_worker, "CPU": 0},
@@ -70,8 +82,21 @@ def run(open_exchange: OpenExchange, context: LegContext) -> None:
             raise _cause(fault) from fault
 
 
-def _backend(context: LegContext) -> str:
-    return "nccl" if context.gpu_resource == "GPU" else "gloo"
+def _trainer(workers: int, gpu_resource: str) -> Callable[..., Any]:
+    """Return the Ray Train trainer to make.
+
+    Several workers get a torch process group. One needs none, and the plain trainer spares driver and controller the
+    import of torch, which on a small machine takes longer than a short run's steps.
+    """
+    if workers == 1:
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+        plain: Callable[..., Any] = DataParallelTrainer
+        return plain
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    backend = "nccl" if gpu_resource == "GPU" else "gloo"
+    return partial(TorchTrainer, torch_config=TorchConfig(backend=backend, timeout_s=GROUP_TIMEOUT_S))
 
 
 def _cause(fault: Exception) -> ConsortiumError:
@@ -92,6 +117,7 @@ def _worker(config: Mapping[str, Any]) -> None:
 
     from consortium.train.inner import InnerWorker
 
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     place = ray.train.get_context()
     rank, world = place.get_world_rank(), place.get_world_size()

@@ -1,0 +1,111 @@
+"""The two programs on a real Ray cluster, against a scripted gateway over HTTP and a real S3 store."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from consortium.domain.training import RoundPhase
+from tests.train.conftest import context, put_tokens
+from tests.train.hub import Hub, Line, serve
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """A Ray head of its own with 4 simulated GPUs; yields the environment that points at it."""
+    with tempfile.TemporaryDirectory(prefix="cs-", dir="/tmp") as directory:
+        token = Path(directory) / "ray.token"
+        token.write_text(secrets.token_hex(32))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "OMP_NUM_THREADS": "1"}
+        env.pop("RAY_ADDRESS", None)
+        head = subprocess.Popen(
+            [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}",
+             "--node-ip-address=127.0.0.1", "--num-cpus=2", '--resources={"sim_gpu": 4}', "--include-dashboard=false",
+             "--disable-usage-stats", f"--temp-dir={directory}", "--object-store-memory=100000000",
+             "--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--metrics-export-port=0"],
+            env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        address = {**env, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+        try:
+            _wait_for_head(head, address)
+            yield address
+        finally:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait(timeout=10)
+
+
+def _wait_for_head(head: subprocess.Popen[bytes], env: dict[str, str]) -> None:
+    deadline = time.monotonic() + 90
+    ask = [str(Path(sys.executable).parent / "ray"), "status", f"--address={env['RAY_ADDRESS']}"]
+    while subprocess.run(ask, env=env, capture_output=True, check=False).returncode:
+        assert head.poll() is None, "the Ray head ended"
+        assert time.monotonic() < deadline, "the Ray head did not come up"
+
+
+def _run(program: str, line: Line, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    with serve(line) as url:
+        leg = {**env, "CONSORTIUM_GATEWAY": url, "CONSORTIUM_LEG_TOKEN": "leg-token"}
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-P", str(JOBS / program)],
+            env=leg,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        print(f"{program}: {time.monotonic() - started:.1f} s\n{done.stdout}\n{done.stderr}")
+        return done
+
+
+def test_pretrain_then_evaluate_on_a_real_cluster(cluster, s3):
+    store = s3.store(f"private-{secrets.token_hex(4)}")
+    store.ensure_bucket()
+    hub = Hub(("fr-1",))
+    leg = context(store, "fr-1", ("fr-1",), s3=s3, gpus=2, gpus_per_worker=1)
+    done = _run("pretrain.py", Line(hub, leg, store), cluster)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [hub.rounds[number].phase for number in (1, 2, 3)] == [RoundPhase.CLOSED] * 3
+    result = hub.results["fr-1"]
+    assert result["rounds"] == 3
+    assert result["tokens"] == 3 * 4 * (4 * 2) * 16
+    assert result["outer_digest"] == hub.agreed["outer/3"]["fr-1"]
+    assert result["loss"]["3"] < result["loss"]["1"]
+
+    held_out = put_tokens(store, "fr-1", held_out=True)
+    params = {"rounds": [0, -1], "batches": 4, "batch_size": 8}
+    asked = replace(leg, job_kind="evaluate", model=leg.job, params=params, inputs=(held_out,), gpus=1)
+    done = _run("evaluate.py", Line(hub, asked, store), cluster)
+    assert done.returncode == 0, done.stderr[-3000:]
+    loss = hub.results["fr-1"]["loss"]["fr"]
+    assert loss["after"] < loss["before"]
+
+
+def test_a_leg_with_wrong_inputs_ends_with_exit_code_two_and_no_traceback(cluster, s3):
+    store = s3.store(f"private-{secrets.token_hex(4)}")
+    store.ensure_bucket()
+    leg = context(store, "fr-1", ("fr-1",), s3=s3)
+    bad = replace(leg, inputs=(put_tokens(store, "fr-1", held_out=True),))
+    hub = Hub(("fr-1",))
+    done = _run("pretrain.py", Line(hub, bad, store), cluster)
+    assert done.returncode == 2
+    assert "is not a training dataset" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert any("is not a training dataset" in str(said.get("failure")) for said in hub.progress)
