@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from consortium.domain.data import Dataset
+from consortium.domain.ids import partner_of
 from consortium.domain.job import Job
 from consortium.domain.training import Round
+from consortium.domain.units import MS_PER_HOUR
 from consortium.errors import VerificationError
 from consortium.local.demo.session import Session
 from consortium.local.demo.steps import AUDITORS
@@ -50,8 +52,7 @@ def gather(
 ) -> dict[str, Any]:
     """Return the document without reports: datasets, jobs, denials, losses, rounds, crossings and GPU-hours."""
     client = session.client(AUDITORS["fr"])
-    jobs = [client.job(job) for job in session.jobs.values()]
-    usage = client.usage()["partners"]
+    jobs = [client.job_value(job) for job in session.jobs.values()]
     return {
         "datasets": [_dataset(dataset) for dataset in datasets],
         "jobs": [_job(job) for job in jobs],
@@ -59,11 +60,8 @@ def gather(
         "quota": quota,
         "loss": losses(evaluated),
         "rounds": [_round(item) for item in client.rounds(session.jobs["pretrain"])],
-        "crossings": client.crossings(),
-        "gpu_hours": {
-            partner: {"delivered": _hours(row["delivered_gpu_ms"]), "consumed": _hours(row["consumed_gpu_ms"])}
-            for partner, row in sorted(usage.items())
-        },
+        "crossings": _crossings(client.crossings()),
+        "gpu_hours": _gpu_hours(client.usage()),
         "tracking": client.federation()["mlflow_url"],
         "runs": {job.spec.name: job.tracking_run for job in jobs if job.tracking_run},
     }
@@ -118,8 +116,31 @@ def _round(item: Round) -> dict[str, Any]:
     }
 
 
-def _hours(gpu_ms: int | str) -> float:
-    return round(int(gpu_ms) / 3_600_000, 6)
+def _crossings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What recipients confirmed; where the recipient keeps no book of its own (`consortium`), what was released."""
+    return [
+        {
+            "from": row["sender"],
+            "to": row["recipient"],
+            "class": row["artifact_class"],
+            "bytes": int(row["size_bytes"]),
+            "count": int(row["count"]),
+        }
+        for row in rows
+        if row["side"] == ("release" if row["recipient"] == "consortium" else "receipt")
+    ]
+
+
+def _gpu_hours(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """GPU-hours by partner: delivered by its sites, consumed by its accounts; rows in conflict are left out."""
+    sums = {partner: {"delivered": 0, "consumed": 0} for partner in AUDITORS}
+    for row in rows:
+        if not row["conflict"]:
+            sums[partner_of(row["site"])]["delivered"] += int(row["gpu_ms"])
+            sums[partner_of(row["account"])]["consumed"] += int(row["gpu_ms"])
+    return {
+        partner: {key: round(value / MS_PER_HOUR, 6) for key, value in row.items()} for partner, row in sums.items()
+    }
 
 
 def _audit(path: Path, trust: Path) -> tuple[int, str]:

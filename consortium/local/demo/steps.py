@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from consortium.config import FederationConfig
 from consortium.data.register import register_collection
-from consortium.data.sample import write_sample
+from consortium.data.sample import generate
 from consortium.domain.data import Dataset
 from consortium.domain.ids import make_id
 from consortium.domain.job import Job, JobState
 from consortium.errors import JobFailedError
-from consortium.keys.canonical import canonical
 from consortium.local.demo.corpora import Corpora
 from consortium.local.demo.session import Session
 from consortium.site.settings import SiteSettings
@@ -23,19 +21,15 @@ from consortium.storage.objects import ObjectStore
 
 ENGINEERS = {"fr": "fr/amelie", "de": "de/anna", "uy": "uy/alma"}
 AUDITORS = {"fr": "fr/claire", "de": "de/clara", "uy": "uy/carmen"}
-LICENCES = {
-    "fr": "Licence Ouverte 2.0",
-    "de": "official works (UrhG section 5)",
-    "uy": "Licencia de Datos Abiertos Uruguay",
-}
 _MINUTES = 60.0
 
 
 def register(session: Session, config: FederationConfig, corpora: Corpora) -> list[Dataset]:
     """Put every state's collection into its own private store and register it; nothing of it crosses a border."""
     paths = dict(corpora.found)
-    if corpora.generated:
-        paths = write_sample(session.directory.root / "sample", {p.id: p.languages[0] for p in config.partners})
+    for partner in config.partners if corpora.generated else ():
+        language = partner.languages[0]
+        paths[partner.id] = generate(language).write(session.directory.root / "sample" / f"{language}.jsonl")
 
     def one(partner: str, site: str, language: str) -> Dataset:
         settings = SiteSettings.load(session.directory.site(site) / "config.json")
@@ -52,12 +46,10 @@ def register(session: Session, config: FederationConfig, corpora: Corpora) -> li
             dataset_id=make_id("ds", int(time.time() * 1000), os.urandom(10)),
             territory=settings.site.territory,
             languages=(language,),
-            licence="" if not corpora.generated else "CC0-1.0 (generated)",
             source=paths[partner].name,
         )
         person = ENGINEERS[partner]
-        signature = session.key(person).sign(canonical(dataset))
-        return session.client(person).register_dataset(dataset, person=person, signature=signature)
+        return session.client(person).register(dataset, session.key(person))
 
     homes = {site.partner: site.id for site in config.sites}
     rows = [(p.id, homes[p.id], p.languages[0]) for p in config.partners]
@@ -68,19 +60,14 @@ def register(session: Session, config: FederationConfig, corpora: Corpora) -> li
 def refuse_by_policy(session: Session) -> dict[str, Any]:
     """An engineer of fr asks to read uy's raw text at fr-1; uy's own policy says no, and where."""
     overrides = ["inputs=[laws-es]", "sites=[fr-1]", "name=read-uy-at-fr"]
-    job = session.submit("read uy's text at fr-1", "clean", overrides, person=ENGINEERS["fr"])
-    denials = job.result.get("denials", [])
-    if job.state is not JobState.DENIED or not denials:
+    shown = session.submit("read uy's text at fr-1", "clean", overrides, person=ENGINEERS["fr"])
+    if shown["state"] != JobState.DENIED.value or not shown["denials"]:
         raise JobFailedError(
-            f"{job.id} should have been denied by uy's policy but is {job.state.value}",
+            f"{shown['id']} should have been denied by uy's policy but is {shown['state']}",
             where="configs/policy/uy.yaml",
             fix="restore the residency rule of Uruguay's policy",
         )
-    first = denials[0]
-    return {"job": job.id, "clause": first["clause"], "file": first["file"], "line": first["line"]} | {
-        "message": first["message"],
-        "would_pass": first["would_pass"],
-    }
+    return {"job": shown["id"]} | shown["denials"][0]
 
 
 def clean(session: Session, languages: dict[str, str]) -> list[Dataset]:
@@ -133,23 +120,27 @@ def evaluate_and_borrow(session: Session, languages: dict[str, str]) -> tuple[Jo
         "gpus_per_worker=6",
     ]
     waiting = session.submit("evaluate over quota", "evaluate", overrides, person=engineer, account="fr/health")
-    story = _waits(session, waiting, engineer)
+    story = _waits(session, waiting["id"], engineer)
     done = session.wait(["evaluate"], person=engineer, timeout_s=5 * _MINUTES)[0]
     started = session.wait(["evaluate over quota"], person=engineer, timeout_s=5 * _MINUTES)[0]
     shares = {"borrowed_gpus": 6 - 2, "state": started.state.value}
     return done, story | shares
 
 
-def _waits(session: Session, job: Job, person: str) -> dict[str, Any]:
-    """Wait until the scheduler has said why the job waits."""
+def _waits(session: Session, job: str, person: str) -> dict[str, Any]:
+    """Wait until the scheduler has said why the job waits. Raises JobFailedError where it does not wait."""
     client = session.client(person)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        now = client.job(job.id)
+        now = client.job_value(job)
         if now.state is JobState.PENDING and now.reason is not None:
-            session.say(f"  {job.id} waits: {now.reason.message}")
-            return {"job": job.id, "waited": True, "code": now.reason.code.value, "reason": now.reason.message}
+            session.say(f"  {job} waits: {now.reason.message}")
+            return {"job": job, "code": now.reason.code.value, "reason": now.reason.message}
         if now.state is not JobState.PENDING:
             break
         time.sleep(0.2)
-    return {"job": job.id, "waited": False, "code": "", "reason": ""}
+    raise JobFailedError(
+        f"{job} should wait for quota but is {now.state.value}",
+        where="configs/quota",
+        fix="fr/health's nominal quota of h100-sxm is to be smaller than 6",
+    )
