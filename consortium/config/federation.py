@@ -228,41 +228,42 @@ def _assemble(root: Path, lands: Path, chosen: list[tuple[str, str]]) -> Federat
     def only(group: str) -> Marked:
         files = picked(group)
         if len(files) != 1:
-            raise ConfigError(
-                f"pick exactly one {group!r}, not {len(files)}", where=dirs.display(root, "federation.yaml")
-            )
+            where = dirs.display(root, "federation.yaml")
+            raise ConfigError(f"pick exactly one {group!r}, not {len(files)}", where=where)
         return files[0]
 
     members = [(m, build(PartnerConfig, m.data, m)) for m in picked("partner")]
-    names = [config.id for _, config in members]
     policies = [(m, _policy(m)) for m in picked("policy")]
     site_files = [dirs.read(lands, path.name) for path in sorted(lands.glob("*.yaml"))]
     sites = [(m, build(SiteConfig, m.data, m)) for m in site_files]
     _check_members(members, policies, sites)
-    bare = tuple(sorted((config.site for _, config in sites), key=lambda s: s.id))
+    bare = tuple(sorted((config.site for _, config in sites), key=lambda site: site.id))
     quota_file, server_file = only("quota"), only("server")
-    quota = build_quota(quota_file, bare, partners=names)
-    weights = {account.id: account.weight for account in quota.accounts}
-    partners = (c for _, c in members)
-    files = [ConfigFile(kind="partner", id=c.id, file=m.file, text=m.text) for m, c in members]
-    files += [ConfigFile(kind="policy", id=p.partner, file=m.file, text=m.text) for m, p in policies]
-    files += [ConfigFile(kind="site", id=c.id, file=m.file, text=m.text) for m, c in sites]
-    files += [
-        ConfigFile(kind=m.file.split("/")[-2], id=CONSORTIUM, file=m.file, text=m.text)
-        for m in (quota_file, server_file)
-    ]
+    quota = build_quota(quota_file, bare, partners=[config.id for _, config in members])
+    owned = [("partner", c.id, m) for m, c in members]
+    owned += [("policy", p.partner, m) for m, p in policies]
+    owned += [("site", c.id, m) for m, c in sites]
+    owned += [("quota", CONSORTIUM, quota_file), ("server", CONSORTIUM, server_file)]
     return FederationConfig(
-        partners=tuple(
-            Partner(id=c.id, name=c.name, languages=c.languages, weight=weights.get(c.id, 1))
-            for c in sorted(partners, key=lambda c: c.id)
-        ),
-        people=tuple(sorted((person for _, c in members for person in c.people), key=lambda p: p.id)),
+        partners=_partners([c for _, c in members], quota),
+        people=tuple(sorted((person for _, c in members for person in c.people), key=lambda person: person.id)),
         sites=bare,
         site_configs={c.id: c for _, c in sorted(sites, key=lambda pair: pair[1].id)},
         accounts=quota.accounts,
         budgets=quota.budgets,
         pledges=quota.pledges,
-        policies=tuple(sorted((p for _, p in policies), key=lambda p: p.partner)),
+        policies=tuple(sorted((policy for _, policy in policies), key=lambda policy: policy.partner)),
         server=build(ServerTuning, server_file.data, server_file),
-        files=tuple(sorted(files, key=lambda f: (f.kind, f.id))),
+        files=tuple(
+            ConfigFile(kind=kind, id=owner, file=m.file, text=m.text)
+            for kind, owner, m in sorted(owned, key=lambda item: item[:2])
+        ),
+    )
+
+
+def _partners(members: list[PartnerConfig], quota: QuotaConfig) -> tuple[Partner, ...]:
+    weights = {account.id: account.weight for account in quota.accounts}
+    return tuple(
+        Partner(id=c.id, name=c.name, languages=c.languages, weight=weights.get(c.id, 1))
+        for c in sorted(members, key=lambda config: config.id)
     )
