@@ -67,7 +67,8 @@ def refuse_by_policy(session: Session) -> dict[str, Any]:
             where="configs/policy/uy.yaml",
             fix="restore the residency rule of Uruguay's policy",
         )
-    return {"job": shown["id"]} | shown["denials"][0]
+    denial: dict[str, Any] = shown["denials"][0]
+    return {"job": shown["id"]} | denial
 
 
 def clean(session: Session, languages: dict[str, str]) -> list[Dataset]:
