@@ -33,13 +33,14 @@ class SiteUse:
     in particular (`open`). A node takes a leg if it is empty or all its tenants have the leg's key.
     """
 
-    __slots__ = ("_tenants", "free", "free_total", "site")
+    __slots__ = ("_rooms", "_tenants", "free", "free_total", "site")
 
     def __init__(self, site: Site) -> None:
         self.site = site
         self.free: dict[str, int] = {node.id: node.gpus for node in sorted(site.nodes, key=lambda node: node.id)}
         self._tenants: dict[str, dict[str, int]] = {node: {} for node in self.free}
         self.free_total = site.gpus
+        self._rooms: dict[tuple[str | None, int], dict[str, int]] = {}  # answers until the next change
 
     def copy(self) -> SiteUse:
         """Return a picture of its own."""
@@ -48,6 +49,7 @@ class SiteUse:
         twin.free = dict(self.free)
         twin._tenants = {node: dict(tenants) for node, tenants in self._tenants.items()}
         twin.free_total = self.free_total
+        twin._rooms = dict(self._rooms)
         return twin
 
     def tenant(self, job: str, partner: str) -> str:
@@ -58,6 +60,7 @@ class SiteUse:
 
     def take(self, nodes: dict[str, int], tenant: str) -> None:
         """Take GPUs; nodes that the site no longer has are not counted."""
+        self._rooms = {}
         for node, gpus in nodes.items():
             if node in self.free:
                 self.free[node] -= gpus
@@ -67,6 +70,7 @@ class SiteUse:
 
     def release(self, nodes: dict[str, int], tenant: str) -> None:
         """Undo a `take`."""
+        self._rooms = {}
         for node, gpus in nodes.items():
             if node in self.free:
                 self.free[node] += gpus
@@ -77,7 +81,13 @@ class SiteUse:
                     del tenants[tenant]
 
     def rooms(self, tenant: str | None, worker: int) -> dict[str, int]:
-        """GPUs per node that workers of `worker` GPUs can take; None as tenant looks past cotenancy."""
+        """GPUs per node that workers of `worker` GPUs can take; a tenant of None looks past cotenancy."""
+        rooms = self._rooms.get((tenant, worker))
+        if rooms is None:
+            rooms = self._rooms[tenant, worker] = self._count(tenant, worker)
+        return rooms
+
+    def _count(self, tenant: str | None, worker: int) -> dict[str, int]:
         rooms = {}
         for node, free in self.free.items():
             if free >= worker:
@@ -124,11 +134,12 @@ class Shadow(Layer):
 class Board(Layer):
     """The present: all sites, all held legs, in order of their ends."""
 
-    __slots__ = ("now_ms", "running", "views")
+    __slots__ = ("_largest", "now_ms", "running", "views")
 
     def __init__(self, snapshot: Snapshot) -> None:
         ordered = sorted(snapshot.sites, key=lambda view: view.site.id)
         super().__init__({view.site.id: SiteUse(view.site) for view in ordered}, QuotaTree(snapshot.accounts))
+        self._largest: dict[tuple[str, int], int] = {}
         self.now_ms = snapshot.now_ms
         self.views: dict[str, SiteView] = {view.site.id: view for view in ordered}
         self.running: list[Running] = sorted((self._of(leg) for leg in snapshot.held), key=lambda leg: leg[:3])
@@ -138,6 +149,13 @@ class Board(Layer):
     def open(self, site: str) -> bool:
         """Whether the site takes new legs."""
         return self.views[site].state is SiteState.ACTIVE
+
+    def largest_leg(self, site: Site, worker: int) -> int:
+        """GPUs of the largest leg the empty site can hold, in workers of `worker` GPUs."""
+        largest = self._largest.get((site.id, worker))
+        if largest is None:
+            largest = self._largest[site.id, worker] = sum(node.gpus - node.gpus % worker for node in site.nodes)
+        return largest
 
     def start(self, job: PendingJob, legs: Sequence[LegPlacement], shadows: Sequence[Shadow]) -> None:
         """Let a job hold its legs from now on, in the present and in every shadow it reaches."""

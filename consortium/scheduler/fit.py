@@ -54,6 +54,12 @@ def quota_for(job: PendingJob, flavor: str, layers: Iterable[Layer]) -> int:
     return min(layer.quota.available(job.account, flavor).gpus for layer in layers)
 
 
+def quota_allows(job: PendingJob, flavor: str, gpus: int, layers: Iterable[Layer]) -> bool:
+    """Whether the job's account may take `gpus` of the flavor in every layer."""
+    account = job.account
+    return all(layer.quota.available(account, flavor).gpus >= gpus for layer in layers)
+
+
 def demand(job: PendingJob, flavors: dict[str, str]) -> dict[str, int]:
     """GPUs the job takes per flavor; `flavors` maps each of its sites to the site's flavor."""
     need: dict[str, int] = {}
@@ -76,7 +82,7 @@ def find_legs(job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) ->
 def _everywhere(job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) -> tuple[LegPlacement, ...] | None:
     flavors = {site: layers[0].sites[site].site.flavor.id for site in sites}
     for flavor, gpus in demand(job, flavors).items():
-        if quota_for(job, flavor, layers) < gpus:
+        if not quota_allows(job, flavor, gpus, layers):
             return None
     legs = []
     for site in sites:
@@ -90,14 +96,14 @@ def _everywhere(job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) 
 def _best(job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) -> tuple[LegPlacement, ...] | None:
     present = layers[0]
     partner = ids.partner_of(job.account)
-    quota: dict[str, int] = {}
+    allowed: dict[str, bool] = {}
     best: tuple[tuple[object, ...], LegPlacement] | None = None
     for site in sites:
         use = present.sites[site]
         flavor = use.site.flavor.id
-        if flavor not in quota:
-            quota[flavor] = quota_for(job, flavor, layers)
-        if quota[flavor] < job.gpus or (nodes := nodes_at(job, site, layers)) is None:
+        if flavor not in allowed:
+            allowed[flavor] = quota_allows(job, flavor, job.gpus, layers)
+        if not allowed[flavor] or (nodes := nodes_at(job, site, layers)) is None:
             continue
         rank = (
             present.quota.borrowed(job.account, flavor, job.gpus) > 0,

@@ -7,46 +7,53 @@ from dataclasses import replace
 
 from consortium.scheduler.board import Board, Layer, Shadow
 from consortium.scheduler.fit import find_legs, quota_for, rooms_at
-from consortium.scheduler.types import PendingJob
+from consortium.scheduler.types import LegPlacement, PendingJob
 
 
 def suggest(board: Board, job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) -> str:
     """Name a change of the job that lets it start at its turn in this cycle; empty where none was found.
 
-    Tried in this order: a shorter walltime, fewer GPUs, any flavor.
+    Tried in this order: a shorter walltime, fewer GPUs, one more flavor.
     """
-    for changed, text, places, beside in _changes(board, job, sites, layers):
-        legs = find_legs(changed, places, beside) if places else None
+    for text, legs in _changes(board, job, sites, layers):
         if legs is not None:
             return f"{text}: it would start now at {', '.join(leg.site for leg in legs)}"
     return ""
 
 
-_Change = tuple[PendingJob, str, Sequence[str], Sequence[Layer]]
+_Tried = tuple[str, tuple[LegPlacement, ...] | None]
 
 
-def _changes(board: Board, job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) -> Iterator[_Change]:
-    shadows = sorted((item for item in layers if isinstance(item, Shadow)), key=lambda item: -item.start_ms)
-    for shadow in shadows:
-        shorter_s = (shadow.start_ms - board.now_ms) // 60_000 * 60
-        if shorter_s:
-            beside = [layer for layer in layers if not isinstance(layer, Shadow) or layer.start_ms < shadow.start_ms]
-            yield replace(job, walltime_s=shorter_s), f"ask for walltime_s={shorter_s}", sites, beside
-    fewer = _fewer(board, job, sites, layers)
-    if fewer:
-        yield replace(job, gpus=fewer), f"ask for gpus={fewer}", sites, layers
+def _changes(board: Board, job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) -> Iterator[_Tried]:
+    if len(layers) > 1:
+        yield _shorter(board, job, sites, layers)
+    if fewer := _fewer(board, job, sites, layers):
+        yield f"ask for gpus={fewer}", find_legs(replace(job, gpus=fewer), sites, layers)
     if job.flavors and not job.sites:
-        others = [
-            site
-            for site, view in board.views.items()
-            if board.open(site)
-            and site not in job.denied
-            and site not in job.unfit
-            and view.site.flavor.id not in job.flavors
-        ]
-        for site in others:
-            flavor = board.views[site].site.flavor.id
-            yield replace(job, flavors=(*job.flavors, flavor)), f"accept {flavor} as well", (site,), layers
+        for site, view in board.views.items():
+            flavor = view.site.flavor.id
+            barred = site in job.denied or site in job.unfit or not board.open(site)
+            if not barred and flavor not in job.flavors:
+                changed = replace(job, flavors=(*job.flavors, flavor))
+                yield f"accept {flavor} as well", find_legs(changed, (site,), layers)
+
+
+def _shorter(board: Board, job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) -> _Tried:
+    """The longest walltime, in whole minutes, with which the job ends before what it would delay."""
+    legs = find_legs(job, sites, layers[:1])
+    if legs is None:  # reservations are not what keeps it
+        return "", None
+    shadows = sorted((item for item in layers if isinstance(item, Shadow)), key=lambda item: item.start_ms)
+    none, some = 0, len(shadows)  # it fits beside the first `none` reservations, not beside the first `some`
+    while some - none > 1:
+        middle = (none + some) // 2
+        tried = find_legs(job, sites, (layers[0], *shadows[:middle]))
+        if tried is None:
+            some = middle
+        else:
+            none, legs = middle, tried
+    walltime_s = (shadows[none].start_ms - board.now_ms) // 60_000 * 60
+    return (f"ask for walltime_s={walltime_s}", legs) if walltime_s else ("", None)
 
 
 def _fewer(board: Board, job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) -> int:

@@ -45,6 +45,8 @@ class _Tree:
         self.quotas: dict[tuple[str, str], Quota] = {}
         self.subtree: dict[tuple[str, str], int] = {}
         self.guaranteed: dict[tuple[str, str], int] = {}
+        self.potential: dict[tuple[str, str], Room] = {}
+        """Answers of `QuotaTree.potential`, which depend on nothing that is held."""
         for account in sorted(accounts, key=lambda item: item.id):
             self.parent[account.id] = account.parent if account.id != ROOT else None
             for quota in account.quotas:
@@ -92,17 +94,19 @@ class _Tree:
 class QuotaTree:
     """The tree with what is held. `charge` and `release` change it; `copy` is cheap."""
 
-    __slots__ = ("_tree", "_usage")
+    __slots__ = ("_rooms", "_tree", "_usage")
 
     def __init__(self, accounts: Iterable[Account]) -> None:
         self._tree = _Tree(accounts)
         self._usage: dict[tuple[str, str], int] = {}
+        self._rooms: dict[str, dict[str, Room]] = {}  # answers by flavor and account until the flavor's usage changes
 
     def copy(self) -> QuotaTree:
         """Return a tree whose charges do not touch this one."""
         twin = object.__new__(QuotaTree)
         twin._tree = self._tree
         twin._usage = dict(self._usage)
+        twin._rooms = {flavor: dict(rooms) for flavor, rooms in self._rooms.items()}
         return twin
 
     def quota(self, account: str, flavor: str) -> Quota | None:
@@ -119,6 +123,7 @@ class QuotaTree:
 
     def charge(self, account: str, flavor: str, gpus: int) -> None:
         """Count `gpus` more as held by the account."""
+        self._rooms.pop(flavor, None)
         node: str | None = self._tree.home(account)
         while node is not None and gpus > 0:
             key = (node, flavor)
@@ -129,6 +134,7 @@ class QuotaTree:
 
     def release(self, account: str, flavor: str, gpus: int) -> None:
         """Undo a `charge`."""
+        self._rooms.pop(flavor, None)
         node: str | None = self._tree.home(account)
         while node is not None and gpus > 0:
             key = (node, flavor)
@@ -139,22 +145,34 @@ class QuotaTree:
 
     def available(self, account: str, flavor: str) -> Room:
         """What the account may still take now."""
-        if (account, flavor) not in self._tree.quotas:
-            return Room(0, "undeclared", account)
-        room = self._available(account, flavor, self._usage)
-        return room if room.gpus >= 0 else Room(0, room.bound, room.account)
+        rooms = self._rooms.get(flavor)
+        if rooms is None:
+            rooms = self._rooms[flavor] = {}
+        room = rooms.get(account)
+        if room is None:
+            room = rooms[account] = self._room(account, flavor)
+        return room
 
     def potential(self, account: str, flavor: str) -> Room:
         """What the account could take if nobody held anything: nominal, borrowing limits, all the cohort can lend."""
-        if (account, flavor) not in self._tree.quotas:
-            return Room(0, "undeclared", account)
-        return self._available(account, flavor, {})
+        room = self._tree.potential.get((account, flavor))
+        if room is None:
+            declared = (account, flavor) in self._tree.quotas
+            room = self._available(account, flavor, {}) if declared else Room(0, "undeclared", account)
+            self._tree.potential[account, flavor] = room
+        return room
 
     def borrowed(self, account: str, flavor: str, gpus: int) -> int:
         """How many of `gpus` more would be above what is the account's own, with those below it."""
         own = self._tree.subtree.get((account, flavor), 0)
         used = self.used(account, flavor)
         return max(0, used + gpus - max(own, used))
+
+    def _room(self, account: str, flavor: str) -> Room:
+        if (account, flavor) not in self._tree.quotas:
+            return Room(0, "undeclared", account)
+        room = self._available(account, flavor, self._usage)
+        return room if room.gpus >= 0 else Room(0, room.bound, room.account)
 
     def _available(self, account: str, flavor: str, usage: dict[tuple[str, str], int]) -> Room:
         key = (account, flavor)

@@ -14,7 +14,7 @@ from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.quota import Quota
 from consortium.scheduler.board import Board, Layer, Shadow
 from consortium.scheduler.fit import rooms_at
-from consortium.scheduler.rules import Rule, decisive, largest_leg, site_demand
+from consortium.scheduler.rules import Rule, decisive, site_demand
 from consortium.scheduler.types import PendingJob
 
 
@@ -115,7 +115,7 @@ def _gang_size(case: Case) -> Reason:
             site=case.site,
             fix=f"set min_sites={max(1, len(job.sites))}, or name more sites",
         )
-    largest, node = largest_leg(site, job.gpus_per_worker), max(item.gpus for item in site.nodes)
+    largest, node = case.board.largest_leg(site, job.gpus_per_worker), max(item.gpus for item in site.nodes)
     fix = f"ask for at most gpus={largest}" if largest else f"ask for gpus_per_worker={node} or less"
     return Reason(
         code=ReasonCode.GANG_SIZE,

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from consortium.domain.partner import Site
 from consortium.scheduler.board import Board, Layer
-from consortium.scheduler.fit import demand, nodes_at, quota_for
+from consortium.scheduler.fit import demand, nodes_at, quota_allows
 from consortium.scheduler.types import PendingJob
 
 
@@ -86,16 +86,11 @@ def permanent_obstacle(board: Board, job: PendingJob, site: Site, need: dict[str
         return Rule.TERRITORY
     if job.flavors and site.flavor.id not in job.flavors:
         return Rule.FLAVOR
-    if largest_leg(site, job.gpus_per_worker) < job.gpus or job.min_sites > max(1, len(job.sites)):
+    if board.largest_leg(site, job.gpus_per_worker) < job.gpus or job.min_sites > max(1, len(job.sites)):
         return Rule.GANG_SIZE
     if board.quota.potential(job.account, site.flavor.id).gpus < need[site.flavor.id]:
         return Rule.QUOTA_LIMIT
     return None
-
-
-def largest_leg(site: Site, worker: int) -> int:
-    """GPUs of the largest leg the empty site can hold, in workers of `worker` GPUs."""
-    return sum(node.gpus - node.gpus % worker for node in site.nodes)
 
 
 def obstacle(job: PendingJob, site: str, need: dict[str, int], layers: Sequence[Layer]) -> Rule | None:
@@ -104,9 +99,9 @@ def obstacle(job: PendingJob, site: str, need: dict[str, int], layers: Sequence[
     flavor = layers[0].sites[site].site.flavor.id
     if nodes_at(job, site, present) is None:
         return Rule.COTENANCY if nodes_at(job, site, present, cotenancy=False) is not None else Rule.CAPACITY
-    if quota_for(job, flavor, present) < need[flavor]:
+    if not quota_allows(job, flavor, need[flavor], present):
         return Rule.QUOTA
-    if nodes_at(job, site, layers) is None or quota_for(job, flavor, layers) < need[flavor]:
+    if nodes_at(job, site, layers) is None or not quota_allows(job, flavor, need[flavor], layers):
         return Rule.PRIORITY
     return None
 
