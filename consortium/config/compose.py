@@ -107,7 +107,7 @@ def _compose(root: Path, config_name: str, overrides: tuple[str, ...]) -> dict[s
             composed = hydra_compose(config_name=config_name, overrides=list(overrides))
         data = OmegaConf.to_container(composed, resolve=False)
     except (HydraException, OmegaConfBaseException) as fault:
-        problem = str(fault.__cause__ or fault).strip().splitlines()[0]
+        problem = str(fault.__cause__ or fault).strip().splitlines()[0][:200]
         raise ConfigError(
             f"cannot compose {config_name}: {problem}", where=f"{root.name}/{config_name}.yaml"
         ) from fault

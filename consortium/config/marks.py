@@ -20,6 +20,7 @@ KeyPath = tuple[str | int, ...]
 _INSTANTIATE = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 12
+_MAX_DIGITS = 40
 
 
 class _Loader(yaml.SafeLoader):
@@ -66,7 +67,7 @@ def parse(text: str, file: str) -> Marked:
     try:
         loader = _Loader(text)
         try:
-            _refuse_aliases(text, file)
+            _refuse_tricks(text, file)
             node = loader.get_single_node()
         finally:
             loader.dispose()
@@ -107,9 +108,13 @@ def _line(item: yaml.Node | yaml.Event) -> int:
     return int(item.start_mark.line) + 1 if item.start_mark else 1
 
 
-def _refuse_aliases(text: str, file: str) -> None:
+def _refuse_tricks(text: str, file: str) -> None:
+    depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         where = f"{file}:{_line(event)}"
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise ConfigError(f"nested deeper than {_MAX_DEPTH} levels", where=where)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise ConfigError("YAML anchors and aliases are not allowed", where=where, fix="write the value out")
         tag = getattr(event, "tag", None)
@@ -119,8 +124,6 @@ def _refuse_aliases(text: str, file: str) -> None:
 
 def _value(node: yaml.Node, path: KeyPath, file: str, lines: dict[KeyPath, int]) -> Any:
     where = f"{file}:{_line(node)}"
-    if len(path) > _MAX_DEPTH:
-        raise ConfigError(f"nested deeper than {_MAX_DEPTH} levels", where=where)
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, path, file, lines)
     if isinstance(node, yaml.SequenceNode):
@@ -133,6 +136,8 @@ def _value(node: yaml.Node, path: KeyPath, file: str, lines: dict[KeyPath, int])
         raise ConfigError(
             f"interpolation is not allowed: {node.value!r}", where=where, fix="write the value itself; configs are data"
         )
+    if len(node.value) > _MAX_DIGITS and node.tag.endswith((":int", ":float")):
+        raise ConfigError(f"a number of more than {_MAX_DIGITS} digits", where=where)
     return _scalar(node)
 
 

@@ -66,8 +66,8 @@ def parse_overrides(kind: JobKind, overrides: tuple[str, ...], configs: Path) ->
             raise ConfigError("not an override", where=where, fix="write key=value, such as gpus=2")
         try:
             (parsed,) = parser.parse_overrides([text])
-        except HydraException as fault:
-            problem = str(fault.__cause__ or fault).strip().splitlines()[0]
+        except (HydraException, RecursionError, ValueError) as fault:
+            problem = str(fault.__cause__ or fault).strip().splitlines()[0][:200]
             raise ConfigError(
                 f"not a valid override: {problem}", where=where, fix="write key=value, such as gpus=2"
             ) from fault

@@ -122,9 +122,24 @@ def test_file_is_refused_with_its_line(name: str) -> None:
     assert fault.value.where == ("configs/policy/fr.yaml" if line is None else f"configs/policy/fr.yaml:{line}")
 
 
-def test_deep_nesting_is_refused() -> None:
+@pytest.mark.parametrize("text", ["a: " + "[" * 40 + "]" * 40, "a: " + "[" * 100_000, "a: " + "{b: " * 50_000])
+def test_deep_nesting_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="nested deeper"):
-        parse_policy_text("a: " + "[" * 40 + "]" * 40, "x.yaml")
+        parse_policy_text(text, "x.yaml")
+
+
+def test_endless_numbers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="more than 40 digits"):
+        parse_policy_text(f"version: {'9' * 5_000}", "x.yaml")
+    with pytest.raises(ConfigError):
+        compose_job("clean", [f"gpus={'9' * 5_000}"])
+
+
+@pytest.mark.parametrize("override", ["inputs=" + "[" * 5_000, "inputs=" + "[" * 5_000 + "]" * 5_000, "a" * 50_000])
+def test_monstrous_overrides_are_refused(override: str) -> None:
+    with pytest.raises(ConfigError) as fault:
+        compose_job("clean", [override])
+    assert len(str(fault.value)) < 1_000
 
 
 def _edit(folder: Path, file: str, old: str, new: str) -> int:
