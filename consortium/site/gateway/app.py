@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import threading
 
@@ -46,6 +47,8 @@ def create_app(gateway: Gateway) -> FastAPI:
 def serve(gateway: Gateway) -> None:
     """Serve until SIGTERM or SIGINT; then record what was counted. Raises ConflictError where the port is taken."""
     stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again once it has shut down
+        signal.signal(number, lambda *_: stopping.set())
     listener = listen(gateway.settings.gateway_port)
     app = create_app(gateway)
     chores = threading.Thread(target=_chores, args=(gateway, app.state.border, stopping), name="chores")

@@ -6,19 +6,20 @@ and of one line. Artifacts, models, traces and tracebacks have no way through.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from consortium.domain.data import ArtifactClass
 from consortium.errors import ConsortiumError, ForbiddenError, UnreachableError
 from consortium.site.gateway.core import Gateway
-from consortium.site.gateway.legs import At, AtBorder, Json, Leg
+from consortium.site.gateway.legs import MAX_CONTROL_BYTES, At, AtBorder, Leg, read_body
 
 SIGNIFICANT_DIGITS = 6
 MAX_CHARS = 500
@@ -26,6 +27,10 @@ _TAG_KEYS = re.compile(r"^(consortium\.[a-z0-9._-]{1,80}|mlflow\.runName|mlflow\
 _KEY = re.compile(r"^[\w./ -]{1,200}$")
 _API = re.compile(r"^api/[23]\.0/mlflow/(runs/[a-z-]+)$")
 router = APIRouter(prefix="/mlflow")
+
+
+async def _body(request: Request) -> bytes:
+    return await read_body(request, MAX_CONTROL_BYTES)
 
 
 @router.get("/version")
@@ -36,16 +41,17 @@ def version(gateway: At) -> Response:
 
 
 @router.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
-def call(gateway: At, border: AtBorder, leg: Leg, request: Request, path: str, body: Json) -> Response:
+def call(
+    gateway: At, border: AtBorder, leg: Leg, request: Request, path: str, body: Annotated[bytes, Depends(_body)]
+) -> Response:
     """Pass an allowed call on."""
     try:
-        said = dict(request.query_params) if request.method == "GET" else body
         wanted = _API.match(path)
         allowed = CALLS.get((request.method, wanted.group(1))) if wanted else None
         if allowed is None:
             what = f"{request.method} {path} is not on the gateway's list of MLflow calls"
             raise ForbiddenError(what, fix="log metrics, parameters, tags and inputs of the leg's own run only")
-        clean = allowed(said if isinstance(said, dict) else {})
+        clean = allowed(dict(request.query_params) if request.method == "GET" else _object(body))
         if clean["run_id"] != leg.offer.tracking_run or not leg.offer.tracking_run:
             raise ForbiddenError(f"run {clean['run_id']!r} is not this leg's", fix="use the context's tracking_run")
         border.check_metrics(leg)
@@ -56,6 +62,16 @@ def call(gateway: At, border: AtBorder, leg: Leg, request: Request, path: str, b
     content = None if request.method == "GET" else clean
     answer = _send(gateway, request.method, path, content, query, leg.offer.job)
     return Response(answer.content, answer.status_code, media_type="application/json")
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(body)
+    except ValueError as fault:
+        raise ForbiddenError(f"the body is not JSON: {fault}") from fault
+    if not isinstance(said, dict):
+        raise ForbiddenError("the body is not a JSON object")
+    return said
 
 
 def _send(gateway: Gateway, method: str, path: str, body: Any, query: dict[str, str], job: str) -> httpx.Response:

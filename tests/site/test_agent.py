@@ -1,0 +1,230 @@
+"""The agent against a server that speaks the real protocol; Ray is away in these tests, clocks are set by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from consortium.domain.job import Fault, LegState
+from consortium.errors import UnreachableError
+from consortium.keys.signing import SigningKey
+from consortium.ledger.log import Ledger
+from consortium.ledger.origins import check_chain
+from consortium.site.agent.loop import Agent
+from consortium.site.agent.runner import classify
+from consortium.site.agent.server import ServerLine
+from consortium.site.legs import new_leg
+from consortium.site.ray_jobs import RayCluster, RayJob, RayStatus
+from tests.site.world import Script, World, consortium_server, script_for
+
+
+class Stage:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.script: Script = script_for(world)
+        self.serving = consortium_server(self.script).__enter__()
+        self.settings = world.settings(gateway_url=self.serving.url)
+        self.now_ms = 1_750_000_000_000
+        self.agent = self.start()
+
+    def start(self) -> Agent:
+        """A new agent process on the same database."""
+        agent = Agent(self.settings)
+        agent.clock.now_ms = lambda: self.now_ms  # type: ignore[method-assign]
+        agent.runner.now_ms = lambda: self.now_ms
+        agent.runner.unhealthy = ""
+        self.line = ServerLine(self.settings)
+        return agent
+
+    def poll(self) -> None:
+        self.agent.poll_once(self.line)
+
+    def restart_server(self, ledger: Ledger) -> None:
+        self.script.ledger = ledger
+
+
+@pytest.fixture
+def stage(world: World) -> Iterator[Stage]:
+    stage = Stage(world)
+    yield stage
+    stage.serving.__exit__()
+
+
+def test_an_offer_is_held_durably_then_started(stage: Stage) -> None:
+    offer = stage.world.offer()
+    stage.script.offers[offer.leg] = offer
+    stage.poll()
+    assert stage.agent.table.active()[0].state is LegState.HELD
+    stage.agent = stage.start()
+    stage.poll()
+    assert stage.script.reports[offer.leg].state is LegState.HELD
+    assert stage.agent.table.active()[0].state is LegState.STARTING
+
+
+def test_a_refusal_is_reported_and_recorded_once(stage: Stage) -> None:
+    offer = stage.world.offer(purpose="border-control")
+    stage.script.offers[offer.leg] = offer
+    for _ in range(3):
+        stage.poll()
+        stage.agent._send_records(stage.line)
+    report = stage.script.reports[offer.leg]
+    assert (report.state, report.reason_code) == (LegState.REFUSED, "policy")
+    assert [record.type.value for record in stage.script.records] == ["refusal"]
+    assert stage.agent.table.reported() == []
+
+
+def test_a_lease_is_renewed_by_polls_and_ends_without_them(stage: Stage) -> None:
+    offer = stage.world.offer()
+    stage.script.offers[offer.leg] = offer
+    stage.poll()
+    stage.poll()
+    assert stage.agent.table.active()[0].state is LegState.STARTING
+    stage.now_ms += 10_000
+    stage.poll()
+    stage.now_ms += 10_000
+    stage.agent.runner.end_leases()
+    assert stage.agent.table.active()[0].state is LegState.STARTING
+    stage.script.away = True
+    with pytest.raises(UnreachableError):
+        stage.poll()
+    stage.now_ms += 5_000
+    stage.agent.runner.end_leases()
+    (leg,) = stage.agent.table.active()
+    assert (leg.state, leg.stop_state, leg.fault) == (LegState.STOPPING, LegState.LOST, Fault.SITE)
+
+
+def test_a_held_leg_whose_lease_ends_frees_its_gpus_at_once(stage: Stage) -> None:
+    offer = stage.world.offer()
+    stage.script.offers[offer.leg] = offer
+    stage.poll()
+    stage.now_ms += 15_000
+    stage.agent.runner.end_leases()
+    assert stage.agent.table.active() == []
+    assert stage.agent.table.reported()[0].state is LegState.LOST
+
+
+def test_a_stop_that_comes_before_its_offer_is_confirmed(stage: Stage) -> None:
+    from consortium.domain.protocol import LegCommand
+
+    offer = stage.world.offer()
+    stage.script.stops[offer.leg] = LegCommand(leg=offer.leg, epoch=offer.epoch)
+    stage.poll()
+    stage.poll()
+    assert stage.script.reports[offer.leg].state is LegState.STOPPED
+
+
+def test_a_lost_poll_answer_changes_nothing(stage: Stage) -> None:
+    offer = stage.world.offer()
+    stage.script.offers[offer.leg] = offer
+    stage.poll()
+    stage.script.reports.clear()
+    stage.poll()
+    assert len(stage.agent.table.reported()) == 1
+
+
+def test_a_log_that_shrank_raises_a_durable_alarm_until_repinned(stage: Stage, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
+    world, script = stage.world, stage.script
+    script.ledger.append([("a", {"x": 1}), ("b", {"x": 2})])
+    stage.poll()
+    assert stage.agent.watch.pinned is not None
+    assert stage.agent.watch.pinned.size == 2
+    old = Ledger(tmp_path_factory.mktemp("backup"), world.log_key, world.trust.log_name)
+    old.append([("a", {"x": 1})])
+    script.ledger = old
+    stage.poll()
+    assert stage.agent.watch.alarm.startswith("log rolled back: ")
+    offer = world.offer()
+    script.offers[offer.leg] = offer
+    stage.agent = stage.start()
+    stage.poll()
+    stage.poll()
+    assert script.polls[-1].unhealthy_reason.startswith("log rolled back: ")
+    assert not script.polls[-1].healthy
+    assert script.reports[offer.leg].state is LegState.REFUSED
+    assert "log rolled back" in stage.agent.watch.repin()
+    stage.poll()
+    assert stage.agent.watch.alarm == ""
+    assert stage.agent.watch.pinned.size == 1
+
+
+def test_a_rewritten_log_of_the_same_size_is_noticed(stage: Stage, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
+    stage.script.ledger.append([("a", {"x": 1})])
+    stage.poll()
+    other = Ledger(tmp_path_factory.mktemp("fork"), stage.world.log_key, stage.world.trust.log_name)
+    other.append([("a", {"x": 9}), ("b", {"x": 2})])
+    stage.script.ledger = other
+    stage.poll()
+    assert "does not extend" in stage.agent.watch.alarm
+
+
+def test_a_log_signed_by_another_key_is_noticed(stage: Stage, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
+    stage.script.ledger = Ledger(tmp_path_factory.mktemp("x"), SigningKey.generate(), stage.world.trust.log_name)
+    stage.poll()
+    assert stage.agent.watch.alarm
+
+
+def test_an_older_incarnation_is_noticed_and_its_renewals_count_for_nothing(stage: Stage) -> None:
+    offer = stage.world.offer()
+    stage.script.offers[offer.leg] = offer
+    stage.script.incarnation = 7
+    stage.poll()
+    lease = stage.agent.table.active()[0].lease_until_ms
+    stage.script.incarnation = 6
+    stage.now_ms += 5_000
+    stage.poll()
+    assert "incarnation went back from 7 to 6" in stage.agent.watch.alarm
+    (leg,) = stage.agent.table.active()
+    assert (leg.state, leg.lease_until_ms) == (LegState.HELD, lease)
+
+
+def test_a_server_that_lost_records_gets_them_again(stage: Stage) -> None:
+    for number in (1, 2):
+        offer = stage.world.offer(number, purpose="border-control")
+        stage.script.offers[offer.leg] = offer
+    stage.poll()
+    stage.poll()
+    stage.agent._send_records(stage.line)
+    assert len(stage.script.records) == 2
+    del stage.script.records[1:]
+    stage.script.head = check_chain(stage.script.records, lambda _: stage.script.key)
+    stage.poll()
+    stage.agent._send_records(stage.line)
+    assert [record.seq for record in stage.script.records] == [0, 1]
+
+
+def test_a_ray_head_that_is_away_makes_the_site_unhealthy(stage: Stage) -> None:
+    stage.agent.runner.step()
+    assert "does not answer" in stage.agent.runner.unhealthy
+    stage.poll()
+    assert not stage.script.polls[-1].healthy
+
+
+def test_ray_must_answer_before_anything_is_offered(world: World) -> None:
+    agent = Agent(world.settings())
+    assert agent.runner.unhealthy
+    with pytest.raises(UnreachableError, match="does not answer"):
+        RayCluster("http://127.0.0.1:9", world.settings().ray_token_path).ping()
+
+
+@pytest.mark.parametrize(
+    ("job", "failure", "fault"),
+    [
+        (RayJob(status=RayStatus.FAILED, exit_code=1), None, Fault.USER),
+        (RayJob(status=RayStatus.FAILED, exit_code=-9), None, Fault.SITE),
+        (RayJob(status=RayStatus.FAILED, exit_code=137), None, Fault.SITE),
+        (RayJob(status=RayStatus.FAILED, message="runtime_env setup failed"), None, Fault.SITE),
+        (RayJob(status=RayStatus.UNKNOWN), None, Fault.SITE),
+        (RayJob(status=RayStatus.STOPPED), None, Fault.SITE),
+        (RayJob(status=RayStatus.SUCCEEDED), None, Fault.USER),
+        (RayJob(status=RayStatus.FAILED, exit_code=1), {"message": "peers are away", "fault": "site"}, Fault.SITE),
+        (RayJob(status=RayStatus.FAILED, exit_code=1), {"message": "no such column", "fault": "user"}, Fault.USER),
+    ],
+)
+def test_whose_fault_a_failure_was(world: World, job: RayJob, failure: dict[str, str] | None, fault: Fault) -> None:
+    from dataclasses import replace
+
+    found, reason = classify(replace(new_leg(world.offer()), failure=failure), job)
+    assert found is fault
+    assert reason
+    assert failure is None or reason == failure["message"]

@@ -1,0 +1,371 @@
+"""The gateway against a real consortium server, a real upstream in MLflow's place and real S3 stores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from consortium.domain.codec import from_json
+from consortium.domain.data import Artifact, ArtifactClass
+from consortium.domain.job import LegState
+from consortium.domain.protocol import LegOffer
+from consortium.keys.canonical import digest
+from consortium.keys.signing import sign_value, verify_value
+from consortium.ledger.origins import check_chain
+from consortium.site.gateway.app import create_app
+from consortium.site.gateway.core import Gateway
+from consortium.site.legs import new_leg
+from consortium.site.settings import StoreSettings
+from consortium.storage import envelope
+from tests.s3 import S3, serving
+from tests.site.http import App, Serving
+from tests.site.world import SITE_TOKEN, Script, World, consortium_server, script_for
+
+AGENT = {"Authorization": f"Bearer {SITE_TOKEN}"}
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with serving(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@dataclass
+class Border:
+    world: World
+    script: Script
+    gateway: Gateway
+    mlflow: App
+    server: App
+    offer: LegOffer
+    http: TestClient
+    leg: dict[str, str]
+
+    def records(self, kind: str) -> list[Any]:
+        return [record.body for record in self.gateway.outbox.after(-1) if record.type.value == kind]
+
+    def send(self, data: bytes, **query: Any) -> Any:
+        fields = {"class": "statistic", "name": "counts", "recipients": "de-1"}
+        return self.http.post("/leg/artifacts", params=fields | query, content=data, headers=self.leg)
+
+
+@pytest.fixture
+def border(world: World, s3: S3) -> Iterator[Border]:
+    script, mlflow = script_for(world), App()
+    mlflow.route("POST", r"/api/2.0/mlflow/.*")(lambda body, query: {})
+    mlflow.route("GET", r"/api/2.0/mlflow/runs/get")(lambda body, query: {"run": {"info": query}})
+    secret = world.root / "s3.secret"
+    secret.write_text(s3.secret_key)
+    stores = {
+        name: StoreSettings(
+            endpoint=s3.endpoint, bucket=s3.fresh().bucket, access_key=s3.access_key, secret_path=str(secret)
+        )
+        for name in ("egress", "de-1", "private")
+    }
+    server = consortium_server(script)
+    tracking = Serving(mlflow)
+    with server, tracking:
+        gateway = Gateway(
+            world.settings(
+                server_url=server.url,
+                mlflow_url=tracking.url,
+                egress_store=stores["egress"],
+                private_store=stores["private"],
+                peer_egress={"de-1": stores["de-1"]},
+            )
+        )
+        offer = world.offer(kind="tokenize", peers=("de-1", "fr-1"))
+        with gateway.db.write() as write:
+            gateway.table.add(replace(new_leg(offer), state=LegState.RUNNING), 0, write)
+        token = gateway.db.leg_token(f"{offer.leg}@{offer.epoch}")
+        http = TestClient(create_app(gateway), raise_server_exceptions=False)
+        yield Border(world, script, gateway, mlflow, server.app, offer, http, {"Authorization": f"Bearer {token}"})
+        gateway.close()
+
+
+# -- who may call -----------------------------------------------------------------------------------------------------
+
+
+def test_a_leg_gets_its_context_and_nobody_else_does(border: Border) -> None:
+    answer = border.http.get("/leg/context", headers=border.leg)
+    assert answer.json()["job"] == border.offer.job
+    assert answer.json()["store"]["secret_key"]
+    forged = {"Authorization": f"Bearer {border.offer.leg}@{border.offer.epoch}.{'0' * 64}"}
+    for headers in ({}, AGENT, forged, {"Authorization": "Bearer x"}):
+        refused = border.http.get("/leg/context", headers=headers)
+        assert refused.status_code == 401
+        assert refused.json()["type"] == "urn:consortium:unauthenticated"
+
+
+def test_the_token_of_an_ended_leg_opens_nothing(border: Border) -> None:
+    (leg,) = border.gateway.table.active()
+    border.gateway.table.change(leg, state="stopping")
+    for path in ("/leg/context", "/mlflow/api/2.0/mlflow/runs/get?run_id=run-1"):
+        assert border.http.get(path, headers=border.leg).status_code == 401
+
+
+def test_the_agents_calls_are_a_short_list(border: Border) -> None:
+    poll = f"/v1/sites/{border.offer.site}/poll"
+    assert border.http.post(poll, json={}, headers=border.leg).status_code == 401
+    assert border.http.post(poll, json={"site": "fr-1"}, headers=AGENT).status_code == 422
+    for method, path in (
+        ("POST", "/v1/sites/de-1/poll"),
+        ("POST", "/v1/jobs"),
+        ("GET", "/v1/quota"),
+        ("POST", "/v1/sites/fr-1/drain"),
+        ("DELETE", "/v1/sites/fr-1/poll"),
+    ):
+        refused = border.http.request(method, path, json={}, headers=AGENT)
+        assert refused.status_code == 403, path
+    assert border.server.heard == []
+
+
+def test_the_server_sees_the_sites_token_and_protocol_and_no_leg_token(border: Border) -> None:
+    border.http.get("/leg/artifacts", headers=border.leg)
+    (heard,) = border.server.heard
+    assert heard.headers["Authorization"] == f"Bearer {SITE_TOKEN}"
+    assert heard.headers["Consortium-Protocol"] == "1"
+
+
+def test_an_absent_server_is_said_with_503(border: Border) -> None:
+    border.script.away = True
+    answer = border.http.get("/leg/artifacts", headers=border.leg)
+    assert answer.status_code == 503
+
+
+# -- artifacts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_release_is_sealed_stored_recorded_and_announced_once(border: Border) -> None:
+    first, second = border.send(b"counts"), border.send(b"counts")
+    artifact = from_json(Artifact, first.json())
+    assert second.json() == first.json()
+    verify_value(border.world.signing["fr-1"].public, artifact)
+    sealed = border.gateway.egress.get(artifact.key)
+    assert b"counts" not in sealed[200:] or sealed.count(b"counts") == 1  # the header names the artifact, not its bytes
+    _, data = envelope.unpack(
+        sealed, site="de-1", sealing=border.world.sealing["de-1"], sender_key=border.world.signing["fr-1"].public
+    )
+    assert data == b"counts"
+    assert len(border.script.artifacts) == 1
+    (body,) = border.records("crossing")
+    (crossing,) = body["crossings"]
+    assert (crossing["recipient"], crossing["size_bytes"]) == ("de-1", len(sealed))
+    assert (crossing["side"], crossing["digest"]) == ("release", digest(b"counts"))
+
+
+def test_a_release_the_policy_forbids_is_refused_with_its_clause_and_recorded_once(border: Border) -> None:
+    for _ in range(2):
+        answer = border.send(b"x", **{"class": "weights"})
+        assert answer.status_code == 403
+        assert answer.json()["type"] == "urn:consortium:denied-by-policy"
+        assert "configs/policy/fr.yaml:" in answer.json()["where"]
+    (refusal,) = border.records("refusal")
+    assert refusal["reason"] == "weights to de-1"
+    assert border.records("crossing") == []
+    assert list(border.gateway.egress.list("")) == []
+
+
+@pytest.mark.parametrize("text", ["raw", "clean"])
+def test_text_never_crosses(border: Border, text: str) -> None:
+    assert border.send(b"loi", **{"class": text}).status_code == 403
+    assert list(border.gateway.egress.list("")) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "status"), [({"recipients": "uy-1"}, 403), ({"recipients": "fr-1"}, 403), ({"class": "secrets"}, 422)]
+)
+def test_strangers_and_unknown_classes_are_refused(border: Border, query: dict[str, str], status: int) -> None:
+    assert border.send(b"x", **query).status_code == status
+
+
+def test_a_release_while_the_server_is_away_is_announced_later_and_recorded_once(border: Border) -> None:
+    from consortium.site.gateway.border import Border as Releases
+
+    border.script.away = True
+    assert border.send(b"counts").status_code == 200
+    border.script.away = False
+    Releases(border.gateway).announce()
+    Releases(border.gateway).announce()
+    assert len(border.script.artifacts) == 1
+    assert len(border.records("crossing")) == 1
+
+
+def receive_from_de(border: Border, data: bytes, *, changed: bool = False) -> Artifact:
+    world, job = border.world, border.offer.job
+    header = envelope.EnvelopeHeader(
+        job=job,
+        artifact_class=ArtifactClass.STATISTIC,
+        name="counts",
+        round=0,
+        sender="de-1",
+        recipients=("fr-1",),
+        digest=digest(data),
+    )
+    sealed = envelope.pack(header, data, {"fr-1": world.sealing["fr-1"].public}, world.signing["de-1"])
+    if changed:
+        sealed = sealed[:-1] + bytes([sealed[-1] ^ 1])
+    key, _ = border.gateway.peers["de-1"].put_addressed(f"jobs/{job}/statistic", sealed, ".env")
+    artifact = sign_value(
+        world.signing["de-1"],
+        Artifact(
+            job=job,
+            artifact_class=header.artifact_class,
+            name=header.name,
+            round=0,
+            sender="de-1",
+            recipients=("fr-1",),
+            digest=header.digest,
+            key=key,
+            size_bytes=len(sealed),
+        ),
+    )
+    from consortium.domain.codec import to_json
+
+    border.script.artifacts.append(to_json(artifact))
+    return artifact
+
+
+def test_a_receipt_is_verified_opened_and_recorded_once(border: Border) -> None:
+    artifact = receive_from_de(border, b"from de")
+    for _ in range(2):
+        answer = border.http.get(f"/leg/artifacts/{artifact.digest}", params={"sender": "de-1"}, headers=border.leg)
+        assert answer.content == b"from de"
+    (body,) = border.records("crossing")
+    (crossing,) = body["crossings"]
+    assert (crossing["side"], crossing["sender"], crossing["recipient"]) == ("receipt", "de-1", "fr-1")
+
+
+def test_a_changed_envelope_and_a_forged_announcement_are_refused(border: Border) -> None:
+    artifact = receive_from_de(border, b"from de", changed=True)
+    answer = border.http.get(f"/leg/artifacts/{artifact.digest}", headers=border.leg)
+    assert answer.status_code == 409
+    border.script.artifacts[0]["name"] = "other"
+    answer = border.http.get(f"/leg/artifacts/{artifact.digest}", headers=border.leg)
+    assert answer.json()["type"] == "urn:consortium:verification-failed"
+    assert border.records("crossing") == []
+
+
+# -- reports and logs -------------------------------------------------------------------------------------------------
+
+
+def test_progress_result_and_failure_are_kept_for_the_agent(border: Border) -> None:
+    assert border.http.post("/leg/progress", json={"round": 3}, headers=border.leg).status_code == 204
+    assert border.http.post("/leg/result", json={"metrics": {"loss": 1}}, headers=border.leg).status_code == 204
+    failure = {"message": "no", "fault": "site"}
+    assert border.http.post("/leg/failure", json=failure, headers=border.leg).status_code == 204
+    (leg,) = border.gateway.table.active()
+    assert leg.progress == {"round": 3}
+    assert leg.result is not None
+    assert leg.result["metrics"] == {"loss": 1}
+    assert leg.failure == failure
+    for path, body in (("progress", {"x": "y" * 500}), ("progress", {"x": [1]}), ("result", {"nonsense": 1})):
+        assert border.http.post(f"/leg/{path}", json=body, headers=border.leg).status_code == 422
+
+
+def test_a_log_leaves_only_where_the_policy_lets_it(border: Border) -> None:
+    piece = {"leg": border.offer.leg, "site": "fr-1", "offset": 0, "text": "hello"}
+    path = f"/v1/jobs/{border.offer.job}/logs"
+    assert border.http.post(path, json=piece, headers=AGENT).status_code == 200
+    text = (border.world.documents / "policy-fr.json").read_text()
+    policy = json.loads(text)["text"].replace("- to: [consortium, de, uy]", "- to: []")
+    border.world.sign("policy", "fr", policy, "policy-fr")
+    refused = border.http.post(path, json=piece, headers=AGENT)
+    assert refused.status_code == 403
+    assert "fr/logs" in refused.json()["where"]
+    assert len(border.script.logs) == 1
+
+
+# -- tracking ---------------------------------------------------------------------------------------------------------
+
+
+def track(border: Border, call: str, body: dict[str, Any], method: str = "POST") -> Any:
+    return border.http.request(method, f"/mlflow/api/2.0/mlflow/{call}", json=body, headers=border.leg)
+
+
+def test_metrics_are_rounded_and_only_known_fields_pass(border: Border) -> None:
+    body = {
+        "run_id": "run-1",
+        "metrics": [{"key": "loss", "value": 3.14159265358979, "timestamp": 1, "step": 2, "secret": "x"}],
+        "params": [{"key": "lr", "value": "0.1"}],
+        "tags": [{"key": "consortium.phase", "value": "train"}],
+        "attachment": "x" * 100,
+    }
+    assert track(border, "runs/log-batch", body).status_code == 200
+    assert border.mlflow.heard[-1].body == {
+        "run_id": "run-1",
+        "metrics": [{"key": "loss", "value": 3.14159, "timestamp": 1, "step": 2}],
+        "params": [{"key": "lr", "value": "0.1"}],
+        "tags": [{"key": "consortium.phase", "value": "train"}],
+    }
+    assert "Authorization" not in border.mlflow.heard[-1].headers
+    track(border, "runs/log-metric", {"run_id": "run-1", "key": "x", "value": "NaN"})
+    assert border.mlflow.heard[-1].body["value"] == "NaN"
+
+
+@pytest.mark.parametrize(
+    ("call", "body"),
+    [
+        ("runs/log-batch", {"run_id": "run-2", "metrics": []}),
+        ("runs/log-batch", {"metrics": []}),
+        ("runs/log-parameter", {"run_id": "run-1", "key": "p", "value": "Traceback (most recent call last):\n  File"}),
+        ("runs/log-parameter", {"run_id": "run-1", "key": "p", "value": "x" * 501}),
+        ("runs/log-metric", {"run_id": "run-1", "key": "m", "value": "a word"}),
+        ("runs/set-tag", {"run_id": "run-1", "key": "mlflow.note.content", "value": "x"}),
+        ("runs/set-tag", {"run_id": "run-1", "key": "consortium.x", "value": "two\nlines"}),
+        ("runs/create", {"experiment_id": "0"}),
+        ("runs/delete", {"run_id": "run-1"}),
+        ("runs/search", {"experiment_ids": ["0"]}),
+        ("experiments/create", {"name": "x"}),
+        ("runs/../experiments/create", {"run_id": "run-1"}),
+        ("logged-models", {"run_id": "run-1"}),
+    ],
+)
+def test_other_runs_texts_and_other_calls_are_refused(border: Border, call: str, body: dict[str, Any]) -> None:
+    refused = track(border, call, body)
+    assert refused.status_code in (403, 404)
+    assert border.mlflow.heard == []
+
+
+def test_artifact_uploads_are_refused(border: Border) -> None:
+    path = "/mlflow/api/2.0/mlflow-artifacts/artifacts/1/run-1/artifacts/model.bin"
+    refused = border.http.put(path, content=b"\x80\x04weights", headers=border.leg)
+    assert refused.status_code == 403
+    assert refused.json()["error_code"] == "PERMISSION_DENIED"
+    assert border.mlflow.heard == []
+
+
+def test_calls_are_counted_in_batches(border: Border) -> None:
+    for _ in range(3):
+        track(border, "runs/log-metric", {"run_id": "run-1", "key": "x", "value": 1})
+    border.http.get("/leg/artifacts", headers=border.leg)
+    assert border.records("crossing") == []
+    border.gateway.traffic.flush()
+    border.gateway.traffic.flush()
+    (body,) = border.records("crossing")
+    counted = {(item["artifact_class"], item["side"]): item for item in body["crossings"]}
+    assert counted["metric", "release"]["count"] == 3
+    assert counted["metric", "release"]["recipient"] == "consortium"
+    assert counted["metric", "release"]["size_bytes"] > 0
+    assert counted["control", "receipt"]["job"] == border.offer.job
+    check_chain(border.gateway.outbox.after(-1), lambda _: border.world.signing["fr-1"].public)
+
+
+def test_a_taken_port_is_a_clear_error(world: World, tmp_path: Path) -> None:
+    import socket
+
+    from consortium.errors import ConflictError
+    from consortium.site.gateway.app import listen
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConflictError, match=f"port {port}"):
+            listen(port)
