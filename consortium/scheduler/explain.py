@@ -65,9 +65,11 @@ def _outcome(cycle: Cycle, job: PendingJob, layers: tuple[Layer, ...], answer: d
     if job.not_before_ms > cycle.board.now_ms:
         return waits_out(job)
     starts = not any(answer[site] for site in job.sites) if job.sites else None in answer.values()
-    if not starts:
-        return cycle.verdict(job, layers)[1]
+    fresh = None if starts else cycle.verdict(job, layers)[1]
     cycle.serve(job)
+    if fresh is not None:
+        reserved = cycle.shadows and cycle.shadows[-1].job is job
+        return cycle.plan().reasons[job.id] if reserved else fresh
     legs = cycle.plan().placements[-1].legs
     total, where = sum(leg.gpus for leg in legs), ", ".join(leg.site for leg in legs)
     return Reason(
