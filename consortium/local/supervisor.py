@@ -1,0 +1,173 @@
+"""The supervisor: all children of one embedded federation, side by side, until told to stop.
+
+Run as `python -m consortium.local.supervisor FEDERATION_DIR`. Its standard input is its lifeline: when the program
+that started it dies, the pipe closes and everything stops, unless that program said `detach` before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from consortium.errors import ConsortiumError
+from consortium.local import leftovers
+from consortium.local.keeper import ChildSpec, ChildStatus, Keeper
+from consortium.local.leftovers import Session
+from consortium.local.lock import HomeLock
+from consortium.local.paths import FederationDir, home, read_json, write_json
+
+
+class Supervisor:
+    """Starts all children at once and stops them by stages; everything it learns goes to `publish` and `say`."""
+
+    def __init__(
+        self,
+        children: Iterable[ChildSpec],
+        *,
+        federation: str,
+        say: Callable[[str], None],
+        publish: Callable[[list[ChildStatus]], None],
+        record: Callable[[list[Session]], None],
+    ) -> None:
+        self._say = say
+        self._publish = publish
+        self._record = record
+        self._federation = federation
+        self._lock = threading.Lock()
+        self._sessions: list[Session] = []
+        self._keepers = [
+            Keeper(spec, federation=federation, changed=self._changed, started=self._started) for spec in children
+        ]
+
+    def start(self) -> None:
+        """Start every child."""
+        for keeper in self._keepers:
+            keeper.start()
+
+    def statuses(self) -> list[ChildStatus]:
+        """Return the state of every child."""
+        return [keeper.status for keeper in self._keepers]
+
+    def stop(self) -> None:
+        """Stop all children, the highest stage first, then kill whatever of the federation is left."""
+        for stage in sorted({keeper.spec.stage for keeper in self._keepers}, reverse=True):
+            batch = [keeper for keeper in self._keepers if keeper.spec.stage == stage]
+            for keeper in batch:
+                keeper.halt()
+            for keeper in batch:
+                keeper.finish()
+        ended = leftovers.end(lambda: leftovers.find(self._federation, self._sessions))
+        if ended:
+            self._say(f"killed {len(ended)} processes that had outlived their parents")
+        with self._lock:
+            self._sessions = []
+            self._record([])
+
+    def _changed(self, status: ChildStatus) -> None:
+        with self._lock:
+            if status.state == "waiting":
+                self._say(f"{status.name} {status.note}")
+            elif status.state == "ready" and status.restarts:
+                self._say(f"{status.name} is ready again")
+            self._publish(self.statuses())
+
+    def _started(self, session: Session) -> None:
+        with self._lock:
+            self._sessions = [s for s in self._sessions if s.child != session.child] + [session]
+            self._record(self._sessions)
+
+
+def read_sessions(directory: FederationDir) -> list[Session]:
+    """Return the children recorded at the last run; empty after a clean stop."""
+    if not directory.sessions_file.exists():
+        return []
+    return [Session(**entry) for entry in read_json(directory.sessions_file)["sessions"]]
+
+
+def bury(directory: FederationDir) -> list[int]:
+    """Kill what is left of a federation whose supervisor has died; return the pids."""
+    federation = str(directory.federation()["id"])
+    sessions = read_sessions(directory)
+    ended = leftovers.end(lambda: leftovers.find(federation, sessions))
+    directory.sessions_file.unlink(missing_ok=True)
+    return ended
+
+
+def main(argv: list[str]) -> int:
+    """Supervise the federation in `argv[0]` until SIGTERM, SIGINT or the end of the lifeline."""
+    from consortium.local.children import plan
+
+    directory = FederationDir(root=Path(argv[0]))
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    log = open(  # noqa: SIM115  stays open until the process ends
+        os.open(directory.log("supervisor"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8"
+    )
+    say = _speaker(log)
+    try:
+        with HomeLock(home(), directory.root):
+            bury(directory)
+            threading.Thread(target=_lifeline, args=(stopping,), daemon=True).start()
+            _serve(directory, plan(directory), stopping, say)
+    except ConsortiumError as fault:
+        say(fault.render())
+        return fault.exit_code
+    return 0
+
+
+def _serve(
+    directory: FederationDir, children: list[ChildSpec], stopping: threading.Event, say: Callable[[str], None]
+) -> None:
+    begun = int(time.time() * 1000)
+
+    def publish(statuses: list[ChildStatus], phase: str = "running") -> None:
+        rows = {status.name: dataclasses.asdict(status) for status in statuses}
+        body = {"pid": os.getpid(), "started_ms": begun, "phase": phase, "children": rows}
+        write_json(directory.status_file, body)
+
+    def record(sessions: list[Session]) -> None:
+        write_json(directory.sessions_file, {"sessions": [dataclasses.asdict(s) for s in sessions]})
+
+    supervisor = Supervisor(
+        children, federation=str(directory.federation()["id"]), say=say, publish=publish, record=record
+    )
+    say(f"federation {directory.name}: {len(children)} children, pid {os.getpid()}")
+    supervisor.start()
+    stopping.wait()
+    say("stopping")
+    supervisor.stop()
+    publish(supervisor.statuses(), "stopped")
+    say("stopped")
+
+
+def _lifeline(stopping: threading.Event) -> None:
+    for line in sys.stdin.buffer:
+        if line.strip() == b"detach":
+            return
+    stopping.set()
+
+
+def _speaker(log: TextIO) -> Callable[[str], None]:
+    def say(text: str) -> None:
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+        print(stamp, text, file=log, flush=True)  # noqa: T201  the supervisor's own log
+        try:
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+        except (BrokenPipeError, ValueError):
+            sys.stderr = log
+
+    return say
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
