@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from consortium.errors import ConsortiumError, UnreachableError
+from consortium.errors import ConsortiumError, UnreachableError, by_slug
 
 Row = dict[str, Any]
 
@@ -54,27 +55,34 @@ def each(
     found: list[Row] = []
     if not rows:
         return found
-    dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(function, fn_kwargs=arguments)
+    whole = {"function": function, "arguments": arguments}
+    dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(_guarded, fn_kwargs=whole)
     try:
         for row in dataset.iter_rows():
+            if row["error"]:
+                raise _restored(row["error"])
             found.append(row)
             if progress is not None:
                 progress(len(found), len(rows))
     except RayError as fault:
-        raise _cause(fault) or UnreachableError(f"the Ray cluster failed: {_last_line(fault)}") from fault
+        raise UnreachableError(f"the Ray cluster failed: {_first_line(fault)}", fix="see the site's log") from fault
     return sorted(found, key=lambda row: int(row["index"]))
 
 
-def _cause(fault: BaseException | None) -> ConsortiumError | None:
-    """Find the package's own error below what Ray wrapped around it."""
-    while fault is not None:
-        if isinstance(fault, ConsortiumError):
-            return fault
-        inner = getattr(fault, "cause", None)
-        fault = inner if isinstance(inner, BaseException) else fault.__cause__
-    return None
+def _guarded(row: Row, *, function: Callable[..., Row], arguments: dict[str, Any]) -> Row:
+    """Call the function; the package's own errors travel as values, so that Ray neither wraps nor logs them."""
+    try:
+        return {**function(row, **arguments), "error": ""}
+    except ConsortiumError as fault:
+        error = {"slug": fault.slug, "what": fault.what, "where": fault.where, "fix": fault.fix}
+        return {"index": row["index"], "error": json.dumps(error)}
 
 
-def _last_line(fault: BaseException) -> str:
-    lines = [line for line in str(fault).splitlines() if line.strip()]
-    return lines[-1].strip()[:500] if lines else type(fault).__name__
+def _restored(text: str) -> ConsortiumError:
+    error = json.loads(text)
+    return by_slug(error["slug"])(error["what"], where=error["where"], fix=error["fix"])
+
+
+def _first_line(fault: BaseException) -> str:
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+    return lines[0][:500] if lines else type(fault).__name__

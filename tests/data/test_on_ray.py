@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import read_table, read_tokens
 from tests.builders import new_id
+from tests.ray_local import Run, cluster
 
 pytestmark = pytest.mark.integration
 CLEAN = CleanConfig(languages=(), min_language_confidence=0.5, min_chars=40, max_chars=1_000_000)
@@ -27,13 +28,9 @@ TOKENIZE = tokenize.TokenizeConfig(vocab_size=500, min_count=3, max_word_chars=2
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    import ray
-
-    with tempfile.TemporaryDirectory(prefix="cs-", dir="/tmp") as folder:  # short: Unix socket paths are limited
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
-        yield
-        ray.shutdown()
+def on_ray() -> Iterator[Run]:
+    with cluster() as run:
+        yield run
 
 
 @pytest.fixture
@@ -44,15 +41,15 @@ def sample() -> Sample:
 @pytest.fixture
 def raw(store: ObjectStore, sample: Sample, tmp_path: Path) -> Dataset:
     sample.write(tmp_path / "fr.jsonl")
-    return register_collection([tmp_path], store, "laws-fr", "fr-1", dataset_id=new_id("ds"), shard_text_bytes=100_000)
+    return register_collection(
+        [tmp_path], store, "laws-fr", "fr-1", dataset_id=new_id("ds", 1), shard_text_bytes=100_000
+    )
 
 
-@pytest.mark.usefixtures("cluster")
 def test_a_sample_is_cleaned_to_its_truth_and_a_second_run_repeats_nothing(
-    store: ObjectStore, raw: Dataset, sample: Sample
+    on_ray: Run, store: ObjectStore, raw: Dataset, sample: Sample
 ) -> None:
-    seen: list[tuple[str, int, int]] = []
-    stage = clean.clean_dataset(raw, CLEAN, store, "jobs/j1", progress=lambda *at: seen.append(at))
+    stage = on_ray(clean.clean_dataset, raw, CLEAN, store, "jobs/j1")
     numbers = outputs.clean_metrics([stage])
     assert numbers["documents_in"] == sample.truth.documents
     assert numbers["documents_out"] == sample.truth.clean
@@ -60,42 +57,40 @@ def test_a_sample_is_cleaned_to_its_truth_and_a_second_run_repeats_nothing(
     assert numbers["removed.length.min"] == sample.truth.junk
     assert numbers["removed.language.other"] == sample.truth.wrong_language
     assert numbers["edits.redact.email"] == sample.truth.emails
-    assert seen[-1] == ("settle", len(raw.shards), len(raw.shards))
+    written = list(store.list())
     notes = clean.read_annotations(stage, store, "jobs/j1")
     removed = sample.truth.documents - sample.truth.clean
     assert notes.num_rows == removed + sample.truth.emails
-    seen.clear()
-    assert clean.clean_dataset(raw, CLEAN, store, "jobs/j1", progress=lambda *at: seen.append(at)) == stage
-    assert not seen
+    store.delete(written[0])
+    store.delete(raw.shards[0].key)
+    assert on_ray(clean.clean_dataset, raw, CLEAN, store, "jobs/j1") == stage
+    assert sorted(store.list()) == [key for key in written if key not in (written[0], raw.shards[0].key)]
 
 
-@pytest.mark.usefixtures("cluster")
-def test_a_run_killed_half_way_goes_on_and_gives_the_same_bytes(store: ObjectStore, raw: Dataset) -> None:
-    whole = clean.clean_dataset(raw, CLEAN, store, "jobs/whole")
+def test_a_run_killed_half_way_goes_on_and_gives_the_same_bytes(on_ray: Run, store: ObjectStore, raw: Dataset) -> None:
+    whole = on_ray(clean.clean_dataset, raw, CLEAN, store, "jobs/whole")
     broken = replace(raw, shards=(*raw.shards[:-1], replace(raw.shards[-1], key="datasets/gone.parquet")))
     with pytest.raises(NotFoundError):
-        clean.clean_dataset(broken, CLEAN, store, "jobs/again")
-    again = clean.clean_dataset(raw, CLEAN, store, "jobs/again")
+        on_ray(clean.clean_dataset, broken, CLEAN, store, "jobs/again")
+    again = on_ray(clean.clean_dataset, raw, CLEAN, store, "jobs/again")
     assert again.manifest_digest == whole.manifest_digest
     assert [shard.digest for shard in again.outputs["clean"]] == [shard.digest for shard in whole.outputs["clean"]]
-    other = clean.clean_dataset(raw, replace(CLEAN, min_chars=300), store, "jobs/again")
+    other = on_ray(clean.clean_dataset, raw, replace(CLEAN, min_chars=300), store, "jobs/again")
     assert other.manifest_digest != whole.manifest_digest
 
 
-@pytest.mark.usefixtures("cluster")
-def test_faults_of_the_input_come_back_as_they_are(store: ObjectStore, raw: Dataset) -> None:
+def test_faults_of_the_input_come_back_as_they_are(on_ray: Run, store: ObjectStore, raw: Dataset) -> None:
     store.put("datasets/changed.parquet", b"not what was registered")
     changed = replace(raw, shards=(replace(raw.shards[0], key="datasets/changed.parquet"),))
     with pytest.raises(VerificationError, match="hash to"):
-        clean.clean_dataset(changed, CLEAN, store, "jobs/j2")
+        on_ray(clean.clean_dataset, changed, CLEAN, store, "jobs/j2")
     with pytest.raises(UsageError, match="remove all 600 documents"):
-        clean.clean_dataset(raw, replace(CLEAN, languages=("nl",)), store, "jobs/j2")
+        on_ray(clean.clean_dataset, raw, replace(CLEAN, languages=("nl",)), store, "jobs/j2")
 
 
-@pytest.mark.usefixtures("cluster")
-def test_clean_text_becomes_token_shards_that_decode_to_it(store: ObjectStore, raw: Dataset) -> None:
-    source = outputs.clean_output(raw, clean.clean_dataset(raw, CLEAN, store, "jobs/j3"), new_id("ds"))
-    counts = tokenize.count_datasets([source], TOKENIZE, store)
+def test_clean_text_becomes_token_shards_that_decode_to_it(on_ray: Run, store: ObjectStore, raw: Dataset) -> None:
+    source = outputs.clean_output(raw, on_ray(clean.clean_dataset, raw, CLEAN, store, "jobs/j3"), new_id("ds", 1))
+    counts = on_ray(tokenize.count_datasets, [source], TOKENIZE, store)
 
     class Alone:
         def send(self, *args: object, **kwargs: object) -> None:
@@ -109,8 +104,9 @@ def test_clean_text_becomes_token_shards_that_decode_to_it(store: ObjectStore, r
 
     made = tokenize.agree_on_tokenizer(counts, "fr-1", ("fr-1",), Alone(), TOKENIZE)
     vocabulary = tokenize.keep_tokenizer(made, store, "jobs/j3")
-    stage = tokenize.tokenize_dataset(source, vocabulary, TOKENIZE, store, "jobs/j3")
-    training, held_out = outputs.token_outputs(source, stage, vocabulary, lambda: new_id("ds"))
+    stage = on_ray(tokenize.tokenize_dataset, source, vocabulary, TOKENIZE, store, "jobs/j3")
+    numbers = itertools.count(2)
+    training, held_out = outputs.token_outputs(source, stage, vocabulary, lambda: new_id("ds", next(numbers)))
     assert (training.name, held_out.name) == ("laws-fr-tokens", "laws-fr-tokens-heldout")
     assert (training.held_out, held_out.held_out) == (False, True)
     assert training.documents + held_out.documents == source.documents
@@ -125,4 +121,4 @@ def test_clean_text_becomes_token_shards_that_decode_to_it(store: ObjectStore, r
         assert sum(len(shard.tokens) for shard in shards) == dataset.tokens
         assert {shard.eos for shard in shards} == {EOS_ID}
     assert manifest.finished(store, "jobs/j3/done/none.json") is None
-    assert tokenize.tokenize_dataset(source, vocabulary, TOKENIZE, store, "jobs/j3") == stage
+    assert on_ray(tokenize.tokenize_dataset, source, vocabulary, TOKENIZE, store, "jobs/j3") == stage
