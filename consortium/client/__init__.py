@@ -1,18 +1,24 @@
-"""The SDK over the server's /v1 API, and (in `leg`) what a running leg says to its gateway."""
+"""The SDK over the server's /v1 API (`Client`, `make_spec`), and in `leg` what a running leg says to its gateway."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from consortium.client.api import Client, sign_spec
+    from consortium.client.api import Client
+    from consortium.client.submission import make_spec, sign_spec
 
-__all__ = ["Client", "sign_spec"]
+__all__ = ["Client", "make_spec", "sign_spec"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from consortium.client import api
+    """Import on first use: a leg needs none of this."""
+    if name == "Client":
+        from consortium.client.api import Client
 
-        return getattr(api, name)
-    raise AttributeError(name)
+        return Client
+    if name in ("make_spec", "sign_spec"):
+        from consortium.client import submission
+
+        return getattr(submission, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -12,12 +11,9 @@ from urllib.parse import quote
 from consortium.client.transport import Transport
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset
-from consortium.domain.decision import Denial
-from consortium.domain.job import Job, JobSpec, JobState, SignedSpec
+from consortium.domain.job import Job, JobState, SignedSpec
 from consortium.domain.training import Round
 from consortium.errors import UnreachableError
-from consortium.keys.canonical import canonical
-from consortium.keys.signing import SigningKey
 
 Json = dict[str, Any]
 
@@ -81,42 +77,32 @@ class Client:
 
     # -- jobs -----------------------------------------------------------------------------------------------------
 
-    def submit(self, signed: SignedSpec, *, idempotency_key: str = "") -> Json:
-        """Submit a signed spec; return the job as JSON (state `pending` or `denied`, with `denials`)."""
-        return self._json("POST", "/jobs", body=_submission(signed) | {"idempotency_key": idempotency_key})
-
-    def sign_and_submit(self, spec: JobSpec, key: SigningKey, *, idempotency_key: str = "") -> Json:
-        """Sign a spec with the submitter's key and submit it."""
-        return self.submit(sign_spec(spec, key), idempotency_key=idempotency_key)
+    def submit(self, signed: SignedSpec, *, idempotency_key: str = "") -> Job:
+        """Submit a signed spec; return the job: `pending`, or `denied` with its denials."""
+        body = _submission(signed) | {"idempotency_key": idempotency_key}
+        return from_json(Job, self._json("POST", "/jobs", body=body), where="job")
 
     def dry_run(self, signed: SignedSpec) -> Json:
         """Return what would become of a submission, with its funnel; nothing is stored."""
         return self._json("POST", "/jobs", body=_submission(signed) | {"dry_run": True})
 
-    def jobs(self, *, states: Iterable[JobState | str] = (), account: str = "", limit: int = 1000) -> list[Json]:
-        """Return jobs as JSON, oldest first."""
+    def jobs(self, *, states: Iterable[JobState | str] = (), account: str = "", limit: int = 1000) -> list[Job]:
+        """Return jobs, oldest first (the newest `limit` of them); an account includes its projects."""
         wanted = ",".join(JobState(state).value for state in states)
-        return self._list("GET", "/jobs", query={"state": wanted, "account": account, "limit": limit})
+        found = self._list("GET", "/jobs", query={"state": wanted, "account": account, "limit": limit})
+        return from_json(list[Job], found, where="jobs")
 
-    def job(self, job: str) -> Json:
-        """Return a job as JSON, with `denials`, `target_sites` and its legs' `progress`."""
-        return self._json("GET", f"/jobs/{quote(job, safe='')}")
-
-    def job_value(self, job: str) -> Job:
-        """Return a job as the domain's value."""
-        return from_json(Job, self.job(job), where=job)
-
-    def denials(self, job: str) -> tuple[Denial, ...]:
-        """Return the clauses that denied a job."""
-        return from_json(tuple[Denial, ...], self.job(job)["denials"], where=job)
+    def job(self, job: str) -> Job:
+        """Return a job."""
+        return from_json(Job, self._json("GET", f"/jobs/{quote(job, safe='')}"), where=job)
 
     def explain(self, job: str) -> Json:
         """Return why a job does not run: reason, denials, funnel."""
         return self._json("GET", f"/jobs/{quote(job, safe='')}/explain")
 
-    def cancel(self, job: str) -> Json:
+    def cancel(self, job: str) -> Job:
         """Cancel a job; return it."""
-        return self._json("POST", f"/jobs/{quote(job, safe='')}/cancel")
+        return from_json(Job, self._json("POST", f"/jobs/{quote(job, safe='')}/cancel"), where=job)
 
     def logs(self, job: str, *, site: str = "", after: int = 0) -> Json:
         """Return `chunks` of log text after number `after`, `next`, the sites that `withheld` theirs, and `final`."""
@@ -127,19 +113,19 @@ class Client:
         found = self._list("GET", f"/jobs/{quote(job, safe='')}/rounds")
         return from_json(tuple[Round, ...], found, where=job)
 
-    def wait(self, job: str, *, timeout_s: float = 3600.0, poll_s: float = 0.5, patience_s: float = 60.0) -> Json:
+    def wait(self, job: str, *, timeout_s: float = 3600.0, poll_s: float = 0.5, patience_s: float = 60.0) -> Job:
         """Return a job once it is final. A server away for less than `patience_s` is waited for.
 
         Raises UnreachableError after `timeout_s`.
         """
         for shown in self.watch(job, timeout_s=timeout_s, poll_s=poll_s, patience_s=patience_s):
-            if JobState(shown["state"]).final:
+            if shown.state.final:
                 return shown
         raise UnreachableError(f"the job is not final after {timeout_s:.0f} s", where=job)
 
     def watch(
         self, job: str, *, timeout_s: float = 3600.0, poll_s: float = 0.5, patience_s: float = 60.0
-    ) -> Iterator[Json]:
+    ) -> Iterator[Job]:
         """Yield a job whenever its state, reason or progress changes, until it is final or `timeout_s` is over."""
         deadline = time.monotonic() + timeout_s
         heard = time.monotonic()
@@ -153,19 +139,20 @@ class Client:
                     raise
                 time.sleep(poll_s)
                 continue
-            seen = (shown["state"], shown["reason"], shown["progress"])
+            seen = (shown.state, shown.reason, shown.progress)
             if seen != last:
                 last = seen
                 yield shown
-            if JobState(shown["state"]).final:
+            if shown.state.final:
                 return
             time.sleep(poll_s)
 
     # -- data -----------------------------------------------------------------------------------------------------
 
-    def register(self, dataset: Dataset, key: SigningKey) -> Dataset:
-        """Register a dataset, signed with the calling person's key."""
-        body = {"dataset": to_json(dataset), "signature": key.sign(canonical(dataset))}
+    def register_dataset(self, dataset: Dataset, *, signature: str, person: str = "") -> Dataset:
+        """Register a dataset. `signature` is the calling person's over its canonical JSON; `person`, where given, says
+        whose it is, and the server checks that it is the token's."""
+        body = {"dataset": to_json(dataset), "signature": signature, "person": person}
         return from_json(Dataset, self._json("POST", "/datasets", body=body), where=dataset.name)
 
     def datasets(self, name: str = "") -> tuple[Dataset, ...]:
@@ -190,12 +177,12 @@ class Client:
         """Return the contribution report of a partner for a month `YYYY-MM`."""
         return self._json("GET", f"/reports/{quote(partner, safe='')}", query={"period": period})
 
-    def usage(self, period: str = "") -> list[Json]:
-        """Return metered GPU-milliseconds by account, site and flavor."""
-        return self._list("GET", "/usage", query={"period": period})
+    def usage(self, period: str = "") -> Json:
+        """Return metered GPU-milliseconds: `rows` by account, site and flavor; `partners`, delivered and consumed."""
+        return self._json("GET", "/usage", query={"period": period})
 
     def crossings(self, *, period: str = "", job: str = "") -> list[Json]:
-        """Return bytes and counts over each border by side and class."""
+        """Return bytes and counts over each border by class: `from`, `to`, `class`, `bytes`, `count`, both sides'."""
         return self._list("GET", "/crossings", query={"period": period, "job": job})
 
     def checkpoint(self) -> str:
@@ -215,14 +202,6 @@ class Client:
         """Return the proof that the log of `size` leaves extends that of `old`."""
         return self._json("GET", "/log/proof", query={"old": old, "size": size})
 
-    def save_report(self, partner: str, period: str, path: str | Path) -> Path:
-        """Write a partner's report, as the server signed it, to a file."""
-        import json
-
-        target = Path(path)
-        target.write_text(json.dumps(self.report(partner, period), indent=2, ensure_ascii=False) + "\n")
-        return target
-
     def _json(self, method: str, path: str, **more: Any) -> Json:
         found: Json = self._wire.json(method, path, **more)
         return found
@@ -230,11 +209,6 @@ class Client:
     def _list(self, method: str, path: str, **more: Any) -> list[Json]:
         found: list[Json] = self._wire.json(method, path, **more)
         return found
-
-
-def sign_spec(spec: JobSpec, key: SigningKey) -> SignedSpec:
-    """Return a spec with its submitter's signature."""
-    return SignedSpec(spec=spec, signature=key.sign(canonical(spec)))
 
 
 def _submission(signed: SignedSpec) -> Json:

@@ -1,72 +1,51 @@
-"""From a composed config to a signed job spec: names become ids, defaults become explicit, the submitter signs."""
+"""From a kind and overrides to a signed spec: what `consortium submit` does before it submits."""
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
-from consortium.config import ComposedJob, compose_job, default_dirs
-from consortium.domain.data import Dataset
-from consortium.domain.ids import partner_of
-from consortium.domain.job import JobKind, JobSpec, Resources, SignedSpec
-from consortium.errors import UsageError
+import consortium
+from consortium.client.api import Client
+from consortium.config import compose_job, default_dirs
+from consortium.domain import ids
+from consortium.domain.job import JobSpec, Resources, SignedSpec
 from consortium.keys.canonical import canonical
 from consortium.keys.code import code_digest
 from consortium.keys.signing import SigningKey
 
 
-class Catalogue(Protocol):
-    """What is asked of the server while a spec is made."""
-
-    def dataset(self, name_or_id: str) -> Dataset:
-        """Return a dataset by id, or the newest version of a name. Raises NotFoundError."""
-        ...
-
-
-def installed_code_digest() -> str:
-    """Return the digest of the package and the programs installed here; sites run a job only where theirs is equal."""
-    package = Path(__file__).resolve().parents[1]
-    return code_digest(package, package.parent / "jobs")
+def sign_spec(spec: JobSpec, key: SigningKey) -> SignedSpec:
+    """Return a spec with its submitter's signature."""
+    return SignedSpec(spec=spec, signature=key.sign(canonical(spec)))
 
 
 def make_spec(
-    catalogue: Catalogue,
+    client: Client,
     kind: str,
-    overrides: list[str],
+    overrides: Sequence[str] = (),
     *,
     person: str,
     key: SigningKey,
     account: str = "",
-    configs: Path | None = None,
+    jobs_dir: str | Path | None = None,
 ) -> SignedSpec:
-    """Compose `configs/job/KIND.yaml` with `overrides`, resolve its names and sign it as `person`.
+    """Return the signed spec of a job: `configs/job/KIND.yaml` with overrides, dataset names resolved to ids.
 
-    Raises ConfigError for a bad key or value, NotFoundError for an unknown dataset, UsageError where a job that needs
-    inputs names none.
+    The account is `account`, else the config's, else the person's partner. `jobs_dir` holds the programs whose digest
+    is signed (default: `jobs/` beside the configs). Raises ConfigError, and NotFoundError for an unknown dataset.
     """
-    composed = compose_job(kind, overrides, configs or default_dirs().configs)
-    spec = _spec(catalogue, composed, person=person, account=account or composed.account or partner_of(person))
-    return SignedSpec(spec=spec, signature=key.sign(canonical(spec)))
-
-
-def _spec(catalogue: Catalogue, composed: ComposedJob, *, person: str, account: str) -> JobSpec:
-    if not composed.inputs:
-        raise UsageError(
-            f"a {composed.kind.value} job needs inputs",
-            where="inputs",
-            fix=f"consortium submit {composed.kind.value} inputs=[NAME]; `consortium data ls` lists datasets",
-        )
-    if composed.kind is JobKind.EVALUATE and not composed.model:
-        raise UsageError("an evaluate job needs a model", where="model", fix="give the pretrain job's id: model=job-…")
-    return JobSpec(
+    composed = compose_job(kind, tuple(overrides))
+    programs = Path(jobs_dir) if jobs_dir is not None else default_dirs().configs.parent / "jobs"
+    spec = JobSpec(
         kind=composed.kind,
         name=composed.name,
-        account=account,
+        account=account or composed.account or ids.partner_of(person),
         submitter=person,
         purpose=composed.purpose,
-        inputs=tuple(catalogue.dataset(name).id for name in composed.inputs),
+        inputs=tuple(client.dataset(name).id for name in composed.inputs),
         resources=Resources(
             gpus=composed.gpus,
             walltime_s=composed.walltime_s,
@@ -74,11 +53,20 @@ def _spec(catalogue: Catalogue, composed: ComposedJob, *, person: str, account: 
             gpus_per_worker=composed.gpus_per_worker,
         ),
         params=composed.params,
-        code_digest=installed_code_digest(),
+        code_digest=code_digest(Path(consortium.__file__).parent, programs),
         sites=composed.sites,
         min_sites=composed.min_sites,
         priority=composed.priority,
-        model=composed.model,
-        submitted_ms=int(time.time() * 1000),
+        model=_model(client, composed.model),
+        submitted_ms=time.time_ns() // 1_000_000,
         nonce=secrets.token_hex(16),
     )
+    return sign_spec(spec, key)
+
+
+def _model(client: Client, named: str) -> str:
+    """Return the id of the pretrain job that `named` means: an id, or the name of the latest one that succeeded."""
+    if not named or ids.is_id(named, "job"):
+        return named
+    found = [job for job in client.jobs(states=["succeeded"]) if job.spec.name == named]
+    return found[-1].id if found else named

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from consortium.domain import ids
-from consortium.domain.decision import Reason
+from consortium.domain.decision import Denial, Reason
 
 
 class JobKind(StrEnum):
@@ -240,6 +240,12 @@ class Job:
     result: dict[str, Any] = field(default_factory=dict)
     """Per site, what the leg reported: manifest digests, metrics, outputs."""
     tracking_run: str = ""
+    target_sites: tuple[str, ...] = ()
+    """Where it must run, settled at submission; empty: any one site."""
+    denials: tuple[Denial, ...] = ()
+    """The clauses of the partners' policies that denied it."""
+    progress: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Per site, what the latest attempt's leg last said of itself."""
 
     @property
     def attempt(self) -> Attempt | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select
 from consortium.config import validate_params
 from consortium.domain.codec import to_json
 from consortium.domain.data import Dataset
-from consortium.domain.decision import Denial, Reason, ReasonCode
+from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Job, JobKind, JobSpec, JobState, SignedSpec
 from consortium.domain.partner import Role
 from consortium.domain.records import RecordType
@@ -27,46 +27,37 @@ from consortium.state import tables as t
 MAX_SPEC_BYTES = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What a submission comes to: a job that waits, or one that is denied."""
-
-    job: Job
-    sites: tuple[str, ...]
-    denials: tuple[Denial, ...] = ()
-
-
 def submit(core: Core, claims: Claims, signed: SignedSpec, idempotency_key: str) -> dict[str, Any]:
     """Store a job, pending or denied, and return it as JSON.
 
-    The same idempotency key with the same spec (nonce and time of signing apart) returns the job it made before. Raises ConflictError for a spec that
-    was submitted before, and the errors of `judge`.
+    The same idempotency key with the same spec (nonce and time of signing apart) returns the job it made before. Raises
+    ConflictError for a spec that was submitted before, and the errors of `judge`.
     """
     spec_digest = digest_json(replace(signed.spec, nonce="", submitted_ms=0))
     with core.db.read() as connection:
         known = _known(connection, claims.subject, idempotency_key, spec_digest)
         if known is not None:
             return render(connection, known)
-        verdict = judge(core, connection, claims, signed)
+        job = judge(core, connection, claims, signed)
     with core.db.write() as connection:
         known = _known(connection, claims.subject, idempotency_key, spec_digest)
         if known is not None:
             return render(connection, known)
-        jobs.insert_job(connection, verdict.job, verdict.sites, verdict.denials)
+        jobs.insert_job(connection, job)
         if idempotency_key:
             connection.execute(
                 t.idempotency.insert().values(
-                    subject=claims.subject, key=idempotency_key, spec_digest=spec_digest, job=verdict.job.id
+                    subject=claims.subject, key=idempotency_key, spec_digest=spec_digest, job=job.id
                 )
             )
-        body = {"job": verdict.job.id, "spec": signed.spec, "signature": signed.signature, "sites": verdict.sites}
+        body = {"job": job.id, "spec": signed.spec, "signature": signed.signature, "sites": job.target_sites}
         core.record(connection, RecordType.JOB, to_json(body))
-        if verdict.job.state is JobState.DENIED:
-            decision = {"job": verdict.job.id, "state": "denied", "account": signed.spec.account,
-                        "reason": verdict.job.reason, "denials": verdict.denials}  # fmt: skip
+        if job.state is JobState.DENIED:
+            decision = {"job": job.id, "state": "denied", "account": signed.spec.account,
+                        "reason": job.reason, "denials": job.denials}  # fmt: skip
             core.record(connection, RecordType.DECISION, to_json(decision))
-            tasks.job_ended(connection, verdict.job)
-        answer = render(connection, verdict.job.id)
+            tasks.job_ended(connection, job)
+        answer = render(connection, job.id)
     core.bell.set()
     return answer
 
@@ -74,38 +65,27 @@ def submit(core: Core, claims: Claims, signed: SignedSpec, idempotency_key: str)
 def dry_run(core: Core, claims: Claims, signed: SignedSpec) -> dict[str, Any]:
     """Return what would become of a submission, with its funnel; nothing is stored."""
     with core.db.read() as connection:
-        verdict = judge(core, connection, claims, signed)
-        answer: dict[str, Any] = to_json(verdict.job) | {
-            "denials": to_json(verdict.denials),
-            "dry_run": True,
-            "funnel": None,
-            "target_sites": list(verdict.sites),
-        }
-        if verdict.job.state is JobState.DENIED and verdict.denials:
+        job = judge(core, connection, claims, signed)
+        answer: dict[str, Any] = to_json(job) | {"dry_run": True, "funnel": None}
+        if job.state is JobState.DENIED and job.denials:
             return answer
         spec = signed.spec
-        decisions = snapshots.decide(core.federation, spec, snapshots.inputs_of(connection, spec), verdict.sites)
+        decisions = snapshots.decide(core.federation, spec, snapshots.inputs_of(connection, spec), job.target_sites)
         view = snapshots.take(core, connection)
-    waiting = snapshots.pending_job(verdict.job.id, spec, verdict.sites, decisions, verdict.job.created_ms)
+    waiting = snapshots.pending_job(job.id, spec, job.target_sites, decisions, job.created_ms)
     snapshot = replace(view.snapshot, pending=(*view.snapshot.pending, waiting))
     answer["funnel"] = to_json(explain(snapshot, waiting.id))
     return answer
 
 
 def render(connection: Connection, job_id: str) -> dict[str, Any]:
-    """Return a job as JSON, with the clauses that denied it and its legs' progress."""
-    job = jobs.find_job(connection, job_id)
-    answer: dict[str, Any] = to_json(job)
-    answer["denials"] = to_json(jobs.job_denials(connection, job_id))
-    answer["target_sites"] = list(jobs.job_sites(connection, job_id))
-    rows = connection.execute(select(t.legs.c.id, t.legs.c.site, t.legs.c.progress).where(t.legs.c.job == job_id))
-    latest = {leg.id for leg in job.attempt.legs} if job.attempt else set()
-    answer["progress"] = {row.site: row.progress for row in rows if row.id in latest}
-    return answer
+    """Return a job as JSON."""
+    shown: dict[str, Any] = to_json(jobs.find_job(connection, job_id))
+    return shown
 
 
-def judge(core: Core, connection: Connection, claims: Claims, signed: SignedSpec) -> Verdict:
-    """Return what becomes of a submission now.
+def judge(core: Core, connection: Connection, claims: Claims, signed: SignedSpec) -> Job:
+    """Return what a submission comes to now: a job that waits, or one that is denied.
 
     Raises ForbiddenError, VerificationError, UsageError or NotFoundError where it is no valid submission at all.
     """
@@ -134,6 +114,7 @@ def judge(core: Core, connection: Connection, claims: Claims, signed: SignedSpec
         created_ms=now_ms,
         updated_ms=now_ms,
         version=1,
+        target_sites=sites,
     )
     decisions = snapshots.decide(core.federation, spec, inputs, sites)
     refused = {site: decision for site, decision in decisions.items() if not decision.allowed}
@@ -141,7 +122,7 @@ def judge(core: Core, connection: Connection, claims: Claims, signed: SignedSpec
         site, decision = next(iter(refused.items()))
         reason = snapshots.policy_reason(site, decision)
         denials = tuple(dict.fromkeys(denial for d in refused.values() for denial in d.denials))
-        return Verdict(job=_denied(job, reason), sites=sites, denials=denials)
+        return replace(_denied(job, reason), denials=denials)
     abroad = [item for item in inputs if sites and item.site not in sites]
     if abroad:
         reason = Reason(
@@ -150,10 +131,10 @@ def judge(core: Core, connection: Connection, claims: Claims, signed: SignedSpec
             site=abroad[0].site,
             fix=f"let the job go to its data: leave `sites` out, or name {abroad[0].site}",
         )
-        return Verdict(job=_denied(job, reason), sites=sites)
+        return _denied(job, reason)
     waiting = snapshots.pending_job(job.id, spec, sites, decisions, now_ms)
     never = never_fits(snapshots.take(core, connection).snapshot, waiting)
-    return Verdict(job=job if never is None else _denied(job, never), sites=sites)
+    return job if never is None else _denied(job, never)
 
 
 def _known(connection: Connection, subject: str, key: str, spec_digest: str) -> str | None:

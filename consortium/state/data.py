@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Connection, func, select
-from sqlalchemy.exc import IntegrityError
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Artifact, Dataset
@@ -148,14 +147,15 @@ def agreements(connection: Connection, job: str, topic: str) -> dict[str, str]:
 
 
 def add_log(connection: Connection, *, job: str, leg: str, site: str, offset: int, text: str, now_ms: int) -> None:
-    """Keep a piece of a leg's log; the same piece again is passed over."""
-    try:
-        with connection.begin_nested():
-            connection.execute(
-                t.logs.insert().values(job=job, leg=leg, site=site, offset=offset, text=text, at_ms=now_ms)
-            )
-    except IntegrityError:
-        return
+    """Keep a piece of a leg's log. Of a piece that is sent again, and may have grown, only what is new is kept."""
+    while text:
+        query = select(t.logs.c.text).where((t.logs.c.leg == leg) & (t.logs.c.offset == offset))
+        known = next((k for k in connection.execute(query).scalars() if k and text.startswith(k)), None)
+        if known is None:
+            break
+        offset, text = offset + len(known), text[len(known) :]
+    if text:
+        connection.execute(t.logs.insert().values(job=job, leg=leg, site=site, offset=offset, text=text, at_ms=now_ms))
 
 
 def read_logs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,7 @@ LIVE = (LegState.OFFERED, LegState.HELD, LegState.STARTING, LegState.RUNNING, Le
 """Leg states that hold capacity and quota."""
 
 
-def insert_job(connection: Connection, job: Job, sites: Sequence[str], denials: Iterable[Denial] = ()) -> None:
+def insert_job(connection: Connection, job: Job) -> None:
     """Store a new job. Raises ConflictError where the same signed spec was submitted before."""
     spec_digest = digest_json(job.spec)
     known = connection.execute(select(t.jobs.c.id).where(t.jobs.c.spec_digest == spec_digest)).scalar()
@@ -52,9 +52,9 @@ def insert_job(connection: Connection, job: Job, sites: Sequence[str], denials: 
             spec=to_json(job.spec),
             spec_digest=spec_digest,
             signature=job.signature,
-            sites=list(sites),
+            sites=list(job.target_sites),
             reason=None if job.reason is None else to_json(job.reason),
-            denials=to_json(list(denials)),
+            denials=to_json(list(job.denials)),
             result={},
         )
     )
@@ -79,17 +79,6 @@ def list_jobs(
     if account:
         query = query.where((t.jobs.c.account == account) | t.jobs.c.account.startswith(account + "/"))
     return _job(connection, list(connection.execute(query))[::-1])
-
-
-def job_sites(connection: Connection, job_id: str) -> tuple[str, ...]:
-    """Return the sites at which a job must run; empty for any one site."""
-    return tuple(connection.execute(select(t.jobs.c.sites).where(t.jobs.c.id == job_id)).scalar_one())
-
-
-def job_denials(connection: Connection, job_id: str) -> tuple[Denial, ...]:
-    """Return the clauses that denied a job."""
-    stored = connection.execute(select(t.jobs.c.denials).where(t.jobs.c.id == job_id)).scalar_one()
-    return from_json(tuple[Denial, ...], stored, where=job_id)
 
 
 def update_job(
@@ -329,9 +318,11 @@ def _leg(row: Row[Any]) -> Leg:
 def _job(connection: Connection, rows: list[Row[Any]]) -> list[Job]:
     job_ids = [row.id for row in rows]
     legs: dict[str, list[Leg]] = {}
+    progress: dict[str, dict[str, Any]] = {}
     for part in _parts(job_ids):
         for row in connection.execute(select(t.legs).where(t.legs.c.job.in_(part)).order_by(t.legs.c.id)):
             legs.setdefault(row.attempt, []).append(_leg(row))
+            progress[row.id] = dict(row.progress)
     attempts: dict[str, list[Attempt]] = {}
     for part in _parts(job_ids):
         for row in connection.execute(
@@ -346,22 +337,27 @@ def _job(connection: Connection, rows: list[Row[Any]]) -> list[Job]:
                     legs=tuple(sorted(legs.get(row.id, ()), key=lambda leg: leg.site)),
                 )
             )
-    return [
-        Job(
-            id=row.id,
-            spec=from_json(JobSpec, row.spec, where=row.id),
-            signature=row.signature,
-            state=JobState(row.state),
-            created_ms=row.created_ms,
-            updated_ms=row.updated_ms,
-            version=row.version,
-            reason=None if row.reason is None else from_json(Reason, row.reason, where=row.id),
-            attempts=tuple(attempts.get(row.id, ())),
-            result=dict(row.result),
-            tracking_run=row.tracking_run,
-        )
-        for row in rows
-    ]
+    return [_one_job(row, tuple(attempts.get(row.id, ())), progress) for row in rows]
+
+
+def _one_job(row: Row[Any], attempts: tuple[Attempt, ...], progress: dict[str, dict[str, Any]]) -> Job:
+    latest = attempts[-1].legs if attempts else ()
+    return Job(
+        id=row.id,
+        spec=from_json(JobSpec, row.spec, where=row.id),
+        signature=row.signature,
+        state=JobState(row.state),
+        created_ms=row.created_ms,
+        updated_ms=row.updated_ms,
+        version=row.version,
+        reason=None if row.reason is None else from_json(Reason, row.reason, where=row.id),
+        attempts=attempts,
+        result=dict(row.result),
+        tracking_run=row.tracking_run,
+        target_sites=tuple(row.sites),
+        denials=from_json(tuple[Denial, ...], row.denials, where=row.id),
+        progress={leg.site: progress[leg.id] for leg in latest},
+    )
 
 
 def _parts(items: list[str], size: int = 500) -> Iterable[list[str]]:

@@ -302,8 +302,8 @@ logs = Table(
     Column("offset", BigInteger, nullable=False),
     Column("text", Text, nullable=False),
     _ms("at_ms"),
-    UniqueConstraint("leg", "offset"),
     Index("ix_logs_job", "job", "id"),
+    Index("ix_logs_leg", "leg", "offset"),
 )
 
 idempotency = Table(

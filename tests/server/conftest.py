@@ -39,6 +39,15 @@ from consortium.keys.tokens import issue
 from consortium.keys.trust import SiteKeys, Trust
 from consortium.ledger.proofs import parse_checkpoint
 
+ROLES = {
+    "fr/amelie": Role.ENGINEER,
+    "fr/bruno": Role.ADMIN,
+    "fr/claire": Role.AUDITOR,
+    "uy/alma": Role.ENGINEER,
+    "uy/bruno": Role.ADMIN,
+    "de/anna": Role.ENGINEER,
+    "de/bernd": Role.ADMIN,
+}
 YEAR_MS = 366 * 86_400_000
 ROOT = Path(__file__).parents[2]
 
@@ -131,9 +140,7 @@ class Fed:
         return issue(self.server_key, subject, roles, ids.partner_of(subject), expires)
 
     def call(self, who: str, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
-        roles = {"fr/amelie": Role.ENGINEER, "fr/bruno": Role.ADMIN, "fr/claire": Role.AUDITOR, "uy/alma": Role.ENGINEER,
-                 "de/anna": Role.ENGINEER, "de/bernd": Role.ADMIN}  # fmt: skip
-        token = self.token(who, (roles.get(who, Role.SITE),))
+        token = self.token(who, (ROLES.get(who, Role.SITE),))
         return httpx.request(
             method, self.url + path, json=body, headers={"Authorization": f"Bearer {token}"}, timeout=20, **more
         )
@@ -338,14 +345,20 @@ def make_fed(home: Path) -> Fed:
         "documents_dir": str(home / "documents"),
         "mlflow_url": f"http://127.0.0.1:{free_port()}",
         "code_digest": "sha256:test",
-        "lease_ms": 1200,
+        "lease_ms": 20_000,
         "max_skew_ms": 200,
-        "site_lost_ms": 1500,
+        "site_lost_ms": 20_500,
         "cycle_ms": 50,
         "round_grace_ms": 700,
     }
     return Fed(
-        home=home, server_key=server_key, people=people, partners=partners, site_keys=sites, trust=trust, settings=settings
+        home=home,
+        server_key=server_key,
+        people=people,
+        partners=partners,
+        site_keys=sites,
+        trust=trust,
+        settings=settings,
     )
 
 

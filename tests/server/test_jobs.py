@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from consortium.domain.job import LegState
-
 pytestmark = pytest.mark.integration
 
 

@@ -29,6 +29,7 @@ class Registration(BaseModel):
 
     dataset: dict[str, Any]
     signature: str = Field(max_length=200)
+    person: str = Field(default="", max_length=200)
 
 
 @router.post("", status_code=201)
@@ -47,6 +48,8 @@ def register(body: Registration, core: CoreArg, claims: UserArg) -> dict[str, An
         )
     if not dataset.shards:
         raise UsageError("a dataset needs at least one shard", where=dataset.name)
+    if body.person not in ("", claims.subject):
+        raise ForbiddenError(f"{claims.subject} cannot register in the name of {body.person}", where=dataset.name)
     person = core.federation.rosters.person(claims.subject)
     verify(person.signing_key, canonical(dataset), body.signature, what=f"dataset {dataset.name} by {person.id}")
     with core.db.write() as connection:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from fastapi import APIRouter, Query, Response
 from sqlalchemy import func, select
 
+from consortium.accounting.crossings import border_sums
 from consortium.accounting.periods import bounds
-from consortium.domain.codec import to_json
+from consortium.domain.codec import from_json, to_json
+from consortium.domain.data import Crossing
+from consortium.domain.ids import partner_of
 from consortium.domain.partner import Role
 from consortium.errors import ForbiddenError, NotFoundError
 from consortium.reports.build import build_report
@@ -53,8 +57,11 @@ def proof(
 
 
 @router.get("/usage")
-def usage(core: CoreArg, claims: UserArg, period: str = "") -> list[dict[str, Any]]:
-    """Metered GPU-milliseconds by account, site and flavor; rows that overlap earlier ones are counted apart."""
+def usage(core: CoreArg, claims: UserArg, period: str = "") -> dict[str, Any]:
+    """Metered GPU-milliseconds: `rows` by account, site and flavor, `partners` with what each delivered and consumed.
+
+    Rows that overlap earlier ones of their leg are listed with `conflict` and counted for nobody.
+    """
     gpu_ms = func.sum((t.usage.c.end_ms - t.usage.c.start_ms) * t.usage.c.gpus)
     conflict = t.usage.c.conflict != ""
     keys = (t.usage.c.account, t.usage.c.site, t.usage.c.flavor, conflict)
@@ -63,30 +70,38 @@ def usage(core: CoreArg, claims: UserArg, period: str = "") -> list[dict[str, An
         start_ms, end_ms = bounds(period)
         query = query.where((t.usage.c.start_ms >= start_ms) & (t.usage.c.start_ms < end_ms))
     with core.db.read() as connection:
-        rows = list(connection.execute(query))
-    return [
+        found = list(connection.execute(query))
+    partners = {name: {"delivered_gpu_ms": 0, "consumed_gpu_ms": 0} for name in core.federation.partners}
+    for account, site, _, overlaps, amount, _ in found:
+        for partner, side in ((partner_of(site), "delivered_gpu_ms"), (partner_of(account), "consumed_gpu_ms")):
+            if partner in partners and not overlaps:
+                partners[partner][side] += int(amount)
+    rows = [
         {"account": row[0], "site": row[1], "flavor": row[2], "conflict": bool(row[3]), "gpu_ms": int(row[4]),
          "rows": int(row[5])}
-        for row in rows
+        for row in found
     ]  # fmt: skip
+    return {"rows": rows, "partners": partners}
 
 
 @router.get("/crossings")
 def crossings(core: CoreArg, claims: UserArg, period: str = "", job: str = "") -> list[dict[str, Any]]:
-    """What crossed borders: bytes and counts by sender, recipient, side and class."""
-    keys = (t.crossings.c.sender, t.crossings.c.recipient, t.crossings.c.side, t.crossings.c.artifact_class)
-    query = select(*keys, func.sum(t.crossings.c.size_bytes), func.sum(t.crossings.c.count)).group_by(*keys)
+    """What crossed borders, by sender, recipient and class, as both sides recorded it."""
+    query = select(t.crossings)
     if period:
         start_ms, end_ms = bounds(period)
         query = query.where((t.crossings.c.at_ms >= start_ms) & (t.crossings.c.at_ms < end_ms))
     if job:
         query = query.where(t.crossings.c.job == job)
+    names = [name.name for name in fields(Crossing)]
     with core.db.read() as connection:
-        rows = list(connection.execute(query.order_by(*keys)))
+        rows = [from_json(Crossing, {name: row[name] for name in names}, where="crossings")
+                for row in connection.execute(query).mappings()]  # fmt: skip
     return [
-        {"sender": row[0], "recipient": row[1], "side": row[2], "artifact_class": row[3], "size_bytes": int(row[4]),
-         "count": int(row[5])}
-        for row in rows
+        {"from": item.sender, "to": item.recipient, "class": item.artifact_class.value, "bytes": item.size_bytes,
+         "count": item.count, "released_bytes": item.released_bytes, "received_bytes": item.received_bytes,
+         "released_count": item.released_count, "received_count": item.received_count, "agree": item.agree}
+        for item in border_sums(rows)
     ]  # fmt: skip
 
 

@@ -113,8 +113,7 @@ def logs(job: str, core: CoreArg, claims: UserArg, site: str = "", after: int = 
     with core.db.read() as connection:
         found = store.find_job(connection, job)
         chunks = data.read_logs(connection, job, site=site, after=max(after, 0), limit=min(max(limit, 1), 2000))
-        targets = store.job_sites(connection, job)
-    ran = {leg.site for attempt in found.attempts for leg in attempt.legs} or set(targets)
+    ran = {leg.site for attempt in found.attempts for leg in attempt.legs} or set(found.target_sites)
     withheld = sorted(name for name in ran if not _may_read(core, found.spec, name, claims.partner))
     return {
         "chunks": [chunk for chunk in chunks if chunk["site"] not in withheld],

@@ -199,11 +199,11 @@ def upgrade() -> None:
     sa.Column('offset', sa.BigInteger(), nullable=False),
     sa.Column('text', sa.Text(), nullable=False),
     sa.Column('at_ms', sa.BigInteger(), nullable=False),
-    sa.PrimaryKeyConstraint('id'),
-    sa.UniqueConstraint('leg', 'offset')
+    sa.PrimaryKeyConstraint('id')
     )
     with op.batch_alter_table('logs', schema=None) as batch_op:
         batch_op.create_index('ix_logs_job', ['job', 'id'], unique=False)
+        batch_op.create_index('ix_logs_leg', ['leg', 'offset'], unique=False)
 
     op.create_table('meta',
     sa.Column('key', sa.String(length=255), nullable=False),
@@ -302,6 +302,7 @@ def downgrade() -> None:
     op.drop_table('outbox')
     op.drop_table('meta')
     with op.batch_alter_table('logs', schema=None) as batch_op:
+        batch_op.drop_index('ix_logs_leg')
         batch_op.drop_index('ix_logs_job')
 
     op.drop_table('logs')
