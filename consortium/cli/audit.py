@@ -1,0 +1,114 @@
+"""The auditor's commands: reports, their verification, the log."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from consortium.cli.context import As, Caller, Json
+from consortium.cli.show import put_json, say, table, when
+from consortium.errors import ConsortiumError, UsageError
+
+audit_app = typer.Typer(help="Verify reports and read the log.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("report", help="Write a partner's contribution report (its auditor or admin).")(report)
+    app.add_typer(audit_app, name="audit")
+    audit_app.command("verify", help="Check a report offline: every signature, proof and total.")(verify)
+    audit_app.command("log", help="Show the ledger's checkpoint and its latest records.")(log)
+
+
+def report(
+    partner: Annotated[str, typer.Argument(metavar="PARTNER", help="Such as fr.")],
+    period: Annotated[str, typer.Option(help="YYYY-MM; default: this month.")] = "",
+    form: Annotated[str, typer.Option("--format", help="json")] = "json",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: standard output.")] = None,
+    person: As = "",
+) -> None:
+    """Fetch and write a report."""
+    from consortium.reports.text import render_json
+
+    if form != "json":
+        raise UsageError(f"no report format {form!r}", where="--format", fix="json is the only one so far")
+    named = period or datetime.now(UTC).strftime("%Y-%m")
+    text = render_json(Caller(person, partner=partner, role="auditor").client().report(partner, named))
+    if output is None:
+        print(text, end="")
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as fault:
+        raise UsageError(f"cannot write the report: {fault.strerror}", where=str(output)) from fault
+    say(f"wrote {output}; check it with: consortium audit verify {output}")
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A report.")],
+    trust: Annotated[
+        Path | None,
+        typer.Option(help="Public keys you pinned; default: those of the federation here, else the file's."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Verify a report; exit 7 where anything does not hold."""
+    from consortium.domain.codec import to_json
+    from consortium.keys.trust import Trust
+    from consortium.reports.text import read_report
+    from consortium.reports.verify import verify_report
+
+    document = read_report(file)
+    pinned = trust or _pinned()
+    found = verify_report(document, Trust.load(pinned) if pinned else None)
+    if as_json:
+        put_json(to_json(found))
+        return
+    print(f"verified: {found.partner} {found.period}, {found.leaves} records in a log of {found.log_size}")
+    for check in found.checks:
+        print(f"  {check}")
+    print(f"keys: {f'pinned in {pinned}' if pinned else 'from the report itself; compare these fingerprints'}")
+    if not pinned:
+        for name, fingerprint in found.fingerprints.items():
+            print(f"  {name}: {fingerprint}")
+    print("what this does not show:")
+    for limit in found.limits:
+        print(f"  {limit}")
+
+
+def log(
+    count: Annotated[int, typer.Option(min=1, max=1000, help="How many of the latest records.")] = 20,
+    as_json: Json = False,
+    person: As = "",
+) -> None:
+    """Show the log."""
+    client = Caller(person, role="auditor").client()
+    checkpoint = client.checkpoint()
+    size = int(checkpoint.splitlines()[1])
+    entries = client.entries(max(0, size - count), count)
+    if as_json:
+        put_json({"checkpoint": checkpoint, "size": size, "entries": entries})
+        return
+    say(checkpoint.strip())
+    rows = []
+    for entry in entries:
+        payload = entry["payload"] or {}
+        what = payload.get("type", f"erased under {entry['erased']}")
+        rows.append(
+            (entry["index"], when(int(payload.get("at_ms", 0))), payload.get("origin", ""), what, entry["data"][:16])
+        )
+    table(["index", "time (UTC)", "origin", "record", "leaf"], rows, empty="the log is empty")
+
+
+def _pinned() -> Path | None:
+    """The public keys of the federation on this machine, if there is one."""
+    from consortium.local.paths import FederationDir
+
+    try:
+        path = FederationDir.current().trust_file
+    except ConsortiumError:
+        return None
+    return path if path.exists() else None

@@ -1,0 +1,138 @@
+"""Datasets: register, list, show, trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from consortium.cli.context import As, Caller, Json
+from consortium.cli.show import put_json, say, table
+
+data_app = typer.Typer(help="Datasets and where they come from.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(metavar="DATASET", help="A name, name@version, or an id.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(data_app, name="data")
+    data_app.command("register", help="Put a local collection into a site's private store and register it.")(register)
+    data_app.command("ls", help="List datasets.")(ls)
+    data_app.command("show", help="Show one dataset.")(show)
+    data_app.command("trace", help="Walk a dataset or a model back to the collections behind it.")(trace)
+
+
+def register(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as laws-fr.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Parquet, JSONL(.gz), or a folder of text.")],
+    site: Annotated[str, typer.Option(help="The site whose private store takes it; text never leaves that territory.")],
+    language: Annotated[list[str], typer.Option(help="ISO 639-1; may be repeated.")] = [],  # noqa: B006  Typer copies it
+    licence: Annotated[str, typer.Option(help="Default: what the documents say.")] = "",
+    source: Annotated[str, typer.Option(help="Where it comes from.")] = "",
+    category: Annotated[list[str], typer.Option(help="Such as personal; may be repeated.")] = [],  # noqa: B006  Typer copies it
+    person: As = "",
+    as_json: Json = False,
+) -> None:
+    """Register a collection at its home; run on the partner's own premises, where the store's keys are."""
+    from consortium.domain.ids import is_site
+    from consortium.errors import UsageError
+    from consortium.local.steward import register_at_home
+
+    if not is_site(site):
+        raise UsageError(f"{site!r} is not a site", where="--site", fix="sites look like fr-1; see `consortium sites`")
+    caller = Caller(person, partner=site[:2])
+    dataset = register_at_home(
+        caller.client(),
+        caller.key(),
+        name=name,
+        paths=paths,
+        site=site,
+        languages=tuple(language),
+        licence=licence,
+        source=source,
+        categories=tuple(category),
+        say=say,
+    )
+    if as_json:
+        from consortium.domain.codec import to_json
+
+        put_json(to_json(dataset))
+    else:
+        counts = f"{dataset.documents:,} documents, {dataset.size_bytes:,} bytes stored"
+        say(f"registered {dataset.name}@{dataset.version} at {dataset.site}: {counts}")
+        if dataset.attributes.get("quarantined", "0") != "0":
+            say(f"  not readable: {dataset.attributes.get('quarantine_reasons', '')}")
+        print(dataset.id)
+
+
+def ls(as_json: Json = False, person: As = "") -> None:
+    """List datasets."""
+    found = Caller(person).client().datasets()
+    if as_json:
+        from consortium.domain.codec import to_json
+
+        put_json(to_json(found))
+        return
+    table(
+        ["dataset", "site", "class", "documents", "tokens", "bytes", "id"],
+        [
+            (f"{d.name}@{d.version}", d.site, d.artifact_class.value, d.documents, d.tokens, d.size_bytes, d.id)
+            for d in found
+        ],
+        empty="no datasets yet; register one with `consortium data register`",
+    )
+
+
+def show(dataset: Name, as_json: Json = False, person: As = "") -> None:
+    """Show a dataset."""
+    from consortium.domain.codec import to_json
+
+    found = to_json(Caller(person).client().dataset(dataset))
+    if as_json:
+        put_json(found)
+        return
+    shards = found.pop("shards")
+    for key, value in found.items():
+        print(f"{key:16} {_plain(value)}")
+    print(f"{'shards':16} {len(shards)}")
+    for shard in shards:
+        print(f"  {shard['digest']}  {shard['documents']:,} documents  {shard['size_bytes']:,} bytes")
+
+
+def trace(root: Name, as_json: Json = False, person: As = "") -> None:
+    """Print the lineage."""
+    found = Caller(person).client().trace(root)
+    if as_json:
+        put_json(found)
+        return
+    nodes = {node["id"]: node for node in [*found["datasets"], *found["jobs"]]}
+    sources: dict[str, list[str]] = {}
+    for read, made in (edge if isinstance(edge, list) else (edge["from"], edge["to"]) for edge in found["edges"]):
+        sources.setdefault(made, []).append(read)
+    _branch(found["root"], nodes, sources, 0, set())
+
+
+def _branch(
+    node: str, nodes: dict[str, dict[str, Any]], sources: dict[str, list[str]], depth: int, seen: set[str]
+) -> None:
+    facts = nodes.get(node, {"id": node})
+    if "kind" in facts:
+        text = f"{facts['kind']} job {facts['name']} by {facts['submitter']}, purpose {facts['purpose']}"
+    else:
+        text = f"{facts.get('name', '')}@{facts.get('version', '')} at {facts.get('site', '')}"
+        text += f", {facts.get('artifact_class', '')}, licence {facts.get('licence', '')}"
+    print("  " * depth + f"{text}  ({node})" + ("  see above" if node in seen else ""))
+    if node in seen:
+        return
+    seen.add(node)
+    for source in sorted(sources.get(node, [])):
+        _branch(source, nodes, sources, depth + 1, seen)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={item}" for key, item in value.items()) or "-"
+    return str(value) if value != "" else "-"

@@ -1,0 +1,49 @@
+"""Tables and JSON on standard output, talk on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+
+def put_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    """Print a line for people on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """Print a plain table; columns of numbers are flush right, the last may wrap. `empty` is said where there is no row."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    if not cells:
+        say(empty)
+        return
+    widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
+    right = [all(_numeric(line[i]) for line in cells) for i in range(len(columns))]
+    for line in [list(columns), *cells]:
+        parts = [
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(line, widths, right, strict=True)
+        ]
+        print("  ".join(parts).rstrip())
+
+
+def when(unix_ms: int) -> str:
+    """Render a time as UTC without fractions."""
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S") if unix_ms else "-"
+
+
+def clipped(text: str, width: int) -> str:
+    """Return at most `width` characters, with an ellipsis where some are left out."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _numeric(text: str) -> bool:
+    return bool(text) and all(letter in "0123456789.,+-" for letter in text)
