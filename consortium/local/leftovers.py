@@ -50,7 +50,7 @@ def find(federation: str, sessions: Iterable[Session] = (), child: str | None = 
 def end(look: Callable[[], list[psutil.Process]], timeout_s: float = 10.0) -> list[int]:
     """Kill what `look` finds until it finds nothing; return the pids killed.
 
-    A process that cannot be killed within `timeout_s` (another user's, or stuck in the kernel) is left and not returned.
+    One that does not end within `timeout_s` (stuck in the kernel) is left, and not returned.
     """
     ended: list[int] = []
     waited = 0.0

@@ -6,6 +6,7 @@ that started it dies, the pipe closes and everything stops, unless that program 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -113,21 +114,19 @@ def main(argv: list[str]) -> int:
     log = open(  # noqa: SIM115  stays open until the process ends
         os.open(directory.log("supervisor"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8"
     )
-    say = _speaker(log)
+    voice = _Voice(log)
     try:
         with HomeLock(home(), directory.root):
             bury(directory)
             threading.Thread(target=_lifeline, args=(stopping,), daemon=True).start()
-            _serve(directory, plan(directory), stopping, say)
+            _serve(directory, plan(directory), stopping, voice)
     except ConsortiumError as fault:
-        say(fault.render())
+        voice.note(fault.render())
         return fault.exit_code
     return 0
 
 
-def _serve(
-    directory: FederationDir, children: list[ChildSpec], stopping: threading.Event, say: Callable[[str], None]
-) -> None:
+def _serve(directory: FederationDir, children: list[ChildSpec], stopping: threading.Event, voice: _Voice) -> None:
     begun = int(time.time() * 1000)
 
     def publish(statuses: list[ChildStatus], phase: str = "running") -> None:
@@ -139,34 +138,43 @@ def _serve(
         write_json(directory.sessions_file, {"sessions": [dataclasses.asdict(s) for s in sessions]})
 
     supervisor = Supervisor(
-        children, federation=str(directory.federation()["id"]), say=say, publish=publish, record=record
+        children, federation=str(directory.federation()["id"]), say=voice.say, publish=publish, record=record
     )
-    say(f"federation {directory.name}: {len(children)} children, pid {os.getpid()}")
+    voice.note(f"federation {directory.name}: {len(children)} children, pid {os.getpid()}")
     supervisor.start()
     stopping.wait()
-    say("stopping")
+    voice.note("stopping")
     supervisor.stop()
     publish(supervisor.statuses(), "stopped")
-    say("stopped")
+    voice.note("stopped")
 
 
 def _lifeline(stopping: threading.Event) -> None:
     for line in sys.stdin.buffer:
         if line.strip() == b"detach":
+            # Whoever reads the starter's standard error must see its end, not wait for ours.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             return
     stopping.set()
 
 
-def _speaker(log: TextIO) -> Callable[[str], None]:
-    def say(text: str) -> None:
-        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-        print(stamp, text, file=log, flush=True)  # noqa: T201  the supervisor's own log
-        try:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
-        except (BrokenPipeError, ValueError):
-            sys.stderr = log
+class _Voice:
+    """Writes to the supervisor's log, and what users should see to standard error as well."""
 
-    return say
+    def __init__(self, log: TextIO) -> None:
+        self._log = log
+
+    def note(self, text: str) -> None:
+        """Write to the log."""
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+        self._log.write(f"{stamp} {text}\n")
+        self._log.flush()
+
+    def say(self, text: str) -> None:
+        """Write to the log and to standard error."""
+        self.note(text)
+        with contextlib.suppress(OSError):
+            os.write(2, f"{text}\n".encode())
 
 
 if __name__ == "__main__":

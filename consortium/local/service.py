@@ -1,0 +1,224 @@
+"""The embedded federation as a service: start it in the background, wait until it works, stop it, leave nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from consortium.config import default_dirs
+from consortium.errors import ConflictError, ConsortiumError, JobFailedError, NotFoundError
+from consortium.local import lock
+from consortium.local.children import clean_environment
+from consortium.local.layout import Prepared, drop_ray_tmp, prepare
+from consortium.local.paths import FederationDir, home, read_json
+from consortium.local.supervisor import bury
+
+Say = Callable[[str], None]
+START_S = 240.0
+_STOP_S = 60.0
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A federation that this program started. Leaving the `with` block stops it, unless it was detached before."""
+
+    prepared: Prepared
+    process: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pipe = self.process.stdin
+        if pipe is not None and not pipe.closed:
+            self.stop()
+
+    @property
+    def directory(self) -> FederationDir:
+        """Its directory."""
+        return self.prepared.directory
+
+    def detach(self) -> None:
+        """Leave it running when this program ends."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"detach\n")
+        self.process.stdin.close()
+
+    def stop(self) -> None:
+        """Stop everything, and wait until it has."""
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        bury(self.directory)
+        drop_ray_tmp(self.directory)
+
+
+def start(directory: FederationDir, say: Say, *, server_port: int | None = None) -> Running:
+    """Prepare the directory and start its supervisor; return at once, before its children are ready.
+
+    Raises ConflictError where a federation runs already in this home, ConfigError for bad configs.
+    """
+    running = lock.holder(home())
+    if running:
+        raise ConflictError(
+            "an embedded federation is running already",
+            where=f"{running[1]}, supervisor pid {running[0]}",
+            fix="use it, or stop it: consortium down",
+        )
+    leftovers = bury(directory) if directory.federation_file.exists() else []
+    if leftovers:
+        say(f"stopped {len(leftovers)} processes left over from a start that was killed")
+    prepared = prepare(directory, default_dirs(), now_ms=int(time.time() * 1000), server_port=server_port)
+    directory.status_file.unlink(missing_ok=True)
+    directory.make_current()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "consortium.local.supervisor", str(directory.root)],
+        env=_supervisor_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    return Running(prepared=prepared, process=process)
+
+
+def await_ready(running: Running, say: Say, timeout_s: float = START_S) -> None:
+    """Return once every child is ready and the server sees every site at work, saying what became ready when.
+
+    Raises JobFailedError naming the child, why, and its log.
+    """
+    begun = time.monotonic()
+    told: set[str] = set()
+    while True:
+        status = children(running.directory)
+        for name, row in sorted(status.items(), key=lambda item: item[1]["ready_after_s"]):
+            if row["state"] == "ready" and name not in told:
+                told.add(name)
+                say(f"  {row['ready_after_s']:5.1f} s  {name}")
+        if status and len(told) == len(status) and all(row["state"] == "ready" for row in status.values()):
+            break
+        _check_alive(running, status, time.monotonic() - begun, timeout_s)
+        time.sleep(_POLL_S)
+    _await_sites(running, max(timeout_s - (time.monotonic() - begun), 10.0))
+    say(f"  {time.monotonic() - begun:5.1f} s  all sites at work")
+
+
+def stop(say: Say) -> bool:
+    """Stop the running federation of this home, or bury what a killed one left; return whether there was anything."""
+    running = lock.holder(home())
+    if running:
+        pid, root = running
+        say(f"stopping {Path(root).name}")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        _await_end(pid)
+        directory = FederationDir(root=Path(root))
+    else:
+        try:
+            directory = FederationDir.current()
+        except NotFoundError:
+            return False
+    if not directory.federation_file.exists():
+        return bool(running)
+    left = bury(directory)
+    if left:
+        say(f"stopped {len(left)} processes that a killed supervisor left behind")
+    drop_ray_tmp(directory)
+    return bool(running or left)
+
+
+def children(directory: FederationDir) -> dict[str, dict[str, Any]]:
+    """Return the supervisor's view of each child; empty before it has one."""
+    if not directory.status_file.exists():
+        return {}
+    rows: dict[str, dict[str, Any]] = read_json(directory.status_file)["children"]
+    return rows
+
+
+def tail(path: Path, lines: int = 5) -> str:
+    """Return the last lines of a log, indented, for people."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "\n".join("    " + line for line in text.splitlines()[-lines:])
+
+
+def _supervisor_environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("CONSORTIUM_HOME", "CONSORTIUM_CONFIGS") if name in os.environ}
+    return clean_environment() | kept
+
+
+def _check_alive(running: Running, status: dict[str, dict[str, Any]], waited_s: float, timeout_s: float) -> None:
+    log = running.directory.log
+    if running.process.poll() is not None:
+        path = log("supervisor")
+        raise JobFailedError(f"the supervisor ended:\n{tail(path)}", where=str(path))
+    failing = [name for name, row in sorted(status.items()) if row["restarts"] >= 3 and row["state"] != "ready"]
+    late = [name for name, row in sorted(status.items()) if row["state"] != "ready"] if waited_s > timeout_s else []
+    for name in failing or late:
+        what = status[name]["note"] or "is not ready"
+        raise JobFailedError(f"{name} {what}; the end of its log:\n{tail(log(name))}", where=str(log(name)))
+    if waited_s > timeout_s:
+        raise JobFailedError(f"not ready after {timeout_s:g} s", where=str(log("supervisor")))
+
+
+def _await_sites(running: Running, timeout_s: float) -> None:
+    """Wait until the server has heard from every site and every site's Ray cluster answers."""
+    from consortium.client import Client
+
+    known = running.directory.client()
+    token = Path(known["token_paths"][known["default_person"]]).read_text().strip()
+    expected = set(running.prepared.federation["sites"])
+    since_ms = running.prepared.federation["started_ms"]
+    deadline = time.monotonic() + timeout_s
+    missing = "no site has called"
+    with Client(known["server_url"], token) as client:
+        while time.monotonic() < deadline:
+            try:
+                rows = {row["id"]: row for row in client.sites() if row["last_contact_ms"] >= since_ms}
+            except ConsortiumError as fault:
+                missing = fault.what
+            else:
+                silent = sorted(site for site in expected if not rows.get(site, {}).get("healthy"))
+                if not silent:
+                    return
+                missing = "no word from " + ", ".join(
+                    f"{site} ({reason})" if (reason := rows.get(site, {}).get("unhealthy_reason")) else site
+                    for site in silent
+                )
+            time.sleep(_POLL_S)
+    raise JobFailedError(f"after {timeout_s:.0f} s: {missing}", where=str(running.directory.root / "logs"))
+
+
+def _await_end(pid: int) -> None:
+    """Wait for the supervisor to end; kill it when it does not."""
+    try:
+        supervisor = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return
+    try:
+        supervisor.wait(_STOP_S)
+    except psutil.TimeoutExpired:
+        supervisor.kill()
+        supervisor.wait(5)
