@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,25 @@ from tests.site.world import SITE_TOKEN, Script, World, consortium_server, scrip
 AGENT = {"Authorization": f"Bearer {SITE_TOKEN}"}
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     with serving(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def fresh_bucket(s3: S3) -> Callable[[], str]:
+    client = s3.store("any")._client  # one connection for all: making one takes a quarter of a second
+
+    def make() -> str:
+        name = f"bucket-{secrets.token_hex(4)}"
+        client.create_bucket(Bucket=name)
+        return name
+
+    return make
 
 
 @dataclass
@@ -56,7 +72,7 @@ class Border:
 
 
 @pytest.fixture
-def border(world: World, s3: S3) -> Iterator[Border]:
+def border(world: World, s3: S3, fresh_bucket: Callable[[], str]) -> Iterator[Border]:
     script, mlflow = script_for(world), App()
     mlflow.route("POST", r"/api/2.0/mlflow/.*")(lambda body, query: {})
     mlflow.route("GET", r"/api/2.0/mlflow/runs/get")(lambda body, query: {"run": {"info": query}})
@@ -64,7 +80,7 @@ def border(world: World, s3: S3) -> Iterator[Border]:
     secret.write_text(s3.secret_key)
     stores = {
         name: StoreSettings(
-            endpoint=s3.endpoint, bucket=s3.fresh().bucket, access_key=s3.access_key, secret_path=str(secret)
+            endpoint=s3.endpoint, bucket=fresh_bucket(), access_key=s3.access_key, secret_path=str(secret)
         )
         for name in ("egress", "de-1", "private")
     }
