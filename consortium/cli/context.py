@@ -78,7 +78,7 @@ class Caller:
     def _default(self, partner: str, role: str) -> str:
         """The person with `role` of `partner` (else of the default person's partner)."""
         default = str(self._known["default_person"])
-        people: dict[str, list[str]] = self._known.get("people", {})
+        people: dict[str, list[str]] = self._known["roles"]
         home = partner or default[:2]
         fitting = sorted(p for p, roles in people.items() if p[:2] == home and role in roles)
         return fitting[0] if fitting else default

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from consortium.cli.context import As, Caller, Json, check_job_id
 from consortium.cli.show import clipped, put_json, say, table, when
+from consortium.errors import JobFailedError
 
-Job = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
-_FAILED = {"failed": 1, "cancelled": 1}
+if TYPE_CHECKING:
+    from consortium.client.api import Client
+    from consortium.domain.job import Job
+
+JobArg = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -45,75 +49,76 @@ def submit(
         if dry_run:
             _dry_run(client.dry_run(signed), as_json)
             return
-        shown = client.submit(signed, idempotency_key=idempotency_key)
-        if shown["state"] == "denied":
-            _denied(shown, as_json)
-        if watch:
-            shown = _watch(client, shown["id"])
-        if as_json:
-            put_json(shown)
-        else:
-            print(shown["id"])
-        raise typer.Exit(_FAILED.get(shown["state"], 0) if watch else 0)
+        job = client.submit(signed, idempotency_key=idempotency_key)
+        if watch and job.state.value != "denied":
+            job = _watch(client, job.id)
+    if as_json:
+        _put(job)
+    if job.state.value == "denied":
+        _denied(job)
+    if not as_json:
+        print(job.id)
+    if watch and job.state.value != "succeeded":
+        message = job.reason.message if job.reason else ""
+        raise JobFailedError(f"{job.id} {job.state.value}: {message}", fix=f"consortium logs {job.id}")
 
 
 def jobs(
     state: Annotated[str, typer.Option(help="Only these states, with commas: pending,running.")] = "",
-    account: Annotated[str, typer.Option(help="Only this account's.")] = "",
+    account: Annotated[str, typer.Option(help="Only this account's and its projects'.")] = "",
     as_json: Json = False,
     person: As = "",
 ) -> None:
     """List jobs."""
-    rows = Caller(person).client().jobs(states=[s for s in state.split(",") if s], account=account)
+    found = Caller(person).client().jobs(states=_states(state), account=account)
     if as_json:
-        put_json(rows)
+        _put(found)
         return
-    table(
-        ["job", "kind", "account", "state", "sites", "reason"],
-        [
-            (
-                row["id"],
-                row["spec"]["kind"],
-                row["spec"]["account"],
-                row["state"],
-                ",".join(_sites(row)) or "-",
-                clipped((row["reason"] or {}).get("message", ""), 60),
-            )
-            for row in rows
-        ],
-        empty="no jobs; submit one with `consortium submit KIND`",
-    )
+    rows = [
+        (
+            job.id,
+            job.spec.kind.value,
+            job.spec.name,
+            job.spec.account,
+            job.state.value,
+            ",".join(_sites(job)) or "-",
+            clipped(job.reason.message if job.reason else "", 60),
+        )
+        for job in found
+    ]
+    columns = ["job", "kind", "name", "account", "state", "sites", "reason"]
+    table(columns, rows, empty="no jobs; submit one with `consortium submit KIND`")
 
 
-def show(job: Job, as_json: Json = False, person: As = "") -> None:
+def show(job: JobArg, as_json: Json = False, person: As = "") -> None:
     """Show a job."""
     found = Caller(person).client().job(check_job_id(job))
     if as_json:
-        put_json(found)
+        _put(found)
         return
-    spec = found["spec"]
+    spec = found.spec
     facts = {
-        "job": found["id"],
-        "state": found["state"],
-        "reason": (found["reason"] or {}).get("message", ""),
-        "kind": spec["kind"],
-        "name": spec["name"],
-        "account": spec["account"],
-        "submitter": spec["submitter"],
-        "purpose": spec["purpose"],
-        "inputs": ", ".join(spec["inputs"]),
-        "per site": f"{spec['resources']['gpus']} GPUs, at most {spec['resources']['walltime_s']} s",
-        "submitted": when(found["created_ms"]),
-        "MLflow run": found["tracking_run"],
+        "job": found.id,
+        "state": found.state.value,
+        "reason": found.reason.message if found.reason else "",
+        "kind": spec.kind.value,
+        "name": spec.name,
+        "account": spec.account,
+        "submitter": spec.submitter,
+        "purpose": spec.purpose,
+        "inputs": ", ".join(spec.inputs),
+        "per site": f"{spec.resources.gpus} GPUs, at most {spec.resources.walltime_s} s",
+        "submitted": when(found.created_ms),
+        "MLflow run": found.tracking_run,
     }
     for key, value in facts.items():
         print(f"{key:12} {value or '-'}")
-    for denial in found["denials"]:
-        print(f"{'denied by':12} {denial['clause']} at {denial['file']}:{denial['line']}: {denial['message']}")
+    for denial in found.denials:
+        print(f"{'denied by':12} {denial.clause} at {denial.file}:{denial.line}: {denial.message}")
     _legs(found)
 
 
-def explain(job: Job, as_json: Json = False, person: As = "") -> None:
+def explain(job: JobArg, as_json: Json = False, person: As = "") -> None:
     """Explain a job."""
     found = Caller(person).client().explain(check_job_id(job))
     if as_json:
@@ -132,7 +137,7 @@ def explain(job: Job, as_json: Json = False, person: As = "") -> None:
 
 
 def logs(
-    job: Job,
+    job: JobArg,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job ends.")] = False,
     site: Annotated[str, typer.Option(help="Only this site's.")] = "",
     as_json: Json = False,
@@ -156,71 +161,84 @@ def logs(
             time.sleep(0.5)
 
 
-def cancel(job: Job, as_json: Json = False, person: As = "") -> None:
+def cancel(job: JobArg, as_json: Json = False, person: As = "") -> None:
     """Cancel a job."""
     caller = Caller(person)
     found = caller.client().cancel(check_job_id(job))
     if as_json:
-        put_json(found)
+        _put(found)
     else:
-        say(f"{found['id']} is {found['state']}")
+        say(f"{found.id} is {found.state.value}")
 
 
-def _denied(shown: dict[str, Any], as_json: bool) -> None:
-    """Print what denies a job and leave with its exit code: 3 by policy, 4 by quota."""
+def _put(value: Any) -> None:
+    from consortium.domain.codec import to_json
+
+    put_json(to_json(value))
+
+
+def _states(text: str) -> list[str]:
+    from consortium.domain.job import JobState
+    from consortium.errors import UsageError
+
+    names = [name for name in text.split(",") if name]
+    for name in names:
+        if name not in list(JobState):
+            raise UsageError(f"no job state {name!r}", where="--state", fix=f"one of {', '.join(JobState)}")
+    return names
+
+
+def _denied(job: Job) -> NoReturn:
+    """Leave with what denies a job and its exit code: 3 by policy, 4 by quota."""
     from consortium.errors import PolicyDeniedError, QuotaDeniedError
 
-    if as_json:
-        put_json(shown)
-    reason = shown["reason"] or {}
-    if not shown["denials"]:
-        raise QuotaDeniedError(f"{shown['id']} is denied: {reason.get('message', '')}", fix=reason.get("fix") or None)
-    first = shown["denials"][0]
+    if not job.denials:
+        message = job.reason.message if job.reason else "no reason was given"
+        raise QuotaDeniedError(f"{job.id} is denied: {message}", fix=(job.reason.fix or None) if job.reason else None)
+    first = job.denials[0]
     raise PolicyDeniedError(
-        f"{shown['id']} is denied by {first['clause']}: {first['message']}",
-        where=f"{first['file']}:{first['line']}",
-        fix=f"would pass: {first['would_pass']}",
+        f"{job.id} is denied by {first.clause}: {first.message}",
+        where=f"{first.file}:{first.line}",
+        fix=f"would pass: {first.would_pass}",
     )
 
 
 def _dry_run(answer: dict[str, Any], as_json: bool) -> None:
+    from consortium.domain.codec import from_json
+    from consortium.domain.job import Job
+
+    job = from_json(Job, {key: value for key, value in answer.items() if key not in ("funnel", "dry_run")})
     if as_json:
         put_json(answer)
-        raise typer.Exit({"denied": 3 if answer["denials"] else 4}.get(answer["state"], 0))
-    if answer["state"] == "denied":
-        _denied(answer | {"id": "the job"}, False)
-    print(f"nothing submitted; it would run at {', '.join(answer['target_sites']) or 'any one site that fits'}")
+    if job.state.value == "denied":
+        _denied(job)
+    if as_json:
+        return
+    print(f"nothing was submitted; it would run at {', '.join(job.target_sites) or 'any one site that fits'}")
     if answer["funnel"]:
         print(answer["funnel"]["reason"]["message"])
         _funnel(answer["funnel"])
 
 
-def _watch(client: Any, job: str) -> dict[str, Any]:
+def _watch(client: Client, job: str) -> Job:
     say(f"{job} submitted")
-    for shown in client.watch(job, timeout_s=366 * 86_400.0):
-        reason = (shown["reason"] or {}).get("message", "")
-        parts = [f"{site}: {_progress(p)}" for site, p in sorted(shown["progress"].items()) if p]
-        say(f"{shown['state']:10} {'; '.join(parts) or reason}")
-    final: dict[str, Any] = client.job(job)
-    return final
+    found = client.job(job)
+    for found in client.watch(job, timeout_s=366 * 86_400.0):
+        parts = [f"{site}: {_progress(said)}" for site, said in sorted(found.progress.items()) if said]
+        say(f"{found.state.value:10} {'; '.join(parts) or (found.reason.message if found.reason else '')}".rstrip())
+    return found
 
 
-def _sites(job: dict[str, Any]) -> list[str]:
-    legs = job["attempts"][-1]["legs"] if job["attempts"] else []
-    return sorted(leg["site"] for leg in legs) or list(job["spec"]["sites"])
+def _sites(job: Job) -> list[str]:
+    return sorted(leg.site for leg in job.attempt.legs) if job.attempt else list(job.target_sites)
 
 
-def _legs(job: dict[str, Any]) -> None:
-    for attempt in job["attempts"]:
-        print(f"attempt {attempt['number']}")
-        for leg in attempt["legs"]:
-            gpus = sum(leg["nodes"].values())
-            told = leg["reason"] or _progress(job["progress"].get(leg["site"]) or {})
-            print(f"  {leg['site']}  {leg['state']}  {gpus} GPUs  {leg['id']}@{_epoch(leg['epoch'])}  {told}".rstrip())
-
-
-def _epoch(epoch: dict[str, Any]) -> str:
-    return f"{epoch['incarnation']}.{epoch['counter']}"
+def _legs(job: Job) -> None:
+    for attempt in job.attempts:
+        print(f"attempt {attempt.number}")
+        for leg in attempt.legs:
+            told = leg.reason or _progress(job.progress.get(leg.site, {}))
+            print(f"  {leg.site}  {leg.state.value}  {leg.gpus} GPUs  {leg.id}@{leg.epoch}  {told}".rstrip())
 
 
 def _progress(progress: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ def say(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """Print a plain table; columns of numbers are flush right, the last may wrap. `empty` is said where there is no row."""
+    """Print a plain table, columns of numbers flush right; say `empty` where there is no row."""
     cells = [[str(cell) for cell in row] for row in rows]
     if not cells:
         say(empty)

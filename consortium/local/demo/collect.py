@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from consortium.domain.data import Dataset
-from consortium.domain.ids import partner_of
 from consortium.domain.job import Job
 from consortium.domain.training import Round
 from consortium.domain.units import MS_PER_HOUR
@@ -47,21 +46,21 @@ def verify_reports(session: Session, paths: dict[str, Path]) -> dict[str, Any]:
     }
 
 
-def gather(
-    session: Session, datasets: list[Dataset], denied: dict[str, Any], quota: dict[str, Any], evaluated: Job
-) -> dict[str, Any]:
+def gather(session: Session, denied: dict[str, Any], quota: dict[str, Any], evaluated: Job) -> dict[str, Any]:
     """Return the document without reports: datasets, jobs, denials, losses, rounds, crossings and GPU-hours."""
     client = session.client(AUDITORS["fr"])
-    jobs = [client.job_value(job) for job in session.jobs.values()]
+    jobs = [client.job(job) for job in session.jobs.values()]
     return {
-        "datasets": [_dataset(dataset) for dataset in datasets],
+        "datasets": [_dataset(dataset) for dataset in client.datasets()],
         "jobs": [_job(job) for job in jobs],
         "denied": [denied],
         "quota": quota,
         "loss": losses(evaluated),
         "rounds": [_round(item) for item in client.rounds(session.jobs["pretrain"])],
-        "crossings": _crossings(client.crossings()),
-        "gpu_hours": _gpu_hours(client.usage()),
+        "crossings": [
+            {key: row[key] for key in ("from", "to", "class", "bytes", "count")} for row in client.crossings()
+        ],
+        "gpu_hours": _gpu_hours(client.usage()["partners"]),
         "tracking": client.federation()["mlflow_url"],
         "runs": {job.spec.name: job.tracking_run for job in jobs if job.tracking_run},
     }
@@ -116,30 +115,11 @@ def _round(item: Round) -> dict[str, Any]:
     }
 
 
-def _crossings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What recipients confirmed; where the recipient keeps no book of its own (`consortium`), what was released."""
-    return [
-        {
-            "from": row["sender"],
-            "to": row["recipient"],
-            "class": row["artifact_class"],
-            "bytes": int(row["size_bytes"]),
-            "count": int(row["count"]),
-        }
-        for row in rows
-        if row["side"] == ("release" if row["recipient"] == "consortium" else "receipt")
-    ]
-
-
-def _gpu_hours(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """GPU-hours by partner: delivered by its sites, consumed by its accounts; rows in conflict are left out."""
-    sums = {partner: {"delivered": 0, "consumed": 0} for partner in AUDITORS}
-    for row in rows:
-        if not row["conflict"]:
-            sums[partner_of(row["site"])]["delivered"] += int(row["gpu_ms"])
-            sums[partner_of(row["account"])]["consumed"] += int(row["gpu_ms"])
+def _gpu_hours(partners: dict[str, dict[str, int | str]]) -> dict[str, dict[str, float]]:
+    """GPU-hours by partner: delivered by its sites, consumed by its accounts."""
     return {
-        partner: {key: round(value / MS_PER_HOUR, 6) for key, value in row.items()} for partner, row in sums.items()
+        partner: {side: round(int(row[f"{side}_gpu_ms"]) / MS_PER_HOUR, 6) for side in ("delivered", "consumed")}
+        for partner, row in sorted(partners.items())
     }
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from consortium.client.api import Client
 from consortium.client.submission import make_spec
@@ -56,13 +55,13 @@ class Session:
         self.stages[name] = round(time.monotonic() - begun, 1)
         self.say(f"{name}: done in {self.stages[name]:.1f} s")
 
-    def submit(self, called: str, kind: str, overrides: list[str], *, person: str, account: str = "") -> dict[str, Any]:
-        """Submit a job as `person`, remember it as `called` and return it as the server shows it."""
+    def submit(self, called: str, kind: str, overrides: list[str], *, person: str, account: str = "") -> Job:
+        """Submit a job as `person`, remember it as `called` and return it."""
         client = self.client(person)
         signed = make_spec(client, kind, overrides, person=person, key=self.key(person), account=account)
-        shown = client.submit(signed)
-        self.jobs[called] = shown["id"]
-        return shown
+        job = client.submit(signed)
+        self.jobs[called] = job.id
+        return job
 
     def wait(self, called: list[str], *, person: str, timeout_s: float, states: tuple[JobState, ...] = ()) -> list[Job]:
         """Wait until the named jobs are final, or in one of `states`, and return them.
@@ -73,7 +72,7 @@ class Session:
         client = self.client(person)
         deadline = time.monotonic() + timeout_s
         while True:
-            jobs = [client.job_value(self.jobs[name]) for name in called]
+            jobs = [client.job(self.jobs[name]) for name in called]
             for name, job in zip(called, jobs, strict=True):
                 if job.state.final and job.state is not JobState.SUCCEEDED:
                     raise self._failed(name, job, f"{job.state.value}")

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from consortium.config import FederationConfig
-from consortium.data.register import register_collection
 from consortium.data.sample import generate
+from consortium.domain.codec import to_json
 from consortium.domain.data import Dataset
-from consortium.domain.ids import make_id
 from consortium.domain.job import Job, JobState
 from consortium.errors import JobFailedError
 from consortium.local.demo.corpora import Corpora
 from consortium.local.demo.session import Session
-from consortium.site.settings import SiteSettings
-from consortium.storage.objects import ObjectStore
+from consortium.local.steward import register_at_home
 
 ENGINEERS = {"fr": "fr/amelie", "de": "de/anna", "uy": "uy/alma"}
 AUDITORS = {"fr": "fr/claire", "de": "de/clara", "uy": "uy/carmen"}
@@ -32,24 +29,16 @@ def register(session: Session, config: FederationConfig, corpora: Corpora) -> li
         paths[partner.id] = generate(language).write(session.directory.root / "sample" / f"{language}.jsonl")
 
     def one(partner: str, site: str, language: str) -> Dataset:
-        settings = SiteSettings.load(session.directory.site(site) / "config.json")
-        dataset = register_collection(
-            [paths[partner]],
-            ObjectStore(
-                endpoint=settings.private_store.endpoint,
-                access_key=settings.private_store.access_key,
-                secret_key=settings.private_store.secret(),
-                bucket=settings.private_store.bucket,
-            ),
-            f"laws-{language}",
-            site,
-            dataset_id=make_id("ds", int(time.time() * 1000), os.urandom(10)),
-            territory=settings.site.territory,
-            languages=(language,),
-            source=paths[partner].name,
-        )
         person = ENGINEERS[partner]
-        return session.client(person).register(dataset, session.key(person))
+        return register_at_home(
+            session.client(person),
+            session.key(person),
+            name=f"laws-{language}",
+            paths=[paths[partner]],
+            site=site,
+            languages=(language,),
+            directory=session.directory,
+        )
 
     homes = {site.partner: site.id for site in config.sites}
     rows = [(p.id, homes[p.id], p.languages[0]) for p in config.partners]
@@ -60,15 +49,15 @@ def register(session: Session, config: FederationConfig, corpora: Corpora) -> li
 def refuse_by_policy(session: Session) -> dict[str, Any]:
     """An engineer of fr asks to read uy's raw text at fr-1; uy's own policy says no, and where."""
     overrides = ["inputs=[laws-es]", "sites=[fr-1]", "name=read-uy-at-fr"]
-    shown = session.submit("read uy's text at fr-1", "clean", overrides, person=ENGINEERS["fr"])
-    if shown["state"] != JobState.DENIED.value or not shown["denials"]:
+    job = session.submit("read uy's text at fr-1", "clean", overrides, person=ENGINEERS["fr"])
+    if job.state is not JobState.DENIED or not job.denials:
         raise JobFailedError(
-            f"{shown['id']} should have been denied by uy's policy but is {shown['state']}",
+            f"{job.id} should have been denied by uy's policy but is {job.state.value}",
             where="configs/policy/uy.yaml",
             fix="restore the residency rule of Uruguay's policy",
         )
-    denial: dict[str, Any] = shown["denials"][0]
-    return {"job": shown["id"]} | denial
+    denial: dict[str, Any] = to_json(job.denials[0])
+    return {"job": job.id} | denial
 
 
 def clean(session: Session, languages: dict[str, str]) -> list[Dataset]:
@@ -121,7 +110,7 @@ def evaluate_and_borrow(session: Session, languages: dict[str, str]) -> tuple[Jo
         "gpus_per_worker=6",
     ]
     waiting = session.submit("evaluate over quota", "evaluate", overrides, person=engineer, account="fr/health")
-    story = _waits(session, waiting["id"], engineer)
+    story = _waits(session, waiting.id, engineer)
     done = session.wait(["evaluate"], person=engineer, timeout_s=5 * _MINUTES)[0]
     started = session.wait(["evaluate over quota"], person=engineer, timeout_s=5 * _MINUTES)[0]
     shares = {"borrowed_gpus": 6 - 2, "state": started.state.value}
@@ -133,7 +122,7 @@ def _waits(session: Session, job: str, person: str) -> dict[str, Any]:
     client = session.client(person)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        now = client.job_value(job)
+        now = client.job(job)
         if now.state is JobState.PENDING and now.reason is not None:
             session.say(f"  {job} waits: {now.reason.message}")
             return {"job": job, "code": now.reason.code.value, "reason": now.reason.message}
