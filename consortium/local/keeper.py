@@ -79,7 +79,7 @@ class Keeper(threading.Thread):
         self.spec = spec
         self._federation = federation
         self._changed = changed
-        self._started = started
+        self._record = started
         self._delays = (first_delay_s, longest_delay_s)
         self._halt = threading.Event()
         self._lock = threading.Lock()
@@ -156,7 +156,7 @@ class Keeper(threading.Thread):
         with contextlib.suppress(psutil.NoSuchProcess):
             session = Session(child=self.spec.name, pid=process.pid, created=psutil.Process(process.pid).create_time())
             self._sessions = [session]
-            self._started(session)
+            self._record(session)
         return process
 
     def _await_ready(self, process: subprocess.Popen[bytes]) -> bool:

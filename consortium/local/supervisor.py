@@ -141,17 +141,19 @@ def _serve(directory: FederationDir, children: list[ChildSpec], stopping: thread
         children, federation=str(directory.federation()["id"]), say=voice.say, publish=publish, record=record
     )
     voice.note(f"federation {directory.name}: {len(children)} children, pid {os.getpid()}")
-    supervisor.start()
-    stopping.wait()
-    voice.note("stopping")
-    supervisor.stop()
+    try:
+        supervisor.start()
+        stopping.wait()
+    finally:
+        voice.note("stopping")
+        supervisor.stop()
     publish(supervisor.statuses(), "stopped")
     voice.note("stopped")
 
 
 def _lifeline(stopping: threading.Event) -> None:
-    for line in sys.stdin.buffer:
-        if line.strip() == b"detach":
+    while heard := os.read(0, 64):
+        if b"detach" in heard:
             # Whoever reads the starter's standard error must see its end, not wait for ours.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             return
