@@ -33,7 +33,7 @@ def register_at_home(
     directory: FederationDir | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Dataset:
-    """Write the collections at `paths` into the private store of `site` and register them as the next version of `name`.
+    """Write the collections at `paths` into the private store of `site` and register the next version of `name`.
 
     Only the dataset's description leaves the site. Raises NotFoundError for a site that is not on this machine, and
     what `register_collection` raises for unreadable input.
