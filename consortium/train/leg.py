@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from consortium.domain.data import ArtifactClass
-from consortium.domain.training import Certificate, Commit, Round, RoundPhase
-from consortium.errors import ConflictError, ConsortiumError, NotFoundError, UnreachableError, VerificationError
+from consortium.domain.training import Commit, Round, RoundPhase
+from consortium.errors import ConflictError, ConsortiumError, VerificationError
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Contribution, Keep, Origin, OuterState
 from consortium.train.outer import (
@@ -25,17 +25,13 @@ from consortium.train.outer import (
     Vector,
     aggregate,
     digest_of,
-    from_bytes,
     nesterov,
     norm_of,
     to_bytes,
 )
+from consortium.train.peers import INITIAL, JUDGED, Peers, commit_of
 from consortium.train.rounds import check_certificate
-from consortium.train.screen import Screened, screen
 from consortium.train.settings import PretrainParams
-
-INITIAL = "outer-0"
-_JUDGED = (RoundPhase.CERTIFIED, RoundPhase.CLOSED, RoundPhase.DISPUTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,16 +91,13 @@ class FederatedLeg:
         self._origin = origin
         self._size = origin.layout.size
         self._metrics = metrics
-        self._sleep = sleep
+        self._peers = Peers(exchange, self._size, sleep=sleep)
         self._job = exchange.context.job
         self._site = exchange.context.site
         self.digests: dict[str, str] = {}
         """Digest of the outer state after each round this leg saw, by round."""
         self.losses: dict[str, float] = {}
         """Mean training loss of each round this leg contributed to, by round."""
-        self._received: dict[str, bytes] = {}
-        """Peers' contributions to the round at hand, by digest: judged first, applied later."""
-        self._peers = tuple(sorted({*exchange.context.peers, self._site}))
 
     def run(self) -> OuterState:
         """Take part until the last round is closed; return the final outer state.
@@ -127,8 +120,8 @@ class FederatedLeg:
     def _begin(self) -> OuterState:
         """Return the state before round 1: drawn here by the first peer, received by the others."""
         known = self._exchange.agreements("outer/0")
-        first = self._site == self._peers[0] and not known
-        outer = self._inner.initial() if first else self._receive_initial()
+        first = self._site == self._peers.sites[0] and not known
+        outer = self._inner.initial() if first else self._peers.receive_initial()
         state = OuterState(
             round=0,
             digest=digest_of(to_bytes(outer)),
@@ -141,31 +134,13 @@ class FederatedLeg:
         self._keep.save_outer(state, self._origin)
         return state
 
-    def _receive_initial(self) -> Vector:
-        """Return the initial state that was agreed on, or that the first peer sends."""
-        publisher = self._peers[0]
-        self._exchange.progress(phase="waiting for the initial state", site=publisher)
-        for _ in self._patiently():
-            agreed = set(self._exchange.agreements("outer/0").values())
-            for artifact in self._exchange.inbox():
-                fits = artifact.digest in agreed if agreed else artifact.sender == publisher
-                if fits and (artifact.name, artifact.round) == (INITIAL, 0):
-                    return from_bytes(self._exchange.receive(artifact), self._size, what=f"{INITIAL} of {publisher}")
-            if self._site == publisher:
-                raise VerificationError(
-                    f"the job's initial state was agreed on, but {self._site} neither holds it nor was sent it",
-                    where=f"job {self._job}",
-                    fix="restore the site's private store, or start the job anew",
-                )
-        raise AssertionError("waiting ends only with a result")
-
     def _publish(self, state: OuterState) -> None:
         """Publish and agree on the state before round 1, unless this site has done so already."""
         if state.round > 0 or self._site in (known := self._exchange.agreements("outer/0")):
             return
-        if self._site == self._peers[0] and len(self._peers) > 1:
+        if self._site == self._peers.sites[0] and len(self._peers.sites) > 1:
             self._exchange.send(ArtifactClass.OUTER_STATE, INITIAL, to_bytes(state.outer))
-        self._compare("outer/0", state.digest, known)
+        self._peers.compare("outer/0", state.digest, known)
         self._exchange.agree("outer/0", state.digest)
 
     # -- one round ------------------------------------------------------------------------------------------------
@@ -180,14 +155,14 @@ class FederatedLeg:
         after = self._apply(state, current, made)
         self._agree(after)
         self._keep.save_outer(after, self._origin)
-        self._received.clear()
+        self._peers.forget()
         self._report(after, current, made, trained - started, time.monotonic() - trained)
         return after
 
     def _contribute(self, state: OuterState, number: int) -> Contribution | None:
         """Make, keep, send and commit this site's contribution; None where the round goes on without it."""
-        seen = self._look(number)
-        committed = _commit_of(seen, self._site)
+        seen = self._peers.look(number)
+        committed = commit_of(seen, self._site)
         made = self._keep.contribution(number, self._size)
         if made is not None and made.previous_outer != state.digest:
             made = None
@@ -223,17 +198,17 @@ class FederatedLeg:
 
     def _commit(self, made: Contribution) -> bool:
         """Send and commit; False where the round stopped taking commits meanwhile."""
-        if len(self._peers) > 1:
+        if len(self._peers.sites) > 1:
             self._exchange.send(ArtifactClass.PSEUDO_GRADIENT, _name(made.round), made.data, round=made.round)
         try:
             self._exchange.commit(
                 made.round, tokens=made.tokens, steps=made.steps, digest=made.digest, norm=made.norm, loss=made.loss
             )
         except ConflictError as fault:
-            current = self._look(made.round)
+            current = self._peers.look(made.round)
             if current is None or current.phase is RoundPhase.OPEN:
                 raise
-            if _commit_of(current, self._site) is None:
+            if commit_of(current, self._site) is None:
                 sys.stderr.write(f"round {made.round} goes on without this site: {fault.what}\n")
                 return False
         return True
@@ -256,76 +231,21 @@ class FederatedLeg:
         """Follow the round until it is certified, judging its commits on the way."""
         judged = False
         self._exchange.progress(phase="waiting", round=number, rounds=self._params.outer.rounds)
-        for _ in self._patiently():
-            current = self._look(number)
-            if current is None or current.phase is RoundPhase.OPEN:
-                continue
-            if current.phase in _JUDGED:
+        for current in self._peers.follow(number):
+            if current.phase in JUDGED:
                 return current
-            if not judged and made is not None and _commit_of(current, self._site) is not None:
-                self._judge(current, made)
+            if current.phase is RoundPhase.JUDGING and not judged and made is not None:
                 judged = True
-        raise AssertionError("waiting ends only with a result")
-
-    def _judge(self, current: Round, made: Contribution) -> None:
-        """Fetch, check and judge every commit of the round, unless this site's verdicts are known already."""
-        if {verdict.site for verdict in current.verdicts if verdict.judge == self._site} >= {
-            commit.site for commit in current.commits
-        }:
-            return
-        received, faults = {self._site: made.data}, dict[str, str]()
-        for commit in current.commits:
-            if commit.site != self._site:
-                self._try_fetch(current.number, commit.site, commit.digest, received, faults)
-        judged = screen(current.commits, received, faults, self._size)
-        for one in judged:
-            if one.reason:
-                sys.stderr.write(f"round {current.number}: {one.commit.site} refused: {one.reason}\n")
-        try:
-            self._exchange.verdicts(current.number, [one.as_verdict() for one in judged])
-        except ConflictError as fault:
-            self._tolerate_late(current.number, judged, fault)
-
-    def _tolerate_late(self, number: int, judged: tuple[Screened, ...], fault: ConflictError) -> None:
-        """Verdicts may come too late, or differ from those given before a restart; neither is this leg's to hide."""
-        current = self._look(number)
-        if current is None or current.phase not in _JUDGED:
-            known = {verdict.site for verdict in current.verdicts if verdict.judge == self._site} if current else set()
-            if not known >= {one.commit.site for one in judged}:
-                raise fault
-        sys.stderr.write(f"verdicts on round {number} were not taken: {fault.what}\n")
-
-    def _try_fetch(
-        self, number: int, site: str, digest: str, received: dict[str, bytes], faults: dict[str, str]
-    ) -> None:
-        try:
-            received[site] = self._fetch(number, site, digest)
-        except NotFoundError:
-            faults[site] = "missing"
-        except VerificationError:
-            faults[site] = "digest"
-        except UnreachableError:
-            faults[site] = "unreachable"
-
-    def _fetch(self, number: int, site: str, digest: str) -> bytes:
-        """Return a peer's contribution; raises NotFoundError where it was not announced to this site."""
-        if digest in self._received:
-            return self._received[digest]
-        for artifact in self._exchange.inbox():
-            if (artifact.sender, artifact.round, artifact.digest) == (site, number, digest):
-                data = self._exchange.receive(artifact)
-                if digest_of(data) != digest:
-                    raise VerificationError(f"the contribution of {site} does not hash to {digest}")
-                self._received[digest] = data
-                return data
-        raise NotFoundError(f"no contribution {digest} of {site} for round {number}", where=f"job {self._job}")
+                if commit_of(current, self._site) is not None:
+                    self._peers.judge(current, made)
+        raise AssertionError("following ends only with a result")
 
     # -- the outer step -------------------------------------------------------------------------------------------
 
     def _apply(self, state: OuterState, current: Round, made: Contribution | None) -> OuterState:
         """Return the state after a certified round. Raises VerificationError where the certificate does not hold."""
         certificate = check_certificate(current, state.digest)
-        mine = _commit_of(current, self._site)
+        mine = commit_of(current, self._site)
         if mine is not None and (made is None or mine.digest != made.digest):
             raise VerificationError(
                 f"the round counts a commit {mine.digest} that {self._site} did not make", where=f"job {self._job}"
@@ -333,7 +253,7 @@ class FederatedLeg:
         self._keep.pin_certificate(certificate)
         outer, momentum = state.outer, state.momentum
         if certificate.contributions:
-            mean = aggregate(certificate.contributions, self._gather(certificate, made), self._size)
+            mean = aggregate(certificate.contributions, self._peers.gather(certificate, made), self._size)
             outer, momentum = nesterov(
                 outer, momentum, mean, lr=self._params.outer.lr, momentum_decay=self._params.outer.momentum
             )
@@ -348,58 +268,19 @@ class FederatedLeg:
             moments=self._inner.moments(),
         )
 
-    def _gather(self, certificate: Certificate, made: Contribution | None) -> dict[str, Vector]:
-        """Return the accepted pseudo-gradients, waiting for those that cannot be had yet: the outer step needs all."""
-        vectors: dict[str, Vector] = {}
-        for part in certificate.contributions:
-            data = made.data if made is not None and part.digest == made.digest else None
-            for _ in self._patiently() if data is None else ():
-                try:
-                    data = self._fetch(certificate.round, part.site, part.digest)
-                    break
-                except (UnreachableError, NotFoundError) as fault:
-                    self._exchange.progress(phase="fetching", round=certificate.round, site=part.site)
-                    sys.stderr.write(f"still waiting for the contribution of {part.site}: {fault.what}\n")
-            if data is not None:
-                vectors[part.site] = from_bytes(data, self._size, what=f"the contribution of {part.site}")
-        return vectors
-
     def _agree(self, after: OuterState) -> None:
         """Publish the new state's digest, compare it with the peers', and wait until the server closes the round."""
         topic = f"outer/{after.round}"
         self._exchange.agree(topic, after.digest)
-        for _ in self._patiently():
-            current = self._exchange.round(after.round)
-            self._compare(topic, after.digest, {**self._exchange.agreements(topic), **(current.outer_digests or {})})
+        self._peers.compare(topic, after.digest, self._exchange.agreements(topic))
+        for current in self._peers.follow(after.round):
+            self._peers.compare(topic, after.digest, current.outer_digests or {})
             if current.phase is RoundPhase.CLOSED:
                 return
             if current.phase is RoundPhase.DISPUTED:
                 raise VerificationError(f"round {after.round} is disputed", where=f"job {self._job}")
 
-    def _compare(self, topic: str, mine: str, known: Mapping[str, str]) -> None:
-        differ = {site: digest for site, digest in sorted(known.items()) if digest != mine}
-        if differ:
-            raise VerificationError(
-                f"{topic} of {self._site} is {mine}, but " + ", ".join(f"{s} has {d}" for s, d in differ.items()),
-                where=f"job {self._job}",
-                fix="recompute the round from its certificate and contributions to see who differs",
-            )
-
     # -- small things ---------------------------------------------------------------------------------------------
-
-    def _look(self, number: int) -> Round | None:
-        try:
-            return self._exchange.round(number)
-        except NotFoundError:
-            return None
-
-    def _patiently(self) -> Iterator[None]:
-        """Yield again and again, at intervals that grow from 0.2 to 2 seconds."""
-        pause_s = 0.2
-        while True:
-            yield
-            self._sleep(pause_s)
-            pause_s = min(2.0, pause_s * 1.3)
 
     def _report(
         self, after: OuterState, current: Round, made: Contribution | None, training_s: float, waiting_s: float
@@ -427,7 +308,3 @@ class FederatedLeg:
 
 def _name(number: int) -> str:
     return f"pseudo-gradient-{number}"
-
-
-def _commit_of(current: Round | None, site: str) -> Commit | None:
-    return next((commit for commit in current.commits if commit.site == site), None) if current else None

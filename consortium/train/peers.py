@@ -1,0 +1,165 @@
+"""What a leg asks of its peers and of the server: the initial state, contributions, verdicts, comparisons."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from consortium.domain.training import Certificate, Commit, Round, RoundPhase
+from consortium.errors import ConflictError, NotFoundError, UnreachableError, VerificationError
+from consortium.train.exchange import Exchange
+from consortium.train.keep import Contribution
+from consortium.train.outer import Vector, digest_of, from_bytes
+from consortium.train.screen import Screened, screen
+
+INITIAL = "outer-0"
+JUDGED = (RoundPhase.CERTIFIED, RoundPhase.CLOSED, RoundPhase.DISPUTED)
+_SHORT_S, _LONG_S, _GROWTH = 0.2, 2.0, 1.1
+
+
+class Peers:
+    """The other sites of a job, through the leg's gateway. `size` is the model's number of parameters."""
+
+    def __init__(self, exchange: Exchange, size: int, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._exchange = exchange
+        self._size = size
+        self._sleep = sleep
+        self.job = exchange.context.job
+        self.site = exchange.context.site
+        self.sites = tuple(sorted({*exchange.context.peers, self.site}))
+        self._received: dict[str, bytes] = {}
+        """Contributions to the round at hand, by digest: judged first, applied later."""
+
+    def forget(self) -> None:
+        """Let go of the contributions of a round that is over."""
+        self._received.clear()
+
+    def receive_initial(self) -> Vector:
+        """Return the initial state that was agreed on, or that the first peer sends."""
+        publisher = self.sites[0]
+        self._exchange.progress(phase="waiting for the initial state", site=publisher)
+        for _ in self.patiently():
+            agreed = set(self._exchange.agreements("outer/0").values())
+            for artifact in self._exchange.inbox():
+                fits = artifact.digest in agreed if agreed else artifact.sender == publisher
+                if fits and (artifact.name, artifact.round) == (INITIAL, 0):
+                    return from_bytes(self._exchange.receive(artifact), self._size, what=f"{INITIAL} of {publisher}")
+            if self.site == publisher:
+                raise VerificationError(
+                    f"the job's initial state was agreed on, but {self.site} neither holds it nor was sent it",
+                    where=f"job {self.job}",
+                    fix="restore the site's private store, or start the job anew",
+                )
+        raise AssertionError("waiting ends only with a result")
+
+    def judge(self, current: Round, made: Contribution) -> None:
+        """Fetch, check and judge every commit of the round, unless this site's verdicts are known already."""
+        if {verdict.site for verdict in current.verdicts if verdict.judge == self.site} >= {
+            commit.site for commit in current.commits
+        }:
+            return
+        received, faults = {self.site: made.data}, dict[str, str]()
+        for commit in current.commits:
+            if commit.site != self.site:
+                self._try_fetch(current.number, commit.site, commit.digest, received, faults)
+        judged = screen(current.commits, received, faults, self._size)
+        for one in judged:
+            if one.reason:
+                sys.stderr.write(f"round {current.number}: {one.commit.site} refused: {one.reason}\n")
+        try:
+            self._exchange.verdicts(current.number, [one.as_verdict() for one in judged])
+        except ConflictError as fault:
+            self._tolerate_late(current.number, judged, fault)
+
+    def _tolerate_late(self, number: int, judged: tuple[Screened, ...], fault: ConflictError) -> None:
+        """Verdicts may come too late, or differ from those given before a restart; neither is this leg's to hide."""
+        current = self.look(number)
+        if current is None or current.phase not in JUDGED:
+            known = {verdict.site for verdict in current.verdicts if verdict.judge == self.site} if current else set()
+            if not known >= {one.commit.site for one in judged}:
+                raise fault
+        sys.stderr.write(f"verdicts on round {number} were not taken: {fault.what}\n")
+
+    def _try_fetch(
+        self, number: int, site: str, digest: str, received: dict[str, bytes], faults: dict[str, str]
+    ) -> None:
+        try:
+            received[site] = self._fetch(number, site, digest)
+        except NotFoundError:
+            faults[site] = "missing"
+        except VerificationError:
+            faults[site] = "digest"
+        except UnreachableError:
+            faults[site] = "unreachable"
+
+    def _fetch(self, number: int, site: str, digest: str) -> bytes:
+        """Return a peer's contribution; raises NotFoundError where it was not announced to this site."""
+        if digest in self._received:
+            return self._received[digest]
+        for artifact in self._exchange.inbox():
+            if (artifact.sender, artifact.round, artifact.digest) == (site, number, digest):
+                data = self._exchange.receive(artifact)
+                if digest_of(data) != digest:
+                    raise VerificationError(f"the contribution of {site} does not hash to {digest}")
+                self._received[digest] = data
+                return data
+        raise NotFoundError(f"no contribution {digest} of {site} for round {number}", where=f"job {self.job}")
+
+    def gather(self, certificate: Certificate, made: Contribution | None) -> dict[str, Vector]:
+        """Return the accepted pseudo-gradients, waiting for those that cannot be had yet: the outer step needs all."""
+        vectors: dict[str, Vector] = {}
+        for part in certificate.contributions:
+            data = made.data if made is not None and part.digest == made.digest else None
+            for _ in self.patiently() if data is None else ():
+                try:
+                    data = self._fetch(certificate.round, part.site, part.digest)
+                    break
+                except (UnreachableError, NotFoundError) as fault:
+                    self._exchange.progress(phase="fetching", round=certificate.round, site=part.site)
+                    sys.stderr.write(f"still waiting for the contribution of {part.site}: {fault.what}\n")
+            if data is not None:
+                vectors[part.site] = from_bytes(data, self._size, what=f"the contribution of {part.site}")
+        return vectors
+
+    def compare(self, topic: str, mine: str, known: Mapping[str, str]) -> None:
+        """Raise VerificationError naming every site whose digest for `topic` is not `mine`."""
+        differ = {site: digest for site, digest in sorted(known.items()) if digest != mine}
+        if differ:
+            raise VerificationError(
+                f"{topic} of {self.site} is {mine}, but " + ", ".join(f"{s} has {d}" for s, d in differ.items()),
+                where=f"job {self.job}",
+                fix="recompute the round from its certificate and contributions to see who differs",
+            )
+
+    def look(self, number: int) -> Round | None:
+        """Return a round as the server has it, or None where it is not open yet."""
+        try:
+            return self._exchange.round(number)
+        except NotFoundError:
+            return None
+
+    def follow(self, number: int) -> Iterator[Round]:
+        """Yield the round again and again: often right after its phase changed, then less and less."""
+        phase, pause_s = None, _SHORT_S
+        while True:
+            current = self.look(number)
+            if current is not None:
+                if current.phase is not phase:
+                    phase, pause_s = current.phase, _SHORT_S
+                yield current
+            self._sleep(pause_s)
+            pause_s = min(_LONG_S, pause_s * _GROWTH)
+
+    def patiently(self) -> Iterator[None]:
+        """Yield again and again, at intervals that grow."""
+        pause_s = _SHORT_S
+        while True:
+            yield
+            self._sleep(pause_s)
+            pause_s = min(_LONG_S, pause_s * _GROWTH)
+
+
+def commit_of(current: Round | None, site: str) -> Commit | None:
+    """Return a site's commit to a round, if there is one."""
+    return next((commit for commit in current.commits if commit.site == site), None) if current else None
