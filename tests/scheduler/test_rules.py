@@ -214,7 +214,7 @@ def test_jobs_that_could_never_fit(story, changes, expected, fix):
 def test_short_jobs_are_backfilled_and_long_ones_would_delay_the_first_in_line():
     busy = held(1, "fr-1", {"n0": 8, "n1": 4})
     head = job(1, gpus=16, sites=("fr-1",))
-    short, long = job(2, gpus=4, sites=("fr-1",), walltime_s=3600), job(3, gpus=4, sites=("fr-1",), walltime_s=7200)
+    long, short = job(2, gpus=4, sites=("fr-1",), walltime_s=7200), job(3, gpus=4, sites=("fr-1",), walltime_s=3600)
     snapshot = world(head, long, short, held=(busy,))
     plan = schedule(snapshot)
     assert started(plan) == {short.id: ["fr-1"]}
@@ -249,6 +249,28 @@ def test_a_long_job_may_run_beside_the_reservation():
     assert started(plan) == {beside.id: ["fr-1"]}
     assert plan.reservations[0].legs[0].nodes == {"n0": 8}
     assert code(plan, over) is ReasonCode.CAPACITY
+
+
+def test_jobs_beside_a_reservation_are_counted_together():
+    busy = held(1, "fr-1", {"n0": 8, "n1": 4})
+    head = job(1, gpus=12, sites=("fr-1",))
+    first, second = (job(n, gpus=2, sites=("fr-1",), walltime_s=9000) for n in (2, 3))
+    third = job(4, gpus=1, sites=("fr-1",), walltime_s=9000)
+    snapshot = world(head, first, second, third, held=(busy,))
+    assert list(started(schedule(snapshot))) == [first.id, second.id]
+    wider = job(1, gpus=14, sites=("fr-1",))
+    plan = schedule(world(wider, first, second, third, held=(busy,)))
+    assert list(started(plan)) == [first.id]
+    assert {code(plan, item) for item in (second, third)} == {ReasonCode.PRIORITY}
+
+
+def test_a_node_that_partners_share_from_before_the_rule_takes_neither_until_one_has_left():
+    sites = (site("fr-1", H100, (8,)),)
+    accounts = (account("fr", {H100: 8}), account("de", {H100: 0}))
+    both = (held(1, "fr-1", {"n0": 2}), held(2, "fr-1", {"n0": 2}, account="de"))
+    asks = job(1, gpus=2)
+    assert code(schedule(world(asks, sites=sites, accounts=accounts, held=both)), asks) is ReasonCode.COTENANCY
+    assert started(schedule(world(asks, sites=sites, accounts=accounts, held=both[:1]))) == {asks.id: ["fr-1"]}
 
 
 def test_a_backfilled_job_may_not_take_the_quota_of_the_first_in_line():
