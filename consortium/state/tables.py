@@ -17,6 +17,7 @@ from sqlalchemy import (
 )
 
 metadata = MetaData()
+# Serial numbers are never reused (sqlite_autoincrement): who waits for an inbox item waits for its number.
 
 _Serial = BigInteger().with_variant(Integer(), "sqlite")
 
@@ -171,6 +172,7 @@ outbox = Table(
     metadata,
     Column("id", _Serial, primary_key=True, autoincrement=True),
     _text("record_id"),
+    sqlite_autoincrement=True,
 )
 """Records on their way to the ledger, in order."""
 
@@ -181,6 +183,7 @@ inbox = Table(
     _text("kind"),
     Column("payload", JSON, nullable=False),
     _ms("received_ms"),
+    sqlite_autoincrement=True,
 )
 """Acknowledged submissions, reports and cancellations that the scheduler loop has yet to fold in."""
 
@@ -218,6 +221,7 @@ crossings = Table(
     _text("origin"),
     Column("seq", BigInteger, nullable=False),
     Index("ix_crossings_at", "at_ms"),
+    sqlite_autoincrement=True,
 )
 
 artifacts = Table(
@@ -233,6 +237,7 @@ artifacts = Table(
     Column("doc", JSON, nullable=False),
     _ms("at_ms"),
     UniqueConstraint("job", "sender", "key"),
+    sqlite_autoincrement=True,
 )
 
 artifact_recipients = Table(
@@ -304,6 +309,7 @@ logs = Table(
     _ms("at_ms"),
     Index("ix_logs_job", "job", "id"),
     Index("ix_logs_leg", "leg", "offset"),
+    sqlite_autoincrement=True,
 )
 
 idempotency = Table(
@@ -324,6 +330,7 @@ tracking_tasks = Table(
     _text("leg"),
     Column("payload", JSON, nullable=False),
     Column("tries", Integer, nullable=False, default=0),
+    sqlite_autoincrement=True,
 )
 """What the tracking server has yet to be told, in order; kept while it is away."""
 

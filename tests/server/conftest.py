@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import secrets
 import signal
 import socket
@@ -93,7 +92,12 @@ class Fed:
     trust: Trust
     settings: dict[str, Any]
     process: subprocess.Popen[bytes] | None = None
-    tokens: dict[str, str] = field(default_factory=dict)
+    sites: dict[str, ScriptedSite] = field(default_factory=dict)
+
+    params = staticmethod(params)
+    until = staticmethod(until)
+    new_id = staticmethod(new_id)
+    to_json = staticmethod(to_json)
 
     @property
     def url(self) -> str:
@@ -154,14 +158,17 @@ class Fed:
         partner = ids.partner_of(site)
         shard = Shard(key=f"raw/{name}", digest=digest(name.encode()), size_bytes=1000, documents=10)
         dataset = Dataset(
-            id=new_id("ds"), name=name, version=1, site=site, territory=partner, artifact_class=cls,
-            languages=(partner,), licence="CC0-1.0", source="test", shards=(shard,), **more,
+            id=new_id("ds"), name=name, version=self._next_version(name), site=site, territory=partner,
+            artifact_class=cls, languages=(partner,), licence="CC0-1.0", source="test", shards=(shard,), **more,
         )  # fmt: skip
         who = {"fr": "fr/amelie", "de": "de/anna", "uy": "uy/alma"}[partner]
         body = {"dataset": to_json(dataset), "signature": self.people[who].sign(canonical(dataset))}
         answer = self.call(who, "POST", "/v1/datasets", body)
         assert answer.status_code == 201, answer.text
         return dataset
+
+    def _next_version(self, name: str) -> int:
+        return max((item["version"] for item in self.get(f"/v1/datasets?name={name}")), default=0) + 1
 
     def spec(self, inputs: list[Dataset], **changes: Any) -> JobSpec:
         base = JobSpec(
@@ -198,8 +205,16 @@ class Fed:
     def records(self, origin: str) -> list[dict[str, Any]]:
         return [e["payload"] for e in self.entries() if e["payload"]["origin"] == origin]
 
+    def typed(self, origin: str) -> list[Record]:
+        """The records of an origin in the ledger, in its order."""
+        return [from_json(Record, payload) for payload in self.records(origin)]
+
     def site(self, name: str) -> ScriptedSite:
-        return ScriptedSite(fed=self, name=name, key=self.site_keys[name])
+        """The site of that name, polled once so that the server knows it is there."""
+        if name not in self.sites:
+            self.sites[name] = ScriptedSite(fed=self, name=name, key=self.site_keys[name])
+        self.sites[name].poll()
+        return self.sites[name]
 
 
 @dataclass
@@ -372,14 +387,16 @@ def free_port() -> int:
 def quiet_fed(tmp_path: Path) -> Iterator[Fed]:
     """A federation whose server the test starts itself."""
     found = make_fed(tmp_path / "fed")
-    os.chmod(found.home, 0o700)
     yield found
     if found.process is not None:
         found.kill()
 
 
-@pytest.fixture
-def fed(quiet_fed: Fed) -> Fed:
-    """A federation with its server up."""
-    quiet_fed.start()
-    return quiet_fed
+@pytest.fixture(scope="module")
+def fed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fed]:
+    """A federation with its server up, shared by the tests of a module: each ends the jobs it starts."""
+    found = make_fed(tmp_path_factory.mktemp("server") / "fed")
+    found.start()
+    yield found
+    if found.process is not None:
+        found.kill()

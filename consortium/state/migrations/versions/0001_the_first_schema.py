@@ -42,7 +42,8 @@ def upgrade() -> None:
     sa.Column('doc', sa.JSON(), nullable=False),
     sa.Column('at_ms', sa.BigInteger(), nullable=False),
     sa.PrimaryKeyConstraint('id'),
-    sa.UniqueConstraint('job', 'sender', 'key')
+    sa.UniqueConstraint('job', 'sender', 'key'),
+    sqlite_autoincrement=True
     )
     op.create_table('attempts',
     sa.Column('id', sa.String(length=255), nullable=False),
@@ -82,7 +83,8 @@ def upgrade() -> None:
     sa.Column('at_ms', sa.BigInteger(), nullable=False),
     sa.Column('origin', sa.String(length=255), nullable=False),
     sa.Column('seq', sa.BigInteger(), nullable=False),
-    sa.PrimaryKeyConstraint('id')
+    sa.PrimaryKeyConstraint('id'),
+    sqlite_autoincrement=True
     )
     with op.batch_alter_table('crossings', schema=None) as batch_op:
         batch_op.create_index('ix_crossings_at', ['at_ms'], unique=False)
@@ -140,7 +142,8 @@ def upgrade() -> None:
     sa.Column('kind', sa.String(length=255), nullable=False),
     sa.Column('payload', sa.JSON(), nullable=False),
     sa.Column('received_ms', sa.BigInteger(), nullable=False),
-    sa.PrimaryKeyConstraint('id')
+    sa.PrimaryKeyConstraint('id'),
+    sqlite_autoincrement=True
     )
     op.create_table('jobs',
     sa.Column('id', sa.String(length=255), nullable=False),
@@ -199,7 +202,8 @@ def upgrade() -> None:
     sa.Column('offset', sa.BigInteger(), nullable=False),
     sa.Column('text', sa.Text(), nullable=False),
     sa.Column('at_ms', sa.BigInteger(), nullable=False),
-    sa.PrimaryKeyConstraint('id')
+    sa.PrimaryKeyConstraint('id'),
+    sqlite_autoincrement=True
     )
     with op.batch_alter_table('logs', schema=None) as batch_op:
         batch_op.create_index('ix_logs_job', ['job', 'id'], unique=False)
@@ -213,7 +217,8 @@ def upgrade() -> None:
     op.create_table('outbox',
     sa.Column('id', sa.BigInteger().with_variant(sa.Integer(), 'sqlite'), autoincrement=True, nullable=False),
     sa.Column('record_id', sa.String(length=255), nullable=False),
-    sa.PrimaryKeyConstraint('id')
+    sa.PrimaryKeyConstraint('id'),
+    sqlite_autoincrement=True
     )
     op.create_table('records',
     sa.Column('origin', sa.String(length=255), nullable=False),
@@ -258,7 +263,8 @@ def upgrade() -> None:
     sa.Column('leg', sa.String(length=255), nullable=False),
     sa.Column('payload', sa.JSON(), nullable=False),
     sa.Column('tries', sa.Integer(), nullable=False),
-    sa.PrimaryKeyConstraint('id')
+    sa.PrimaryKeyConstraint('id'),
+    sqlite_autoincrement=True
     )
     op.create_table('usage',
     sa.Column('leg', sa.String(length=255), nullable=False),

@@ -1,0 +1,166 @@
+"""Who may call what, and what a bad request is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from consortium.domain.job import Resources
+from consortium.domain.partner import Role
+from consortium.keys.canonical import canonical
+
+pytestmark = pytest.mark.integration
+
+
+def problem(answer: httpx.Response, status: int, slug: str) -> Any:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    document = answer.json()
+    assert document["type"] == f"urn:consortium:{slug}"
+    assert document["status"] == status
+    assert document["detail"]
+    assert "Traceback" not in answer.text
+    return document
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_health_needs_no_token_and_everything_else_does(fed: Any) -> None:
+    health = httpx.get(fed.url + "/v1/health")
+    assert health.json()["status"] == "ok"
+    assert health.headers["Consortium-Protocol"] == "1"
+    paths = httpx.get(fed.url + "/v1/openapi.json").json()["paths"]
+    assert "/v1/jobs/{job}/explain" in paths
+    for path, methods in paths.items():
+        for method in methods:
+            if path != "/v1/health":
+                answer = httpx.request(method, fed.url + path.replace("{", "").replace("}", ""))
+                assert answer.status_code in (401, 422), f"{method} {path}: {answer.status_code}"
+
+
+def test_an_expired_token_is_told_when_it_expired(fed: Any) -> None:
+    token = fed.token("fr/amelie", (Role.ENGINEER,), expires_ms=1_700_000_000_000)
+    document = problem(httpx.get(fed.url + "/v1/jobs", headers=bearer(token)), 401, "unauthenticated")
+    assert "2023-11-14" in document["detail"]
+    assert document["fix"]
+
+
+def test_a_forged_or_malformed_token_is_refused(fed: Any) -> None:
+    token = fed.token("fr/amelie", (Role.ENGINEER,))
+    forged = token[:-4] + ("AAAA" if token[-4:] != "AAAA" else "BBBB")
+    problem(httpx.get(fed.url + "/v1/jobs", headers=bearer(forged)), 401, "unauthenticated")
+    problem(httpx.get(fed.url + "/v1/jobs", headers=bearer("nonsense")), 401, "unauthenticated")
+
+
+def test_a_site_is_no_person_and_a_person_no_site(fed: Any) -> None:
+    problem(fed.call("fr-1", "GET", "/v1/jobs"), 403, "forbidden")
+    problem(fed.call("fr/amelie", "POST", "/v1/sites/fr-1/poll", {}), 403, "forbidden")
+    problem(fed.call("de-1", "POST", "/v1/sites/fr-1/poll", {}), 403, "forbidden")
+
+
+def test_unknown_things_are_named_with_what_there_is(fed: Any) -> None:
+    problem(fed.call("fr/amelie", "GET", "/v1/jobs/job-nope"), 404, "not-found")
+    problem(fed.call("fr/amelie", "GET", "/v1/nowhere"), 404, "not-found")
+    problem(fed.call("fr/amelie", "GET", "/v1/datasets/laws-xx"), 404, "not-found")
+    document = problem(fed.call("fr/bruno", "POST", "/v1/sites/fr-9/drain"), 404, "not-found")
+    assert "fr-1" in document["fix"]
+    problem(fed.call("fr/claire", "GET", "/v1/reports/xx?period=2026-11"), 404, "not-found")
+    problem(fed.call("fr/claire", "GET", "/v1/reports/fr?period=november"), 422, "bad-request")
+    problem(fed.call("fr/claire", "GET", "/v1/reports/fr"), 422, "bad-request")
+    problem(fed.call("fr/amelie", "GET", "/v1/jobs?state=sleeping"), 422, "bad-request")
+    problem(fed.call("fr/amelie", "DELETE", "/v1/jobs"), 405, "bad-request")
+    problem(fed.call("fr/amelie", "GET", "/v1/log/proof?index=999999"), 422, "bad-request")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"account": "fr/nope"}, "fr/nope"),
+        ({"inputs": ("ds-nope",)}, "ds-nope"),
+        ({"sites": ("fr-7",)}, "fr-7"),
+        ({"min_sites": 3}, "min_sites"),
+        ({"resources": Resources(gpus=1, walltime_s=5, flavors=("tpu",))}, "tpu"),
+        ({"params": {"nonsense": 1}}, "nonsense"),
+        ({"nonce": ""}, "nonce"),
+        ({"inputs": ()}, "inputs"),
+    ],
+)
+def test_a_spec_that_makes_no_sense_is_refused_by_name(fed: Any, change: dict[str, Any], words: str) -> None:
+    laws = fed.dataset("fr-1", "laws-fr")
+    answer = fed.submit(replace(fed.spec([laws]), **change))
+    assert answer.status_code in (404, 409, 422), answer.text
+    assert words in answer.text
+
+
+def test_raw_nonsense_is_a_bad_request(fed: Any) -> None:
+    laws = fed.dataset("fr-1", "laws-fr")
+    good = fed.to_json(fed.spec([laws]))
+    cases: list[Any] = [
+        {"spec": {**good, "kind": "mine-bitcoin"}, "signature": "x"},
+        {"spec": {**good, "resources": {"gpus": -5, "walltime_s": 1}}, "signature": "x"},
+        {"spec": {**good, "surprise": 1}, "signature": "x"},
+        {"spec": good, "signature": "x", "extra": 1},
+        {"signature": "x"},
+        [],
+        "text",
+    ]
+    for body in cases:
+        problem(fed.call("fr/amelie", "POST", "/v1/jobs", body), 422, "bad-request")
+    broken = httpx.post(
+        fed.url + "/v1/jobs", content=b"{not json", headers=bearer(fed.token("fr/amelie", (Role.ENGINEER,)))
+    )
+    problem(broken, 422, "bad-request")
+    problem(fed.call("fr-1", "POST", "/v1/sites/fr-1/poll", {"site": "fr-1"}), 422, "bad-request")
+
+
+def test_a_spec_changed_after_signing_or_signed_by_another_does_not_verify(fed: Any) -> None:
+    laws = fed.dataset("fr-1", "laws-fr")
+    spec = fed.spec([laws])
+    signature = fed.people["fr/amelie"].sign(canonical(spec))
+    changed = fed.to_json(replace(spec, purpose="something-else"))
+    problem(
+        fed.call("fr/amelie", "POST", "/v1/jobs", {"spec": changed, "signature": signature}), 409, "verification-failed"
+    )
+    stranger = fed.people["de/anna"].sign(canonical(spec))
+    problem(
+        fed.call("fr/amelie", "POST", "/v1/jobs", {"spec": fed.to_json(spec), "signature": stranger}),
+        409,
+        "verification-failed",
+    )
+    body = {"spec": fed.to_json(spec), "signature": signature}
+    problem(fed.call("de/anna", "POST", "/v1/jobs", body), 403, "forbidden")
+    problem(fed.call("fr/claire", "POST", "/v1/jobs", body), 403, "forbidden")
+    abroad = fed.submit(fed.spec([laws], account="de"))
+    problem(abroad, 409, "verification-failed")
+
+
+def test_an_unknown_protocol_is_refused(fed: Any) -> None:
+    answer = httpx.get(fed.url + "/v1/health", headers={"Consortium-Protocol": "9"})
+    document = problem(answer, 422, "bad-request")
+    assert "protocol" in document["detail"]
+    assert httpx.get(fed.url + "/v1/health", headers={"Consortium-Protocol": "0"}).status_code == 200
+
+
+def test_a_dataset_is_registered_by_its_own_people_under_the_next_version(fed: Any) -> None:
+    first = fed.dataset("de-1", "laws-de")
+    again = replace(first, id=fed.new_id("ds"))
+    body = {"dataset": fed.to_json(again), "signature": fed.people["de/anna"].sign(canonical(again))}
+    problem(fed.call("de/anna", "POST", "/v1/datasets", body), 409, "conflict")
+    problem(fed.call("fr/amelie", "POST", "/v1/datasets", body), 403, "forbidden")
+    bad = {**body, "dataset": {**body["dataset"], "territory": "fr"}}
+    problem(fed.call("de/anna", "POST", "/v1/datasets", bad), 422, "bad-request")
+    assert fed.dataset("de-1", "laws-de").version == first.version + 1
+
+
+def test_a_report_is_for_its_partners_auditor(fed: Any) -> None:
+    fed.dataset("fr-1", "laws-fr")
+    problem(fed.call("fr/amelie", "GET", "/v1/reports/fr?period=2026-11"), 403, "forbidden")
+    problem(fed.call("fr/claire", "GET", "/v1/reports/de?period=2026-11"), 403, "forbidden")
+    answer = fed.call("fr/claire", "GET", "/v1/reports/fr?period=2026-11")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["partner"] == "fr"

@@ -1,0 +1,83 @@
+"""What sites push: gapless, chained, signed; usage is billed once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from consortium.domain.data import ArtifactClass, Crossing, CrossingSide
+from consortium.domain.records import RecordType, UsageRow
+from consortium.keys.signing import sign_value
+
+pytestmark = pytest.mark.integration
+START = 1_795_000_000_000
+
+
+def row(site: str, leg: str, start: int, end: int, **changes: Any) -> UsageRow:
+    base = UsageRow(leg=leg, epoch="1.1", job="job-x", account="fr", site=site, flavor="h100-sxm", gpus=4,
+                    start_ms=START + start, end_ms=START + end)  # fmt: skip
+    return replace(base, **changes)
+
+
+def test_duplicates_are_passed_over_and_a_gap_names_the_expected_number(fed: Any) -> None:
+    site = fed.site("fr-1")
+    for number in range(3):
+        site.record(
+            RecordType.USAGE, {"period": "2026-11", "rows": [row("fr-1", "leg-a", number * 10, number * 10 + 10)]}
+        )
+    assert site.push(*site.chain[:2]).json() == {"acked_seq": 1}
+    assert site.push().json() == {"acked_seq": 2}
+    assert site.push().json() == {"acked_seq": 2}
+    site.record(RecordType.DOWNTIME, {})
+    site.record(RecordType.DOWNTIME, {})
+    gap = site.push(site.chain[4])
+    assert gap.status_code == 409
+    assert "3 is expected" in gap.json()["detail"]
+    assert gap.json()["fix"] == "send from record 3 on"
+    assert site.push().json() == {"acked_seq": 4}
+    assert site.poll().acked_seq == 4
+    assert len(fed.until(lambda: (r := fed.typed("fr-1")) and len(r) == 5 and r)) == 5
+
+
+def test_overlapping_usage_is_kept_but_billed_once(fed: Any) -> None:
+    site = fed.site("de-1")
+    rows = [row("de-1", "leg-b", 0, 100, account="de"), row("de-1", "leg-b", 50, 150, account="de", epoch="1.2")]
+    site.record(RecordType.USAGE, {"period": "2026-11", "rows": rows[:1]})
+    site.record(RecordType.USAGE, {"period": "2026-11", "rows": rows[1:]})
+    assert site.push().status_code == 200
+    usage = fed.get("/v1/usage")
+    assert usage["partners"]["de"]["delivered_gpu_ms"] == 400
+    assert [item["gpu_ms"] for item in usage["rows"] if item["conflict"]] == [400]
+
+
+def test_crossings_of_both_sides_meet(fed: Any) -> None:
+    crossing = Crossing(sender="de-1", recipient="uy-1", side=CrossingSide.RELEASE, artifact_class=ArtifactClass.STATISTIC,
+                        size_bytes=77, count=1, digest="sha256:x", job="job-x", at_ms=START)  # fmt: skip
+    for name, side in (("de-1", CrossingSide.RELEASE), ("uy-1", CrossingSide.RECEIPT)):
+        site = fed.site(name)
+        site.record(RecordType.CROSSING, {"period": "2026-11", "crossings": [replace(crossing, side=side)]})
+        assert site.push().status_code == 200
+    found = fed.get("/v1/crossings")
+    assert [(c["from"], c["to"], c["class"], c["bytes"], c["count"], c["agree"]) for c in found] == [
+        ("de-1", "uy-1", "statistic", 77, 1, True)
+    ]
+
+
+def test_forged_foreign_and_rewritten_records_are_refused(fed: Any) -> None:
+    site = fed.site("uy-1")
+    good = site.record(RecordType.DOWNTIME, {"why": "power"})
+    forged = replace(good, body={"why": "holiday"})
+    answer = site.push(forged)
+    assert answer.status_code == 409
+    assert answer.json()["type"] == "urn:consortium:verification-failed"
+    assert site.push(good).status_code == 200
+    rewritten = sign_value(site.key, replace(good, body={"why": "another story"}, signature=""))
+    answer = site.push(rewritten)
+    assert answer.status_code == 409
+    assert "two different records" in answer.json()["detail"]
+    foreign = site.push(sign_value(site.key, replace(good, origin="fr-1", signature="")))
+    assert foreign.status_code == 422
+    other = fed.call("uy-1", "POST", "/v1/sites/fr-1/records", {"records": []})
+    assert other.status_code == 403

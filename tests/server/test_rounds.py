@@ -1,0 +1,165 @@
+"""Rounds: commits, verdicts, certificate, agreeing outer states; quorum after the grace; a dispute fails the job."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import pytest
+
+from consortium.domain.codec import from_json
+from consortium.domain.data import ArtifactClass
+from consortium.domain.job import JobKind, LegState, Resources
+from consortium.domain.training import Certificate, Commit, Round, Verdict
+from consortium.keys.signing import sign_value, verify_value
+from consortium.train.rounds import check_certificate
+
+pytestmark = pytest.mark.integration
+NAMES = ("de-1", "fr-1", "uy-1")
+
+
+class Training:
+    """A federated pretrain job under way at three scripted sites."""
+
+    def __init__(self, fed: Any, min_sites: int) -> None:
+        self.fed = fed
+        self.sites = {name: fed.site(name) for name in NAMES}
+        inputs = [fed.dataset(n, f"tokens-{n}-{secrets.token_hex(3)}", ArtifactClass.TOKENS) for n in NAMES]
+        spec = fed.spec(inputs, kind=JobKind.PRETRAIN, params=fed.params("pretrain"), min_sites=min_sites,
+                        resources=Resources(gpus=1, walltime_s=600))  # fmt: skip
+        answer = fed.submit(spec)
+        assert answer.status_code == 201, answer.text
+        self.job = answer.json()["id"]
+        assert answer.json()["state"] == "pending", answer.text
+        self.offers = {name: site.hold(self.job) for name, site in self.sites.items()}
+        for name, site in self.sites.items():
+            site.wait_start(self.offers[name])
+            site.say(self.offers[name].leg, self.offers[name].epoch, LegState.RUNNING)
+
+    def post(self, name: str, path: str, body: Any) -> Any:
+        return self.sites[name].post(f"/v1/jobs/{self.job}/{path}", self.fed.to_json(body))
+
+    def commit(self, name: str, number: int, digest: str = "") -> Any:
+        commit = Commit(job=self.job, round=number, site=name, tokens=100, steps=5, digest=digest or f"sha256:{name}{number}",
+                        norm=(1.0).hex(), loss=(2.0).hex())  # fmt: skip
+        return self.post(name, f"rounds/{number}/commit", sign_value(self.sites[name].key, commit))
+
+    def judge(self, name: str, number: int, sites: tuple[str, ...] = NAMES) -> Any:
+        given = [
+            sign_value(
+                self.sites[name].key,
+                Verdict(job=self.job, round=number, judge=name, site=s, digest=f"sha256:{s}{number}", accept=True),
+            )
+            for s in sites
+        ]
+        return self.post(name, f"rounds/{number}/verdicts", given)
+
+    def agree(self, name: str, topic: str, digest: str) -> Any:
+        statement = {"job": self.job, "topic": topic, "site": name, "digest": digest}
+        return self.post(name, f"agreements/{topic}", sign_value(self.sites[name].key, statement))
+
+    def round(self, number: int) -> Round:
+        return from_json(Round, self.fed.get(f"/v1/jobs/{self.job}/rounds/{number}", who="fr-1"))
+
+    def phase(self, number: int, wanted: str) -> Round:
+        for site in self.sites.values():
+            site.poll()
+        found = self.fed.until(lambda: (r := self.round(number)).phase == wanted and r)
+        assert isinstance(found, Round)
+        return found
+
+    def cancel(self) -> None:
+        self.fed.call("fr/amelie", "POST", f"/v1/jobs/{self.job}/cancel")
+        self.end()
+
+    def end(self) -> None:
+        for name, site in self.sites.items():
+            site.say(self.offers[name].leg, self.offers[name].epoch, LegState.STOPPED)
+
+
+def test_two_rounds_from_commits_to_a_closed_round_on_record(fed: Any) -> None:
+    job = Training(fed, min_sites=3)
+    for name in NAMES:
+        assert job.agree(name, "outer/0", "sha256:start").status_code == 200
+    assert job.round(1).phase == "open"
+    assert job.round(1).expected == NAMES
+    early = job.commit("de-1", 2)
+    assert early.status_code == 409
+    assert "round 1 comes first" in early.json()["detail"]
+    for name in NAMES:
+        assert job.judge(name, 1).status_code == 409, "nothing is judged before the commits are fixed"
+        assert job.commit(name, 1).status_code == 200
+        assert job.commit(name, 1).status_code == 200, "a commit may be repeated"
+    job.phase(1, "judging")
+    late = job.commit("de-1", 1, "sha256:else")
+    assert late.status_code == 409
+    for name in NAMES:
+        assert job.judge(name, 1).status_code == 200
+    certified = job.phase(1, "certified")
+    assert certified.certificate is not None
+    assert certified.certificate.previous_outer == "sha256:start"
+    assert [c.weight for c in certified.certificate.contributions] == [(1 / 3).hex()] * 3
+    check_certificate(certified, "sha256:start")
+    verify_value(fed.trust.server_key, certified.certificate, what="the certificate")
+    for name in NAMES:
+        assert job.agree(name, "outer/1", "sha256:one").status_code == 200
+    job.phase(1, "closed")
+    for name in NAMES:
+        assert job.commit(name, 2).status_code == 200
+    job.phase(2, "judging")
+    for name in NAMES:
+        job.judge(name, 2)
+    second = job.phase(2, "certified")
+    assert isinstance(second.certificate, Certificate)
+    assert second.certificate.previous_outer == "sha256:one"
+    assert len(fed.get(f"/v1/jobs/{job.job}/rounds")) == 2
+    record = next(r for r in fed.records("server") if r["type"] == "round" and r["body"]["job"] == job.job)
+    assert record["body"]["outer_digest"] == "sha256:one"
+    assert from_json(Round, record["body"]["round"]).number == 1
+    job.cancel()
+
+
+def test_a_quorum_goes_on_after_the_grace(fed: Any) -> None:
+    job = Training(fed, min_sites=2)
+    for name in ("de-1", "fr-1"):
+        job.commit(name, 1)
+    fixed = job.phase(1, "judging")
+    assert [commit.site for commit in fixed.commits] == ["de-1", "fr-1"]
+    for name in ("de-1", "fr-1"):
+        job.judge(name, 1, ("de-1", "fr-1"))
+    assert [c.site for c in job.phase(1, "certified").certificate.contributions] == ["de-1", "fr-1"]  # type: ignore[union-attr]
+    job.cancel()
+
+
+def test_outer_states_that_differ_end_the_job_in_a_dispute(fed: Any) -> None:
+    job = Training(fed, min_sites=3)
+    for name in NAMES:
+        job.commit(name, 1)
+    job.phase(1, "judging")
+    for name in NAMES:
+        job.judge(name, 1)
+    job.phase(1, "certified")
+    job.agree("de-1", "outer/1", "sha256:one")
+    job.agree("fr-1", "outer/1", "sha256:two")
+    job.phase(1, "disputed")
+    shown = fed.job(job.job)
+    assert shown["state"] == "failed"
+    assert shown["reason"]["code"] == "dispute"
+    assert "fr-1" in shown["reason"]["message"]
+    job.end()
+
+
+def test_nobody_commits_judges_or_agrees_for_another_site(fed: Any) -> None:
+    job = Training(fed, min_sites=3)
+    stolen = Commit(
+        job=job.job, round=1, site="de-1", tokens=1, steps=1, digest="sha256:x", norm="0x0p+0", loss="0x0p+0"
+    )
+    answer = job.post("fr-1", "rounds/1/commit", sign_value(job.sites["fr-1"].key, stolen))
+    assert answer.status_code == 403
+    unsigned = job.post("de-1", "rounds/1/commit", stolen)
+    assert unsigned.status_code == 409
+    assert unsigned.json()["type"] == "urn:consortium:verification-failed"
+    assert (
+        job.post("fr-1", "agreements/tokenizer", {"site": "de-1", "digest": "d", "signature": "s"}).status_code == 403
+    )
+    job.cancel()

@@ -1,0 +1,64 @@
+"""Starting and stopping: each fault is one clear error with the right exit code."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+
+def said(run: Any, code: int, *words: str) -> None:
+    text = run.stderr.decode()
+    assert run.returncode == code, text
+    assert "Traceback" not in text
+    for word in words:
+        assert word in text, text
+
+
+def test_a_port_in_use_is_named(quiet_fed: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", quiet_fed.settings["port"]))
+        taken.listen()
+        said(quiet_fed.start(expect=2), 2, str(quiet_fed.settings["port"]), "in use", "fix:")
+
+
+def test_a_second_server_on_the_same_state_is_refused_and_sigterm_ends_cleanly(quiet_fed: Any) -> None:
+    quiet_fed.start()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    first = quiet_fed.settings["port"]
+    quiet_fed.settings["port"] = port
+    said(quiet_fed.start(expect=2), 2, "another server", "state.db")
+    quiet_fed.settings["port"] = first
+    assert quiet_fed.kill(signal.SIGTERM) == 0
+    assert "Traceback" not in quiet_fed.log()
+    quiet_fed.start()
+
+
+def test_half_written_or_wrong_settings_name_the_file_and_the_key(quiet_fed: Any) -> None:
+    quiet_fed.settings["surprise"] = 1
+    said(quiet_fed.start(expect=2), 2, "surprise", "config.json")
+    quiet_fed.settings.pop("surprise")
+    quiet_fed.settings["database_url"] = "mysql://nowhere"
+    said(quiet_fed.start(expect=2), 2, "mysql")
+
+
+def test_a_document_changed_by_somebody_else_stops_the_start_with_7(quiet_fed: Any) -> None:
+    path = quiet_fed.home / "documents" / "policy-uy.json"
+    document = json.loads(path.read_text())
+    document["text"] = document["text"].replace("to: []", "to: [fr]")
+    path.write_text(json.dumps(document))
+    said(quiet_fed.start(expect=7), 7, "policy of uy", "policy-uy.json")
+    path.write_text("{half")
+    said(quiet_fed.start(expect=2), 2, "policy-uy.json")
+
+
+def test_a_broken_database_file_is_said(quiet_fed: Any) -> None:
+    (quiet_fed.home / "server" / "state.db").write_bytes(b"this is not a database, at all" * 100)
+    said(quiet_fed.start(expect=2), 2, "state.db")
