@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import socket
 import sys
 
@@ -63,6 +64,9 @@ def serve(core: Core, listener: socket.socket) -> None:
         make_app(core), log_level="warning", access_log=False, timeout_graceful_shutdown=5, lifespan="off",
         timeout_keep_alive=30,
     )  # fmt: skip
+    # uvicorn ends on these signals and raises them again afterwards; a clean end is no death by signal.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     try:
         loop.start()
         tracking.start()

@@ -42,8 +42,8 @@ class Core:
     bell: threading.Event = field(default_factory=threading.Event)
     """Rung when the loop has something to do before its next cycle."""
     tracking_bell: threading.Event = field(default_factory=threading.Event)
-    tracking_away: bool = False
-    """Whether the tracking server did not answer last time."""
+    tracking_away: bool = True
+    """Whether the tracking server did not answer last time (or was not asked yet)."""
     folded: threading.Condition = field(default_factory=threading.Condition)
     folded_to: int = 0
     """Number of the last inbox item folded in."""

@@ -140,7 +140,7 @@ def _count_out(core: Core) -> None:
         live = jobs.legs_in(connection, jobs.LIVE)
         stored = all_sites(connection)
     for leg in live:
-        if not core.lease_over(leg.id, leg.epoch, leg.updated_ms if leg.state is LegState.OFFERED else 0):
+        if not core.lease_over(leg.id, leg.epoch, leg.updated_ms):
             continue
         silent = core.site_state(leg.site, stored.get(leg.site)) is SiteState.LOST
         unanswered_ms = core.clock.now_ms() - leg.updated_ms

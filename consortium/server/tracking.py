@@ -10,6 +10,7 @@ import logging
 import threading
 from typing import Any
 
+import httpx
 from sqlalchemy import Connection, Row, select
 
 from consortium.domain.codec import from_json
@@ -24,6 +25,7 @@ from consortium.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 RETRY_S = 5.0
+PROBE_S = 2.0
 MAX_TRIES = 5
 """How often a call that MLflow itself refuses is repeated before it is given up; absence is never given up."""
 
@@ -36,6 +38,7 @@ class TrackingWorker(threading.Thread):
         self._core = core
         self._tracker = Tracker(core.settings.mlflow_url)
         self._stopping = threading.Event()
+        self._said_away = False
 
     def stop(self) -> None:
         """Ask the worker to end. It is not waited for long: what it did not tell stays in the table."""
@@ -50,20 +53,35 @@ class TrackingWorker(threading.Thread):
             self._core.tracking_bell.clear()
             pause_s = 1.0
             try:
+                self._probe()
                 while not self._stopping.is_set() and self._step():
-                    self._core.tracking_away = False
+                    self._probe()
             except UnreachableError as fault:
-                if not self._core.tracking_away:
+                if not self._said_away:
                     log.warning("the tracking server does not answer; jobs go on without it: %s", fault.what)
-                self._core.tracking_away = True
-                pause_s = RETRY_S
+                self._said_away = self._core.tracking_away = True
             except Exception:
                 log.exception("the tracking worker failed; it tries again")
                 pause_s = RETRY_S
-            if pause_s > 1.0:
+            if pause_s > 1.0 or self._core.tracking_away:
                 self._stopping.wait(pause_s)
             else:
                 self._core.tracking_bell.wait(pause_s)
+
+    def _probe(self) -> None:
+        """Ask whether MLflow is there before anything is told: its own client would try for half a minute.
+
+        Raises UnreachableError.
+        """
+        try:
+            answer = httpx.get(f"{self._tracker.url}/health", timeout=PROBE_S, trust_env=False)
+        except (httpx.TransportError, httpx.InvalidURL) as fault:
+            raise UnreachableError(f"{fault or type(fault).__name__}", where=self._tracker.url) from fault
+        if answer.status_code >= 500:
+            raise UnreachableError(f"it answered {answer.status_code}", where=self._tracker.url)
+        if self._said_away:
+            log.info("the tracking server answers again")
+        self._said_away = self._core.tracking_away = False
 
     def _step(self) -> bool:
         """Tell one thing; False where there is nothing to tell."""

@@ -151,7 +151,7 @@ def test_the_log_only_grows_and_polls_prove_it(fed: Any) -> None:
     site.pinned = old
     answer = site.poll()
     new = parse_checkpoint(answer.checkpoint, fed.trust.log_name, fed.trust.log_key)
-    verify_consistency(old.size, new.size, old.root, new.root, answer.consistency)
+    verify_consistency(old.size, old.root, new.size, new.root, answer.consistency)
 
 
 def test_the_ledger_restored_from_a_backup_gets_its_records_again(fed: Any) -> None:

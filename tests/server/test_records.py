@@ -53,8 +53,17 @@ def test_overlapping_usage_is_kept_but_billed_once(fed: Any) -> None:
 
 
 def test_crossings_of_both_sides_meet(fed: Any) -> None:
-    crossing = Crossing(sender="de-1", recipient="uy-1", side=CrossingSide.RELEASE, artifact_class=ArtifactClass.STATISTIC,
-                        size_bytes=77, count=1, digest="sha256:x", job="job-x", at_ms=START)  # fmt: skip
+    crossing = Crossing(
+        sender="de-1",
+        recipient="uy-1",
+        side=CrossingSide.RELEASE,
+        artifact_class=ArtifactClass.STATISTIC,
+        size_bytes=77,
+        count=1,
+        digest="sha256:x",
+        job="job-x",
+        at_ms=START,
+    )
     for name, side in (("de-1", CrossingSide.RELEASE), ("uy-1", CrossingSide.RECEIPT)):
         site = fed.site(name)
         site.record(RecordType.CROSSING, {"period": "2026-11", "crossings": [replace(crossing, side=side)]})

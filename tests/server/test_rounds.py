@@ -40,8 +40,8 @@ class Training:
         return self.sites[name].post(f"/v1/jobs/{self.job}/{path}", self.fed.to_json(body))
 
     def commit(self, name: str, number: int, digest: str = "") -> Any:
-        commit = Commit(job=self.job, round=number, site=name, tokens=100, steps=5, digest=digest or f"sha256:{name}{number}",
-                        norm=(1.0).hex(), loss=(2.0).hex())  # fmt: skip
+        commit = Commit(job=self.job, round=number, site=name, tokens=100, steps=5,
+                        digest=digest or f"sha256:{name}{number}", norm=(1.0).hex(), loss=(2.0).hex())  # fmt: skip
         return self.post(name, f"rounds/{number}/commit", sign_value(self.sites[name].key, commit))
 
     def judge(self, name: str, number: int, sites: tuple[str, ...] = NAMES) -> Any:
