@@ -8,7 +8,7 @@ from typing import Any
 from consortium.data.manifest import Stage
 from consortium.data.tokenize import Vocabulary
 from consortium.domain.data import ArtifactClass, Dataset
-from consortium.errors import UnreachableError, UsageError
+from consortium.errors import ConsortiumError, UsageError
 from consortium.keys.canonical import digest_json
 from consortium.tracking.tracker import Tracker
 
@@ -119,16 +119,17 @@ def track(
     outputs: Sequence[Dataset],
     warn: Callable[[str], object],
 ) -> bool:
-    """Log a finished data job to its MLflow run. Returns False, after `warn`, where the server stays away.
+    """Log a finished data job to its MLflow run. Returns False, after `warn`, where that fails.
 
-    MLflow is not evidence: the manifest is. So a finished stage does not fail because tracking is down.
+    MLflow is not evidence, the manifest is: a finished stage does not fail because the tracking server is down, or
+    because the partner's policy keeps its numbers at home.
     """
     try:
         tracker.log_params(run, params)
         tracker.log_inputs(run, inputs, context="input")
         tracker.log_inputs(run, outputs, context="output")
         tracker.log_metrics(run, metrics)
-    except UnreachableError as fault:
+    except ConsortiumError as fault:
         warn(f"the run could not be tracked: {fault.render()}")
         return False
     return True
