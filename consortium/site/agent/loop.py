@@ -38,6 +38,7 @@ from consortium.storage.objects import ObjectStore
 RUNNER_S = 0.5
 SHIP_S = 1.0
 LOGS_S = 3.0
+FIRST_LOOK_S = 5.0
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +48,7 @@ class Agent:
     def __init__(self, settings: SiteSettings) -> None:
         self.settings = settings
         self.stopping = threading.Event()
-        self._news, self._work = threading.Event(), threading.Event()
+        self._news, self._work, self._looked = threading.Event(), threading.Event(), threading.Event()
         self._fault: BaseException | None = None
         trust = Trust.load(settings.trust_path)
         self.clock = SiteClock(time.time_ns() // 1_000_000, time.monotonic)
@@ -87,8 +88,8 @@ class Agent:
     def stop(self) -> None:
         """Make `run` return."""
         self.stopping.set()
-        self._news.set()
-        self._work.set()
+        for event in (self._news, self._work, self._looked):
+            event.set()
 
     # -- poll -----------------------------------------------------------------------------------------------------
 
@@ -168,6 +169,7 @@ class Agent:
 
     def _poll_loop(self) -> None:
         server = ServerLine(self.settings)
+        self._looked.wait(FIRST_LOOK_S)  # or a healthy site would call itself unhealthy and refuse an offer
         while not self.stopping.is_set():
             self._news.clear()
             self._attempt("server", lambda: self.poll_once(server))
@@ -178,6 +180,7 @@ class Agent:
         while not self.stopping.is_set():
             self._work.clear()
             self._attempt("ray", self.runner.step)
+            self._looked.set()
             self._work.wait(RUNNER_S)
         self.runner.meter_seen()
 

@@ -218,7 +218,10 @@ class Border:
             owner_territory=there.territory,
         )
         self._decide(leg, request, f"{artifact.artifact_class.value} from {artifact.sender}")
-        sealed = gateway.peers[artifact.sender].get(artifact.key)
+        try:
+            sealed = gateway.peers[artifact.sender].get(artifact.key)
+        except NotFoundError as fault:  # a store may show a new object late
+            raise UnreachableError(f"the store of {artifact.sender} does not show {artifact.name!r} yet") from fault
         header, data = envelope.unpack(sealed, site=leg.offer.site, sealing=gateway.sealing, sender_key=sender_key)
         if replace(artifact, signature="") != _artifact(header, artifact.key, len(sealed)):
             raise VerificationError(f"the envelope of {artifact.name!r} is not what {artifact.sender} announced")

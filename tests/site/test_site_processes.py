@@ -1,0 +1,346 @@
+"""Agent and gateway as processes, on a real Ray head with token auth and real S3 stores, killed where it hurts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from consortium.domain.codec import to_json
+from consortium.domain.job import Fault, LegState
+from consortium.domain.protocol import LegOffer, LegReport
+from consortium.ledger.origins import check_chain
+from consortium.site.agent.logs import archive_key
+from consortium.site.db import SiteDb
+from consortium.site.legs import LegTable, new_leg
+from consortium.site.settings import StoreSettings
+from tests.s3 import S3, serving
+from tests.site.world import Script, World, consortium_server, script_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from consortium.client.leg import run
+
+MARKS = Path({marks!r})
+
+def program(session):
+    with (MARKS / f"ran-{{session.context.leg}}").open("a") as ran:
+        ran.write("once\\n")
+    print("hello from the leg", flush=True)
+    session.progress(phase="wait")
+    session.store().put(session.context.store.prefix + "out", b"data")
+    while not (MARKS / f"go-{{session.context.leg}}").exists():
+        time.sleep(0.1)
+    session.result(metrics={{"loss": 1.5}}, manifest_digest="sha256:abc")
+
+sys.exit(run(program))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_for(what: str, condition: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within {seconds:.0f} s"
+        time.sleep(0.1)
+
+
+@dataclass
+class RayHead:
+    """A head that can be killed and started again on the same ports, as a supervisor does."""
+
+    folder: Path
+    token: Path
+    ports: dict[str, int] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.ports['dashboard-port']}"
+
+    def start(self) -> None:
+        names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+                 "metrics-export-port", "runtime-env-agent-port")  # fmt: skip
+        self.ports = self.ports or {name: free_port() for name in names}
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CONSORTIUM_"))}
+        env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "OMP_NUM_THREADS": "1"}
+        env |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+        flags = [f"--{name}={port}" for name, port in self.ports.items()]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
+             "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--num-cpus=2", "--num-gpus=0",
+             '--resources={"sim_gpu": 8}', "--object-store-memory=100000000", f"--temp-dir={self.folder}", *flags],
+            env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_for("Ray head", self.answers, 120)
+
+    def answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, "the Ray head ended"
+        request = urllib.request.Request(f"{self.url}/api/jobs/")
+        request.add_header("Authorization", f"Bearer {self.token.read_text()}")
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def jobs(self) -> list[str]:
+        request = urllib.request.Request(f"{self.url}/api/jobs/")
+        request.add_header("Authorization", f"Bearer {self.token.read_text()}")
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return [job["submission_id"] for job in json.load(answer)]
+
+    def kill(self) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[RayHead]:
+    with tempfile.TemporaryDirectory(prefix="cs-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        token = Path(folder) / "ray.token"
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        head = RayHead(folder=Path(folder) / "r", token=token)
+        head.start()
+        yield head
+        head.kill()
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with serving(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@dataclass
+class Site:
+    """fr-1's two processes and the server they talk to."""
+
+    world: World
+    script: Script
+    head: RayHead
+    marks: Path
+    config: Path
+    gateway_url: str
+    store: object
+    children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, what: str) -> None:
+        with (self.world.root / f"{what}.log").open("ab") as log:
+            self.children[what] = subprocess.Popen(
+                [sys.executable, "-m", f"consortium.site.{what}", "--config", str(self.config)], stdout=log, stderr=log
+            )
+
+    def kill(self, what: str, number: int = signal.SIGKILL) -> int:
+        child = self.children.pop(what)
+        child.send_signal(number)
+        return child.wait(timeout=30)
+
+    def offer(self, number: int) -> LegOffer:
+        offer = self.world.offer(number, gpus=2, epoch=None)
+        with self.script.lock:
+            self.script.offers[offer.leg] = offer
+        return offer
+
+    def until(self, offer: LegOffer, state: LegState, seconds: float = 90) -> LegReport:
+        def there() -> bool:
+            report = self.script.report(offer.leg)
+            assert report is None or report.state is state or not report.state.final, f"{report}\n{self.said()}"
+            return report is not None and report.state is state
+
+        wait_for(f"{state.value} of {offer.leg}\n{self.said()}", there, seconds)
+        report = self.script.report(offer.leg)
+        assert report is not None
+        return report
+
+    def until_program_runs(self, offer: LegOffer) -> None:
+        wait_for("program", (self.marks / f"ran-{offer.leg}").exists, 90)
+        self.until(offer, LegState.RUNNING)
+
+    def go(self, offer: LegOffer) -> None:
+        (self.marks / f"go-{offer.leg}").touch()
+
+    def runs(self, offer: LegOffer) -> int:
+        return len((self.marks / f"ran-{offer.leg}").read_text().splitlines())
+
+    def usage(self, offer: LegOffer) -> list[tuple[int, int]]:
+        """All metered intervals of a leg, in the order of its records, after all records have arrived."""
+        box = SiteDb(self.config.parent)
+        wait_for(
+            "records",
+            lambda: len(self.script.records) == box.read().execute("SELECT count(*) FROM outbox").fetchone()[0],
+        )
+        with self.script.lock:
+            records = list(self.script.records)
+        check_chain(records, lambda _: self.script.key)
+        rows = [row for record in records if record.type.value == "usage" for row in record.body["rows"]]
+        return [(row["start_ms"], row["end_ms"]) for row in rows if row["leg"] == offer.leg]
+
+    def said(self) -> str:
+        return "\n".join(
+            path.read_text()[-3000:] for path in (self.world.root / "agent.log", self.world.root / "gateway.log")
+            if path.exists()
+        )  # fmt: skip
+
+
+@pytest.fixture
+def site(tmp_path: Path, head: RayHead, s3: S3) -> Iterator[Site]:
+    marks, jobs = tmp_path / "marks", tmp_path / "jobs"
+    marks.mkdir()
+    jobs.mkdir()
+    (jobs / "clean.py").write_text(PROGRAM.format(marks=str(marks)))
+    world = World(tmp_path / "world", jobs_dir=jobs)
+    script = script_for(world)
+    home = world.root / "fr-1"
+    home.mkdir()
+    (home / "s3.secret").write_text(s3.secret_key)
+    stores = [s3.fresh() for _ in range(2)]
+    private, egress = (
+        StoreSettings(
+            endpoint=s3.endpoint, bucket=store.bucket, access_key=s3.access_key, secret_path=str(home / "s3.secret")
+        )
+        for store in stores
+    )
+    port = free_port()
+    with consortium_server(script) as server:
+        settings = world.settings(
+            server_url=server.url,
+            gateway_url=f"http://127.0.0.1:{port}",
+            gateway_port=port,
+            ray_dashboard_url=head.url,
+            ray_token_path=str(head.token),
+            private_store=private,
+            egress_store=egress,
+            poll_ms=200,
+        )
+        config = home / "config.json"
+        config.write_text(json.dumps(to_json(settings)))
+        site = Site(world, script, head, marks, config, settings.gateway_url, stores[0])
+        site.start("gateway")
+        site.start("agent")
+        yield site
+        for what in list(site.children):
+            site.kill(what)
+
+
+def assert_gapless(intervals: list[tuple[int, int]]) -> int:
+    assert intervals
+    for left, right in itertools.pairwise(intervals):
+        assert left[1] == right[0], intervals
+    return intervals[-1][1] - intervals[0][0]
+
+
+def test_an_agent_killed_in_mid_leg_neither_repeats_nor_bills_twice(site: Site) -> None:
+    offer = site.offer(1)
+    site.until_program_runs(offer)
+    site.kill("agent")
+    heard = len(site.script.polls)
+    site.start("agent")
+    wait_for("poll", lambda: len(site.script.polls) > heard)
+    site.go(offer)
+    report = site.until(offer, LegState.SUCCEEDED)
+    assert report.result["metrics"] == {"loss": 1.5}
+    assert report.progress == {"phase": "wait"}
+    assert site.runs(offer) == 1
+    billed_ms = assert_gapless(site.usage(offer))
+    assert 1_000 < billed_ms < 120_000
+    wait_for("log", lambda: any("hello from the leg" in piece["text"] for piece in site.script.logs))
+    wait_for("deletion of the Ray job", lambda: f"{offer.leg}@{offer.epoch}" not in site.head.jobs())
+    assert b"hello from the leg" in site.store.get(archive_key(new_leg(offer)))  # type: ignore[attr-defined]
+    assert site.store.get(f"jobs/{offer.job}/out") == b"data"  # type: ignore[attr-defined]
+
+
+def test_a_gateway_killed_in_mid_leg_is_outlasted(site: Site) -> None:
+    offer = site.offer(2)
+    site.until_program_runs(offer)
+    site.kill("gateway")
+    site.go(offer)
+    site.start("gateway")
+    assert site.until(offer, LegState.SUCCEEDED).result["metrics"] == {"loss": 1.5}
+    assert site.runs(offer) == 1
+    assert_gapless(site.usage(offer))
+
+
+def test_a_leg_whose_lease_ends_is_stopped_and_reported_lost(site: Site) -> None:
+    site.script.lease_ms = 6_000
+    offer = site.offer(3)
+    site.until_program_runs(offer)
+    site.script.away = True
+    table = LegTable(SiteDb(site.config.parent))
+    wait_for("end", lambda: table.get(offer.leg, offer.epoch).state is LegState.LOST)  # type: ignore[union-attr]
+    site.script.away = False
+    report = site.until(offer, LegState.LOST)
+    assert report.fault is Fault.SITE
+    assert_gapless(site.usage(offer))
+
+
+def test_a_ray_head_killed_in_mid_leg_is_the_sites_fault_and_billed_until_last_seen(site: Site) -> None:
+    site.script.lease_ms = 120_000
+    offer = site.offer(4)
+    site.until_program_runs(offer)
+    died_ms = time.time_ns() // 1_000_000
+    site.head.kill()
+    wait_for("bad health", lambda: not site.script.polls[-1].healthy)
+    site.head.start()
+    report = site.until(offer, LegState.FAILED)
+    assert report.fault is Fault.SITE
+    intervals = site.usage(offer)
+    assert_gapless(intervals)
+    assert intervals[-1][1] <= died_ms + 1_000
+    wait_for("good health", lambda: site.script.polls[-1].healthy)
+    again = site.offer(5)
+    site.go(again)
+    site.until(again, LegState.SUCCEEDED)
+
+
+def test_both_end_cleanly_and_say_what_is_wrong_with_their_config(site: Site) -> None:
+    wait_for("poll", lambda: site.script.polls)
+    second = subprocess.run(
+        [sys.executable, "-m", "consortium.site.agent", "--config", str(site.config)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert second.returncode == 2
+    assert "another agent of fr-1 is running" in second.stderr
+    assert "Traceback" not in second.stderr
+    broken = site.config.with_name("broken.json")
+    broken.write_text(site.config.read_text()[:100])
+    for what in ("agent", "gateway"):
+        failed = subprocess.run(
+            [sys.executable, "-m", f"consortium.site.{what}", "--config", str(broken)],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert failed.returncode == 2
+        assert "broken.json" in failed.stderr
+        assert "Traceback" not in failed.stderr
+    assert site.kill("agent", signal.SIGTERM) == 0
+    assert site.kill("gateway", signal.SIGTERM) == 0
+    repin = subprocess.run(
+        [sys.executable, "-m", "consortium.site.agent", "--config", str(site.config), "--repin"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert repin.returncode == 0
