@@ -90,6 +90,8 @@ def discard(directory: FederationDir) -> None:
 
 def drop_ray_tmp(directory: FederationDir) -> None:
     """Delete Ray's temp dir of a federation that does not run: its logs, sockets and spilled objects."""
+    if not directory.federation_file.exists():
+        return
     path = Path(str(directory.federation().get("ray_tmp", "")))
     if path.name.startswith(_TEMP_PREFIX) and path.is_dir():
         shutil.rmtree(path, ignore_errors=True)

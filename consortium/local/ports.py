@@ -38,10 +38,12 @@ def free_ports(count: int, taken: Iterable[int] = ()) -> list[int]:
     random.SystemRandom().shuffle(candidates)
     found: list[int] = []
     for port in candidates:
+        if len(found) == count:
+            break
         if is_free(port):
             found.append(port)
-            if len(found) == count:
-                return found
+    if len(found) == count:
+        return found
     raise ConflictError(
         f"{count} free ports are needed, {len(found)} were found between {_LOWEST} and {highest}",
         fix="stop programs that listen on loopback, or other federations (consortium down)",
