@@ -93,6 +93,7 @@ class Fed:
     settings: dict[str, Any]
     process: subprocess.Popen[bytes] | None = None
     sites: dict[str, ScriptedSite] = field(default_factory=dict)
+    http: httpx.Client = field(default_factory=lambda: httpx.Client(trust_env=False, verify=False))
 
     params = staticmethod(params)
     until = staticmethod(until)
@@ -124,7 +125,7 @@ class Fed:
         assert self.process is not None
         assert self.process.poll() is None, self.log()[-3000:]
         try:
-            return httpx.get(self.url + "/v1/health", timeout=2).status_code == 200
+            return self.http.get(self.url + "/v1/health", timeout=2).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -145,7 +146,7 @@ class Fed:
 
     def call(self, who: str, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
         token = self.token(who, (ROLES.get(who, Role.SITE),))
-        return httpx.request(
+        return self.http.request(
             method, self.url + path, json=body, headers={"Authorization": f"Bearer {token}"}, timeout=20, **more
         )
 
@@ -364,7 +365,7 @@ def make_fed(home: Path) -> Fed:
         "max_skew_ms": 200,
         "site_lost_ms": 20_500,
         "cycle_ms": 50,
-        "round_grace_ms": 700,
+        "round_grace_ms": 4000,
     }
     return Fed(
         home=home,
