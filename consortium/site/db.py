@@ -44,6 +44,9 @@ CREATE TABLE IF NOT EXISTS legs (
     PRIMARY KEY (leg, incarnation, counter)
 ) STRICT;
 
+CREATE INDEX IF NOT EXISTS legs_by_state ON legs (state);
+CREATE INDEX IF NOT EXISTS legs_to_report ON legs (acknowledged);
+
 CREATE TABLE IF NOT EXISTS fences (
     leg TEXT NOT NULL, incarnation INTEGER NOT NULL, counter INTEGER NOT NULL, acknowledged INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (leg, incarnation, counter)

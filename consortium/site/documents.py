@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ class Documents:
         self.folder = Path(folder)
         self.partner = partner
         self.trust = trust
+        self._mutex = threading.RLock()
         self._stamp: object = None
         self._held: list[SignedDocument] = []
         self._faults: dict[str, str] = {}
@@ -39,25 +41,27 @@ class Documents:
             raise ConfigError("there is no folder of signed documents", where=str(self.folder))
         paths = sorted(self.folder.glob("*.json"))
         stamp = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
-        if stamp != self._stamp:
-            self._held, self._faults, self._book = [], {}, None
-            for path in paths:
-                try:
-                    self._held.append(load_document(path, self.trust, now_ms))
-                except ConsortiumError as fault:
-                    self._faults[path.name] = fault.what
-            self._stamp = stamp
-        return dict(self._faults)
+        with self._mutex:
+            if stamp != self._stamp:
+                self._held, self._faults, self._book = [], {}, None
+                for path in paths:
+                    try:
+                        self._held.append(load_document(path, self.trust, now_ms))
+                    except ConsortiumError as fault:
+                        self._faults[path.name] = fault.what
+                self._stamp = stamp
+            return dict(self._faults)
 
     def policy(self, now_ms: int) -> PolicyBook:
         """Return the own partner's policy, ready to decide."""
-        document = self._one(DocumentKind.POLICY, now_ms)
-        if self._book is None:
-            from consortium.config import parse_policy_text
-            from consortium.policy import PolicyBook
+        from consortium.config import parse_policy_text
+        from consortium.policy import PolicyBook
 
-            self._book = PolicyBook.of([parse_policy_text(document.text, document.file)])
-        return self._book
+        with self._mutex:
+            document = self._one(DocumentKind.POLICY, now_ms)
+            if self._book is None:
+                self._book = PolicyBook.of([parse_policy_text(document.text, document.file)])
+            return self._book
 
     def policy_digest(self, now_ms: int) -> str:
         """Return the digest of the own policy's text; empty where there is none that holds."""
@@ -95,17 +99,18 @@ class Documents:
         return max(mine, key=lambda document: (document.version, document.issued_ms))
 
     def _all(self, kind: DocumentKind, now_ms: int) -> list[SignedDocument]:
-        self.refresh(now_ms)
         holding = []
-        for document in self._held:
-            if document.kind is not kind:
-                continue
-            try:
-                check_document(document, self.trust, now_ms, where=document.file)
-            except VerificationError as fault:
-                self._faults[document.file] = fault.what
-            else:
-                holding.append(document)
+        with self._mutex:
+            self.refresh(now_ms)
+            for document in self._held:
+                if document.kind is not kind:
+                    continue
+                try:
+                    check_document(document, self.trust, now_ms, where=document.file)
+                except VerificationError as fault:
+                    self._faults[document.file] = fault.what
+                else:
+                    holding.append(document)
         return holding
 
     def _suspects(self) -> str:

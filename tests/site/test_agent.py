@@ -195,6 +195,8 @@ def test_a_server_that_lost_records_gets_them_again(stage: Stage) -> None:
 
 def test_a_ray_head_that_is_away_makes_the_site_unhealthy(stage: Stage) -> None:
     stage.agent.runner.step()
+    assert stage.agent.runner.unhealthy == ""
+    stage.agent.runner.step()
     assert "does not answer" in stage.agent.runner.unhealthy
     stage.poll()
     assert not stage.script.polls[-1].healthy

@@ -26,6 +26,7 @@ from consortium.site.settings import SiteSettings
 METER_MS = 10_000
 STOP_AGAIN_MS = 5_000
 SUBMIT_PATIENCE_MS = 120_000
+MAX_FAULTS = 2
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Runner:
         self.changed = changed
         self.unhealthy = "Ray has not answered yet"
         """Why the cluster cannot be used; empty while it answers."""
+        self._failures = 0
         self._stopped_at: dict[str, int] = {}
         self._submitting: dict[str, int] = {}
         self._seen: dict[str, int] = {}
@@ -58,14 +60,21 @@ class Runner:
     def step(self) -> None:
         """Look at every active leg once, and at the cluster."""
         self.end_leases()
+        faults: list[str] = []
         try:
             self.cluster.ping()
-            for leg in self.table.active():
-                self._advance(leg)
         except UnreachableError as fault:
-            self._set_health(fault.what)
-        else:
-            self._set_health("")
+            faults = [fault.what] * MAX_FAULTS
+        for leg in self.table.active():
+            if len(faults) >= MAX_FAULTS:  # each may have waited out its timeout, and leases must end on time
+                break
+            try:
+                self._advance(leg)
+            except UnreachableError as fault:
+                faults.append(fault.what)
+        self._failures = self._failures + 1 if faults else 0
+        if self._failures != 1:  # one slow answer is no outage
+            self._set_health(faults[0] if faults else "")
 
     def end_leases(self) -> None:
         """Begin to stop every leg whose lease has ended."""

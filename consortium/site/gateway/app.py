@@ -51,17 +51,20 @@ def serve(gateway: Gateway) -> None:
         signal.signal(number, lambda *_: stopping.set())
     listener = listen(gateway.settings.gateway_port)
     app = create_app(gateway)
-    chores = threading.Thread(target=_chores, args=(gateway, app.state.border, stopping), name="chores")
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=5, timeout_keep_alive=30, lifespan="off"
     )
+    server = uvicorn.Server(config)
+    chores = _Chores(gateway, app.state.border, stopping, server)
     chores.start()
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
         stopping.set()
         chores.join()
         gateway.close()
+    if chores.fault is not None:
+        raise chores.fault
 
 
 def listen(port: int) -> socket.socket:
@@ -80,19 +83,34 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
-def _chores(gateway: Gateway, border: Border, stopping: threading.Event) -> None:
-    said = ""
-    while not stopping.wait(CHORES_S):
-        try:
-            gateway.traffic.flush_if_due()
-            prune_received(gateway)
-            border.announce()
-            said = ""
-        except ConsortiumError as fault:
-            if fault.what != said:
-                log.warning("%s", fault.render().replace("\n", ";"))
-            said = fault.what
-    gateway.db.close()
+class _Chores(threading.Thread):
+    """What must be done in time: counts recorded, releases announced. What nobody foresaw ends the whole process."""
+
+    def __init__(self, gateway: Gateway, border: Border, stopping: threading.Event, server: uvicorn.Server) -> None:
+        super().__init__(name="chores")
+        self.gateway = gateway
+        self.border = border
+        self.stopping = stopping
+        self.server = server
+        self.fault: Exception | None = None
+
+    def run(self) -> None:
+        said = ""
+        while not self.stopping.wait(CHORES_S):
+            try:
+                self.gateway.traffic.flush_if_due()
+                prune_received(self.gateway)
+                self.border.announce()
+                said = ""
+            except ConsortiumError as fault:
+                if fault.what != said:
+                    log.warning("%s", fault.render().replace("\n", ";"))
+                said = fault.what
+            except Exception as fault:
+                self.fault = fault
+                self.server.should_exit = True
+                break
+        self.gateway.db.close()
 
 
 def _known(_: Request, fault: Exception) -> JSONResponse:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,9 +234,7 @@ def prune_received(gateway: Gateway) -> None:
     active = {leg.offer.job for leg in gateway.table.active()}
     for folder in gateway.received.iterdir():
         if folder.name not in active:
-            for kept in folder.iterdir():
-                kept.unlink(missing_ok=True)
-            folder.rmdir()
+            shutil.rmtree(folder, ignore_errors=True)  # what a late reader holds is deleted next time
 
 
 def _artifact(header: envelope.EnvelopeHeader, key: str, size_bytes: int) -> Artifact:
