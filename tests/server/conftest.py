@@ -155,14 +155,28 @@ class Fed:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    def dataset(self, site: str, name: str, cls: ArtifactClass = ArtifactClass.RAW, **more: Any) -> Dataset:
+    def new_dataset(self, site: str, name: str, **changes: Any) -> Dataset:
+        """A dataset that nobody registered yet."""
         partner = ids.partner_of(site)
         shard = Shard(key=f"raw/{name}", digest=digest(name.encode()), size_bytes=1000, documents=10)
         dataset = Dataset(
-            id=new_id("ds"), name=name, version=self._next_version(name), site=site, territory=partner,
-            artifact_class=cls, languages=(partner,), licence="CC0-1.0", source="test", shards=(shard,), **more,
-        )  # fmt: skip
-        who = {"fr": "fr/amelie", "de": "de/anna", "uy": "uy/alma"}[partner]
+            id=new_id("ds"),
+            name=name,
+            version=self._next_version(name),
+            site=site,
+            territory=partner,
+            artifact_class=ArtifactClass.RAW,
+            languages=(partner,),
+            licence="CC0-1.0",
+            source="test",
+            shards=(shard,),
+        )
+        return replace(dataset, **changes)
+
+    def dataset(self, site: str, name: str, cls: ArtifactClass = ArtifactClass.RAW) -> Dataset:
+        """A dataset, registered by an engineer of its partner."""
+        dataset = self.new_dataset(site, name, artifact_class=cls)
+        who = {"fr": "fr/amelie", "de": "de/anna", "uy": "uy/alma"}[dataset.partner]
         body = {"dataset": to_json(dataset), "signature": self.people[who].sign(canonical(dataset))}
         answer = self.call(who, "POST", "/v1/datasets", body)
         assert answer.status_code == 201, answer.text

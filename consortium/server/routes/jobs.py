@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.ids import partner_of
-from consortium.domain.job import JobState, SignedSpec
+from consortium.domain.job import JobSpec, JobState, SignedSpec
 from consortium.domain.partner import Role
 from consortium.errors import ConflictError, ForbiddenError, UsageError
-from consortium.policy import log_request
+from consortium.policy import CONSORTIUM, log_request
 from consortium.scheduler import explain
 from consortium.server import rounds, snapshots
 from consortium.server import submit as submission
@@ -132,6 +132,8 @@ def all_rounds(job: str, core: CoreArg, claims: ReaderArg) -> list[dict[str, Any
     return found
 
 
-def _may_read(core: Core, spec: Any, site: str, partner: str) -> bool:
+def _may_read(core: Core, spec: JobSpec, site: str, partner: str) -> bool:
+    """Whether a site's logs of a job may come to the consortium, and from there to somebody of `partner`."""
     host = core.federation.sites.get(site)
-    return host is not None and core.federation.policies.decide(log_request(spec, host, partner)).allowed
+    policies = core.federation.policies
+    return host is not None and policies.decide_all(log_request(spec, host, r) for r in (CONSORTIUM, partner)).allowed

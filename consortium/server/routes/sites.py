@@ -9,12 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import NEVER_CROSS, Artifact
+from consortium.domain.decision import Denial
+from consortium.domain.ids import partner_of
 from consortium.domain.protocol import PollRequest
 from consortium.domain.records import Record
 from consortium.domain.training import Commit, Verdict
 from consortium.errors import ForbiddenError, NotFoundError, PolicyDeniedError, UsageError
 from consortium.keys.signing import verify_value
-from consortium.policy import log_request, release_request
+from consortium.policy import CONSORTIUM, log_request, release_request
 from consortium.server import rounds
 from consortium.server.auth import CoreArg, ReaderArg, SiteArg, own_site
 from consortium.server.core import Core
@@ -181,12 +183,10 @@ def log(job: str, body: LogText, core: CoreArg, caller: SiteArg) -> Json:
         leg = store.find_leg(connection, body.leg)
     if leg is None or leg.job != job or leg.site != caller:
         raise NotFoundError(f"{caller} has no leg {body.leg!r} of this job", where=job)
-    host = core.federation.site(caller)
-    decision = core.federation.policies.decide(log_request(spec, host, host.partner))
-    readers = [p for p in core.federation.partners
-               if core.federation.policies.decide(log_request(spec, host, p)).allowed]  # fmt: skip
-    if not decision.allowed and not readers:
-        raise PolicyDeniedError(f"{caller}'s partner keeps its logs at home", where=job)
+    for reader in (CONSORTIUM, partner_of(spec.submitter)):
+        decision = core.federation.policies.decide(log_request(spec, core.federation.site(caller), reader))
+        if not decision.allowed:
+            raise denied(decision.denials)
     with core.db.write() as connection:
         data.add_log(
             connection,
@@ -210,7 +210,12 @@ def _judge_release(core: Core, spec: Any, artifact: Artifact) -> None:
         request = release_request(spec, host, artifact.artifact_class, core.federation.site(recipient))
         decision = core.federation.policies.decide(request)
         if not decision.allowed:
-            first = decision.denials[0]
-            raise PolicyDeniedError(
-                f"{first.clause}: {first.message}", where=f"{first.file}:{first.line}", fix=first.would_pass
-            )
+            raise denied(decision.denials)
+
+
+def denied(denials: tuple[Denial, ...]) -> PolicyDeniedError:
+    """Return the error that names the first of the clauses."""
+    first = denials[0]
+    return PolicyDeniedError(
+        f"{first.clause}: {first.message}", where=f"{first.file}:{first.line}", fix=first.would_pass
+    )

@@ -1,0 +1,106 @@
+"""Opening, locking, migrating; transactions; incarnations that never repeat."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import inspect, text
+
+from consortium.errors import ConfigError, ConflictError, UnreachableError
+from consortium.state import Database
+from consortium.state import tables as t
+from consortium.state.database import get_meta, next_counter, put_meta
+
+
+def test_migrations_make_exactly_the_tables_that_the_code_knows(db: Database) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with db.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), t.metadata) == []
+        assert set(inspect(connection).get_table_names()) == {*t.metadata.tables, "alembic_version"}
+
+
+def test_sqlite_is_durable(db: Database) -> None:
+    with db.read() as connection:
+        assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
+
+
+def test_a_second_server_is_refused_until_the_first_is_gone(db: Database) -> None:
+    url = db.engine.url.render_as_string()
+    with pytest.raises(ConflictError, match="another server"):
+        Database(url)
+    db.close()
+    Database(url).close()
+
+
+def test_incarnations_rise_even_from_an_old_backup(db: Database) -> None:
+    first = db.new_incarnation(now_ms=1000)
+    with db.write() as connection:
+        assert [next_counter(connection) for _ in range(3)] == [1, 2, 3]
+    assert db.new_incarnation(now_ms=1000) == first + 1
+    with db.write() as connection:
+        put_meta(connection, "incarnation", "5")  # yesterday's backup
+    assert db.new_incarnation(now_ms=2000) == 2000
+    with db.read() as connection:
+        assert get_meta(connection, "counter", "?") == "0"
+
+
+def test_a_failed_transaction_leaves_nothing(db: Database) -> None:
+    def crash() -> None:
+        with db.write() as connection:
+            put_meta(connection, "half", "done")
+            raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError):
+        crash()
+    with db.read() as connection:
+        assert get_meta(connection, "half", "") == ""
+
+
+def test_writers_take_turns(db: Database) -> None:
+    def count() -> None:
+        for _ in range(20):
+            with db.write() as connection:
+                put_meta(connection, "n", str(int(get_meta(connection, "n", "0")) + 1))
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with db.read() as connection:
+        assert get_meta(connection, "n", "0") == "80"
+
+
+def test_a_reader_sees_one_snapshot(db: Database) -> None:
+    with db.read() as reader:
+        assert get_meta(reader, "n", "0") == "0"
+        with db.write() as connection:
+            put_meta(connection, "n", "1")
+        assert get_meta(reader, "n", "0") == "0"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("mysql://x/y", "mysql"), ("nonsense", "not a database URL"), ("sqlite://", "must be a file")],
+)
+def test_bad_urls_are_config_errors(url: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Database(url)
+
+
+def test_a_missing_folder_an_absent_server_and_a_newer_schema_are_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot open"):
+        Database(f"sqlite:///{tmp_path}/nowhere/state.db")
+    with pytest.raises(UnreachableError, match="does not answer"):
+        Database("postgresql://nobody@127.0.0.1:1/none?connect_timeout=2")
+    Database(f"sqlite:///{tmp_path}/state.db").close()
+    with sqlite3.connect(tmp_path / "state.db") as raw:
+        raw.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(ConfigError, match="another version"):
+        Database(f"sqlite:///{tmp_path}/state.db")
