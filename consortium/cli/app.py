@@ -8,8 +8,8 @@ import tempfile
 import traceback
 from typing import NoReturn
 
-import click
 import typer
+from typer.exceptions import Abort, TyperException
 
 from consortium.cli import audit, data, federation, jobs, operate
 from consortium.errors import ConsortiumError
@@ -33,13 +33,16 @@ def run() -> NoReturn:
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
+        if code == 130:
+            _leave(130, "interrupted")
         sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Abort:
+    except (Abort, KeyboardInterrupt):
         _leave(130, "interrupted")
-    except KeyboardInterrupt:
-        _leave(130, "interrupted")
-    except click.ClickException as fault:
-        fault.show()
+    except TyperException as fault:
+        show = getattr(fault, "show", None)
+        if show is None:
+            _leave(2, f"error: {fault.format_message()}")
+        show()
         sys.exit(2)
     except ConsortiumError as fault:
         _leave(fault.exit_code, f"error: {fault.render()}")

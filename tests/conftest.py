@@ -1,0 +1,59 @@
+"""Fixtures that several rooms share: one whole embedded federation per test run, started where a test asks for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from consortium.client import Client
+from consortium.keys.signing import SigningKey
+from consortium.local.paths import FederationDir
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """A running federation with all its processes: three Ray clusters, stores, gateways, agents, server, MLflow."""
+
+    directory: FederationDir
+    home: Path
+
+    def client(self, person: str) -> Client:
+        """Return a connection as `person`."""
+        known = self.directory.client()
+        return Client(known["server_url"], Path(known["token_paths"][person]).read_text().strip())
+
+    def key(self, person: str) -> SigningKey:
+        """Return a person's signing key."""
+        return SigningKey.load(self.directory.client()["key_paths"][person])
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator[Embedded]:
+    """The whole embedded federation, started once per test run in a home of its own, and stopped at its end.
+
+    `CONSORTIUM_HOME` points to it only while it starts; tests that call the command line pass `embedded.home` on.
+    """
+    from consortium.local.service import await_ready, start
+
+    home = Path(tempfile.mkdtemp(prefix="cs-test-"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONSORTIUM_HOME", str(home))
+        running = start(FederationDir.named("tests"), _say)
+    try:
+        with running:
+            await_ready(running, _say)
+            yield Embedded(directory=running.directory, home=home)
+    finally:
+        if not os.environ.get("CONSORTIUM_KEEP_TEST_HOME"):
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
