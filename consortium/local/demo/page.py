@@ -45,10 +45,15 @@ def _gpu_hours(hours: dict[str, dict[str, float]]) -> Table:
 
 
 def _crossings(crossings: list[dict[str, Any]]) -> Table:
-    table = _table("\nWhat crossed which border (no text ever does)", "from", "to", "class", "count", "size")
+    table = _table(
+        "\nWhat crossed which border, encrypted to its recipient (text never does)", "from → to", "class, size"
+    )
+    table.columns[1].justify = "left"
+    pairs: dict[str, list[str]] = {}
     for row in crossings:
-        table.add_row(row["from"], row["to"], row["class"], str(row["count"]), data_size(int(row["bytes"])))
-    table.columns[1].justify = table.columns[2].justify = "left"
+        pairs.setdefault(f"{row['from']} → {row['to']}", []).append(f"{row['class']} {data_size(int(row['bytes']))}")
+    for pair, parts in pairs.items():
+        table.add_row(pair, ", ".join(parts))
     return table
 
 
@@ -60,7 +65,9 @@ def _refusals(document: dict[str, Any], console: Console) -> None:
         console.print(f"         would pass: {denial['would_pass']}", soft_wrap=True)
     quota = document["quota"]
     console.print(f"waited   {quota['reason']}", soft_wrap=True)
-    console.print(f"         then borrowed {quota['borrowed_gpus']} GPUs and {quota['state']}", soft_wrap=True)
+    console.print(
+        f"         then started on {quota['borrowed_gpus']} borrowed GPUs and {quota['state']}", soft_wrap=True
+    )
 
 
 def _rounds(rounds: list[dict[str, Any]], console: Console) -> None:
