@@ -269,7 +269,7 @@ class LegSession:
             known = self.agreements(topic)
             differ = sorted(site for site in expected & known.keys() if known[site] != digest)
             if differ:
-                raise VerificationError(f"{', '.join(differ)} hold another {topic} than {self.context.site}: {known}")
+                raise VerificationError(f"{', '.join(differ)} hold another {topic} than this site: {known}")
             if expected <= known.keys():
                 return
             if time.monotonic() > deadline:
