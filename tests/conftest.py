@@ -6,12 +6,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from consortium.cli.app import run
 from consortium.client import Client
 from consortium.keys.signing import SigningKey
 from consortium.local.paths import FederationDir
@@ -53,6 +54,37 @@ def embedded() -> Iterator[Embedded]:
     finally:
         if not os.environ.get("CONSORTIUM_KEEP_TEST_HOME"):
             shutil.rmtree(home, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Run `consortium ARGUMENTS`; without `home`, in an empty home."""
+    for name in ("CONSORTIUM_SERVER", "CONSORTIUM_TOKEN", "CONSORTIUM_KEY", "CONSORTIUM_AS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def invoke(*arguments: str, home: Path | None = None) -> Outcome:
+        monkeypatch.setenv("CONSORTIUM_HOME", str(home or tmp_path / "home"))
+        monkeypatch.setattr(sys, "argv", ["consortium", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            run()
+        printed = capsys.readouterr()
+        code = leaving.value.code
+        return Outcome(code=code if isinstance(code, int) else 0, out=printed.out, err=printed.err)
+
+    return invoke
 
 
 def _say(text: str) -> None:

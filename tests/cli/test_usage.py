@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Call, Outcome
+from tests.conftest import Call, Outcome
 
 
 def _clear(outcome: Outcome, code: int, *words: str) -> None:
