@@ -70,17 +70,25 @@ def fingerprint(documents_dir: str) -> tuple[tuple[str, int, int], ...]:
 
 
 def load(documents_dir: str, trust: Trust, now_ms: int) -> Federation:
-    """Read and verify all documents. Raises ConfigError or VerificationError naming the file at fault."""
+    """Read and verify all documents. Raises ConfigError or VerificationError naming the file at fault.
+
+    An expired policy or roster is left out, so that what it touches is denied and its people may not submit; the other
+    partners go on. An expired site or quota file stays in force. Either is logged.
+    """
     folder = Path(documents_dir)
     if not folder.is_dir():
         raise ConfigError("there is no directory of signed documents", where=str(folder), fix="mend documents_dir")
-    documents = [load_document(path, trust, now_ms) for path in sorted(folder.glob("*.json"))]
+    documents = [load_document(path, trust, 0) for path in sorted(folder.glob("*.json"))]
     kinds: dict[DocumentKind, list[SignedDocument]] = {kind: [] for kind in DocumentKind}
     for document in documents:
         kinds[document.kind].append(document)
+        if now_ms >= document.expires_ms:
+            log.error("%s has expired: %s must sign a new version", document.file, document.partner)
     for kind in (DocumentKind.POLICY, DocumentKind.ROSTER, DocumentKind.SITE, DocumentKind.QUOTA):
         if not kinds[kind]:
             raise ConfigError(f"no signed {kind} document", where=str(folder), fix="put the partners' files there")
+    for kind in (DocumentKind.POLICY, DocumentKind.ROSTER):
+        kinds[kind] = [document for document in kinds[kind] if now_ms < document.expires_ms]
     sites = {site.id: site for site in (_site(document, trust) for document in kinds[DocumentKind.SITE])}
     quotas = [parse_quota_text(d.text, d.file, tuple(sites.values())) for d in kinds[DocumentKind.QUOTA]]
     return Federation(
@@ -121,18 +129,20 @@ def record_documents(connection: Connection, key: SigningKey, federation: Federa
 
 
 class FederationFiles:
-    """The loaded federation, kept up to date with its directory."""
+    """The loaded federation, kept up to date with its directory and with the documents' expiry."""
 
     def __init__(self, documents_dir: str, trust: Trust, now_ms: int) -> None:
         self._dir = documents_dir
         self._trust = trust
         self._seen = fingerprint(documents_dir)
         self.current = load(documents_dir, trust, now_ms)
+        self._until_ms = self._next_expiry(now_ms)
 
     def refresh(self, now_ms: int) -> bool:
-        """Load again if a file changed; a file that does not hold leaves the last good state in force, and is said."""
+        """Load again if a file changed or expired; a file that does not hold leaves the last good state in force, and
+        is said."""
         seen = fingerprint(self._dir)
-        if seen == self._seen:
+        if seen == self._seen and now_ms < self._until_ms:
             return False
         self._seen = seen
         try:
@@ -140,7 +150,13 @@ class FederationFiles:
         except ConsortiumError as fault:
             log.error("the signed documents changed and do not hold; the last good ones stay in force: %s", fault)
             return False
+        finally:
+            self._until_ms = self._next_expiry(now_ms)
         return True
+
+    def _next_expiry(self, now_ms: int) -> int:
+        due = [d.expires_ms for d in self.current.documents if d.expires_ms > now_ms]
+        return min(due, default=now_ms + 366 * 86_400_000)
 
 
 def _site(document: SignedDocument, trust: Trust) -> Site:

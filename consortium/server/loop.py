@@ -96,8 +96,9 @@ def _fold_inbox(core: Core) -> bool:
             with core.db.write() as connection:
                 _fold(core, connection, kind, payload, received_ms)
                 inbox.done(connection, number)
-        except Exception as fault:
-            # An item that cannot be folded must not stop the others for good: it is dropped, and said.
+        except (ConsortiumError, ValueError, LookupError) as fault:
+            # An item that says something impossible must not stop the others for good: it is dropped, and said. A fault
+            # of the database is another matter: it ends the cycle, and the next one folds the item in.
             log.error("inbox item %d (%s) cannot be folded in: %s", number, kind, fault, exc_info=not _ours(fault))
             with core.db.write() as connection:
                 inbox.done(connection, number)

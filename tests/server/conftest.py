@@ -32,7 +32,7 @@ from consortium.domain.partner import Person, Role
 from consortium.domain.protocol import LegReport, Pinned, PollRequest, PollResponse
 from consortium.domain.records import Record, RecordType
 from consortium.keys.canonical import canonical, digest, digest_json
-from consortium.keys.documents import save_document, sign_document
+from consortium.keys.documents import SignedDocument, save_document, sign_document
 from consortium.keys.signing import SigningKey, sign_value
 from consortium.keys.tokens import issue
 from consortium.keys.trust import SiteKeys, Trust
@@ -154,6 +154,16 @@ class Fed:
         answer = self.call(who, "GET", path)
         assert answer.status_code == 200, answer.text
         return answer.json()
+
+    def sign(self, kind: str, partner: str, **changes: Any) -> SignedDocument:
+        """Have a partner sign its document anew, with changes."""
+        path = self.home / "documents" / f"{kind}-{partner}.json"
+        document = replace(from_json(SignedDocument, json.loads(path.read_text())), **changes)
+        if "expires_ms" not in changes:
+            document = replace(document, expires_ms=now_ms() + YEAR_MS)
+        signed = sign_value(self.partners[partner], document)
+        save_document(signed, path)
+        return signed
 
     def new_dataset(self, site: str, name: str, **changes: Any) -> Dataset:
         """A dataset that nobody registered yet."""

@@ -77,7 +77,7 @@ def test_a_lost_site_gets_its_leg_again_only_after_the_lease(quiet_fed: Any) -> 
     job = fed.submit(fed.spec([laws])).json()
     offer = site.run(job["id"])
     fed.until(lambda: fed.job(job["id"])["state"] == "pending")
-    assert next(s for s in fed.get("/v1/sites") if s["id"] == "fr-1")["state"] == "lost"
+    fed.until(lambda: next(s for s in fed.get("/v1/sites") if s["id"] == "fr-1")["state"] == "lost")
     lost = all_legs(fed, job["id"])[0]
     assert lost["state"] == "lost"
     answer = site.poll()

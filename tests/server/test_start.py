@@ -62,3 +62,23 @@ def test_a_document_changed_by_somebody_else_stops_the_start_with_7(quiet_fed: A
 def test_a_broken_database_file_is_said(quiet_fed: Any) -> None:
     (quiet_fed.home / "server" / "state.db").write_bytes(b"this is not a database, at all" * 100)
     said(quiet_fed.start(expect=2), 2, "state.db")
+
+
+def test_an_expired_policy_denies_what_it_touches_and_nothing_else(quiet_fed: Any) -> None:
+    document = quiet_fed.sign("policy", "uy", expires_ms=1_700_000_000_000)
+    quiet_fed.start()
+    uy, fr = quiet_fed.dataset("uy-1", "laws-es"), quiet_fed.dataset("fr-1", "laws-fr")
+    denied = quiet_fed.submit(quiet_fed.spec([uy], account="uy", submitter="uy/alma")).json()
+    assert denied["state"] == "denied", denied
+    assert quiet_fed.submit(quiet_fed.spec([fr])).json()["state"] == "pending"
+    assert document.file in quiet_fed.log()
+    quiet_fed.sign("policy", "uy", version=2)
+
+    def accepted() -> bool:
+        again = quiet_fed.submit(quiet_fed.spec([uy], account="uy", submitter="uy/alma"))
+        return bool(again.json()["state"] == "pending")
+
+    quiet_fed.until(accepted)
+    changes = [r["body"]["document"]["version"] for r in quiet_fed.records("server")
+               if r["type"] == "policy" and r["body"]["partner"] == "uy"]  # fmt: skip
+    assert changes == [1, 2]
