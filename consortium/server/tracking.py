@@ -39,6 +39,7 @@ class TrackingWorker(threading.Thread):
         self._tracker = Tracker(core.settings.mlflow_url)
         self._stopping = threading.Event()
         self._said_away = False
+        self._is_warm = False
 
     def stop(self) -> None:
         """Ask the worker to end. It is not waited for long: what it did not tell stays in the table."""
@@ -54,6 +55,7 @@ class TrackingWorker(threading.Thread):
             pause_s = 1.0
             try:
                 self._probe()
+                self._warm()
                 while not self._stopping.is_set() and self._step():
                     self._probe()
             except UnreachableError as fault:
@@ -67,6 +69,12 @@ class TrackingWorker(threading.Thread):
                 self._stopping.wait(pause_s)
             else:
                 self._core.tracking_bell.wait(pause_s)
+
+    def _warm(self) -> None:
+        """Import MLflow's client and make the experiment before the first job needs them: that takes seconds."""
+        if not self._is_warm:
+            self._tracker.experiment(TRACKING_EXPERIMENT)
+            self._is_warm = True
 
     def _probe(self) -> None:
         """Ask whether MLflow is there before anything is told: its own client would try for half a minute.
