@@ -51,10 +51,15 @@ def _crossings(crossings: list[dict[str, Any]]) -> Table:
     table.columns[1].justify = "left"
     pairs: dict[str, list[str]] = {}
     for row in crossings:
-        pairs.setdefault(f"{row['from']} → {row['to']}", []).append(f"{row['class']} {data_size(int(row['bytes']))}")
+        pairs.setdefault(f"{row['from']} → {row['to']}", []).append(_size(row))
     for pair, parts in pairs.items():
         table.add_row(pair, ", ".join(parts))
     return table
+
+
+def _size(row: dict[str, Any]) -> str:
+    """Class and size in one piece, so that a narrow table breaks lines between classes only."""
+    return f"{row['class']} {data_size(int(row['bytes']))}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _refusals(document: dict[str, Any], console: Console) -> None:
@@ -86,4 +91,5 @@ def _evidence(document: dict[str, Any], console: Console) -> None:
     forged = document["audit"]["forged"]
     first = forged["message"].splitlines()[0] if forged["message"] else ""
     console.print(f"  one digit changed: exit {forged['exit_code']}  {first}", soft_wrap=True)
-    console.print(f"\nDone in {document['seconds']:.0f} s.")
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in document["stages"].items())
+    console.print(f"\nDone in {document['seconds']:.0f} s: {stages}.", soft_wrap=True)
