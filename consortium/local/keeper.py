@@ -85,7 +85,7 @@ class Keeper(threading.Thread):
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._sessions: list[Session] = []
-        self._born = time.monotonic()
+        self._born = self._halted = time.monotonic()
         self.status = ChildStatus(name=spec.name, state="starting", pid=0, restarts=0, ready_after_s=0.0)
 
     def run(self) -> None:
@@ -107,11 +107,12 @@ class Keeper(threading.Thread):
     def halt(self) -> None:
         """Ask the child to end (SIGTERM to its process group); it is not started again."""
         self._halt.set()
+        self._halted = time.monotonic()
         self._signal(signal.SIGTERM)
 
     def finish(self) -> None:
-        """Wait for the halted child's grace period, then kill what is left of its session."""
-        self.join(self.spec.grace_s)
+        """Wait for the rest of the halted child's grace period, then kill what is left of its session."""
+        self.join(max(0.0, self._halted + self.spec.grace_s - time.monotonic()))
         if self.is_alive():
             self._signal(signal.SIGKILL)
             self.join(5.0)

@@ -7,7 +7,9 @@ environment with a title), or if it descends from one that belongs.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -52,18 +54,15 @@ def end(look: Callable[[], list[psutil.Process]], timeout_s: float = 10.0) -> li
 
     One that does not end within `timeout_s` (stuck in the kernel) is left, and not returned.
     """
-    ended: list[int] = []
-    waited = 0.0
-    while (found := look()) and waited < timeout_s:
+    killed: set[int] = set()
+    deadline = time.monotonic() + timeout_s
+    while (found := look()) and time.monotonic() < deadline:
         for process in found:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        gone, alive = psutil.wait_procs(found, timeout=0.5)
-        ended += [process.pid for process in gone]
-        waited += 0.5 if alive else 0.05
-    return sorted(set(ended))
+                killed.add(process.pid)
+        psutil.wait_procs(found, timeout=0.2)
+    return sorted(killed - {process.pid for process in found})
 
 
 def federations_alive() -> dict[str, list[int]]:
