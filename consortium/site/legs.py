@@ -204,6 +204,11 @@ class LegTable:
         rows = self.db.read().execute("SELECT DISTINCT job FROM legs WHERE spec_signature = ?", (signature,))
         return {str(row["job"]) for row in rows}
 
+    def signatures_of_job(self, job: str) -> set[str]:
+        """Return the submitters' signatures that were presented here for a job: one, if all is well."""
+        rows = self.db.read().execute("SELECT DISTINCT spec_signature FROM legs WHERE job = ?", (job,))
+        return {str(row["spec_signature"]) for row in rows}
+
     def _select(self, where: str, bound: Iterable[Any] = ()) -> list[SiteLeg]:
         sql = f"SELECT * FROM legs {where} ORDER BY incarnation, counter, leg"  # noqa: S608  fixed clauses, bound values
         return [_leg(row) for row in self.db.read().execute(sql, tuple(bound))]

@@ -50,7 +50,7 @@ def test_an_epoch_of_a_leg_is_never_taken_again_nor_an_older_one(
     refusal = judge(admission, world.offer(epoch=epoch))
     assert refusal is not None
     assert refusal.code == "epoch"
-    assert judge(admission, world.offer(epoch=Epoch(incarnation=2, counter=6), gpus=1)) is None
+    assert judge(admission, world.offer(epoch=Epoch(incarnation=2, counter=6))) is None
 
 
 def test_an_offer_of_an_older_server_incarnation_is_refused_for_any_leg(world: World, admission: Admission) -> None:
@@ -86,6 +86,31 @@ def test_somebody_in_no_roster_is_refused(world: World, admission: Admission) ->
     assert refusal is not None
     assert refusal.code == "roster"
     assert "fr/mallory" in refusal.reason
+
+
+def test_a_job_cannot_come_again_with_another_signed_spec(world: World, admission: Admission) -> None:
+    first = world.offer(1)
+    hold(admission, first)
+    later = replace(world.offer(2), job=first.job)
+    refusal = judge(admission, later)
+    assert refusal is not None
+    assert refusal.code == "signature"
+    assert "another signed spec" in refusal.reason
+
+
+@pytest.mark.parametrize("field", ["job", "leg", "attempt"])
+@pytest.mark.parametrize("value", ["../../../etc", "job-1/../x", "", "leg-1@2"])
+def test_an_id_that_is_none_never_becomes_a_path(world: World, admission: Admission, field: str, value: str) -> None:
+    refusal = judge(admission, replace(world.offer(), **{field: value}))
+    assert refusal is not None
+    assert refusal.code == "signature"
+
+
+def test_a_peer_the_submitter_did_not_sign_for_is_refused(world: World, admission: Admission) -> None:
+    refusal = judge(admission, world.offer(kind="pretrain", peers=("de-1", "fr-1"), sites=("fr-1",)))
+    assert refusal is not None
+    assert refusal.code == "signature"
+    assert "de-1" in refusal.reason
 
 
 def test_a_signed_spec_cannot_come_as_a_second_job(world: World, admission: Admission) -> None:

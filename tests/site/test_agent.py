@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from consortium.domain.job import Fault, LegState
+from consortium.domain.job import Epoch, Fault, LegState
 from consortium.errors import UnreachableError
 from consortium.keys.signing import SigningKey
 from consortium.ledger.log import Ledger
@@ -112,6 +113,29 @@ def test_a_stop_that_comes_before_its_offer_is_confirmed(stage: Stage) -> None:
     stage.poll()
     stage.poll()
     assert stage.script.reports[offer.leg].state is LegState.STOPPED
+
+
+def test_an_offer_waits_until_the_earlier_epoch_of_its_job_has_stopped(stage: Stage) -> None:
+    first = stage.world.offer()
+    stage.script.offers[first.leg] = first
+    stage.poll()
+    stage.poll()
+    stage.now_ms += 15_000
+    stage.agent.runner.end_leases()
+    (old,) = stage.agent.table.active()
+    assert old.state is LegState.STOPPING
+    again = replace(first, epoch=Epoch(incarnation=1, counter=2))
+    stage.script.offers[first.leg] = again
+    stage.script.reports.clear()
+    stage.poll()
+    assert stage.agent.table.get(again.leg, again.epoch) is None
+    stage.agent.table.change(old, state=LegState.LOST.value)
+    for _ in range(2):  # the first poll tells of the end, the second brings the offer again
+        stage.script.reports.clear()
+        stage.poll()
+    taken = stage.agent.table.get(again.leg, again.epoch)
+    assert taken is not None
+    assert taken.state is LegState.HELD
 
 
 def test_a_lost_poll_answer_changes_nothing(stage: Stage) -> None:
@@ -224,8 +248,6 @@ def test_ray_must_answer_before_anything_is_offered(world: World) -> None:
     ],
 )
 def test_whose_fault_a_failure_was(world: World, job: RayJob, failure: dict[str, str] | None, fault: Fault) -> None:
-    from dataclasses import replace
-
     found, reason = classify(replace(new_leg(world.offer()), failure=failure), job)
     assert found is fault
     assert reason

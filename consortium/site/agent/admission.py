@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from consortium.domain.codec import to_json
-from consortium.domain.ids import partner_of
+from consortium.domain.ids import is_id, partner_of
 from consortium.domain.job import Epoch
 from consortium.domain.partner import Cotenancy, Site
 from consortium.domain.protocol import LegOffer
@@ -57,11 +57,17 @@ class Admission:
 
     def _form(self, offer: LegOffer) -> Refusal | None:
         spec = offer.spec.spec
+        for prefix, given in (("job", offer.job), ("leg", offer.leg), ("att", offer.attempt)):
+            if not is_id(given, prefix):  # paths and keys at the site are made of them
+                return Refusal(code="signature", reason=f"{given[:80]!r} is no id of the form {prefix}-…")
         strangers = [item.id for item in offer.inputs if item.site != self.site.id or item.id not in spec.inputs]
         if offer.site != self.site.id or self.site.id not in offer.peers:
             return Refusal(code="signature", reason=f"the offer is for {offer.site}, this is {self.site.id}")
         if spec.sites and self.site.id not in spec.sites:
             return Refusal(code="signature", reason=f"the submitter signed for {', '.join(spec.sites)}, not this site")
+        uninvited = sorted(set(offer.peers) - set(spec.sites)) if spec.sites else []
+        if uninvited:
+            return Refusal(code="signature", reason=f"the submitter did not sign for {', '.join(uninvited)} as a peer")
         if strangers:
             return Refusal(code="signature", reason=f"{', '.join(strangers)} is no input of the signed spec here")
         if sum(offer.nodes.values()) != spec.resources.gpus:
@@ -70,6 +76,8 @@ class Admission:
         others = self.table.jobs_of_signature(offer.spec.signature) - {offer.job}
         if others:
             return Refusal(code="signature", reason=f"the same signed spec already came as {', '.join(sorted(others))}")
+        if self.table.signatures_of_job(offer.job) - {offer.spec.signature}:
+            return Refusal(code="signature", reason=f"{offer.job} came before with another signed spec")
         return None
 
     def _code(self, offer: LegOffer) -> Refusal | None:

@@ -105,7 +105,7 @@ class Agent:
         self._server_holds = response.acked_seq
         lease_until_ms = asked_ms + response.lease_ms
         for offer in response.offers:
-            if self.table.get(offer.leg, offer.epoch) is None:
+            if self.table.get(offer.leg, offer.epoch) is None and (alarm or not self._still_here(offer)):
                 self._judge(offer, lease_until_ms)
         if not alarm:
             self._obey(response, lease_until_ms)
@@ -144,6 +144,13 @@ class Agent:
             if held is not None and held.state is LegState.HELD:
                 self.table.change(held, state=LegState.STARTING.value, lease_until_ms=lease_until_ms)
                 log.info("%s: starting %s %s", held.key, held.offer.spec.spec.kind.value, held.offer.job)
+
+    def _still_here(self, offer: LegOffer) -> bool:
+        """Whether an earlier epoch of the offer's job has yet to stop: two would run and be billed side by side.
+
+        The offer stays unanswered meanwhile; the server repeats it at every poll.
+        """
+        return any(leg.offer.job == offer.job for leg in self.table.active())
 
     def _judge(self, offer: LegOffer, lease_until_ms: int) -> None:
         """Accept or refuse an offer, durably, and tell the server at once."""
