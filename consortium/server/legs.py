@@ -79,8 +79,11 @@ def start_if_held(connection: Connection, attempt_id: str, now_ms: int) -> None:
     for leg in legs:
         if leg.state is LegState.HELD:
             jobs.set_leg(connection, leg, LegState.STARTING, now_ms)
-    if not started:
+    if not started and legs:
         jobs.start_attempt(connection, attempt_id, now_ms)
+        message = f"every site holds it; starting at {', '.join(sorted(leg.site for leg in legs))}"
+        job = jobs.find_job(connection, legs[0].job)
+        jobs.update_job(connection, job, now_ms=now_ms, reason=Reason(code=ReasonCode.STARTING, message=message))
 
 
 def _final(core: Core, connection: Connection, leg: Leg, report: LegReport, now_ms: int, attempt_open: bool) -> None:
