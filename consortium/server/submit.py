@@ -90,18 +90,7 @@ def judge(core: Core, connection: Connection, claims: Claims, signed: SignedSpec
     Raises ForbiddenError, VerificationError, UsageError or NotFoundError where it is no valid submission at all.
     """
     spec = signed.spec
-    if not {Role.ENGINEER, Role.ADMIN} & set(claims.roles):
-        raise ForbiddenError(f"{claims.subject} is neither engineer nor admin and may not submit jobs")
-    if spec.submitter != claims.subject:
-        raise ForbiddenError(f"{claims.subject} cannot submit in the name of {spec.submitter}")
-    if len(repr(spec)) > MAX_SPEC_BYTES:
-        raise UsageError(f"the job's spec is larger than {MAX_SPEC_BYTES // 1024} kB")
-    verify_spec(signed, core.federation.rosters)
-    core.federation.account(spec.account)
-    if not spec.nonce:
-        raise UsageError("the spec has no nonce", fix="sign it with a fresh random nonce")
-    validate_params(spec.kind, spec.params)
-    _check_flavors(core, spec)
+    _check_signed(core, claims, signed)
     inputs = _inputs(connection, spec)
     _check_kind(connection, spec, inputs)
     sites = _target_sites(core, spec, inputs)
@@ -150,6 +139,23 @@ def _known(connection: Connection, subject: str, key: str, spec_digest: str) -> 
             f"the idempotency key {key!r} was used for another submission", where=row.job, fix="use a new key"
         )
     return str(row.job)
+
+
+def _check_signed(core: Core, claims: Claims, signed: SignedSpec) -> None:
+    """Check what needs no state: who submits, the signature, the account, the params."""
+    spec = signed.spec
+    if not {Role.ENGINEER, Role.ADMIN} & set(claims.roles):
+        raise ForbiddenError(f"{claims.subject} is neither engineer nor admin and may not submit jobs")
+    if spec.submitter != claims.subject:
+        raise ForbiddenError(f"{claims.subject} cannot submit in the name of {spec.submitter}")
+    if len(repr(spec)) > MAX_SPEC_BYTES:
+        raise UsageError(f"the job's spec is larger than {MAX_SPEC_BYTES // 1024} kB")
+    verify_spec(signed, core.federation.rosters)
+    core.federation.account(spec.account)
+    if not spec.nonce:
+        raise UsageError("the spec has no nonce", fix="sign it with a fresh random nonce")
+    validate_params(spec.kind, spec.params)
+    _check_flavors(core, spec)
 
 
 def _denied(job: Job, reason: Reason) -> Job:

@@ -7,6 +7,8 @@ from typing import Any
 from sqlalchemy import Connection
 
 from consortium.domain import ids
+from consortium.domain.data import Dataset
+from consortium.domain.job import Job
 from consortium.state import data, jobs
 
 
@@ -26,42 +28,15 @@ def trace(connection: Connection, root: str) -> dict[str, Any]:
             continue
         if ids.is_id(node, "job"):
             job = jobs.find_job(connection, node)
-            made[node] = {
-                "id": job.id,
-                "kind": job.spec.kind.value,
-                "name": job.spec.name,
-                "state": job.state.value,
-                "purpose": job.spec.purpose,
-                "submitter": job.spec.submitter,
-                "code_digest": job.spec.code_digest,
-                "manifests": {site: part.get("manifest_digest", "") for site, part in sorted(job.result.items())},
-                "tracking_run": job.tracking_run,
-            }
+            made[node] = _job(job)
             sources = [*job.spec.inputs, *([job.spec.model] if job.spec.model else [])]
         else:
             found = data.find_dataset(connection, node)
             maker = data.made_by(connection, found.id)
-            datasets[node] = {
-                "id": found.id,
-                "name": found.name,
-                "version": found.version,
-                "site": found.site,
-                "territory": found.territory,
-                "artifact_class": found.artifact_class.value,
-                "languages": list(found.languages),
-                "licence": found.licence,
-                "source": found.source,
-                "documents": found.documents,
-                "size_bytes": found.size_bytes,
-                "tokens": found.tokens,
-                "shards": [shard.digest for shard in found.shards],
-                "manifest_digest": found.manifest_digest,
-                "made_by": maker,
-            }
+            datasets[node] = _dataset(found) | {"made_by": maker}
             sources = [*found.parents, *([maker] if maker else [])]
-        for source in sources:
-            edges.add((source, node))
-            todo.append(source)
+        edges |= {(source, node) for source in sources}
+        todo += sources
     roots = [item for item in datasets.values() if not item["made_by"]]
     return {
         "root": start,
@@ -70,4 +45,37 @@ def trace(connection: Connection, root: str) -> dict[str, Any]:
         "edges": [list(edge) for edge in sorted(edges)],
         "licences": sorted({item["licence"] for item in roots}),
         "collections": sorted(item["id"] for item in roots),
+    }
+
+
+def _job(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "kind": job.spec.kind.value,
+        "name": job.spec.name,
+        "state": job.state.value,
+        "purpose": job.spec.purpose,
+        "submitter": job.spec.submitter,
+        "code_digest": job.spec.code_digest,
+        "manifests": {site: part.get("manifest_digest", "") for site, part in sorted(job.result.items())},
+        "tracking_run": job.tracking_run,
+    }
+
+
+def _dataset(found: Dataset) -> dict[str, Any]:
+    return {
+        "id": found.id,
+        "name": found.name,
+        "version": found.version,
+        "site": found.site,
+        "territory": found.territory,
+        "artifact_class": found.artifact_class.value,
+        "languages": list(found.languages),
+        "licence": found.licence,
+        "source": found.source,
+        "documents": found.documents,
+        "size_bytes": found.size_bytes,
+        "tokens": found.tokens,
+        "shards": [shard.digest for shard in found.shards],
+        "manifest_digest": found.manifest_digest,
     }

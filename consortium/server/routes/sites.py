@@ -167,11 +167,12 @@ def agree(job: str, topic: str, body: Agreement, core: CoreArg, caller: SiteArg)
 
 
 @router.get("/jobs/{job}/agreements/{topic:path}")
-def agreements(job: str, topic: str, core: CoreArg, claims: ReaderArg) -> dict[str, str]:
-    """Return the digests published for a topic, by site."""
+def agreements(job: str, topic: str, core: CoreArg, claims: ReaderArg, signed: bool = False) -> Json:
+    """Return the digests published for a topic, by site; with `signed`, `{digest, signature}` of each."""
     with core.db.read() as connection:
         store.find_job(connection, job)
-        return data.agreements(connection, job, topic)
+        found = data.signed_agreements(connection, job, topic)
+    return found if signed else {site: said["digest"] for site, said in found.items()}
 
 
 @router.post("/jobs/{job}/logs")
