@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from consortium.cli.app import run
 from consortium.client import Client
 from consortium.keys.signing import SigningKey
 from consortium.local.paths import FederationDir
+
+# A busy machine makes an example slow, not wrong; pytest's own timeout ends what hangs.
+settings.register_profile("consortium", deadline=None)
+settings.load_profile("consortium")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
