@@ -1,6 +1,6 @@
 """How fast the ledger appends, proves and verifies: `python -m tests.benchmarks.ledger [--json] [--records N]`.
 
-Records have the size of a usage record. Appends are durable: SQLite with synchronous=FULL, tiles and checkpoint written.
+Records have the size of a usage record. Appends are durable: SQLite with synchronous=FULL, tiles, checkpoint written.
 The reference for appends is Tessera on POSIX files, 1,500 to 2,900 durable writes/s as its authors report.
 """
 
