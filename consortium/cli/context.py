@@ -79,9 +79,11 @@ class Caller:
         """The person with `role` of `partner` (else of the default person's partner)."""
         default = str(self._known["default_person"])
         people: dict[str, list[str]] = self._known["roles"]
-        home = partner or default[:2]
-        fitting = sorted(p for p, roles in people.items() if p[:2] == home and role in roles)
-        return fitting[0] if fitting else default
+        for home in (partner, default[:2]):
+            fitting = sorted(p for p, roles in people.items() if p[:2] == home and role in roles)
+            if fitting:
+                return fitting[0]
+        return default
 
 
 def _current() -> dict[str, Any]:

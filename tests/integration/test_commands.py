@@ -105,7 +105,10 @@ def test_a_waiting_job_can_be_explained_and_cancelled(consortium: Call, notes: d
         while "drain" not in (why := consortium("explain", job)).out:
             assert time.monotonic() < deadline, why.out
         assert "fr-1" in why.out
-        assert consortium("cancel", job).code == 0
+        stranger = consortium("cancel", job, "--as", "de/anna")
+        assert stranger.code == 2
+        assert "ask fr/amelie" in stranger.err
+        assert consortium("cancel", job, "--as", "fr/amelie").code == 0
         assert _json(consortium("show", job, "--json"))["state"] == "cancelled"
     finally:
         assert consortium("site", "resume", "fr-1").code == 0
