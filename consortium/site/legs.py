@@ -65,8 +65,13 @@ class SiteLeg:
             denial=self.denial,
             fault=self.fault,
             progress=self.progress,
-            result=(self.result or {}) if self.state is LegState.SUCCEEDED else {},
+            result=_told(self.result or {}) if self.state is LegState.SUCCEEDED else {},
         )
+
+
+def _told(result: dict[str, Any]) -> dict[str, Any]:
+    """What the server hears of a result: the manifest itself stays at home, in the private store."""
+    return {name: value for name, value in result.items() if name != "manifest"}
 
 
 def new_leg(offer: LegOffer, code: str = "", reason: str = "", denial: dict[str, Any] | None = None) -> SiteLeg:

@@ -140,10 +140,15 @@ def agree(connection: Connection, *, job: str, topic: str, site: str, digest: st
 
 def agreements(connection: Connection, job: str, topic: str) -> dict[str, str]:
     """Return the digests published for a topic, by site."""
-    query = select(t.agreements.c.site, t.agreements.c.digest).where(
-        (t.agreements.c.job == job) & (t.agreements.c.topic == topic)
-    )
-    return {row.site: row.digest for row in connection.execute(query.order_by(t.agreements.c.site))}
+    return {site: said["digest"] for site, said in signed_agreements(connection, job, topic).items()}
+
+
+def signed_agreements(connection: Connection, job: str, topic: str) -> dict[str, dict[str, str]]:
+    """Return digest and signature of each site that published a digest for a topic."""
+    columns = (t.agreements.c.site, t.agreements.c.digest, t.agreements.c.signature)
+    query = select(*columns).where((t.agreements.c.job == job) & (t.agreements.c.topic == topic))
+    ordered = connection.execute(query.order_by(t.agreements.c.site))
+    return {row.site: {"digest": row.digest, "signature": row.signature} for row in ordered}
 
 
 def add_log(connection: Connection, *, job: str, leg: str, site: str, offset: int, text: str, now_ms: int) -> None:

@@ -114,10 +114,19 @@ class ObjectStore:
             self._client.upload_file(str(path), self.bucket, _checked(key))
         return Path(path).stat().st_size
 
-    def get(self, key: str, *, digest: str | None = None) -> bytes:
-        """Read an object whole; with `digest`, raises VerificationError unless the bytes hash to it."""
+    def get(self, key: str, *, digest: str | None = None, size: int | None = None) -> bytes:
+        """Read an object whole.
+
+        Raises VerificationError unless the bytes hash to `digest` and are `size` in number, where these are given; a
+        store that sends more is not read to its end.
+        """
         with self._translated(key):
-            data: bytes = self._client.get_object(Bucket=self.bucket, Key=_checked(key))["Body"].read()
+            body = self._client.get_object(Bucket=self.bucket, Key=_checked(key))["Body"]
+            data: bytes = body.read() if size is None else body.read(size + 1)
+        if size is not None and len(data) != size:
+            body.close()
+            found = f"more than {size}" if len(data) > size else str(len(data))
+            raise VerificationError(f"the object has {found} bytes, not {size}", where=f"{self.bucket}/{key}")
         if digest is not None and sha256(data) != digest:
             raise VerificationError(
                 f"the object's bytes hash to {sha256(data)}, not to {digest}",

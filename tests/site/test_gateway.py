@@ -12,18 +12,20 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from consortium.domain.codec import from_json
+from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Artifact, ArtifactClass
 from consortium.domain.job import LegState
 from consortium.domain.protocol import LegOffer
+from consortium.domain.training import Commit, Round, RoundPhase, Verdict
 from consortium.keys.canonical import digest
-from consortium.keys.signing import sign_value, verify_value
+from consortium.keys.signing import SigningKey, sign_value, verify_value
 from consortium.ledger.origins import check_chain
 from consortium.site.gateway.app import create_app
 from consortium.site.gateway.core import Gateway
 from consortium.site.legs import new_leg
 from consortium.site.settings import StoreSettings
 from consortium.storage import envelope
+from consortium.train.rounds import certify
 from tests.s3 import S3, serving
 from tests.site.http import App, Serving
 from tests.site.world import SITE_TOKEN, Script, World, consortium_server, script_for
@@ -242,8 +244,6 @@ def receive_from_de(border: Border, data: bytes, *, changed: bool = False) -> Ar
             size_bytes=len(sealed),
         ),
     )
-    from consortium.domain.codec import to_json
-
     border.script.artifacts.append(to_json(artifact))
     return artifact
 
@@ -268,6 +268,88 @@ def test_a_changed_envelope_and_a_forged_announcement_are_refused(border: Border
     assert border.records("crossing") == []
 
 
+def test_a_store_that_sends_more_than_was_announced_is_not_read_to_its_end(border: Border) -> None:
+    artifact = receive_from_de(border, b"from de")
+    store = border.gateway.peers["de-1"]
+    store.put(artifact.key, store.get(artifact.key) + b"x" * 1000)
+    answer = border.http.get(f"/leg/artifacts/{artifact.digest}", headers=border.leg)
+    assert answer.status_code == 409
+    assert f"more than {artifact.size_bytes} bytes" in answer.json()["detail"]
+
+
+def test_a_legs_words_never_become_a_path(border: Border) -> None:
+    secret = border.gateway.received / "site-secret"
+    secret.write_text("secret")
+    (border.gateway.received / border.offer.job).mkdir()
+    for sender, wanted in (("../site", "secret"), ("de-1", "../../x"), ("", "secret")):
+        answer = border.http.get(f"/leg/artifacts/{wanted}", params={"sender": sender}, headers=border.leg)
+        assert answer.status_code in (404, 422), answer.text
+        assert answer.content != b"secret"
+
+
+# -- rounds -----------------------------------------------------------------------------------------------------------
+
+
+def signed_round(border: Border, **changed: Any) -> dict[str, Any]:
+    """A certified round of fr-1 and de-1 as the server relays it, with one part `changed` after it was signed."""
+    world, job = border.world, border.offer.job
+    commits = [
+        sign_value(
+            world.signing[site],
+            Commit(
+                job=job, round=1, site=site, tokens=10, steps=1, digest=f"sha256:{site}", norm="0x1p+0", loss="0x1p+0"
+            ),
+        )
+        for site in ("de-1", "fr-1")
+    ]
+    verdicts = [
+        sign_value(
+            world.signing[judge], Verdict(job=job, round=1, judge=judge, site=c.site, digest=c.digest, accept=True)
+        )
+        for judge in ("de-1", "fr-1")
+        for c in commits
+    ]
+    certificate = sign_value(world.server_key, certify(job, 1, "sha256:0", commits, verdicts))
+    fields: dict[str, Any] = {"commits": tuple(commits), "verdicts": tuple(verdicts), "certificate": certificate}
+    for name, change in changed.items():
+        whole = fields[name]
+        fields[name] = (change(whole[0]), *whole[1:]) if isinstance(whole, tuple) else change(whole)
+    phase, expected = RoundPhase.CERTIFIED, ("de-1", "fr-1")
+    answer: dict[str, Any] = to_json(Round(job=job, number=1, phase=phase, expected=expected, **fields))
+    return answer
+
+
+def test_a_round_reaches_a_leg_only_with_signatures_that_hold(border: Border) -> None:
+    told: dict[str, Any] = {}
+    border.server.route("GET", r"/v1/jobs/[^/]+/rounds/1")(lambda body, query: told["round"])
+    told["round"] = signed_round(border)
+    assert border.http.get("/leg/rounds/1", headers=border.leg).json() == told["round"]
+    mallory = SigningKey.generate()
+    forgeries: list[dict[str, Any]] = [
+        {"commits": lambda it: replace(it, tokens=10_000)},
+        {"commits": lambda it: sign_value(border.world.server_key, replace(it, site="server"))},
+        {"verdicts": lambda it: replace(it, accept=False)},
+        {"verdicts": lambda it: sign_value(mallory, it)},
+        {"certificate": lambda it: replace(it, contributions=it.contributions[:1])},
+        {"certificate": lambda it: sign_value(border.world.server_key, replace(it, round=2))},
+    ]
+    for forged in forgeries:
+        told["round"] = signed_round(border, **forged)
+        answer = border.http.get("/leg/rounds/1", headers=border.leg)
+        assert answer.json()["type"] == "urn:consortium:verification-failed", answer.text
+
+
+def test_an_agreement_reaches_a_leg_only_if_its_site_signed_it(border: Border) -> None:
+    statement = {"job": border.offer.job, "topic": "outer/1", "site": "de-1", "digest": "sha256:a"}
+    signature = sign_value(border.world.signing["de-1"], statement)["signature"]
+    told: dict[str, Any] = {"de-1": {"digest": "sha256:a", "signature": signature}}
+    border.server.route("GET", r"/v1/jobs/[^/]+/agreements/outer/1")(lambda body, query: told)
+    assert border.http.get("/leg/agreements/outer/1", headers=border.leg).json() == {"de-1": "sha256:a"}
+    told["de-1"]["digest"] = "sha256:b"
+    answer = border.http.get("/leg/agreements/outer/1", headers=border.leg)
+    assert answer.json()["type"] == "urn:consortium:verification-failed"
+
+
 # -- reports and logs -------------------------------------------------------------------------------------------------
 
 
@@ -281,7 +363,14 @@ def test_progress_result_and_failure_are_kept_for_the_agent(border: Border) -> N
     assert leg.result is not None
     assert leg.result["metrics"] == {"loss": 1}
     assert leg.failure == failure
-    for path, body in (("progress", {"x": "y" * 500}), ("progress", {"x": [1]}), ("result", {"nonsense": 1})):
+    told = replace(leg, state=LegState.SUCCEEDED, result={"metrics": {}, "manifest": {"rows": [1]}}).report()
+    assert told.result == {"metrics": {}}, "the manifest stays at home"
+    for path, body in (
+        ("progress", {"x": "y" * 500}),
+        ("failure", {"message": "x" * 2001, "fault": "user"}),
+        ("progress", {"x": [1]}),
+        ("result", {"nonsense": 1}),
+    ):
         assert border.http.post(f"/leg/{path}", json=body, headers=border.leg).status_code == 422
 
 
@@ -335,6 +424,9 @@ def test_metrics_are_rounded_and_only_known_fields_pass(border: Border) -> None:
         ("runs/log-metric", {"run_id": "run-1", "key": "m", "value": "a word"}),
         ("runs/set-tag", {"run_id": "run-1", "key": "mlflow.note.content", "value": "x"}),
         ("runs/set-tag", {"run_id": "run-1", "key": "consortium.x", "value": "two\nlines"}),
+        ("runs/log-batch", {"run_id": "run-1", "metrics": 7}),
+        ("runs/log-batch", {"run_id": "run-1", "tags": ["x"]}),
+        ("runs/update", {"run_id": "run-1", "end_time": "soon"}),
         ("runs/create", {"experiment_id": "0"}),
         ("runs/delete", {"run_id": "run-1"}),
         ("runs/search", {"experiment_ids": ["0"]}),

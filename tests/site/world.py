@@ -44,6 +44,7 @@ class World:
     def __init__(self, root: Path, *, jobs_dir: Path | None = None) -> None:
         self.root = root
         self.log_key = SigningKey.generate()
+        self.server_key = SigningKey.generate()
         self.partner_keys = {name: SigningKey.generate() for name in ("fr", "de")}
         self.amelie = SigningKey.generate()
         self.signing = {site: SigningKey.generate() for site in ("fr-1", "de-1")}
@@ -51,7 +52,7 @@ class World:
         self.trust = Trust(
             log_name="test.example/log",
             log_key=self.log_key.public,
-            server_key=SigningKey.generate().public,
+            server_key=self.server_key.public,
             partners={name: key.public for name, key in self.partner_keys.items()},
             sites={
                 name: SiteKeys(signing=self.signing[name].public, sealing=self.sealing[name].public)

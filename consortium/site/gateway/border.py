@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import NEVER_CROSS, Artifact, ArtifactClass, Crossing, CrossingSide
 from consortium.domain.decision import Denial
-from consortium.domain.ids import partner_of
+from consortium.domain.ids import is_site, partner_of
 from consortium.domain.records import RecordType
 from consortium.errors import (
     AuthError,
@@ -25,15 +26,20 @@ from consortium.errors import (
     NotFoundError,
     PolicyDeniedError,
     UnreachableError,
+    UsageError,
     VerificationError,
 )
 from consortium.keys.canonical import digest
 from consortium.keys.signing import sign_value, verify_value
-from consortium.policy import CONSORTIUM, Action, Request, log_request, release_request
+from consortium.policy import CONSORTIUM, Request, log_request, receive_request, release_request
 from consortium.site.gateway.core import Gateway
 from consortium.site.legs import SiteLeg
 from consortium.storage import envelope
 
+MAX_ARTIFACT_BYTES = 1 << 30
+"""Of the plaintext, in either direction."""
+MAX_ENVELOPE_BYTES = MAX_ARTIFACT_BYTES + (2 << 20)
+_DIGEST = re.compile(r"^sha256:[0-9a-f]{64}\Z")
 log = logging.getLogger(__name__)
 
 
@@ -185,6 +191,8 @@ class Border:
 
     def receive(self, leg: SiteLeg, wanted: str, sender: str) -> bytes:
         """Return the plaintext of an announced artifact, fetched and recorded the first time, kept from then on."""
+        if not _DIGEST.match(wanted) or not (sender == "" or is_site(sender)):  # a file is named after them
+            raise UsageError(f"no digest, or no site: {wanted[:80]!r} of {sender[:80]!r}", where=leg.offer.job)
         kept = self.gateway.received / leg.offer.job / f"{sender or 'any'}-{wanted.removeprefix('sha256:')}"
         if kept.is_file():
             return kept.read_bytes()
@@ -212,15 +220,12 @@ class Border:
         sender_key = gateway.trust.origin_key(artifact.sender)
         verify_value(sender_key, artifact, what=f"the artifact {artifact.name!r} of {artifact.sender}")
         there = gateway.documents.site(artifact.sender, gateway.now_ms())
-        request = replace(
-            release_request(leg.offer.spec.spec, gateway.site, artifact.artifact_class, gateway.site),
-            action=Action.RECEIVE,
-            owner=there.partner,
-            owner_territory=there.territory,
-        )
+        request = receive_request(leg.offer.spec.spec, gateway.site, artifact.artifact_class, there)
         self._decide(leg, request, f"{artifact.artifact_class.value} from {artifact.sender}")
+        if not 0 < artifact.size_bytes <= MAX_ENVELOPE_BYTES:
+            raise VerificationError(f"{artifact.name!r} is announced with {artifact.size_bytes} bytes")
         try:
-            sealed = gateway.peers[artifact.sender].get(artifact.key)
+            sealed = gateway.peers[artifact.sender].get(artifact.key, size=artifact.size_bytes)
         except NotFoundError as fault:  # a store may show a new object late
             raise UnreachableError(f"the store of {artifact.sender} does not show {artifact.name!r} yet") from fault
         header, data = envelope.unpack(sealed, site=leg.offer.site, sealing=gateway.sealing, sender_key=sender_key)

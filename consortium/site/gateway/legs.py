@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -15,12 +15,13 @@ from consortium.domain.protocol import LegContext, StoreAccess
 from consortium.domain.training import Commit, Verdict
 from consortium.errors import ConflictError, UsageError
 from consortium.keys.signing import sign_value
-from consortium.site.gateway.border import Border
+from consortium.site.gateway.border import MAX_ARTIFACT_BYTES, Border
 from consortium.site.gateway.core import Gateway
+from consortium.site.gateway.evidence import check_agreements, check_round
 from consortium.site.legs import SiteLeg
 
-MAX_ARTIFACT_BYTES = 1 << 30
 MAX_CONTROL_BYTES = 8 << 20
+MAX_FAILURE_CHARS = 2000
 router = APIRouter(prefix="/leg")
 
 
@@ -172,8 +173,11 @@ def result(gateway: At, leg: Leg, body: Json) -> None:
 
 @router.post("/failure", status_code=204)
 def failure(gateway: At, leg: Leg, body: Json) -> None:
-    """Keep what the program says before it fails."""
-    _keep(gateway, leg, failure=to_json(from_json(LegFailure, body, where="failure")))
+    """Keep what the program says before it fails; the agent's next poll carries it, so it is short."""
+    said = from_json(LegFailure, body, where="failure")
+    if len(said.message) > MAX_FAILURE_CHARS:
+        raise UsageError(f"a failure is told in {MAX_FAILURE_CHARS} characters: tracebacks stay in the leg's log")
+    _keep(gateway, leg, failure=to_json(said))
 
 
 def _keep(gateway: Gateway, leg: SiteLeg, **columns: Any) -> None:
@@ -258,8 +262,12 @@ def verdicts(gateway: At, leg: Leg, number: int, body: Json) -> Any:
 
 @router.get("/rounds/{number}")
 def read_round(gateway: At, leg: Leg, number: int) -> Any:
-    """Return a round as the server keeps it."""
-    return gateway.call("GET", f"/v1/jobs/{leg.offer.job}/rounds/{number}", job=leg.offer.job)
+    """Return a round as the server keeps it, once every signature in it holds."""
+    answer = gateway.call("GET", f"/v1/jobs/{leg.offer.job}/rounds/{number}", job=leg.offer.job)
+    found = check_round(gateway.trust, leg.offer, number, answer)
+    if found.outer_digests:
+        found = replace(found, outer_digests=_agreements(gateway, leg, f"outer/{number}"))
+    return to_json(found)
 
 
 @router.post("/agreements/{topic:path}")
@@ -277,5 +285,11 @@ def agree(gateway: At, leg: Leg, topic: str, body: Json) -> Any:
 
 @router.get("/agreements/{topic:path}")
 def agreements(gateway: At, leg: Leg, topic: str) -> Any:
-    """Return the digests published for a topic."""
-    return gateway.call("GET", f"/v1/jobs/{leg.offer.job}/agreements/{topic}", job=leg.offer.job)
+    """Return the digests published for a topic, once their signatures hold."""
+    return _agreements(gateway, leg, topic)
+
+
+def _agreements(gateway: Gateway, leg: SiteLeg, topic: str) -> dict[str, str]:
+    path = f"/v1/jobs/{leg.offer.job}/agreements/{topic}"
+    answer = gateway.call("GET", path, job=leg.offer.job, params={"signed": "true"})
+    return check_agreements(gateway.trust, leg.offer, topic, answer)

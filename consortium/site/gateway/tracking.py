@@ -51,7 +51,7 @@ def call(
         if allowed is None:
             what = f"{request.method} {path} is not on the gateway's list of MLflow calls"
             raise ForbiddenError(what, fix="log metrics, parameters, tags and inputs of the leg's own run only")
-        clean = allowed(dict(request.query_params) if request.method == "GET" else _object(body))
+        clean = _rebuilt(allowed, dict(request.query_params) if request.method == "GET" else _object(body))
         if clean["run_id"] != leg.offer.tracking_run or not leg.offer.tracking_run:
             raise ForbiddenError(f"run {clean['run_id']!r} is not this leg's", fix="use the context's tracking_run")
         border.check_metrics(leg)
@@ -72,6 +72,13 @@ def _object(body: bytes) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise ForbiddenError("the body is not a JSON object")
     return said
+
+
+def _rebuilt(allowed: Callable[[dict[str, Any]], dict[str, Any]], body: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return allowed(body)
+    except (TypeError, ValueError, AttributeError) as fault:  # a list where an object belongs, and the like
+        raise ForbiddenError(f"the body is not what this call takes: {fault}") from fault
 
 
 def _send(gateway: Gateway, method: str, path: str, body: Any, query: dict[str, str], job: str) -> httpx.Response:

@@ -1,0 +1,49 @@
+"""What peers signed, as the server relays it: nothing reaches a leg whose signature does not hold.
+
+The rule that makes a certificate out of commits and verdicts leaves signatures out; this is where they are checked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from consortium.domain.codec import from_json
+from consortium.domain.protocol import LegOffer
+from consortium.domain.training import Round
+from consortium.errors import VerificationError
+from consortium.keys.signing import verify_value
+from consortium.keys.trust import Trust
+
+
+def check_round(trust: Trust, offer: LegOffer, number: int, answer: Any) -> Round:
+    """Return a round as the server gave it. Raises VerificationError unless every part was signed by whom it names."""
+    where = f"{offer.job} round {number}"
+    found = from_json(Round, answer, where=where)
+    named = {(found.job, found.number)} | {(commit.job, commit.round) for commit in found.commits}
+    named |= {(verdict.job, verdict.round) for verdict in found.verdicts}
+    if found.certificate is not None:
+        named.add((found.certificate.job, found.certificate.round))
+    if named != {(offer.job, number)}:
+        raise VerificationError("the server answered with parts of another round", where=where)
+    for commit in found.commits:
+        verify_value(_peer_key(trust, offer, commit.site), commit, what=f"the commit of {commit.site} to {where}")
+    for verdict in found.verdicts:
+        verify_value(_peer_key(trust, offer, verdict.judge), verdict, what=f"a verdict of {verdict.judge} in {where}")
+    if found.certificate is not None:
+        verify_value(trust.server_key, found.certificate, what=f"the certificate of {where}")
+    return found
+
+
+def check_agreements(trust: Trust, offer: LegOffer, topic: str, answer: Any) -> dict[str, str]:
+    """Return the digests published for a topic, by site; `answer` holds digest and signature of each."""
+    signed = from_json(dict[str, dict[str, str]], answer, where=f"agreements on {topic}")
+    for site, said in signed.items():
+        statement = {"job": offer.job, "topic": topic, "site": site, **said}
+        verify_value(_peer_key(trust, offer, site), statement, what=f"the digest of {topic} by {site}")
+    return {site: said["digest"] for site, said in signed.items()}
+
+
+def _peer_key(trust: Trust, offer: LegOffer, site: str) -> str:
+    if site not in offer.peers or site not in trust.sites:
+        raise VerificationError(f"{site!r} takes no part in {offer.job}", where=offer.leg)
+    return trust.sites[site].signing
