@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from consortium import PROTOCOL_VERSION, __version__
 from consortium.errors import UsageError
@@ -14,6 +16,7 @@ from consortium.server.routes import data, evidence, jobs, operate, sites
 
 PROTOCOL_HEADER = "Consortium-Protocol"
 MAX_BODY_BYTES = 32 * 1024 * 1024
+_TOO_LARGE = f"the request is larger than {MAX_BODY_BYTES // 1024**2} MiB"
 
 
 def make_app(core: Core) -> FastAPI:
@@ -29,6 +32,8 @@ def make_app(core: Core) -> FastAPI:
     app.state.core = core
     problems.install(app)
 
+    app.add_middleware(BoundedBody)
+
     @app.middleware("http")
     async def _negotiate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         refused = _refuse(request)
@@ -42,6 +47,27 @@ def make_app(core: Core) -> FastAPI:
     return app
 
 
+class BoundedBody:
+    """Stops reading a body that grows too large, whatever its caller said of its length."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a call on; raises HTTPException (413) out of the read that goes too far."""
+        taken = 0
+
+        async def bounded() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > MAX_BODY_BYTES:
+                raise HTTPException(413, _TOO_LARGE)
+            return message
+
+        await self.app(scope, bounded, send)
+
+
 def _refuse(request: Request) -> UsageError | None:
     spoken = request.headers.get(PROTOCOL_HEADER)
     if spoken is not None and spoken not in (str(PROTOCOL_VERSION), str(PROTOCOL_VERSION - 1)):
@@ -52,5 +78,5 @@ def _refuse(request: Request) -> UsageError | None:
         )
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length) > MAX_BODY_BYTES:
-        return UsageError(f"the request is larger than {MAX_BODY_BYTES // 1024**2} MiB", where=request.url.path)
+        return UsageError(_TOO_LARGE, where=request.url.path)
     return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
 from consortium.domain.partner import Role
-from consortium.errors import AuthError, ForbiddenError
+from consortium.errors import AuthError, ForbiddenError, NotFoundError
 from consortium.keys import tokens
 from consortium.keys.tokens import Claims
 from consortium.server.core import Core
@@ -33,19 +34,29 @@ def claims_of(core: CoreArg, authorization: Annotated[str | None, Header()] = No
 ClaimsArg = Annotated[Claims, Depends(claims_of)]
 
 
-def user_of(claims: ClaimsArg) -> Claims:
-    """Return the calling person. Raises ForbiddenError for a site."""
+def user_of(core: CoreArg, claims: ClaimsArg) -> Claims:
+    """Return the calling person, with those of the token's roles that its partner's roster still gives it.
+
+    Raises ForbiddenError for a site, and for somebody whom the partner vouches for no longer.
+    """
     if not {Role.ENGINEER, Role.ADMIN, Role.AUDITOR} & set(claims.roles):
         raise ForbiddenError(f"{claims.subject} is no person and may not do this")
-    return claims
+    try:
+        given = core.federation.rosters.person(claims.subject).roles
+    except NotFoundError as fault:
+        raise ForbiddenError(fault.what, fix=fault.fix) from fault
+    kept = tuple(role for role in claims.roles if role in given)
+    if not kept:
+        raise ForbiddenError(f"the roster of {claims.partner} gives {claims.subject} none of its token's roles")
+    return replace(claims, roles=kept)
 
 
 UserArg = Annotated[Claims, Depends(user_of)]
 
 
-def reader_of(claims: ClaimsArg) -> Claims:
+def reader_of(core: CoreArg, claims: ClaimsArg) -> Claims:
     """Return the caller, person or site: what both may read."""
-    return claims
+    return claims if Role.SITE in claims.roles else user_of(core, claims)
 
 
 ReaderArg = Annotated[Claims, Depends(reader_of)]

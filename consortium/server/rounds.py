@@ -61,11 +61,15 @@ def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -
     verify_value(core.federation.site(site).signing_key, commit, what=f"the commit of {site} to {where}")
     row = rounds.find(connection, commit.job, commit.round)
     if row is None:
+        job = jobs.find_job(connection, commit.job)
+        last = _outer(job, "rounds")
+        if not 1 <= commit.round <= last:
+            raise UsageError(f"the job has rounds 1 to {last}" if last else "the job has no rounds", where=where)
         if commit.round > 1:
             before = rounds.find(connection, commit.job, commit.round - 1)
             if before is None or before.phase not in _DONE:
                 raise ConflictError(f"round {commit.round - 1} comes first", where=where)
-        expected = _expected(core, connection, jobs.find_job(connection, commit.job))
+        expected = _expected(core, connection, job)
         row = rounds.open_round(connection, commit.job, commit.round, expected, "", core.clock.now_ms())
     if row.phase is not RoundPhase.OPEN and not _repeats(connection, commit):
         raise ConflictError(
@@ -85,6 +89,8 @@ def take_verdicts(core: Core, connection: Connection, site: str, job: str, given
         row = rounds.find(connection, job, verdict.round)
         if row is None or row.phase is RoundPhase.OPEN:
             raise ConflictError("the round is not judged yet", where=where, fix="wait until its commits are fixed")
+        if verdict.site not in row.fixed:
+            raise UsageError(f"{verdict.site[:80]!r} has no commit in the round", where=where)
         if row.phase is RoundPhase.JUDGING:
             rounds.add_verdict(connection, verdict, str(leg.epoch), core.clock.now_ms())
 
@@ -136,8 +142,7 @@ def _fix(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
     if not committed:
         return False
     full = bool(expected) and set(expected) <= set(committed)
-    outer = job.spec.params.get("outer")
-    quorum = int((outer.get("quorum") if isinstance(outer, dict) else 0) or job.spec.min_sites)
+    quorum = _outer(job, "quorum") or job.spec.min_sites
     if not full:
         if len(committed) < max(1, quorum):
             return False
@@ -216,6 +221,12 @@ def _dispute(core: Core, connection: Connection, row: RoundRow, digests: dict[st
     )
     core.record(connection, RecordType.DISPUTE, {"job": row.job, "round": row.number, "outer_digests": digests})
     legs.end_job(core, connection, row.job, JobState.FAILED, reason)
+
+
+def _outer(job: Job, name: str) -> int:
+    """Return a number of the outer loop's parameters; 0 for a job that has none."""
+    outer = job.spec.params.get("outer")
+    return int(outer.get(name) or 0) if isinstance(outer, dict) else 0
 
 
 def _grace_over(core: Core, connection: Connection, row: RoundRow) -> bool:

@@ -6,9 +6,10 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
+from consortium.domain import ids
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Artifact, Dataset
-from consortium.errors import ConflictError, NotFoundError
+from consortium.errors import ConflictError, NotFoundError, UsageError
 from consortium.keys.canonical import digest_json
 from consortium.state import tables as t
 
@@ -22,12 +23,28 @@ def next_version(connection: Connection, name: str) -> int:
 def insert_dataset(
     connection: Connection, dataset: Dataset, *, now_ms: int, job: str = "", leg: str = "", signer: str = ""
 ) -> bool:
-    """Store a dataset; False where the very same is known. Raises ConflictError for another of its id or version."""
+    """Store a dataset; False where the very same is known.
+
+    Raises ConflictError for another of its id or version, or where the name is another partner's; UsageError where id
+    and name could be taken for one another.
+    """
+    if not ids.is_id(dataset.id, "ds"):
+        raise UsageError(f"dataset id {dataset.id!r} is not of the form ds-…", where=dataset.name)
+    if ids.is_id(dataset.name):
+        raise UsageError(f"a dataset cannot be named like an id: {dataset.name}", where=dataset.id)
     known = connection.execute(select(t.datasets.c.doc).where(t.datasets.c.id == dataset.id)).scalar()
     if known is not None:
         if digest_json(known) == digest_json(dataset):
             return False
         raise ConflictError("another dataset has this id", where=dataset.id, fix="make a new id")
+    sites = connection.execute(select(t.datasets.c.site).where(t.datasets.c.name == dataset.name).distinct()).scalars()
+    owners = {ids.partner_of(site) for site in sites} - {dataset.partner}
+    if owners:  # or a name would lead to somebody else's data overnight
+        raise ConflictError(
+            f"the name {dataset.name} is {', '.join(sorted(owners))}'s: {dataset.partner} cannot add a version to it",
+            where=dataset.id,
+            fix="choose another name",
+        )
     expected = next_version(connection, dataset.name)
     if dataset.version != expected:
         raise ConflictError(

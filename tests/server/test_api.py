@@ -157,6 +157,32 @@ def test_a_dataset_is_registered_by_its_own_people_under_the_next_version(fed: A
     assert fed.dataset("de-1", "laws-de").version == first.version + 1
 
 
+def test_a_dataset_name_stays_with_its_partner(fed: Any) -> None:
+    fed.dataset("de-1", "laws-de")
+    taken = fed.new_dataset("fr-1", "laws-de")
+    disguised = fed.new_dataset("fr-1", fed.new_id("ds"))
+    for dataset, status, slug in ((taken, 409, "conflict"), (disguised, 422, "bad-request")):
+        body = {"dataset": fed.to_json(dataset), "signature": fed.people["fr/amelie"].sign(canonical(dataset))}
+        problem(fed.call("fr/amelie", "POST", "/v1/datasets", body), status, slug)
+    assert fed.get("/v1/datasets/laws-de")["site"] == "de-1"
+
+
+def test_a_token_gives_no_role_that_the_roster_does_not(fed: Any) -> None:
+    drain = fed.url + "/v1/sites/fr-1/drain"
+    for subject, role in (("fr/amelie", Role.ADMIN), ("fr/nobody", Role.ADMIN)):
+        answer = httpx.post(drain, headers=bearer(fed.token(subject, (role,))))
+        problem(answer, 403, "forbidden")
+    whoami = httpx.get(fed.url + "/v1/whoami", headers=bearer(fed.token("fr/bruno", (Role.ADMIN, Role.AUDITOR))))
+    assert whoami.json()["roles"] == ["admin"]
+
+
+def test_a_body_without_a_stated_length_is_bounded_too(fed: Any) -> None:
+    pieces = (b"x" * 1_000_000 for _ in range(40))
+    answer = httpx.post(fed.url + "/v1/jobs", content=pieces, headers=bearer(fed.token("fr/amelie", (Role.ENGINEER,))))
+    document = problem(answer, 413, "bad-request")
+    assert "32 MiB" in document["detail"]
+
+
 def test_a_report_is_for_its_partners_auditor(fed: Any) -> None:
     fed.dataset("fr-1", "laws-fr")
     problem(fed.call("fr/amelie", "GET", "/v1/reports/fr?period=2026-11"), 403, "forbidden")

@@ -81,6 +81,13 @@ def test_two_rounds_from_commits_to_a_closed_round_on_record(fed: Any) -> None:
     job = Training(fed, min_sites=3)
     for name in NAMES:
         assert job.agree(name, "outer/0", "sha256:start").status_code == 200
+    told = fed.get(f"/v1/jobs/{job.job}/agreements/outer/0?signed=true", who="fr-1")
+    assert sorted(told) == list(NAMES)
+    for name, said in told.items():
+        statement = {"job": job.job, "topic": "outer/0", "site": name, **said}
+        verify_value(job.sites[name].key.public, statement)
+    for number in (-1, 0, 99):
+        assert job.commit("de-1", number).status_code == 422, "a job has its rounds and no others"
     assert job.round(1).phase == "open"
     assert job.round(1).expected == NAMES
     early = job.commit("de-1", 2)
@@ -91,6 +98,7 @@ def test_two_rounds_from_commits_to_a_closed_round_on_record(fed: Any) -> None:
         assert job.commit(name, 1).status_code == 200
         assert job.commit(name, 1).status_code == 200, "a commit may be repeated"
     job.phase(1, "judging")
+    assert job.judge("de-1", 1, ("fr-9",)).status_code == 422
     late = job.commit("de-1", 1, "sha256:else")
     assert late.status_code == 409
     for name in NAMES:

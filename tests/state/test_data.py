@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from consortium.domain.data import Artifact, ArtifactClass, Dataset
-from consortium.errors import ConflictError, NotFoundError
+from consortium.errors import ConflictError, NotFoundError, UsageError
 from consortium.state import Database, data
+from tests import builders
 
 LAWS = Dataset(
-    id="ds-1",
+    id=builders.new_id("ds", 1),
     name="laws-fr",
     version=1,
     site="fr-1",
@@ -40,17 +41,29 @@ def test_versions_count_up_and_names_find_the_latest(db: Database) -> None:
     with db.write() as connection:
         assert data.insert_dataset(connection, LAWS, now_ms=1)
         assert not data.insert_dataset(connection, LAWS, now_ms=2), "the very same one again"
-        second = replace(LAWS, id="ds-2", version=2)
+        second = replace(LAWS, id=builders.new_id("ds", 2), version=2)
         data.insert_dataset(connection, second, now_ms=3)
         assert data.find_dataset(connection, "laws-fr") == second
         assert data.find_dataset(connection, "laws-fr@1") == LAWS
-        assert data.find_dataset(connection, "ds-1") == LAWS
+        assert data.find_dataset(connection, LAWS.id) == LAWS
         with pytest.raises(ConflictError, match="the next is 3"):
-            data.insert_dataset(connection, replace(LAWS, id="ds-3", version=2), now_ms=4)
+            data.insert_dataset(connection, replace(LAWS, id=builders.new_id("ds", 3), version=2), now_ms=4)
         with pytest.raises(ConflictError, match="another dataset"):
             data.insert_dataset(connection, replace(LAWS, source="else"), now_ms=4)
         with pytest.raises(NotFoundError, match="laws-de"):
             data.find_dataset(connection, "laws-de")
+
+
+def test_a_name_stays_with_its_partner_and_is_never_taken_for_an_id(db: Database) -> None:
+    theirs = replace(LAWS, id=builders.new_id("ds", 2), version=2, site="de-1", territory="de")
+    with db.write() as connection:
+        data.insert_dataset(connection, LAWS, now_ms=1)
+        with pytest.raises(ConflictError, match="fr's"):
+            data.insert_dataset(connection, theirs, now_ms=2)
+        data.insert_dataset(connection, replace(theirs, site="fr-2", territory="fr"), now_ms=2)
+        for changes in ({"id": "laws-fr"}, {"name": LAWS.id}):
+            with pytest.raises(UsageError):
+                data.insert_dataset(connection, replace(theirs, **changes), now_ms=3)  # type: ignore[arg-type]
 
 
 def test_artifacts_reach_their_recipients_only(db: Database) -> None:
