@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 import pytest
 
+from consortium.accounting.periods import period_of
 from consortium.config import compose_job
 from consortium.config.federation import load_federation
 from consortium.domain import ids
@@ -30,7 +31,7 @@ from consortium.domain.data import ArtifactClass, Dataset, Shard
 from consortium.domain.job import Epoch, Fault, JobKind, JobSpec, LegState, Resources
 from consortium.domain.partner import Person, Role
 from consortium.domain.protocol import LegReport, Pinned, PollRequest, PollResponse
-from consortium.domain.records import Record, RecordType
+from consortium.domain.records import Record, RecordType, UsageRow
 from consortium.keys.canonical import canonical, digest, digest_json
 from consortium.keys.documents import SignedDocument, save_document, sign_document
 from consortium.keys.signing import SigningKey, sign_value
@@ -331,6 +332,16 @@ class ScriptedSite:
         )
         self.chain.append(sign_value(self.key, draft))
         return self.chain[-1]
+
+    def usage(self, *rows: UsageRow) -> Record:
+        """Add a usage record of one period, whose running sums go on from the site's last one."""
+        period = period_of(rows[0].start_ms)
+        earlier = [
+            r.body["cumulative"] for r in self.chain if r.type is RecordType.USAGE and r.body["period"] == period
+        ]
+        last = earlier[-1] if earlier else {"rows": 0, "gpu_ms": 0}
+        sums = {"rows": last["rows"] + len(rows), "gpu_ms": last["gpu_ms"] + sum(row.gpu_ms for row in rows)}
+        return self.record(RecordType.USAGE, {"period": period, "rows": rows, "cumulative": sums})
 
     def push(self, *records: Record) -> httpx.Response:
         given = records or tuple(self.chain)

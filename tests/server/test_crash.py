@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from consortium.domain.job import JobKind, LegState, Resources
-from consortium.domain.records import RecordType, UsageRow
+from consortium.domain.records import UsageRow
 from consortium.keys.signing import verify_value
 from consortium.ledger.origins import check_chain
 from consortium.ledger.proofs import parse_checkpoint, verify_consistency
@@ -27,7 +27,7 @@ def fed(quiet_fed: Any) -> Any:
 def usage(site: Any, offer: Any, start_ms: int, end_ms: int) -> None:
     row = UsageRow(leg=offer.leg, epoch=str(offer.epoch), job=offer.job, account="fr", site=site.name,
                    flavor="h100-sxm", gpus=2, start_ms=start_ms, end_ms=end_ms)  # fmt: skip
-    site.record(RecordType.USAGE, {"period": "2026-11", "rows": [row], "cumulative": {}})
+    site.usage(row)
 
 
 def all_legs(fed: Any, job: str) -> list[Any]:

@@ -24,9 +24,7 @@ def row(site: str, leg: str, start: int, end: int, **changes: Any) -> UsageRow:
 def test_duplicates_are_passed_over_and_a_gap_names_the_expected_number(fed: Any) -> None:
     site = fed.site("fr-1")
     for number in range(3):
-        site.record(
-            RecordType.USAGE, {"period": "2026-11", "rows": [row("fr-1", "leg-a", number * 10, number * 10 + 10)]}
-        )
+        site.usage(row("fr-1", "leg-a", number * 10, number * 10 + 10))
     assert site.push(*site.chain[:2]).json() == {"acked_seq": 1}
     assert site.push().json() == {"acked_seq": 2}
     assert site.push().json() == {"acked_seq": 2}
@@ -44,12 +42,12 @@ def test_duplicates_are_passed_over_and_a_gap_names_the_expected_number(fed: Any
 def test_overlapping_usage_is_kept_but_billed_once(fed: Any) -> None:
     site = fed.site("de-1")
     rows = [row("de-1", "leg-b", 0, 100, account="de"), row("de-1", "leg-b", 50, 150, account="de", epoch="1.2")]
-    site.record(RecordType.USAGE, {"period": "2026-11", "rows": rows[:1]})
-    site.record(RecordType.USAGE, {"period": "2026-11", "rows": rows[1:]})
+    site.usage(rows[0])
+    site.usage(rows[1])
     assert site.push().status_code == 200
-    usage = fed.get("/v1/usage")
-    assert usage["partners"]["de"]["delivered_gpu_ms"] == 400
-    assert [item["gpu_ms"] for item in usage["rows"] if item["conflict"]] == [400]
+    found = fed.get("/v1/usage")
+    assert found["partners"]["de"]["delivered_gpu_ms"] == 400
+    assert [item["gpu_ms"] for item in found["rows"] if item["conflict"]] == [400]
 
 
 def test_crossings_of_both_sides_meet(fed: Any) -> None:
@@ -66,7 +64,9 @@ def test_crossings_of_both_sides_meet(fed: Any) -> None:
     )
     for name, side in (("de-1", CrossingSide.RELEASE), ("uy-1", CrossingSide.RECEIPT)):
         site = fed.site(name)
-        site.record(RecordType.CROSSING, {"period": "2026-11", "crossings": [replace(crossing, side=side)]})
+        sums = {"count": 1, "size_bytes": 77}
+        body = {"period": "2026-11", "crossings": [replace(crossing, side=side)], "cumulative": sums}
+        site.record(RecordType.CROSSING, body)
         assert site.push().status_code == 200
     found = fed.get("/v1/crossings")
     assert [(c["from"], c["to"], c["class"], c["bytes"], c["count"], c["agree"]) for c in found] == [

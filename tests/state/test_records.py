@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from consortium.domain.codec import to_json
+from consortium.domain.data import ArtifactClass, Crossing, CrossingSide
 from consortium.domain.records import Record, RecordType, UsageRow
 from consortium.errors import ConflictError, UsageError, VerificationError
 from consortium.keys.canonical import digest_json
@@ -96,7 +98,8 @@ def test_usage_rows_are_billed_once_however_they_arrive(db: Database) -> None:
         start = seq * 50
         row = UsageRow(leg="leg-1", epoch=f"1.{seq}", job="job-1", account="fr", site="fr-1", flavor="h100-sxm",
                        gpus=2, start_ms=start, end_ms=start + 100)  # fmt: skip
-        return {"rows": [row, row]}
+        sums = {"rows": 2 * (seq + 1), "gpu_ms": 400 * (seq + 1)}
+        return {"period": "1970-01", "rows": [row, row], "cumulative": sums}
 
     made = site_records(3, body)
     push(db, made)
@@ -104,6 +107,69 @@ def test_usage_rows_are_billed_once_however_they_arrive(db: Database) -> None:
     with db.read() as connection:
         rows = list(connection.execute(select(t.usage).order_by(t.usage.c.start_ms)))
     assert [(row.start_ms, row.conflict) for row in rows] == [(0, ""), (50, "fr-1:0"), (100, "")]
+
+
+ROW = UsageRow(leg="leg-1", epoch="1.1", job="job-1", account="de", site="fr-1", flavor="h100-sxm",
+               gpus=2, start_ms=0, end_ms=100)  # fmt: skip
+PASSAGE = Crossing(sender="fr-1", recipient="de-1", side=CrossingSide.RELEASE, artifact_class=ArtifactClass.STATISTIC,
+                   size_bytes=7, count=1, digest="", job="job-1", at_ms=0)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        *((kind, {}) for kind in RecordType if kind not in records.SITE_MAY_WRITE),
+        ("usage", {}),
+        ("usage", {"rows": [ROW], "cumulative": {"rows": 1, "gpu_ms": 200}}),
+        ("usage", {"period": "1970-02", "rows": [ROW], "cumulative": {"rows": 1, "gpu_ms": 200}}),
+        ("usage", {"period": "1970-01", "rows": [ROW]}),
+        ("usage", {"period": "1970-01", "rows": [ROW], "cumulative": {"rows": 1, "gpu_ms": 100}}),
+        ("usage", {"period": "1970-01", "rows": [], "cumulative": {"rows": 0, "gpu_ms": 0}}),
+        (
+            "usage",
+            {"period": "1970-01", "rows": [replace(ROW, site="de-1")], "cumulative": {"rows": 1, "gpu_ms": 200}},
+        ),
+        (
+            "crossing",
+            {
+                "period": "1970-01",
+                "crossings": [replace(PASSAGE, side=CrossingSide.RECEIPT)],
+                "cumulative": {"count": 1, "size_bytes": 7},
+            },
+        ),
+        (
+            "crossing",
+            {
+                "period": "1970-01",
+                "crossings": [replace(PASSAGE, size_bytes=-7)],
+                "cumulative": {"count": 1, "size_bytes": -7},
+            },
+        ),
+    ],
+)
+def test_a_record_that_would_spoil_every_report_never_enters_the_log(
+    db: Database, kind: RecordType, body: dict[str, Any]
+) -> None:
+    draft = Record(type=RecordType(kind), origin="fr-1", seq=0, previous="", at_ms=1, body=to_json(body))
+    with pytest.raises(UsageError):
+        push(db, [sign_value(KEY, draft)])
+    with db.read() as connection:
+        assert records.pending_outbox(connection) == []
+
+
+def test_running_sums_go_on_from_the_last_record_of_their_period(db: Database) -> None:
+    def body(seq: int) -> dict[str, Any]:
+        sums = {"count": seq + 1, "size_bytes": 7 * (seq + 1)}
+        return to_json({"period": "1970-01", "crossings": [PASSAGE], "cumulative": sums})  # type: ignore[no-any-return]
+
+    made: list[Record] = []
+    for seq, number in enumerate((0, 1, 3)):  # the third leaves one out
+        previous = digest_json(made[-1]) if made else ""
+        draft = Record(type=RecordType.CROSSING, origin="fr-1", seq=seq, previous=previous, at_ms=1, body=body(number))
+        made.append(sign_value(KEY, draft))
+    assert push(db, made[:2]) == 1
+    with pytest.raises(UsageError, match="running sums"):
+        push(db, made)
 
 
 def test_the_outbox_reaches_the_ledger_in_order_and_once_across_crashes(db: Database, tmp_path: Path) -> None:
