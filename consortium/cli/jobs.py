@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from consortium.cli.context import As, Caller, Json, check_job_id
-from consortium.cli.show import clipped, put_json, say, table, when
+from consortium.cli.show import put_json, say, table, when
 from consortium.errors import JobFailedError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def submit(
     caller = Caller(person, partner=account[:2])
     with caller.client() as client:
         signed = make_spec(client, kind, overrides or [], person=caller.name(), key=caller.key(), account=account)
+        say(f"as {signed.spec.submitter}, paid by account {signed.spec.account}")
         if dry_run:
             _dry_run(client.dry_run(signed), as_json)
             return
@@ -82,7 +83,7 @@ def jobs(
             job.spec.account,
             job.state.value,
             ",".join(_sites(job)) or "-",
-            clipped(job.reason.message if job.reason else "", 60),
+            job.reason.message if job.reason else "",
         )
         for job in found
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -20,7 +21,10 @@ def say(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """Print a plain table, columns of numbers flush right; say `empty` where there is no row."""
+    """Print a plain table, columns of numbers flush right; say `empty` where there is no row.
+
+    On a terminal the last column is cut to its width; a file or pipe gets all of it.
+    """
     cells = [[str(cell) for cell in row] for row in rows]
     if not cells:
         say(empty)
@@ -32,7 +36,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: st
             cell.rjust(width) if flush else cell.ljust(width)
             for cell, width, flush in zip(line, widths, right, strict=True)
         ]
-        print("  ".join(parts).rstrip())
+        text = "  ".join(parts).rstrip()
+        print(clipped(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text)
 
 
 def when(unix_ms: int) -> str:

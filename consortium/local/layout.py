@@ -173,7 +173,6 @@ def _federation(
     return {
         "id": old.get("id") or secrets.token_hex(8),
         "name": directory.name,
-        "pid": 0,
         "started_ms": now_ms,
         "server_url": url("server"),
         "mlflow_url": url("mlflow"),

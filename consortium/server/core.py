@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from consortium.domain.job import Epoch
 from consortium.domain.partner import Site, SiteState
 from consortium.domain.records import Record, RecordType
+from consortium.errors import ConflictError
 from consortium.keys.signing import SigningKey
 from consortium.keys.trust import Trust
 from consortium.ledger.log import Ledger
@@ -58,6 +59,7 @@ class Core:
         db = Database(settings.database_url)
         try:
             ledger = Ledger(settings.ledger_dir, key, trust.log_name)
+            _refuse_older_state(db, ledger, settings)
             core = cls(
                 settings=settings,
                 db=db,
@@ -121,3 +123,17 @@ class Core:
         """Let go of state and ledger."""
         self.ledger.close()
         self.db.close()
+
+
+def _refuse_older_state(db: Database, ledger: Ledger, settings: ServerSettings) -> None:
+    """A state database older than the ledger would number the server's records twice. Raises ConflictError."""
+    with db.read() as connection:
+        following = records.chain(connection, records.SERVER).next_seq
+    if ledger.find(f"{records.SERVER}:{following}") is None:
+        return
+    ledger.close()
+    raise ConflictError(
+        f"the state is older than the ledger, which has the server's record {following} already",
+        where=f"{settings.ledger_dir}, {db.engine.url.render_as_string(hide_password=True)}",
+        fix="restore both from one backup, or the newer state",
+    )

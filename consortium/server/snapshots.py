@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from consortium.server.core import Core
 from consortium.server.federation import Federation
 from consortium.state import jobs
 from consortium.state import tables as t
-from consortium.state.sites import all_sites
+from consortium.state.sites import SiteStatus, all_sites
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ def take(core: Core, connection: Connection) -> View:
             continue
         spec = from_json(JobSpec, row.spec, where=row.id)
         decisions = decide(federation, spec, inputs_of(connection, spec), tuple(row.sites))
-        waiting.append(pending_job(row.id, spec, tuple(row.sites), decisions, row.created_ms, row))
+        waiting.append(pending_job(row.id, spec, tuple(row.sites), decisions, row.created_ms, stored, row))
         versions[row.id] = row.version
     snapshot = Snapshot(
         now_ms=core.clock.now_ms(),
@@ -94,9 +95,10 @@ def pending_job(
     sites: tuple[str, ...],
     decisions: dict[str, PolicyDecision],
     created_ms: int,
+    stored: Mapping[str, SiteStatus],
     row: Row[Any] | None = None,
 ) -> PendingJob:
-    """Return a job as the scheduler sees it."""
+    """Return a job as the scheduler sees it; `stored` is what each site last said of itself."""
     held = row is not None and row.not_before_ms > 0
     return PendingJob(
         id=job_id,
@@ -112,6 +114,7 @@ def pending_job(
         not_before_ms=row.not_before_ms if row is not None and held else 0,
         not_before_reason=_why_held(row) if row is not None and held else "",
         denied={site: policy_reason(site, d) for site, d in decisions.items() if not d.allowed},
+        unfit=_other_code(spec, stored),
     )
 
 
@@ -154,6 +157,20 @@ def inputs_of(connection: Connection, spec: JobSpec) -> tuple[Dataset, ...]:
         select(t.datasets.c.doc).where(t.datasets.c.id.in_(spec.inputs)).order_by(t.datasets.c.id)
     )
     return tuple(from_json(Dataset, doc, where="dataset") for doc in docs.scalars())
+
+
+def _other_code(spec: JobSpec, stored: Mapping[str, SiteStatus]) -> dict[str, Reason]:
+    """Sites that installed other code than the submitter signed for; they would refuse the offer."""
+    return {
+        site: Reason(
+            code=ReasonCode.REFUSED,
+            message=f"{site} has code {status.code_digest[:19]}…, the job was signed for {spec.code_digest[:19]}…",
+            site=site,
+            fix="install the same version here and there, and submit again",
+        )
+        for site, status in sorted(stored.items())
+        if status.code_digest and status.code_digest != spec.code_digest
+    }
 
 
 def _why_held(row: Row[Any]) -> str:

@@ -23,6 +23,7 @@ from consortium.server import snapshots, tasks
 from consortium.server.core import Core
 from consortium.state import data, jobs
 from consortium.state import tables as t
+from consortium.state.sites import all_sites
 
 MAX_SPEC_BYTES = 256 * 1024
 
@@ -72,7 +73,8 @@ def dry_run(core: Core, claims: Claims, signed: SignedSpec) -> dict[str, Any]:
         spec = signed.spec
         decisions = snapshots.decide(core.federation, spec, snapshots.inputs_of(connection, spec), job.target_sites)
         view = snapshots.take(core, connection)
-    waiting = snapshots.pending_job(job.id, spec, job.target_sites, decisions, job.created_ms)
+        stored = all_sites(connection)
+    waiting = snapshots.pending_job(job.id, spec, job.target_sites, decisions, job.created_ms, stored)
     snapshot = replace(view.snapshot, pending=(*view.snapshot.pending, waiting))
     answer["funnel"] = to_json(explain(snapshot, waiting.id))
     return answer
@@ -121,7 +123,7 @@ def judge(core: Core, connection: Connection, claims: Claims, signed: SignedSpec
             fix=f"let the job go to its data: leave `sites` out, or name {abroad[0].site}",
         )
         return _denied(job, reason)
-    waiting = snapshots.pending_job(job.id, spec, sites, decisions, now_ms)
+    waiting = snapshots.pending_job(job.id, spec, sites, decisions, now_ms, all_sites(connection))
     never = never_fits(snapshots.take(core, connection).snapshot, waiting)
     return job if never is None else _denied(job, never)
 

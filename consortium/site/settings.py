@@ -44,6 +44,8 @@ class SiteSettings:
     gateway_url: str
     """Where the agent and the site's legs reach the gateway."""
     gateway_port: int
+    gateway_host: str = "127.0.0.1"
+    """The address the gateway listens on: loopback, or one of the site's own network where legs run on other nodes."""
     token_path: str
     """Bearer token of role `site` for the server."""
     signing_key_path: str

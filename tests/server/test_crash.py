@@ -169,3 +169,20 @@ def test_the_ledger_restored_from_a_backup_gets_its_records_again(fed: Any) -> N
     check_chain(fed.typed("server"), fed.trust.origin_key)
     for record in fed.typed("server"):
         verify_value(fed.trust.server_key, record)
+
+
+def test_a_state_older_than_its_ledger_is_refused_at_start(quiet_fed: Any) -> None:
+    fed = quiet_fed
+    fed.start()
+    fed.kill(signal.SIGTERM)
+    state = fed.home / "server" / "state.db"
+    shutil.copy(state, fed.home / "old.db")
+    fed.start()
+    size = fed.get("/v1/health")["log_size"]
+    fed.dataset("fr-1", "laws-fr")
+    fed.until(lambda: fed.get("/v1/health")["log_size"] > size)
+    fed.kill(signal.SIGTERM)
+    shutil.copy(fed.home / "old.db", state)
+    refused = fed.start(expect=2)
+    assert "the state is older than the ledger" in refused.stderr.decode()
+    assert "Traceback" not in refused.stderr.decode()

@@ -250,6 +250,18 @@ def test_an_unhealthy_site_gets_no_offers(fed: Any) -> None:
     assert state(fed, job) == "succeeded"
 
 
+def test_a_job_signed_for_other_code_is_not_offered_and_says_so(fed: Any) -> None:
+    laws = fed.dataset("fr-1", "laws-fr")
+    site = fed.site("fr-1")
+    site.poll()
+    job = fed.submit(fed.spec([laws], code_digest="sha256:other")).json()
+    reason = fed.until(lambda: fed.job(job["id"])["reason"])
+    assert reason["code"] == "refused"
+    assert "sha256:test" in reason["message"]
+    assert "install the same version" in reason["fix"]
+    assert not site.poll().offers
+
+
 def test_dry_run_stores_nothing(fed: Any) -> None:
     laws = fed.dataset("fr-1", "laws-fr")
     before = len(fed.get("/v1/jobs"))

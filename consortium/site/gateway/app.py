@@ -49,7 +49,7 @@ def serve(gateway: Gateway) -> None:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again once it has shut down
         signal.signal(number, lambda *_: stopping.set())
-    listener = listen(gateway.settings.gateway_port)
+    listener = listen(gateway.settings.gateway_port, gateway.settings.gateway_host)
     app = create_app(gateway)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=5, timeout_keep_alive=30, lifespan="off"
@@ -67,18 +67,18 @@ def serve(gateway: Gateway) -> None:
         raise chores.fault
 
 
-def listen(port: int) -> socket.socket:
-    """Return a listening socket on loopback; raises ConflictError where the port is taken."""
+def listen(port: int, host: str = "127.0.0.1") -> socket.socket:
+    """Return a listening socket; raises ConflictError where the port is taken or the address is not this machine's."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", port))
+        listener.bind((host, port))
     except OSError as fault:
         listener.close()
         raise ConflictError(
             f"cannot listen on port {port}: {fault.strerror}",
-            where=f"127.0.0.1:{port}",
-            fix="stop what holds the port, or set another gateway_port",
+            where=f"{host}:{port}",
+            fix="stop what holds the port, or set another gateway_port or gateway_host",
         ) from fault
     return listener
 

@@ -129,6 +129,14 @@ class Border:
         for reader in (CONSORTIUM, partner_of(spec.submitter)):
             self._decide(leg, log_request(spec, host, reader), f"log to {reader}")
 
+    def words(self, leg: SiteLeg, message: str) -> str:
+        """Return what the consortium may hear of a program's own words: all of them where its log may leave."""
+        try:
+            self.check_log(leg)
+        except PolicyDeniedError:
+            return f"the program failed; what it said stays in its log, which {self.gateway.site.id} keeps at home"
+        return message
+
     def check_metrics(self, leg: SiteLeg) -> None:
         """Raise PolicyDeniedError where the own policy keeps metrics at home."""
         self._check_release(leg, ArtifactClass.METRIC, None)

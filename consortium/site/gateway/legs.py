@@ -172,12 +172,15 @@ def result(gateway: At, leg: Leg, body: Json) -> None:
 
 
 @router.post("/failure", status_code=204)
-def failure(gateway: At, leg: Leg, body: Json) -> None:
-    """Keep what the program says before it fails; the agent's next poll carries it, so it is short."""
+def failure(gateway: At, border: AtBorder, leg: Leg, body: Json) -> None:
+    """Keep what the program says before it fails; the agent's next poll carries it, so it is short.
+
+    Its words may quote text, so they leave only where the log may.
+    """
     said = from_json(LegFailure, body, where="failure")
     if len(said.message) > MAX_FAILURE_CHARS:
         raise UsageError(f"a failure is told in {MAX_FAILURE_CHARS} characters: tracebacks stay in the leg's log")
-    _keep(gateway, leg, failure=to_json(said))
+    _keep(gateway, leg, failure=to_json(replace(said, message=border.words(leg, said.message))))
 
 
 def _keep(gateway: Gateway, leg: SiteLeg, **columns: Any) -> None:
