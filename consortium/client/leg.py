@@ -303,7 +303,8 @@ def run(program: Callable[[LegSession], None]) -> int:
     """Run `program` as this process's leg and return its exit code.
 
     A ConsortiumError is printed as people read it and reported to the site with whose fault it was; any other
-    exception goes to the log with its traceback, and only its type and first line are reported.
+    exception goes to the log with its traceback, and only its type and first line are reported. The gateway keeps these
+    words at home where the site's policy keeps logs at home.
     """
     session = LegSession.from_env()
     try:

@@ -385,6 +385,12 @@ def test_a_log_leaves_only_where_the_policy_lets_it(border: Border) -> None:
     assert refused.status_code == 403
     assert "fr/logs" in refused.json()["where"]
     assert len(border.script.logs) == 1
+    failure = {"message": "ValueError: Madame Dupont, 3 rue", "fault": "user"}
+    assert border.http.post("/leg/failure", json=failure, headers=border.leg).status_code == 204
+    (leg,) = border.gateway.table.active()
+    assert leg.failure is not None
+    assert "Dupont" not in leg.failure["message"]
+    assert "fr-1 keeps at home" in leg.failure["message"]
 
 
 # -- tracking ---------------------------------------------------------------------------------------------------------
