@@ -5,8 +5,33 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+from typing import TypeVar
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from consortium.errors import ConfigError, ConflictError, NotFoundError
+
+K = TypeVar("K", Ed25519PrivateKey, X25519PrivateKey)
+
+
+def load_key(path: str | Path, kind: type[K], called: str) -> K:
+    """Read a private key of `kind` from a PEM file. Raises NotFoundError, or ConfigError where it holds no such key."""
+    try:
+        key = serialization.load_pem_private_key(read_secret(path), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as fault:
+        raise ConfigError(f"not a {called}, PEM", where=str(path)) from fault
+    if not isinstance(key, kind):
+        raise ConfigError(f"a key of another kind, not a {called}", where=str(path))
+    return key
+
+
+def save_key(path: str | Path, key: Ed25519PrivateKey | X25519PrivateKey) -> None:
+    """Write a private key as PEM (PKCS 8) with mode 0600. Raises ConflictError where the file exists."""
+    private = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    write_secret(path, key.private_bytes(*private))
 
 
 def write_secret(path: str | Path, data: bytes) -> None:

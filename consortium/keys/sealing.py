@@ -15,14 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from consortium.errors import ConfigError, VerificationError
-from consortium.keys.files import read_secret, write_secret
+from consortium.keys.files import load_key, save_key
 
 SEGMENT_BYTES = 4 << 20
 _TAG_BYTES = 16
@@ -57,23 +56,11 @@ class SealingKey:
     @classmethod
     def load(cls, path: str | Path) -> SealingKey:
         """Read a key file. Raises NotFoundError, or ConfigError where it is no X25519 key or open to others."""
-        data = read_secret(path)
-        try:
-            key = serialization.load_pem_private_key(data, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as fault:
-            raise ConfigError("not a sealing key (X25519, PEM)", where=str(path)) from fault
-        if not isinstance(key, X25519PrivateKey):
-            raise ConfigError("a key of another kind, not X25519", where=str(path))
-        return cls(key)
+        return cls(load_key(path, X25519PrivateKey, "sealing key (X25519)"))
 
     def save(self, path: str | Path) -> None:
         """Write the key file with mode 0600. Raises ConflictError where it exists."""
-        write_secret(
-            path,
-            self._key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            ),
-        )
+        save_key(path, self._key)
 
     def unwrap(self, wrapped: bytes, info: bytes) -> bytes:
         """Return the content key; raises VerificationError where it was not wrapped for this key and `info`."""

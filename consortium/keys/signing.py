@@ -10,14 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from consortium.domain.codec import to_json
-from consortium.errors import ConfigError, VerificationError
+from consortium.errors import VerificationError
 from consortium.keys.canonical import canonical
-from consortium.keys.files import read_secret, write_secret
+from consortium.keys.files import load_key, save_key
 
 V = TypeVar("V")
 
@@ -40,23 +39,11 @@ class SigningKey:
     @classmethod
     def load(cls, path: str | Path) -> SigningKey:
         """Read a key file. Raises NotFoundError, or ConfigError where it is no Ed25519 key or open to others."""
-        data = read_secret(path)
-        try:
-            key = serialization.load_pem_private_key(data, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as fault:
-            raise ConfigError("not a signing key (Ed25519, PEM)", where=str(path)) from fault
-        if not isinstance(key, Ed25519PrivateKey):
-            raise ConfigError("a key of another kind, not Ed25519", where=str(path))
-        return cls(key)
+        return cls(load_key(path, Ed25519PrivateKey, "signing key (Ed25519)"))
 
     def save(self, path: str | Path) -> None:
         """Write the key file with mode 0600. Raises ConflictError where it exists."""
-        write_secret(
-            path,
-            self._key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            ),
-        )
+        save_key(path, self._key)
 
     def sign(self, message: bytes) -> str:
         """Return the signature of `message` as base64."""
