@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from consortium.local.paths import FederationDir
 from consortium.local.ports import is_free
 from consortium.local.probes import HttpProbe
 from consortium.local.service import await_ready, children, start, stop
+from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -34,13 +34,6 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield path
     stop(print)
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _until(condition: Callable[[], object], what: str, timeout_s: float = 90) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.1)
 
 
 def _row(directory: FederationDir, child: str) -> dict[str, Any]:
@@ -78,10 +71,10 @@ def test_deaths_are_mended_and_ends_are_clean(home: Path) -> None:
         store = int(_row(directory, "store-de-1-private")["pid"])
         os.kill(head, signal.SIGKILL)
         os.kill(store, signal.SIGKILL)
-        _until(lambda: _row(directory, "store-de-1-private")["pid"] not in (0, store), "the store restarted")
-        _until(lambda: _row(directory, "ray-fr-1")["pid"] not in (0, head), "the Ray head restarted")
+        until(lambda: _row(directory, "store-de-1-private")["pid"] not in (0, store), "the store restarted")
+        until(lambda: _row(directory, "ray-fr-1")["pid"] not in (0, head), "the Ray head restarted")
         assert [p.pid for p in cluster if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
-        _until(lambda: _row(directory, "ray-fr-1")["state"] == "ready", "the Ray head ready again")
+        until(lambda: _row(directory, "ray-fr-1")["state"] == "ready", "the Ray head ready again")
         assert raylet.is_running() or raylet in cluster
 
         log = directory.log("supervisor").read_text()
@@ -94,7 +87,7 @@ def test_deaths_are_mended_and_ends_are_clean(home: Path) -> None:
 def test_what_a_killed_supervisor_left_is_found_and_a_second_start_works_at_once(home: Path) -> None:
     directory = FederationDir.named("life")
     with start(directory, print) as running:
-        _until(lambda: _row(directory, "server")["state"] == "ready", "the server ready")
+        until(lambda: _row(directory, "server")["state"] == "ready", "the server ready")
         federation = directory.federation()
         running.detach()
         os.kill(running.process.pid, signal.SIGKILL)
@@ -108,7 +101,7 @@ def test_what_a_killed_supervisor_left_is_found_and_a_second_start_works_at_once
         with start(directory, said.append):
             assert any("left over" in line for line in said)
             assert directory.federation()["id"] == federation["id"]
-            _until(lambda: _row(directory, "server")["state"] == "ready", "the server ready again")
+            until(lambda: _row(directory, "server")["state"] == "ready", "the server ready again")
         _nothing_left(directory.federation())
         assert bystander.poll() is None
     finally:
@@ -131,9 +124,9 @@ time.sleep(600)
         assert starter.stdout.readline() == "started\n"
         directory = FederationDir.named("life")
         federation = directory.federation()
-        _until(lambda: leftovers.federations_alive().get(federation["id"]), "children running")
+        until(lambda: leftovers.federations_alive().get(federation["id"]), "children running")
         starter.kill()
-    _until(lambda: holder(home) is None, "the supervisor gone")
+    until(lambda: holder(home) is None, "the supervisor gone")
     assert leftovers.federations_alive().get(federation["id"]) is None
 
 
@@ -141,7 +134,7 @@ def test_an_interrupted_up_leaves_nothing(home: Path) -> None:
     command = [sys.executable, "-m", "consortium.cli", "up", "--name", "life"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as up:
         directory = FederationDir.named("life")
-        _until(lambda: children(directory), "children running")
+        until(lambda: children(directory), "children running")
         up.send_signal(signal.SIGTERM)
         out, err = up.communicate(timeout=60)
     assert (up.returncode, out) == (130, "")
@@ -160,7 +153,7 @@ def test_peers_read_new_objects_at_once_and_can_write_nothing(home: Path) -> Non
     directory = FederationDir.named("life")
     with start(directory, print):
         for store in ("store-fr-1-egress", "store-fr-1-peers"):
-            _until(lambda name=store: _row(directory, name)["state"] == "ready", store)
+            until(lambda name=store: _row(directory, name)["state"] == "ready", store)
         own = open_store(SiteSettings.load(directory.site("fr-1") / "config.json").egress_store)
         seen = open_store(SiteSettings.load(directory.site("de-1") / "config.json").peer_egress["fr-1"])
         for number in range(20):
