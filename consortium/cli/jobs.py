@@ -261,8 +261,9 @@ def _funnel(funnel: dict[str, Any]) -> None:
         print(f"  held by      {', '.join(f'{p} {n} GPUs' for p, n in funnel['holders'].items())}")
     estimate = funnel["estimated_start"]
     if estimate:
+        earliest = when(int(estimate["earliest_ms"]))
         latest = "unknown" if estimate["latest_ms"] is None else when(int(estimate["latest_ms"]))
-        print(f"  starts       between {when(int(estimate['earliest_ms']))} and {latest} (UTC)")
+        print(f"  starts       {f'at {earliest}' if earliest == latest else f'between {earliest} and {latest}'} (UTC)")
     if funnel["fix"]:
         print(f"  fix          {funnel['fix']}")
 

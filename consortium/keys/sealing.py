@@ -56,7 +56,7 @@ class SealingKey:
     @classmethod
     def load(cls, path: str | Path) -> SealingKey:
         """Read a key file. Raises NotFoundError, or ConfigError where it is no X25519 key or open to others."""
-        return cls(load_key(path, X25519PrivateKey, "sealing key (X25519)"))
+        return cls(load_key(path, X25519PrivateKey, "sealing key (X25519)"))  # type: ignore[type-abstract]  # for isinstance
 
     def save(self, path: str | Path) -> None:
         """Write the key file with mode 0600. Raises ConflictError where it exists."""

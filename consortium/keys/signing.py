@@ -39,7 +39,7 @@ class SigningKey:
     @classmethod
     def load(cls, path: str | Path) -> SigningKey:
         """Read a key file. Raises NotFoundError, or ConfigError where it is no Ed25519 key or open to others."""
-        return cls(load_key(path, Ed25519PrivateKey, "signing key (Ed25519)"))
+        return cls(load_key(path, Ed25519PrivateKey, "signing key (Ed25519)"))  # type: ignore[type-abstract]  # for isinstance
 
     def save(self, path: str | Path) -> None:
         """Write the key file with mode 0600. Raises ConflictError where it exists."""

@@ -282,3 +282,14 @@ def test_an_idempotency_key_makes_one_job_and_a_replayed_spec_none(fed: Any) -> 
     replayed = fed.submit(spec)
     assert replayed.status_code == 409
     assert "no second job" in replayed.json()["detail"]
+
+
+def test_an_account_that_is_not_there_or_not_ones_own_is_named(fed: Any) -> None:
+    laws = fed.dataset("fr-1", "laws-fr")
+    fed.site("fr-1")
+    missing = fed.submit(fed.spec([laws], account="zz"))
+    assert missing.status_code == 404
+    assert "zz" in missing.json()["detail"]
+    other = fed.submit(fed.spec([laws], account="de/research"))
+    assert other.status_code == 403
+    assert "another partner's" in other.json()["detail"]

@@ -50,6 +50,7 @@ def gather(session: Session, denied: dict[str, Any], quota: dict[str, Any], eval
     """Return the document without reports: datasets, jobs, denials, losses, rounds, crossings and GPU-hours."""
     client = session.client(AUDITORS["fr"])
     jobs = [client.job(job) for job in session.jobs.values()]
+    tracking = client.federation()["mlflow_url"]
     return {
         "datasets": [_dataset(dataset) for dataset in client.datasets()],
         "jobs": [_job(job) for job in jobs],
@@ -61,8 +62,8 @@ def gather(session: Session, denied: dict[str, Any], quota: dict[str, Any], eval
             {key: row[key] for key in ("from", "to", "class", "bytes", "count")} for row in client.crossings()
         ],
         "gpu_hours": _gpu_hours(client.usage()["partners"]),
-        "tracking": client.federation()["mlflow_url"],
-        "runs": {job.spec.name: job.tracking_run for job in jobs if job.tracking_run},
+        "tracking": tracking,
+        "runs": {job.spec.name: f"{tracking}/#/runs/{job.tracking_run}" for job in jobs if job.tracking_run},
     }
 
 

@@ -9,6 +9,8 @@ from rich.table import Table
 
 from consortium.domain.units import data_size
 
+_SIZES_WIDTH = 54
+
 
 def show(document: dict[str, Any], console: Console) -> None:
     """Print the results: loss, GPU-hours, borders, refusals, rounds, runs and reports."""
@@ -51,15 +53,20 @@ def _crossings(crossings: list[dict[str, Any]]) -> Table:
     table.columns[1].justify = "left"
     pairs: dict[str, list[str]] = {}
     for row in crossings:
-        pairs.setdefault(f"{row['from']} → {row['to']}", []).append(_size(row))
+        pairs.setdefault(f"{row['from']} → {row['to']}", []).append(f"{row['class']} {data_size(int(row['bytes']))}")
     for pair, parts in pairs.items():
-        table.add_row(pair, ", ".join(parts))
+        table.add_row(pair, "\n".join(_lines(parts)))
     return table
 
 
-def _size(row: dict[str, Any]) -> str:
-    """Class and size in one piece, so that a narrow table breaks lines between classes only."""
-    return f"{row['class']} {data_size(int(row['bytes']))}".replace(" ", "\N{NO-BREAK SPACE}")
+def _lines(parts: list[str]) -> list[str]:
+    """Join parts with commas into lines that fit beside the pair, breaking between parts only."""
+    lines = [""]
+    for part in parts:
+        if lines[-1] and len(lines[-1]) + len(part) > _SIZES_WIDTH:
+            lines.append("")
+        lines[-1] += f", {part}" if lines[-1] else part
+    return lines
 
 
 def _refusals(document: dict[str, Any], console: Console) -> None:
@@ -83,8 +90,10 @@ def _rounds(rounds: list[dict[str, Any]], console: Console) -> None:
 
 
 def _evidence(document: dict[str, Any], console: Console) -> None:
-    console.print(f"\n[bold]Runs[/bold]     {document['tracking']}")
-    console.print("[bold]Reports[/bold]")
+    console.print("\n[bold]MLflow runs[/bold]")
+    for name, link in document["runs"].items():
+        console.print(f"  {name}  {link}", soft_wrap=True)
+    console.print("\n[bold]Reports[/bold]")
     for partner, path in document["reports"].items():
         verdict = "verified" if document["audit"]["accepted"][partner] else "REJECTED"
         console.print(f"  {partner}  {verdict}  {path}", soft_wrap=True)

@@ -118,6 +118,8 @@ class Runner:
             "MLFLOW_TRACKING_TOKEN": token,
             "PYTHONSAFEPATH": "1",  # as -P, for the processes that the program starts
             "PYTHONUNBUFFERED": "1",
+            "RAY_API_SERVER_ADDRESS": settings.ray_dashboard_url,  # else Ray finds the neighbours' too
+            "RAY_COLOR_PREFIX": "0",  # logs are read in files and over the border, not on a terminal
             **dict.fromkeys(_THREADS, "1"),
         }
         program = Path(settings.jobs_dir).resolve() / f"{leg.offer.spec.spec.kind.value}.py"
