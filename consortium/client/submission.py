@@ -12,6 +12,7 @@ from consortium.client.api import Client
 from consortium.config import compose_job, default_dirs
 from consortium.domain import ids
 from consortium.domain.job import JobSpec, Resources, SignedSpec
+from consortium.errors import UsageError
 from consortium.keys.canonical import canonical
 from consortium.keys.code import code_digest
 from consortium.keys.signing import SigningKey
@@ -38,11 +39,17 @@ def make_spec(
     is signed (default: `jobs/` beside the configs). Raises ConfigError, and NotFoundError for an unknown dataset.
     """
     composed = compose_job(kind, tuple(overrides))
+    paying = account or composed.account or ids.partner_of(person)
+    if ids.partner_of(paying) != ids.partner_of(person):
+        raise UsageError(
+            f"{person} cannot spend from account {paying!r}, which is not its partner's",
+            fix=f"name an account of {ids.partner_of(person)}; `consortium shares` lists them",
+        )
     programs = Path(jobs_dir) if jobs_dir is not None else default_dirs().configs.parent / "jobs"
     spec = JobSpec(
         kind=composed.kind,
         name=composed.name,
-        account=account or composed.account or ids.partner_of(person),
+        account=paying,
         submitter=person,
         purpose=composed.purpose,
         inputs=tuple(client.dataset(name).id for name in composed.inputs),

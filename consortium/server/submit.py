@@ -11,7 +11,6 @@ from consortium.config import validate_params
 from consortium.domain.codec import to_json
 from consortium.domain.data import Dataset
 from consortium.domain.decision import Reason, ReasonCode
-from consortium.domain.ids import partner_of
 from consortium.domain.job import Job, JobKind, JobSpec, JobState, SignedSpec
 from consortium.domain.partner import Role
 from consortium.domain.records import RecordType
@@ -154,11 +153,6 @@ def _check_signed(core: Core, claims: Claims, signed: SignedSpec) -> None:
     if len(repr(spec)) > MAX_SPEC_BYTES:
         raise UsageError(f"the job's spec is larger than {MAX_SPEC_BYTES // 1024} kB")
     core.federation.account(spec.account)
-    if partner_of(spec.account) != claims.partner:
-        raise ForbiddenError(
-            f"{claims.subject} cannot spend from {spec.account}, which is another partner's",
-            fix=f"name an account of {claims.partner}, or ask an engineer of {partner_of(spec.account)}",
-        )
     verify_spec(signed, core.federation.rosters)
     if not spec.nonce:
         raise UsageError("the spec has no nonce", fix="sign it with a fresh random nonce")

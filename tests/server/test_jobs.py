@@ -291,5 +291,5 @@ def test_an_account_that_is_not_there_or_not_ones_own_is_named(fed: Any) -> None
     assert missing.status_code == 404
     assert "zz" in missing.json()["detail"]
     other = fed.submit(fed.spec([laws], account="de/research"))
-    assert other.status_code == 403
-    assert "another partner's" in other.json()["detail"]
+    assert other.status_code == 409
+    assert "not its partner's" in other.json()["detail"]
