@@ -23,7 +23,7 @@ from consortium.local.service import Running, await_ready, children, start
 from consortium.local.steward import register_at_home
 from tests.waiting import until
 
-pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 ENGINEER = "fr/amelie"
 
 

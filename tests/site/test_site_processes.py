@@ -31,7 +31,7 @@ from consortium.site.settings import StoreSettings
 from tests.s3 import S3, serving
 from tests.site.world import Script, World, consortium_server, script_for
 
-pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
 
 PROGRAM = """
 import sys, time
