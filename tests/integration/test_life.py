@@ -15,13 +15,16 @@ from typing import Any
 import psutil
 import pytest
 
-from consortium.errors import ConflictError
+from consortium.errors import ConflictError, ConsortiumError
 from consortium.local import leftovers
 from consortium.local.lock import holder
 from consortium.local.paths import FederationDir
 from consortium.local.ports import is_free
 from consortium.local.probes import HttpProbe
 from consortium.local.service import await_ready, children, start, stop
+from consortium.site.settings import SiteSettings, StoreSettings
+from consortium.storage.objects import ObjectStore
+from tests.conftest import Embedded
 from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
@@ -142,26 +145,19 @@ def test_an_interrupted_up_leaves_nothing(home: Path) -> None:
     _nothing_left(directory.federation())
 
 
-def test_peers_read_new_objects_at_once_and_can_write_nothing(home: Path) -> None:
-    from consortium.errors import ConsortiumError
-    from consortium.site.settings import SiteSettings, StoreSettings
-    from consortium.storage.objects import ObjectStore
-
+def test_peers_read_new_objects_at_once_and_can_write_nothing(embedded: Embedded) -> None:
     def open_store(store: StoreSettings) -> ObjectStore:
         return ObjectStore(store.endpoint, store.access_key, store.secret(), store.bucket, attempts=1)
 
-    directory = FederationDir.named("life")
-    with start(directory, print):
-        for store in ("store-fr-1-egress", "store-fr-1-peers"):
-            until(lambda name=store: _row(directory, name)["state"] == "ready", store)
-        own = open_store(SiteSettings.load(directory.site("fr-1") / "config.json").egress_store)
-        seen = open_store(SiteSettings.load(directory.site("de-1") / "config.json").peer_egress["fr-1"])
-        for number in range(20):
-            own.put(f"jobs/j/{number}/x", b"%d" % number)
-            assert seen.get(f"jobs/j/{number}/x") == b"%d" % number
-        with pytest.raises(ConsortiumError):
-            seen.put("jobs/j/0/x", b"forged")
-        with pytest.raises(ConsortiumError):
-            seen.delete("jobs/j/0/x")
-        assert own.get("jobs/j/0/x") == b"0"
-        assert HttpProbe(port=directory.federation()["ports"]["fr-1/peers"]).ready()
+    directory = embedded.directory
+    own = open_store(SiteSettings.load(directory.site("fr-1") / "config.json").egress_store)
+    seen = open_store(SiteSettings.load(directory.site("de-1") / "config.json").peer_egress["fr-1"])
+    for number in range(20):
+        own.put(f"jobs/j/{number}/x", b"%d" % number)
+        assert seen.get(f"jobs/j/{number}/x") == b"%d" % number
+    with pytest.raises(ConsortiumError):
+        seen.put("jobs/j/0/x", b"forged")
+    with pytest.raises(ConsortiumError):
+        seen.delete("jobs/j/0/x")
+    assert own.get("jobs/j/0/x") == b"0"
+    assert HttpProbe(port=directory.federation()["ports"]["fr-1/peers"]).ready()
