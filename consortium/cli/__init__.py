@@ -7,9 +7,14 @@ interrupted.
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Run the command line; the console script `consortium`."""
+    # httpx brings a command line of its own (rich, pygments, click) and does without where it is missing, as here:
+    # every command answers a tenth of a second sooner.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     from consortium.cli.app import run
 
     run()

@@ -28,6 +28,7 @@ class Transport:
                 headers=headers,
                 timeout=httpx.Timeout(timeout_s, connect=min(5.0, timeout_s)),
                 trust_env=False,
+                verify=not self.url.startswith("http://"),  # without TLS there is no certificate: do not load a store
             )
         except (httpx.InvalidURL, ValueError) as fault:
             raise UnreachableError(f"not a server's address: {fault}", where=url) from fault
