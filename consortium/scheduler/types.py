@@ -5,7 +5,9 @@ The functions over these types (`schedule`, `apply`, `explain`, `never_fits`, `v
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from consortium.domain.decision import Reason
 from consortium.domain.job import Priority
@@ -14,11 +16,71 @@ from consortium.domain.quota import Account
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How the scheduler weighs and what it may do. `configs/server/` holds the values a consortium agreed on."""
+
+    preemption: bool = True
+    """Whether what was lent may be taken back from running legs."""
+    min_run_s: int = 1800
+    """A leg is not evicted before it ran that long; with `stop_s` the longest a partner waits for what is its own."""
+    stop_s: int = 120
+    """How long a leg may take to stop after it was told to."""
+    disruption_percent: int = 200
+    """The most GPUs evicted for a job, in per cent of the GPUs it asked for (one whole leg is always allowed)."""
+    ageing_s: int = 172_800
+    """Waiting that long counts like half the expected remaining work."""
+    half_life_s: int = 604_800
+    """What was borrowed or lent that long ago counts half."""
+    credit_percent: int = 100
+    """What a GPU-hour lent is worth against one borrowed."""
+    reservations: int = 8
+    """The most jobs that hold a reservation at one time."""
+    backfill_depth: int = 200
+    """Jobs of one shape that are tried behind a blocked one, because they end sooner."""
+
+
+class WindowKind(StrEnum):
+    """Why GPUs are set aside for an interval."""
+
+    MAINTENANCE = "maintenance"
+    RESERVATION = "reservation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """An interval in which nodes of a site are set aside: nobody starts what would still run then.
+
+    A reservation is for one account: its jobs may run there from `start_ms` to `end_ms`.
+    """
+
+    id: str
+    kind: WindowKind
+    site: str
+    nodes: tuple[str, ...]
+    """Empty: every node of the site."""
+    start_ms: int
+    end_ms: int
+    account: str = ""
+    """Of a reservation: the account, with those below it, that may use it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SiteView:
-    """A site and whether it takes new legs; its capacity is its nodes."""
+    """A site and whether it takes new legs; its capacity is its nodes but those cordoned."""
 
     site: Site
     state: SiteState
+    cordoned: tuple[str, ...] = ()
+    """Nodes that take no new legs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What an account borrowed and lent, decayed by half-life: reference GPU-milliseconds as of the snapshot's time."""
+
+    account: str
+    borrowed: int = 0
+    lent: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +99,13 @@ class HeldLeg:
     priority: Priority
     started_ms: int
     walltime_s: int
+    checkpoint_ms: int = 0
+    """When it last kept its progress, as far as it is known; 0: never, it would start again from nothing."""
+    checkpoint_every_s: int = 0
+    """How often it keeps its progress by itself; 0: not known."""
+    preemptible: bool = True
+    stopping_for: str = ""
+    """The job that its GPUs are taken back for, while it stops; empty where it does not stop."""
 
     @property
     def gpus(self) -> int:
@@ -67,10 +136,21 @@ class PendingJob:
     sites: tuple[str, ...]
     """The exact sites it must run at, all together (from its data); empty: any one site."""
     min_sites: int = 1
+    done_ms: int = 0
+    """Run time that a training checkpoint of an earlier attempt keeps."""
+    expected_s: int = 0
+    """How long it is still expected to run, estimated when it began to wait; 0: its walltime."""
+    checkpoint_every_s: int = 0
+    """How often it will keep its progress; 0: not known."""
+    preemptible: bool = True
     not_before_ms: int = 0
     """Waits out a backoff until then."""
     not_before_reason: str = ""
     """Why it waits until then: a sentence for people."""
+    waits_for: Reason | None = None
+    """Why it is not in line at all yet: a dependency, a budget that is used up, its array's limit."""
+    avoid: tuple[tuple[str, str], ...] = ()
+    """(site, node) pairs it must not use again, because it failed there by their fault."""
     denied: dict[str, Reason] = field(default_factory=dict)
     """Sites where a partner's policy denies the job, with the clause. Jobs of one class may share one dict."""
     unfit: dict[str, Reason] = field(default_factory=dict)
@@ -87,6 +167,9 @@ class Snapshot:
     """The quota tree. The root cohort, id `""`, may be left out; an account whose parent is None shares with nobody."""
     held: tuple[HeldLeg, ...]
     pending: tuple[PendingJob, ...]
+    windows: tuple[Window, ...] = ()
+    history: tuple[History, ...] = ()
+    settings: Settings = Settings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,15 +206,40 @@ class Reservation:
     legs: tuple[LegPlacement, ...]
 
 
+class EvictionRule(StrEnum):
+    """By what right GPUs are taken back."""
+
+    BORROWER = "borrower"
+    """The victim's account holds more than its nominal; the job that starts is within its own."""
+    GUEST = "guest"
+    """The victim runs on another partner's site, and that partner's own job, within its nominal, needs it."""
+    OWN = "own"
+    """Both are the same account's: the victim is of a lower class, or may run elsewhere while the other may not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eviction:
+    """A job that is told to stop: all its legs, wherever they are. It waits again, with its last checkpoint."""
+
+    job: str
+    for_job: str
+    """The job that starts on what becomes free."""
+    rule: EvictionRule
+    gpus: int
+    lost_gpu_ms: int
+    """GPU-milliseconds since its last training checkpoint: work that is done again."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The answer of a cycle: jobs that start, and for every other pending job why it does not."""
+    """The answer of a cycle: jobs that start, jobs that are evicted, and for every other pending job why it waits."""
 
     placements: tuple[Placement, ...]
     """In order of service."""
-    reasons: dict[str, Reason]
-    """Job id to reason, in order of service; jobs of one shape may share one `Reason` object."""
+    reasons: Mapping[str, Reason]
+    """Job id to reason; jobs of one shape may share one `Reason` object."""
     reservations: tuple[Reservation, ...] = ()
+    evictions: tuple[Eviction, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
