@@ -4,10 +4,14 @@ Built on pydantic, which validates plain dataclasses. Integers above 2^53 - 1 le
 integers, so that no reader in another language rounds them. Unknown keys are refused where a class sets
 `__pydantic_config__` to forbid them (whatever people write); messages between processes ignore them, so that an
 agent one protocol version behind keeps working.
+
+A dataclass may name fields in `__left_out__`: they do not stand in its JSON while they have their default. Fields that
+people's signed values got later are of this kind, so that what was signed before them keeps its bytes and its digest.
 """
 
 from __future__ import annotations
 
+from dataclasses import MISSING, Field
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
@@ -33,7 +37,7 @@ def to_json(value: Any, *, exact: bool = False) -> Any:
 
     JSON has no NaN and no infinity: they become null, or, where `exact`, stay what they are for the caller to refuse.
     """
-    return _safe((_ANY_EXACT if exact else _ANY).dump_python(value, mode="json"))
+    return _safe((_ANY_EXACT if exact else _ANY).dump_python(value, mode="json"), value)
 
 
 def from_json(cls: type[T], data: Any, *, where: str = "message") -> T:
@@ -49,13 +53,33 @@ def from_json(cls: type[T], data: Any, *, where: str = "message") -> T:
         raise UsageError(f"not a valid {cls.__name__}: {issues}", where=where) from fault
 
 
-def _safe(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_safe(item) for item in value]
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_SAFE_INTEGER:
-        return str(value)
-    if isinstance(value, float) and MAX_SAFE_INTEGER < abs(value) < 1e21 and value.is_integer():
-        return str(int(value))  # JSON readers would take it for an integer above what they keep
-    return value
+def _safe(dumped: Any, value: Any) -> Any:
+    """Return what pydantic made of `value`, without fields left out, and with integers that every reader keeps."""
+    if isinstance(dumped, dict):
+        if isinstance(value, dict):
+            pairs = zip(dumped.items(), value.values(), strict=True)
+            return {key: _safe(item, source) for (key, item), source in pairs}
+        left_out = _left_out(cast(Any, type(value)))
+        return {
+            key: _safe(item, source)
+            for key, item in dumped.items()
+            if (source := getattr(value, key)) != left_out.get(key, MISSING)
+        }
+    if isinstance(dumped, list):
+        return [_safe(item, source) for item, source in zip(dumped, value, strict=True)]
+    if isinstance(dumped, int) and not isinstance(dumped, bool) and abs(dumped) > MAX_SAFE_INTEGER:
+        return str(dumped)
+    if isinstance(dumped, float) and MAX_SAFE_INTEGER < abs(dumped) < 1e21 and dumped.is_integer():
+        return str(int(dumped))  # JSON readers would take it for an integer above what they keep
+    return dumped
+
+
+@lru_cache(maxsize=256)
+def _left_out(cls: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are left out while they have their default, with it."""
+    fields: dict[str, Field[Any]] = cls.__dataclass_fields__
+    found = {}
+    for name in sorted(getattr(cls, "__left_out__", ())):
+        factory = fields[name].default_factory
+        found[name] = fields[name].default if factory is MISSING else factory()
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fractions import Fraction
 from typing import Any
 
 from consortium.domain import ids
@@ -106,12 +107,16 @@ class Resources:
     """What one leg needs at its site."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  pydantic reads it from the class
+    __left_out__ = frozenset({"throughput"})
 
     gpus: int
     walltime_s: int
     flavors: tuple[str, ...] = ()
     """Acceptable flavors; empty means any."""
     gpus_per_worker: int = 1
+    throughput: dict[str, str] = field(default_factory=dict)
+    """How fast the job runs on each of `flavors` (decimal strings, only their ratios count); empty: as the measured
+    factors say. The walltime holds on any of them."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.gpus <= 100_000:
@@ -120,6 +125,47 @@ class Resources:
             raise ValueError(f"walltime_s must be 1 second to 366 days, got {self.walltime_s}")
         if self.gpus_per_worker < 1 or self.gpus % self.gpus_per_worker:
             raise ValueError(f"gpus ({self.gpus}) must be a multiple of gpus_per_worker ({self.gpus_per_worker})")
+        if self.throughput and set(self.throughput) != set(self.flavors):
+            raise ValueError("throughput must be given for every one of the flavors, or for none")
+        for flavor in sorted(self.throughput):
+            check_throughput(flavor, self.throughput[flavor])
+
+
+def check_throughput(flavor: str, text: str) -> None:
+    """Raise ValueError unless `text` is a decimal number from 0.001 to 1000."""
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError) as fault:
+        raise ValueError(f"throughput of {flavor} must be a decimal number, got {text!r}") from fault
+    if not set(text) <= set("0123456789.") or not Fraction(1, 1000) <= value <= 1000:
+        raise ValueError(f"throughput of {flavor} must be 0.001 to 1000, got {text}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayMember:
+    """Which of the jobs that were submitted together a job is: `index` runs from 0 to `size` - 1."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  pydantic reads it from the class
+
+    id: str
+    index: int
+    size: int
+    limit: int = 0
+    """The most members that are in line or at work at a time; 0: all of them."""
+
+    def __post_init__(self) -> None:
+        if not ids.is_id(self.id, "arr"):
+            raise ValueError(f"array {self.id!r} must be an id of the form arr-…")
+        if not 1 <= self.size <= MAX_ARRAY:
+            raise ValueError(f"an array has 1 to {MAX_ARRAY:,} members, got {self.size:,}")
+        if not 0 <= self.index < self.size:
+            raise ValueError(f"index must be 0 to {self.size - 1}, got {self.index}")
+        if not 0 <= self.limit <= self.size:
+            raise ValueError(f"limit must be 0 (none) to {self.size}, got {self.limit}")
+
+
+MAX_ARRAY = 1_000
+MAX_AFTER = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +173,7 @@ class JobSpec:
     """What an engineer submits and signs. Everything a site needs to judge and run the job is in here."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  pydantic reads it from the class
+    __left_out__ = frozenset({"after", "array", "deadline_ms", "preemptible", "checkpoint_every_s"})
 
     kind: JobKind
     name: str
@@ -151,6 +198,15 @@ class JobSpec:
     submitted_ms: int = 0
     nonce: str = ""
     """Random, so that two equal submissions differ and a signed spec cannot be replayed as a new job."""
+    after: tuple[str, ...] = ()
+    """Jobs that must succeed first; it ends with the first of them that does not."""
+    array: ArrayMember | None = None
+    deadline_ms: int = 0
+    """When it must have ended: it is not started where its walltime would go beyond. 0: none."""
+    preemptible: bool = True
+    """Whether it may be stopped for a job with a better right to its GPUs, and run again."""
+    checkpoint_every_s: int = 0
+    """How often its program keeps its progress, as far as its submitter knows; 0: not known."""
 
     def __post_init__(self) -> None:
         if not ids.is_name(self.name):
@@ -159,6 +215,15 @@ class JobSpec:
             raise ValueError(f"account {self.account!r} must be a partner ('fr') or a project under one ('fr/health')")
         if self.min_sites < 1:
             raise ValueError(f"min_sites must be at least 1, got {self.min_sites}")
+        if len(set(self.after)) != len(self.after) or len(self.after) > MAX_AFTER:
+            raise ValueError(f"after must name at most {MAX_AFTER} jobs, each once, got {len(self.after)}")
+        for job in self.after:
+            if not ids.is_id(job, "job"):
+                raise ValueError(f"after names {job!r}, which is no job id")
+        if not 0 <= self.deadline_ms < 1 << 48:
+            raise ValueError(f"deadline_ms must be UTC Unix milliseconds, got {self.deadline_ms}")
+        if not 0 <= self.checkpoint_every_s <= 366 * 86_400:
+            raise ValueError(f"checkpoint_every_s must be 0 (not known) to 366 days, got {self.checkpoint_every_s}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset
 from consortium.domain.decision import Reason, ReasonCode
-from consortium.domain.job import Job, JobSpec, JobState, Leg, LegState
+from consortium.domain.job import ArrayMember, Job, JobSpec, JobState, Leg, LegState, Resources, SignedSpec
 from consortium.domain.partner import Site
 from consortium.domain.protocol import PollRequest
 from consortium.domain.quota import Account
 from consortium.domain.records import UsageRow
 from consortium.domain.units import MAX_SAFE_INTEGER
 from consortium.errors import UsageError
+from consortium.keys.canonical import digest_json
 from tests.builders import account, dataset, new_id, site, spec
 
 JOB = Job(
@@ -105,3 +106,39 @@ def test_an_agent_one_version_ahead_may_send_more_than_we_know():
 
 def test_states_travel_by_their_value():
     assert to_json([LegState.HELD, JobState.DENIED]) == ["held", "denied"]
+
+
+@pytest.mark.parametrize(
+    ("given", "digest"),
+    [
+        (spec("clean"), "sha256:51c19def89ee63af71b947177671adadef812ba14928e3371f399e5cfeb4b381"),
+        (
+            spec("pretrain", gpus=8, gpus_per_worker=4, flavors=("h100-sxm",), inputs=("ds-1",), sites=("fr-1",),
+                 params={"outer": {"lr": 0.7}, "seed": 2**60}),
+            "sha256:5656fd8aa43e83af517ff08a7e35a07ea891d173e675e47e55ec6e3466a93903",
+        ),
+    ],
+)  # fmt: skip
+def test_a_spec_signed_before_a_field_existed_keeps_its_digest(given, digest):
+    """The digests were taken from the code before `after`, `array`, `deadline_ms` and the others."""
+    assert digest_json(given) == digest
+    assert digest_json({"spec": given}) == digest_json({"spec": from_json(JobSpec, to_json(given))})
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"after": (new_id("job", 1),)},
+        {"array": ArrayMember(id=new_id("arr", 1), index=0, size=2)},
+        {"deadline_ms": 1},
+        {"preemptible": False},
+        {"checkpoint_every_s": 600},
+        {"resources": Resources(gpus=1, walltime_s=3600, flavors=("mi300x",), throughput={"mi300x": "1"})},
+    ],
+)
+def test_what_a_spec_asks_for_is_signed_and_comes_back(wish):
+    asked = replace(spec(), **wish)
+    assert digest_json(asked) not in (digest_json(spec()), digest_json(replace(spec(), nonce="1")))
+    assert from_json(SignedSpec, json.loads(json.dumps(to_json(SignedSpec(spec=asked, signature="s"))))).spec == asked
+    (field,) = wish
+    assert field == "resources" or (field in to_json(asked) and field not in to_json(spec()))

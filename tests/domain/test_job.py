@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consortium.domain.job import JOB_TRANSITIONS, Epoch, JobState, LegState, Priority, Resources
+from consortium.domain.job import JOB_TRANSITIONS, ArrayMember, Epoch, JobState, LegState, Priority, Resources
 from consortium.domain.partner import Partner
 from consortium.domain.quota import Account, Quota
 from consortium.domain.records import UsageRow
-from tests.builders import flavor, site, spec
+from tests.builders import flavor, new_id, site, spec
 
 
 def test_every_state_has_its_transitions_and_final_ones_have_none():
@@ -121,3 +121,32 @@ def test_nouns_that_contradict_themselves_are_refused(make):
 def test_usage_is_gpus_times_a_half_open_interval():
     row = UsageRow(leg="l", epoch="1.1", job="j", account="fr", site="fr-1", flavor="f", gpus=8, start_ms=5, end_ms=9)
     assert row.gpu_ms == 32
+
+
+ARRAY = new_id("arr", 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (
+            lambda: Resources(gpus=1, walltime_s=1, flavors=("a", "b"), throughput={"a": "1"}),
+            "every one of the flavors",
+        ),
+        (lambda: Resources(gpus=1, walltime_s=1, throughput={"a": "1"}), "every one of the flavors"),
+        (lambda: Resources(gpus=1, walltime_s=1, flavors=("a",), throughput={"a": "fast"}), "decimal number"),
+        (lambda: Resources(gpus=1, walltime_s=1, flavors=("a",), throughput={"a": "1/2"}), "0.001 to 1000"),
+        (lambda: Resources(gpus=1, walltime_s=1, flavors=("a",), throughput={"a": "0"}), "0.001 to 1000"),
+        (lambda: ArrayMember(id="arr-1", index=0, size=1), "form arr-"),
+        (lambda: ArrayMember(id=ARRAY, index=0, size=1_001), "1 to 1,000 members"),
+        (lambda: ArrayMember(id=ARRAY, index=2, size=2), "index must be 0 to 1"),
+        (lambda: ArrayMember(id=ARRAY, index=0, size=2, limit=3), "limit must be"),
+        (lambda: spec(after=("laws",)), "no job id"),
+        (lambda: spec(after=(new_id("job", 1), new_id("job", 1))), "each once"),
+        (lambda: spec(deadline_ms=-1), "deadline_ms"),
+        (lambda: spec(checkpoint_every_s=-1), "checkpoint_every_s"),
+    ],
+)
+def test_wishes_that_make_no_sense_are_refused(make, what):
+    with pytest.raises(ValueError, match=what):
+        make()
