@@ -1,15 +1,19 @@
-"""The mutable picture of the federation inside one cycle: free GPUs and tenants per node, quota, ends of legs."""
+"""The picture of the federation: free GPUs and tenants per node, quota, ends of legs. Changed leg by leg."""
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Sequence
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from consortium.domain import ids
 from consortium.domain.partner import Cotenancy, Site, SiteState
+from consortium.domain.quota import Account
 from consortium.scheduler.quota import QuotaTree
-from consortium.scheduler.types import HeldLeg, LegPlacement, PendingJob, SiteView, Snapshot
+from consortium.scheduler.types import HeldLeg, LegPlacement, PendingJob, SiteView, Snapshot, Window, WindowKind
+
+NOBODY: frozenset[str] = frozenset()
 
 
 class Running(NamedTuple):
@@ -18,11 +22,7 @@ class Running(NamedTuple):
     ends_ms: int
     site: str
     leg: str
-    account: str
-    partner: str
-    job: str
-    flavor: str
-    nodes: dict[str, int]
+    held: HeldLeg
     gpus: int
 
 
@@ -33,23 +33,29 @@ class SiteUse:
     in particular (`open`). A node takes a leg if it is empty or all its tenants have the leg's key.
     """
 
-    __slots__ = ("_rooms", "_tenants", "free", "free_total", "site")
+    __slots__ = ("_cordoned", "_rooms", "_sums", "_tenants", "free", "free_total", "site", "version")
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, cordoned: Iterable[str] = ()) -> None:
         self.site = site
         self.free: dict[str, int] = {node.id: node.gpus for node in sorted(site.nodes, key=lambda node: node.id)}
+        self._cordoned = frozenset(cordoned)
         self._tenants: dict[str, dict[str, int]] = {node: {} for node in self.free}
         self.free_total = site.gpus
+        self.version = 0
         self._rooms: dict[tuple[str | None, int], dict[str, int]] = {}  # answers until the next change
+        self._sums: dict[tuple[str | None, int], int] = {}
 
     def copy(self) -> SiteUse:
         """Return a picture of its own."""
         twin = object.__new__(SiteUse)
         twin.site = self.site
         twin.free = dict(self.free)
+        twin._cordoned = self._cordoned
         twin._tenants = {node: dict(tenants) for node, tenants in self._tenants.items()}
         twin.free_total = self.free_total
+        twin.version = self.version
         twin._rooms = dict(self._rooms)
+        twin._sums = dict(self._sums)
         return twin
 
     def tenant(self, job: str, partner: str) -> str:
@@ -58,9 +64,17 @@ class SiteUse:
             return partner
         return job if self.site.cotenancy is Cotenancy.EXCLUSIVE else "*"
 
+    def tenants(self, node: str) -> dict[str, int]:
+        """How many legs of each tenant key the node holds. Not to be changed."""
+        return self._tenants[node]
+
+    def cordoned(self, node: str) -> bool:
+        """Whether the node takes no new legs."""
+        return node in self._cordoned
+
     def take(self, nodes: dict[str, int], tenant: str) -> None:
         """Take GPUs; nodes that the site no longer has are not counted."""
-        self._rooms = {}
+        self._changed()
         for node, gpus in nodes.items():
             if node in self.free:
                 self.free[node] -= gpus
@@ -70,7 +84,7 @@ class SiteUse:
 
     def release(self, nodes: dict[str, int], tenant: str) -> None:
         """Undo a `take`."""
-        self._rooms = {}
+        self._changed()
         for node, gpus in nodes.items():
             if node in self.free:
                 self.free[node] += gpus
@@ -87,10 +101,22 @@ class SiteUse:
             rooms = self._rooms[tenant, worker] = self._count(tenant, worker)
         return rooms
 
+    def room(self, tenant: str | None, worker: int) -> int:
+        """The sum of `rooms`."""
+        room = self._sums.get((tenant, worker))
+        if room is None:
+            room = self._sums[tenant, worker] = sum(self.rooms(tenant, worker).values())
+        return room
+
+    def _changed(self) -> None:
+        self.version += 1
+        if self._rooms:
+            self._rooms, self._sums = {}, {}
+
     def _count(self, tenant: str | None, worker: int) -> dict[str, int]:
         rooms = {}
         for node, free in self.free.items():
-            if free >= worker:
+            if free >= worker and node not in self._cordoned:
                 tenants = self._tenants[node]
                 if not tenants or tenant is None or (len(tenants) == 1 and tenant in tenants):
                     rooms[node] = free - free % worker
@@ -98,25 +124,34 @@ class SiteUse:
 
 
 class Layer:
-    """Sites and quota at one instant: now, or when a reserved job is to start."""
+    """Sites and quota at one instant: now, or when a reserved job is to start.
+
+    A `quota` of None binds nobody: no limit of the tree can be reached before the GPUs are used up.
+    """
 
     __slots__ = ("quota", "sites")
 
-    def __init__(self, sites: dict[str, SiteUse], quota: QuotaTree) -> None:
+    def __init__(self, sites: dict[str, SiteUse], quota: QuotaTree | None) -> None:
         self.sites = sites
         self.quota = quota
 
-    def take(self, leg: Running) -> None:
+    def use(self, site: str) -> SiteUse | None:
+        """The site as this layer shows it; None where it does not."""
+        return self.sites.get(site)
+
+    def take(self, leg: HeldLeg, gpus: int) -> None:
         """Count a leg: its GPUs where the site is in the picture, its quota always."""
         if (use := self.sites.get(leg.site)) is not None:
             use.take(leg.nodes, use.tenant(leg.job, leg.partner))
-        self.quota.charge(leg.account, leg.flavor, leg.gpus)
+        if self.quota is not None:
+            self.quota.charge(leg.account, leg.flavor, gpus)
 
-    def release(self, leg: Running) -> None:
+    def release(self, leg: HeldLeg, gpus: int) -> None:
         """Undo a `take`."""
         if (use := self.sites.get(leg.site)) is not None:
             use.release(leg.nodes, use.tenant(leg.job, leg.partner))
-        self.quota.release(leg.account, leg.flavor, leg.gpus)
+        if self.quota is not None:
+            self.quota.release(leg.account, leg.flavor, gpus)
 
 
 class Shadow(Layer):
@@ -124,8 +159,15 @@ class Shadow(Layer):
 
     __slots__ = ("job", "legs", "start_ms")
 
-    def __init__(self, layer: Layer, job: PendingJob, start_ms: int, legs: tuple[LegPlacement, ...]) -> None:
-        super().__init__(layer.sites, layer.quota)
+    def __init__(
+        self,
+        sites: dict[str, SiteUse],
+        quota: QuotaTree | None,
+        job: PendingJob,
+        start_ms: int,
+        legs: tuple[LegPlacement, ...],
+    ) -> None:
+        super().__init__(sites, quota)
         self.job = job
         self.start_ms = start_ms
         self.legs = legs
@@ -134,17 +176,69 @@ class Shadow(Layer):
 class Board(Layer):
     """The present: all sites, all held legs, in order of their ends."""
 
-    __slots__ = ("_largest", "now_ms", "running", "views")
+    __slots__ = (
+        "_largest",
+        "_windows",
+        "accounts",
+        "at",
+        "by_job",
+        "flavors",
+        "items",
+        "now_ms",
+        "quota",
+        "running",
+        "views",
+    )
+
+    quota: QuotaTree
 
     def __init__(self, snapshot: Snapshot) -> None:
-        ordered = sorted(snapshot.sites, key=lambda view: view.site.id)
-        super().__init__({view.site.id: SiteUse(view.site) for view in ordered}, QuotaTree(snapshot.accounts))
-        self._largest: dict[tuple[str, int], int] = {}
+        super().__init__({}, None)
         self.now_ms = snapshot.now_ms
-        self.views: dict[str, SiteView] = {view.site.id: view for view in ordered}
-        self.running: list[Running] = sorted((self._of(leg) for leg in snapshot.held), key=lambda leg: leg[:3])
-        for leg in self.running:
-            self.take(leg)
+        self.running: list[Running] = []
+        """Every held leg, by its end."""
+        self.at: dict[str, list[Running]] = {}
+        """The same per site."""
+        self.by_job: dict[str, dict[str, Running]] = {}
+        """Job to leg id to leg."""
+        self.items: dict[str, Running] = {}
+        """Leg id to leg."""
+        self.views: dict[str, SiteView] = {}
+        self.flavors: dict[str, str] = {}
+        """Site to the id of its flavor."""
+        self._windows: dict[str, list[Window]] = {}
+        self._largest: dict[tuple[str, int], int] = {}
+        self.lay(snapshot.sites, snapshot.accounts, snapshot.held, snapshot.windows)
+
+    def lay(
+        self,
+        views: Iterable[SiteView],
+        accounts: Iterable[Account],
+        held: Iterable[HeldLeg],
+        windows: Iterable[Window],
+    ) -> None:
+        """Draw the picture anew."""
+        ordered = sorted(views, key=lambda view: view.site.id)
+        self.accounts = tuple(sorted(accounts, key=lambda account: account.id))
+        self.sites = {view.site.id: SiteUse(view.site, view.cordoned) for view in ordered}
+        self.quota = QuotaTree(self.accounts)
+        self.views = {view.site.id: view for view in ordered}
+        self.flavors = {view.site.id: view.site.flavor.id for view in ordered}
+        self._largest = {}
+        self.set_windows(windows)
+        self.running, self.at, self.by_job, self.items = [], {site: [] for site in self.sites}, {}, {}
+        for leg in held:
+            self.hold(leg)
+
+    def set_windows(self, windows: Iterable[Window]) -> None:
+        """Set the intervals in which nodes are set aside."""
+        self._windows = {}
+        for window in sorted(windows, key=lambda item: (item.start_ms, item.id)):
+            self._windows.setdefault(window.site, []).append(window)
+
+    def windows(self, site: str) -> Sequence[Window]:
+        """The intervals that set nodes of the site aside."""
+        return self._windows.get(site, ())
 
     def open(self, site: str) -> bool:
         """Whether the site takes new legs."""
@@ -157,35 +251,98 @@ class Board(Layer):
             largest = self._largest[site.id, worker] = sum(node.gpus - node.gpus % worker for node in site.nodes)
         return largest
 
-    def start(self, job: PendingJob, legs: Sequence[LegPlacement], shadows: Sequence[Shadow]) -> None:
+    def barred(self, job: PendingJob, site: str, start_ms: int) -> frozenset[str]:
+        """Nodes of the site that a job starting at `start_ms` may not use: set aside in that time, or to be avoided."""
+        if not job.avoid and site not in self._windows:
+            return NOBODY
+        nodes = {node for where, node in job.avoid if where == site}
+        ends_ms = start_ms + job.walltime_s * 1000
+        for window in self._windows.get(site, ()):
+            if window.start_ms < ends_ms and window.end_ms > start_ms and not may_use(window, job, start_ms, ends_ms):
+                nodes |= set(window.nodes or self.sites[site].free)
+        return frozenset(nodes)
+
+    def hold(self, leg: HeldLeg) -> Running:
+        """Let a leg hold its GPUs and quota from now on."""
+        gpus = leg.gpus
+        item = Running(leg.ends_ms, leg.site, leg.leg, leg, gpus)
+        insort(self.running, item)
+        insort(self.at.setdefault(leg.site, []), item)
+        self.by_job.setdefault(leg.job, {})[leg.leg] = item
+        self.items[leg.leg] = item
+        self.take(leg, gpus)
+        return item
+
+    def end(self, item: Running) -> None:
+        """Let a leg's GPUs and quota be free."""
+        self._forget(item)
+        self.release(item.held, item.gpus)
+
+    def mark(self, item: Running, leg: HeldLeg) -> None:
+        """Put `leg` in the place of `item`: the same GPUs, another end or another purpose."""
+        self._forget(item)
+        changed = Running(leg.ends_ms, leg.site, leg.leg, leg, item.gpus)
+        insort(self.running, changed)
+        insort(self.at[leg.site], changed)
+        if (use := self.sites.get(leg.site)) is not None:
+            use.version += 1
+        self.by_job.setdefault(leg.job, {})[leg.leg] = changed
+        self.items[leg.leg] = changed
+
+    def legs(self) -> tuple[HeldLeg, ...]:
+        """Every held leg, by its end."""
+        return tuple(item.held for item in self.running)
+
+    def start(self, job: PendingJob, legs: Sequence[LegPlacement], shadows: Iterable[Shadow]) -> list[HeldLeg]:
         """Let a job hold its legs from now on, in the present and in every shadow it reaches."""
-        for placed in legs:
-            leg = running_leg(job, placed, self.now_ms)
-            insort(self.running, leg, key=lambda item: item[:3])
-            self.take(leg)
+        held = [held_leg(job, placed, self.now_ms) for placed in legs]
+        for leg in held:
+            item = self.hold(leg)
             for shadow in shadows:
-                shadow.take(leg)
+                shadow.take(leg, item.gpus)
+        return held
 
-    def _of(self, leg: HeldLeg) -> Running:
-        ends_ms = max(leg.ends_ms, self.now_ms + 1)  # overdue: it may end any moment
-        return Running(
-            ends_ms, leg.site, leg.leg, leg.account, leg.partner, leg.job, leg.flavor, leg.nodes, leg.gpus
-        )  # fmt: skip
+    def _forget(self, item: Running) -> None:
+        for items in (self.running, self.at[item.site]):
+            del items[bisect_left(items, item[:3])]
+        del self.items[item.leg]
+        legs = self.by_job[item.held.job]
+        del legs[item.leg]
+        if not legs:
+            del self.by_job[item.held.job]
 
 
-def running_leg(job: PendingJob, placed: LegPlacement, start_ms: int) -> Running:
+def may_use(window: Window, job: PendingJob, start_ms: int, ends_ms: int) -> bool:
+    """Whether a reservation is the job's own account's, and the job runs within it or outlives it at nobody's cost."""
+    if window.kind is not WindowKind.RESERVATION:
+        return False
+    return job.account == window.account or job.account.startswith(f"{window.account}/")
+
+
+def held_leg(job: PendingJob, placed: LegPlacement, start_ms: int) -> HeldLeg:
     """The leg that starts at `start_ms`; its id is the job's and the site's until the server gives it one."""
-    return Running(
-        start_ms + job.walltime_s * 1000,
-        placed.site,
-        leg_name(job.id, placed.site),
-        job.account,
-        ids.partner_of(job.account),
-        job.id,
-        placed.flavor,
-        placed.nodes,
-        placed.gpus,
+    return HeldLeg(
+        leg=leg_name(job.id, placed.site),
+        job=job.id,
+        account=job.account,
+        partner=ids.partner_of(job.account),
+        site=placed.site,
+        flavor=placed.flavor,
+        nodes=placed.nodes,
+        priority=job.priority,
+        started_ms=start_ms,
+        walltime_s=job.walltime_s,
+        checkpoint_every_s=job.checkpoint_every_s,
+        preemptible=job.preemptible,
+        expected_s=job.expected_s,
+        anywhere=not job.sites,
     )
+
+
+def stopping(leg: HeldLeg, for_job: str, now_ms: int, stop_s: int) -> HeldLeg:
+    """The leg once it has been told to stop: it ends within `stop_s`."""
+    walltime_s = max(1, -(-(now_ms + stop_s * 1000 - leg.started_ms) // 1000))
+    return replace(leg, stopping_for=for_job, walltime_s=min(walltime_s, leg.walltime_s))
 
 
 def leg_name(job: str, site: str) -> str:

@@ -1,53 +1,81 @@
-"""One scheduling cycle, its effect on a snapshot, and the question whether a job could ever fit.
+"""One scheduling cycle over a board and a queue, and the scheduler that keeps both between cycles.
 
-Pure semantics of a cycle: jobs are looked at once, in order of service (priority class, then age, then id). A job
-that fits in what is free, and in the picture of every reservation that its walltime reaches, starts. The first job
-that does not fit but would with time gets a reservation: the earliest instant at which it fits if every held leg runs
-for its whole walltime, with the nodes and the quota it takes then. So do later blocked jobs, at sites nobody ahead has
-reserved. A job behind may start only if it ends before a reservation or fits beside it, so that it never delays the
-first in line (EASY backfill; Lifka 1995, "The ANL/IBM SP scheduling system").
+Lines of jobs of one shape are served in order: jobs GPUs were taken back for, then by priority class, then by
+fair-share level, then by expected remaining work and age (`queue.order_key`). A job that fits in what is free, and in
+the picture of every reservation that its walltime reaches, starts. One that does not fit but is within its nominal may
+take back what was lent (`preempt`). The first jobs that only time will help get reservations: the earliest instant at
+which each fits if every held leg runs for its whole walltime, with the nodes and the quota it takes then. A job behind
+may start only if it ends before a reservation or fits beside it, so that it never delays the first in line (EASY
+backfill; Lifka 1995, "The ANL/IBM SP scheduling system").
 
 Within a cycle GPUs and quota are only taken, never freed. So once a job is blocked, so is every later job of the same
-shape that does not end sooner: it shares the verdict and its `Reason` object, at the cost of one look-up.
+shape that does not end sooner: it shares the verdict and its `Reason` object.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
-from consortium.domain import ids
 from consortium.domain.decision import Reason
-from consortium.scheduler.board import Board, Layer, Shadow, leg_name
+from consortium.domain.quota import Account
+from consortium.scheduler.board import Board, Layer, Shadow, held_leg, stopping
+from consortium.scheduler.fair import Pool
 from consortium.scheduler.fit import find_legs
 from consortium.scheduler.fixes import suggest
-from consortium.scheduler.reasons import Case, describe, instant, waits_out
-from consortium.scheduler.reserve import earliest_fit
-from consortium.scheduler.rules import Rule, decisive, obstacles, permanent_obstacle, site_demand, standing
-from consortium.scheduler.types import HeldLeg, LegPlacement, PendingJob, Placement, Plan, Reservation, Snapshot
+from consortium.scheduler.preempt import Choice, Evictor, evictions
+from consortium.scheduler.queue import Key, Line, Queue
+from consortium.scheduler.reasons import Case, describe, instant, makes_room, waits_out
+from consortium.scheduler.reserve import Planner
+from consortium.scheduler.rules import Rule, decisive, obstacles, permanent_obstacle, site_demand
+from consortium.scheduler.types import (
+    Eviction,
+    HeldLeg,
+    History,
+    LegPlacement,
+    PendingJob,
+    Placement,
+    Plan,
+    Reservation,
+    Settings,
+    SiteView,
+    Snapshot,
+    Window,
+)
 
-Shape = tuple[object, ...]
+Rank = tuple[bool, int, tuple[int, ...]]
+"""What goes before expected work and age: not nominated, priority class, fair-share level."""
 
 
 def schedule(snapshot: Snapshot) -> Plan:
-    """Decide which pending jobs start now and where, and why every other one does not."""
-    cycle = Cycle(snapshot)
-    for job in cycle.order:
-        cycle.serve(job)
-    return cycle.plan()
+    """Decide which pending jobs start now and where, whom they evict, and why every other one waits."""
+    return Scheduler(snapshot).cycle()
 
 
 def apply(snapshot: Snapshot, plan: Plan) -> Snapshot:
-    """Return the snapshot after the plan: placed jobs are no longer pending, their legs hold capacity and quota."""
+    """Return the snapshot after the plan: placed jobs hold GPUs and quota, the legs of evicted ones are stopping."""
     jobs = {job.id: job for job in snapshot.pending}
     placed = {placement.job for placement in plan.placements}
     started = [
-        _held(jobs[placement.job], leg, snapshot.now_ms) for placement in plan.placements for leg in placement.legs
+        held_leg(jobs[placement.job], leg, snapshot.now_ms) for placement in plan.placements for leg in placement.legs
     ]
+    evicted = {eviction.job: eviction.for_job for eviction in plan.evictions}
+    nominated = set(evicted.values())
+    stop_s = snapshot.settings.stop_s
     return replace(
         snapshot,
-        held=snapshot.held + tuple(started),
-        pending=tuple(job for job in snapshot.pending if job.id not in placed),
+        held=tuple(
+            stopping(leg, evicted[leg.job], snapshot.now_ms, stop_s) if leg.job in evicted else leg
+            for leg in snapshot.held
+        )
+        + tuple(started),
+        pending=tuple(
+            replace(job, nominated=True) if job.id in nominated else job
+            for job in snapshot.pending
+            if job.id not in placed
+        ),
     )
 
 
@@ -66,90 +94,232 @@ def never_fits(snapshot: Snapshot, job: PendingJob) -> Reason | None:
     return None if rule is None else describe(Case(board, job, site, (board,), answer), rule)
 
 
-def order_of_service(job: PendingJob) -> tuple[int, int, str]:
-    """The sort key of the queue: priority class, then age, then id."""
-    return job.priority.rank, job.created_ms, job.id
+class Scheduler:
+    """What waits and what is held, kept up to date by small changes; `cycle` decides and books its decisions.
+
+    `Scheduler(snapshot).cycle()` is `schedule(snapshot)`. After any changes, `schedule(scheduler.snapshot())` is what
+    `scheduler.cycle()` would answer.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._settings = snapshot.settings
+        self.board = Board(snapshot)
+        self.queue = Queue(self.board, self._settings, snapshot.pending)
+        self._windows = snapshot.windows
+        self._history = snapshot.history
+        self._planner = Planner(self.board)
+        self.pool = Pool(snapshot.sites, snapshot.accounts, snapshot.history, self._settings)
+
+    @property
+    def now_ms(self) -> int:
+        """The instant of the picture."""
+        return self.board.now_ms
+
+    def advance(self, now_ms: int) -> None:
+        """Let time pass; jobs whose backoff is over line up."""
+        self.board.now_ms = now_ms
+        self.queue.release()
+
+    def submit(self, job: PendingJob) -> None:
+        """Let a job wait: a new one, or one that waits again."""
+        self.queue.add(job)
+
+    def withdraw(self, job: str) -> None:
+        """Let a pending job go; raises KeyError where it does not wait."""
+        self.queue.remove(job)
+
+    def hold(self, leg: HeldLeg) -> None:
+        """Let a leg hold its GPUs and quota."""
+        self.board.hold(leg)
+        self.pool.forget(leg.partner)
+
+    def end(self, leg: str) -> None:
+        """Let the GPUs and quota of a leg be free; raises KeyError where it holds none."""
+        item = self.board.items[leg]
+        self.board.end(item)
+        self.pool.forget(item.held.partner)
+
+    def set_sites(self, views: Iterable[SiteView]) -> None:
+        """Set what sites there are, their states and cordoned nodes."""
+        self._redraw(tuple(views), self.board.accounts)
+
+    def set_accounts(self, accounts: Iterable[Account]) -> None:
+        """Set the quota tree."""
+        self._redraw(tuple(self.board.views.values()), tuple(accounts))
+
+    def set_windows(self, windows: Iterable[Window]) -> None:
+        """Set the intervals in which nodes are set aside."""
+        self._windows = tuple(windows)
+        self.board.set_windows(self._windows)
+
+    def set_history(self, history: Iterable[History]) -> None:
+        """Set what accounts borrowed and lent so far."""
+        self._history = tuple(history)
+        self.pool = Pool(self.board.views.values(), self.board.accounts, self._history, self._settings)
+
+    def snapshot(self) -> Snapshot:
+        """Return the picture as a value."""
+        return Snapshot(
+            now_ms=self.board.now_ms,
+            sites=tuple(self.board.views.values()),
+            accounts=self.board.accounts,
+            held=self.board.legs(),
+            pending=tuple(self.queue),
+            windows=self._windows,
+            history=self._history,
+            settings=self._settings,
+        )
+
+    def cycle(self, *, reasons: bool = True) -> Plan:
+        """Decide, and book it: placed jobs hold, the legs of evicted ones are stopping. `reasons` cost most of the time."""
+        cycle = Cycle(self, reasons=reasons)
+        cycle.run()
+        return cycle.plan()
+
+    def _redraw(self, views: tuple[SiteView, ...], accounts: tuple[Account, ...]) -> None:
+        self.board.lay(views, accounts, self.board.legs(), self._windows)
+        self.queue.redraw()
+        self._planner = Planner(self.board)
+        self.pool = Pool(views, accounts, self._history, self._settings)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._settings
+
+    @property
+    def planner(self) -> Planner:
+        """What finds reservations."""
+        return self._planner
 
 
 class Blocked(NamedTuple):
-    """The verdict on a shape: jobs of it with at least this walltime do not start."""
+    """The verdict on jobs of a line with at least this walltime: they do not start."""
 
     walltime_s: int
-    reason: Reason
+    reason: Reason | None
     waits: bool
     """Whether it goes away when legs end: such jobs are in line."""
 
 
 class Cycle:
-    """A cycle under way. `serve` jobs in the order given; then `plan`."""
+    """A cycle under way."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self.board = Board(snapshot)
-        self.order = sorted(snapshot.pending, key=order_of_service)
+    def __init__(self, scheduler: Scheduler, *, reasons: bool = True) -> None:
+        self.board = scheduler.board
+        self.queue = scheduler.queue
         self.shadows: list[Shadow] = []
-        self.line: list[str] = []
-        """Ids of jobs that wait for GPUs or quota, in order."""
+        self._settings = scheduler.settings
+        self._pool = scheduler.pool
+        self._planner = scheduler.planner
+        self._evictor = Evictor(self.board, self._settings)
+        self._reasons = reasons
         self._placements: list[Placement] = []
-        self._reasons: dict[str, Reason] = {}
-        self._blocked: dict[Shape, Blocked] = {}
-        self._standing: dict[Shape, dict[str, Rule | None]] = {}
-        self._verdicts: dict[int, Shape] = {}
+        self._evictions: list[Eviction] = []
+        self._blocked: dict[Line, list[Blocked]] = {}
+        self._own: dict[str, Reason] = {}
+        """Reasons of single jobs, where they differ from their line's."""
+        self._reserved: set[str] = set()
+        self._spoken_for = self.queue.spoken_for()
+        self._binding = {
+            flavor: self.board.quota.binds(flavor, gpus) for flavor, gpus in self._pool.totals.items()
+        }  # fmt: skip
+
+    def run(self, until: PendingJob | None = None) -> None:
+        """Serve everybody; stop at the turn of the job `until`."""
+        heap: list[tuple[Rank, Key, Line]] = []
+        for line in self.queue.lines.values():
+            heap.append((self.rank(line, line.head), line.keys[0], line))
+        heapify(heap)
+        while heap:
+            rank, key, line = heappop(heap)
+            job = self.queue.jobs[key[1]]
+            fresh = self.rank(line, job)
+            if fresh > rank and heap and heap[0][:2] < (fresh, key):
+                heappush(heap, (fresh, key, line))
+                continue
+            if until is not None and (fresh, key) >= self.turn(until):
+                return
+            following = self._serve(line, job, key)
+            if following is not None:
+                heappush(heap, (self.rank(line, following), self.queue.key(following), line))
 
     def plan(self) -> Plan:
-        """What has been decided so far."""
-        reservations = tuple(
-            Reservation(job=shadow.job.id, start_ms=shadow.start_ms, legs=shadow.legs) for shadow in self.shadows
+        """What has been decided."""
+        return Plan(
+            placements=tuple(self._placements),
+            reasons=self._all_reasons() if self._reasons else {},
+            reservations=tuple(
+                Reservation(job=shadow.job.id, start_ms=shadow.start_ms, legs=shadow.legs) for shadow in self.shadows
+            ),
+            evictions=tuple(self._evictions),
         )
-        return Plan(placements=tuple(self._placements), reasons=self._reasons, reservations=reservations)
 
-    def serve(self, job: PendingJob) -> None:
-        """Start the job or note why not."""
-        if job.not_before_ms > self.board.now_ms:
-            self._reasons[job.id] = waits_out(job)
-            return
-        shape = self._shape(job)
-        blocked = self._blocked.get(shape)
-        if blocked is not None and job.walltime_s >= blocked.walltime_s:
-            self._reasons[job.id] = blocked.reason
-            if blocked.waits:
-                self.line.append(job.id)
-            return
-        layers, sites = self.layers(job), self.usable(job)
-        legs = find_legs(job, sites, layers) if sites else None
-        if legs is None:
-            self._block(job, shape, layers)
-        else:
-            self._start(job, legs, layers)
+    def turn(self, job: PendingJob) -> tuple[Rank, Key]:
+        """When the job is served: its place in the order of service, given what was placed so far."""
+        return self.rank(self.queue.line_of(job.id), job), self.queue.key(job)
 
-    def usable(self, job: PendingJob) -> tuple[str, ...]:
-        """Sites the job may use, whatever is free there; empty where a gang misses one."""
-        answer = self.standing(job)
-        if job.sites:
-            return () if any(answer[site] for site in job.sites) else tuple(sorted(set(job.sites)))
-        return tuple(site for site, rule in answer.items() if rule is None)
+    def position(self, job: PendingJob) -> int:
+        """1 for the first of the jobs that only time will help."""
+        rank, key = self.turn(job)
+        ahead = 0
+        for line in self.queue.lines.values():
+            if line.usable:
+                theirs = self.rank(line, line.head)
+                ahead += len(line) if theirs < rank else line.before(key) if theirs == rank else 0
+        return ahead + 1
 
-    def standing(self, job: PendingJob) -> dict[str, Rule | None]:
-        """`rules.standing`, computed once per shape."""
-        shape = self._shape(job)
-        if shape not in self._standing:
-            self._standing[shape] = standing(self.board, job)
-        return self._standing[shape]
+    def serve(self, job: PendingJob) -> Plan:
+        """Serve one job out of turn, once `run` stopped there; the plan so far."""
+        self._serve(self.queue.line_of(job.id), job, self.queue.key(job))
+        return self.plan()
+
+    def rank(self, line: Line, job: PendingJob) -> Rank:
+        """What goes before work and age in the order of service."""
+        return not job.nominated, job.priority.rank, self.level(line, job)
+
+    def level(self, line: Line, job: PendingJob) -> tuple[int, ...]:
+        """The fair-share level, at the site where it is lowest."""
+        if not line.usable:
+            return ()
+        need = line.need
+        return min(self._pool.level(job.account, self.board.quota, flavor, gpus) for flavor, gpus in need)
 
     def layers(self, job: PendingJob) -> tuple[Layer, ...]:
         """The present, and every reservation that the job would still run into if it started now."""
         ends_ms = self.board.now_ms + job.walltime_s * 1000
         return (self.board, *(shadow for shadow in self.shadows if shadow.start_ms < ends_ms))
 
-    def verdict(self, job: PendingJob, layers: tuple[Layer, ...]) -> tuple[dict[str, Rule | None], Reason]:
+    def verdict(self, line: Line, job: PendingJob, layers: tuple[Layer, ...]) -> tuple[dict[str, Rule | None], Reason]:
         """Every site's obstacle, and the reason that stands for the job. Only for a job that does not start."""
-        answer = obstacles(self.board, job, self.standing(job), layers)
+        answer = obstacles(self.board, job, line.standing, layers)
         site = decisive(job, answer)
         rule = answer[site]
         assert rule is not None  # it does not start, so some rule keeps it from the decisive site
         reason = describe(Case(self.board, job, site, layers, answer), rule)
         if rule.passes_with_time:
-            reason = replace(reason, fix=suggest(self.board, job, self.usable(job), layers))
+            reason = replace(reason, fix=suggest(self.board, job, line.usable, layers))
         return answer, reason
+
+    def _serve(self, line: Line, job: PendingJob, key: Key) -> PendingJob | None:
+        """Start the job or note why not; return the next of its line that may still fare better."""
+        bounds = self._blocked.get(line)
+        if not line.usable:
+            self._block(line, job, (self.board,), waits=False)
+            return None
+        layers = self.layers(job)
+        legs = find_legs(self.board, job, line.usable, layers, self._spoken_for)
+        if legs is not None:
+            self._start(job, legs, layers)
+            return line.after(key, bounds[-1].walltime_s if bounds else 1 << 62, self._settings.backfill_depth)
+        delays = len(layers) > 1 and find_legs(self.board, job, line.usable, layers[:1]) is not None
+        self._block(line, job, layers, waits=True)
+        if not delays and not self._making_room(job):
+            choice = self._evictor.choose(job, line)
+            if choice is not None:
+                job = self._evict(job, choice)
+        self._reserve(line, job)
+        return line.after(key, job.walltime_s, self._settings.backfill_depth) if delays else None
 
     def _start(self, job: PendingJob, legs: tuple[LegPlacement, ...], layers: tuple[Layer, ...]) -> None:
         need: dict[str, int] = {}
@@ -157,63 +327,68 @@ class Cycle:
             need[leg.flavor] = need.get(leg.flavor, 0) + leg.gpus
         borrowed = sum(self.board.quota.borrowed(job.account, flavor, gpus) for flavor, gpus in need.items())
         self._placements.append(Placement(job=job.id, legs=legs, borrowed=borrowed))
-        self.board.start(job, legs, [layer for layer in layers if isinstance(layer, Shadow)])
+        self.queue.remove(job.id)
+        held = self.board.start(job, legs, [layer for layer in layers if isinstance(layer, Shadow)])
+        self._pool.forget(held[0].partner)
 
-    def _block(self, job: PendingJob, shape: Shape, layers: tuple[Layer, ...]) -> None:
-        answer, reason = self.verdict(job, layers)
-        sites = self.usable(job)
-        whatever_its_length = len(layers) == 1 or not sites or find_legs(job, sites, layers[:1]) is None
-        rule = answer[decisive(job, answer)]
-        waits = rule is not None and rule.passes_with_time
-        self._blocked[shape] = Blocked(0 if whatever_its_length else job.walltime_s, reason, waits)
-        self._reasons[job.id] = reason
-        if waits:
-            self.line.append(job.id)
-            self._reserve(job, sites)
+    def _block(self, line: Line, job: PendingJob, layers: tuple[Layer, ...], *, waits: bool) -> None:
+        reason = self.verdict(line, job, layers)[1] if self._reasons else None
+        self._blocked.setdefault(line, []).append(Blocked(job.walltime_s, reason, waits))
 
-    def _reserve(self, job: PendingJob, sites: tuple[str, ...]) -> None:
-        taken = {leg.site for shadow in self.shadows for leg in shadow.legs}
-        free = tuple(site for site in sites if site not in taken)
-        if not free or (job.sites and len(free) < len(sites)):
+    def _making_room(self, job: PendingJob) -> bool:
+        """Whether legs are stopping for the job already."""
+        return job.nominated and any(
+            item.held.stopping_for == job.id for items in self.board.at.values() for item in items
+        )
+
+    def _evict(self, job: PendingJob, choice: Choice) -> PendingJob:
+        self._evictions += evictions(job, choice)
+        for victim in choice.victims:
+            for item in victim.legs:
+                leg = stopping(item.held, job.id, self.board.now_ms, self._settings.stop_s)
+                self.board.mark(item, leg)
+        self.queue.remove(job.id)
+        nominated = replace(job, nominated=True)
+        self.queue.add(nominated)
+        if self._reasons:
+            self._own[job.id] = makes_room(job, choice.site, choice.gpus, len(choice.victims))
+        return nominated
+
+    def _reserve(self, line: Line, job: PendingJob) -> None:
+        if len(self.shadows) >= self._settings.reservations and not job.nominated:
             return
-        shadow = earliest_fit(self.board, job, free, self.shadows)
+        taken = {leg.site for shadow in self.shadows for leg in shadow.legs}
+        free = tuple(site for site in line.usable if site not in taken)
+        if not free or (job.sites and len(free) < len(line.usable)):
+            return
+        binding = any(self._binding[flavor] for flavor, _ in line.need)
+        shadow = self._planner.earliest_fit(job, free, self.shadows, binding=binding)
         if shadow is None:
             return
         self.shadows.append(shadow)
-        reason = self._reasons[job.id]
+        if not self._reasons:
+            return
+        reason = self._own.get(job.id) or self._blocked[line][-1].reason
+        assert reason is not None
         where = ", ".join(leg.site for leg in shadow.legs)
-        self._reasons[job.id] = replace(
+        self._own[job.id] = replace(
             reason,
             message=f"{reason.message}; reserved for it at {where} by {instant(shadow.start_ms)}",
             numbers={**reason.numbers, "reserved_start_ms": shadow.start_ms, "reserved_at": where},
         )
 
-    def _shape(self, job: PendingJob) -> Shape:
-        """What decides whether a job fits, but for its walltime."""
-        return (
-            job.account, job.gpus, job.gpus_per_worker, job.flavors, job.sites, job.min_sites,
-            self._key(job.denied) if job.denied else None, self._key(job.unfit) if job.unfit else None,
-        )  # fmt: skip
-
-    def _key(self, verdicts: dict[str, Reason]) -> Shape:
-        """A hashable value of a dict of verdicts; jobs often share one dict, so it is made once per object."""
-        known = self._verdicts.get(id(verdicts))
-        if known is None:
-            known = tuple((site, reason.code, reason.message) for site, reason in sorted(verdicts.items()))
-            self._verdicts[id(verdicts)] = known
-        return known
-
-
-def _held(job: PendingJob, leg: LegPlacement, now_ms: int) -> HeldLeg:
-    return HeldLeg(
-        leg=leg_name(job.id, leg.site),
-        job=job.id,
-        account=job.account,
-        partner=ids.partner_of(job.account),
-        site=leg.site,
-        flavor=leg.flavor,
-        nodes=leg.nodes,
-        priority=job.priority,
-        started_ms=now_ms,
-        walltime_s=job.walltime_s,
-    )
+    def _all_reasons(self) -> dict[str, Reason]:
+        found: dict[str, Reason] = {}
+        for line in self.queue.lines.values():
+            bounds = self._blocked.get(line)
+            for _, name in line.keys:
+                if (own := self._own.get(name)) is not None:
+                    found[name] = own
+                elif bounds:
+                    walltime_s = self.queue.jobs[name].walltime_s
+                    blocked = next((item for item in bounds if item.walltime_s <= walltime_s), bounds[-1])
+                    assert blocked.reason is not None
+                    found[name] = blocked.reason
+        for job in self.queue.apart.values():
+            found[job.id] = job.waits_for or waits_out(job)
+        return dict(sorted(found.items()))

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.errors import NotFoundError
-from consortium.scheduler.board import Board, Layer, Running
-from consortium.scheduler.cycle import Cycle, apply, order_of_service, schedule
+from consortium.scheduler.board import Board, Layer
+from consortium.scheduler.cycle import Cycle, Scheduler
 from consortium.scheduler.fit import quota_for, rooms_at
+from consortium.scheduler.forecast import forecast
 from consortium.scheduler.reasons import Case, describe, gpus, waits_out
-from consortium.scheduler.reserve import earliest_fit
+from consortium.scheduler.reserve import Planner
 from consortium.scheduler.rules import RULES, Rule, obstacles, site_demand
 from consortium.scheduler.types import (
     Drop,
@@ -23,10 +24,16 @@ from consortium.scheduler.types import (
     StartRange,
 )
 
-HORIZON_JOBS = 200
-"""Jobs ahead beyond which the latest start is not estimated."""
-HORIZON_CYCLES = 400
-_IN_LINE = (ReasonCode.COTENANCY, ReasonCode.CAPACITY, ReasonCode.QUOTA, ReasonCode.PRIORITY)
+HORIZON_JOBS = 2_000
+"""Waiting jobs beyond which the latest start is not estimated."""
+_IN_LINE = (
+    ReasonCode.WINDOW,
+    ReasonCode.COTENANCY,
+    ReasonCode.CAPACITY,
+    ReasonCode.QUOTA,
+    ReasonCode.PRIORITY,
+    ReasonCode.MAKING_ROOM,
+)
 
 
 def explain(snapshot: Snapshot, job: str) -> Funnel:
@@ -37,40 +44,45 @@ def explain(snapshot: Snapshot, job: str) -> Funnel:
     waiting = next((item for item in snapshot.pending if item.id == job), None)
     if waiting is None:
         return _holding(snapshot, job)
-    cycle = Cycle(snapshot)
-    for ahead in cycle.order:
-        if ahead.id == job:
-            break
-        cycle.serve(ahead)
-    position = len(cycle.line) + 1
+    aside = waiting.waits_for is not None or waiting.not_before_ms > snapshot.now_ms
+    scheduler = Scheduler(snapshot if not aside else _in_line(snapshot, waiting))
+    cycle = Cycle(scheduler)
+    cycle.run(until=scheduler.queue.jobs[job])
+    line = scheduler.queue.line_of(job)
+    position = cycle.position(scheduler.queue.jobs[job])
     layers = cycle.layers(waiting)
-    board, usable = cycle.board, cycle.usable(waiting)
-    answer = obstacles(board, waiting, cycle.standing(waiting), layers)
+    board = scheduler.board
+    answer = obstacles(board, waiting, line.standing, layers)
     steps = _steps(board, waiting, layers, answer)
-    holders = _holders(board, waiting, usable)
-    reason = _outcome(cycle, waiting, layers, answer)
-    in_line = reason.code in _IN_LINE
+    holders = _holders(board, waiting, line.usable)
+    usable = line.usable
+    reason = (waiting.waits_for or waits_out(waiting)) if aside else _outcome(cycle, waiting, layers, answer)
     return Funnel(
         job=job,
         reason=reason,
         steps=steps,
-        position=position if in_line else 0,
+        position=position if reason.code in _IN_LINE else 0,
         holders=holders,
-        estimated_start=_estimate(snapshot, waiting, usable) if usable else None,
+        estimated_start=_estimate(snapshot, waiting, usable) if usable and waiting.waits_for is None else None,
         fix=reason.fix,
     )
 
 
+def _in_line(snapshot: Snapshot, job: PendingJob) -> Snapshot:
+    """The snapshot in which a job that is kept apart stands in line."""
+    lined_up = replace(job, waits_for=None, not_before_ms=0)
+    return replace(snapshot, pending=tuple(lined_up if item.id == job.id else item for item in snapshot.pending))
+
+
 def _outcome(cycle: Cycle, job: PendingJob, layers: tuple[Layer, ...], answer: dict[str, Rule | None]) -> Reason:
-    if job.not_before_ms > cycle.board.now_ms:
-        return waits_out(job)
+    line = cycle.queue.line_of(job.id)
     starts = not any(answer[site] for site in job.sites) if job.sites else None in answer.values()
-    fresh = None if starts else cycle.verdict(job, layers)[1]
-    cycle.serve(job)
+    fresh = None if starts else cycle.verdict(line, job, layers)[1]
+    plan = cycle.serve(job)
     if fresh is not None:
-        reserved = cycle.shadows and cycle.shadows[-1].job is job
-        return cycle.plan().reasons[job.id] if reserved else fresh
-    legs = cycle.plan().placements[-1].legs
+        own = plan.reasons[job.id]
+        return own if "reserved_at" in own.numbers or own.code is ReasonCode.MAKING_ROOM else fresh
+    legs = plan.placements[-1].legs
     total, where = sum(leg.gpus for leg in legs), ", ".join(leg.site for leg in legs)
     return Reason(
         code=ReasonCode.STARTING,
@@ -146,10 +158,10 @@ def _numbers(
 
 def _holders(board: Board, job: PendingJob, usable: tuple[str, ...]) -> dict[str, int]:
     """Partner to GPUs it holds, at the job's turn, where the job could run; at its own sites for a gang."""
-    return _by_partner(board.running, set(job.sites or usable))
+    return _by_partner(board.legs(), set(job.sites or usable))
 
 
-def _by_partner(legs: Iterable[Running | HeldLeg], sites: set[str]) -> dict[str, int]:
+def _by_partner(legs: Iterable[HeldLeg], sites: set[str]) -> dict[str, int]:
     held: dict[str, int] = {}
     for leg in legs:
         if leg.site in sites:
@@ -158,34 +170,16 @@ def _by_partner(legs: Iterable[Running | HeldLeg], sites: set[str]) -> dict[str,
 
 
 def _estimate(snapshot: Snapshot, job: PendingJob, sites: tuple[str, ...]) -> StartRange | None:
-    """The start between two bounds: nobody in line ahead of it, and everybody ahead of it at full length."""
-    alone = earliest_fit(Board(replace(snapshot, pending=())), job, sites, ())
+    """The start between two bounds: nobody in line but this job, and everybody in line at full length."""
+    board = Board(replace(snapshot, pending=()))
+    binding = any(board.quota.binds(flavor, 1 << 40) for flavor in {board.flavors[site] for site in sites})
+    alone = Planner(board).earliest_fit(job, sites, (), binding=binding)
     if alone is None:
         return None
     earliest_ms = max(alone.start_ms, job.not_before_ms)
-    latest_ms = _served_in_line(snapshot, job)
-    return StartRange(
-        earliest_ms=earliest_ms, latest_ms=None if latest_ms is None else max(latest_ms, earliest_ms)
-    )  # fmt: skip
-
-
-def _served_in_line(snapshot: Snapshot, job: PendingJob) -> int | None:
-    """When the job starts in a closed run of the scheduler with those ahead of it, every leg at full walltime."""
-    turn = order_of_service(job)
-    ahead = tuple(item for item in snapshot.pending if order_of_service(item) <= turn)
-    if len(ahead) > HORIZON_JOBS:
-        return None
-    now = replace(snapshot, pending=ahead)
-    for _ in range(HORIZON_CYCLES):
-        plan = schedule(now)
-        if any(placement.job == job.id for placement in plan.placements):
-            return now.now_ms
-        now = apply(now, plan)
-        events = [max(leg.ends_ms, now.now_ms + 1) for leg in now.held]
-        events += [item.not_before_ms for item in now.pending if item.not_before_ms > now.now_ms]
-        if not events:
-            return None
-        next_ms = min(events)
-        held = tuple(leg for leg in now.held if max(leg.ends_ms, now.now_ms + 1) > next_ms)
-        now = replace(now, now_ms=next_ms, held=held)
-    return None
+    mine = {name: start_ms for name, start_ms in forecast(replace(snapshot, pending=(job,)), run="expected").items()}
+    earliest_ms = max(snapshot.now_ms, job.not_before_ms, min(earliest_ms, mine.get(job.id, earliest_ms)))
+    if len(snapshot.pending) > HORIZON_JOBS:
+        return StartRange(earliest_ms=earliest_ms, latest_ms=None)
+    latest_ms = forecast(snapshot, jobs=(job.id,)).get(job.id)
+    return StartRange(earliest_ms=earliest_ms, latest_ms=None if latest_ms is None else max(latest_ms, earliest_ms))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from consortium.domain import ids
-from consortium.scheduler.board import Layer
+from consortium.scheduler.board import NOBODY, Board, Layer
 from consortium.scheduler.types import LegPlacement, PendingJob
 
 
@@ -16,6 +16,9 @@ def lay_out(rooms: dict[str, int], gpus: int) -> dict[str, int] | None:
     """
     if sum(rooms.values()) < gpus:
         return None
+    fitting = [(room, node) for node, room in rooms.items() if room >= gpus]
+    if fitting:
+        return {min(fitting)[1]: gpus}
     taken: dict[str, int] = {}
     left = gpus
     for node, room in sorted(rooms.items(), key=lambda item: (-item[1], item[0])):
@@ -28,36 +31,57 @@ def lay_out(rooms: dict[str, int], gpus: int) -> dict[str, int] | None:
     return dict(sorted(taken.items()))
 
 
-def rooms_at(job: PendingJob, site: str, layers: Iterable[Layer], *, cotenancy: bool = True) -> dict[str, int]:
-    """GPUs per node the job's workers could take in every layer that shows the site."""
+def rooms_at(
+    job: PendingJob,
+    site: str,
+    layers: Iterable[Layer],
+    *,
+    cotenancy: bool = True,
+    barred: frozenset[str] = NOBODY,
+) -> dict[str, int]:
+    """GPUs per node the job's workers could take in every layer that shows the site, `barred` nodes left out."""
     rooms: dict[str, int] | None = None
     partner = ids.partner_of(job.account)
     for layer in layers:
-        if (use := layer.sites.get(site)) is None:
+        if (use := layer.use(site)) is None:
             continue
         tenant = use.tenant(job.id, partner) if cotenancy else None
         here = use.rooms(tenant, job.gpus_per_worker)
         rooms = here if rooms is None else {node: min(rooms[node], here[node]) for node in rooms if node in here}
+    if rooms and barred:
+        rooms = {node: room for node, room in rooms.items() if node not in barred}
     return rooms or {}
 
 
-def nodes_at(job: PendingJob, site: str, layers: Sequence[Layer], *, cotenancy: bool = True) -> dict[str, int] | None:
+def nodes_at(
+    job: PendingJob,
+    site: str,
+    layers: Sequence[Layer],
+    *,
+    cotenancy: bool = True,
+    barred: frozenset[str] = NOBODY,
+) -> dict[str, int] | None:
     """The nodes for the job's leg at `site`, or None."""
     for layer in layers:
-        if (use := layer.sites.get(site)) is not None and use.free_total < job.gpus:
+        if (use := layer.use(site)) is None:
+            continue
+        if use.free_total < job.gpus:
             return None
-    return lay_out(rooms_at(job, site, layers, cotenancy=cotenancy), job.gpus)
+        tenant = use.tenant(job.id, ids.partner_of(job.account)) if cotenancy else None
+        if use.room(tenant, job.gpus_per_worker) < job.gpus:
+            return None
+    return lay_out(rooms_at(job, site, layers, cotenancy=cotenancy, barred=barred), job.gpus)
 
 
 def quota_for(job: PendingJob, flavor: str, layers: Iterable[Layer]) -> int:
     """GPUs of the flavor the job's account may take in every layer."""
-    return min(layer.quota.available(job.account, flavor).gpus for layer in layers)
+    return min(layer.quota.available(job.account, flavor).gpus for layer in layers if layer.quota is not None)
 
 
 def quota_allows(job: PendingJob, flavor: str, gpus: int, layers: Iterable[Layer]) -> bool:
     """Whether the job's account may take `gpus` of the flavor in every layer."""
     account = job.account
-    return all(layer.quota.available(account, flavor).gpus >= gpus for layer in layers)
+    return all(layer.quota is None or layer.quota.available(account, flavor).gpus >= gpus for layer in layers)
 
 
 def demand(job: PendingJob, flavors: dict[str, str]) -> dict[str, int]:
@@ -68,46 +92,62 @@ def demand(job: PendingJob, flavors: dict[str, str]) -> dict[str, int]:
     return need
 
 
-def find_legs(job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) -> tuple[LegPlacement, ...] | None:
+def find_legs(
+    board: Board, job: PendingJob, sites: Sequence[str], layers: Sequence[Layer], spoken_for: Container[str] = ()
+) -> tuple[LegPlacement, ...] | None:
     """Place the job at all of `sites` (where it names its sites) or at the best one of them; None if it does not fit.
 
-    Best: not borrowing, then a site of the account's own partner, then the flavor it prefers, then the fewest nodes,
-    then the least room left over on them, then the site's id.
+    Best: not borrowing, then a site that no other waiting job depends on (`spoken_for`), then a site of the account's
+    own partner, then the flavor it prefers, then the fewest nodes, then the least room left over on them, then the
+    site's id.
     """
     if job.sites:
-        return _everywhere(job, sites, layers)
-    return _best(job, sites, layers)
+        return _everywhere(board, job, sites, layers)
+    return _best(board, job, sites, layers, spoken_for)
 
 
-def _everywhere(job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) -> tuple[LegPlacement, ...] | None:
-    flavors = {site: layers[0].sites[site].site.flavor.id for site in sites}
+def _everywhere(
+    board: Board, job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]
+) -> tuple[LegPlacement, ...] | None:
+    flavors = {site: board.flavors[site] for site in sites}
     for flavor, gpus in demand(job, flavors).items():
         if not quota_allows(job, flavor, gpus, layers):
             return None
     legs = []
     for site in sites:
-        nodes = nodes_at(job, site, layers)
+        nodes = nodes_at(job, site, layers, barred=board.barred(job, site, board.now_ms))
         if nodes is None:
             return None
         legs.append(LegPlacement(site=site, flavor=flavors[site], nodes=nodes))
     return tuple(legs)
 
 
-def _best(job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) -> tuple[LegPlacement, ...] | None:
+def _best(
+    board: Board, job: PendingJob, sites: Sequence[str], layers: Sequence[Layer], spoken_for: Container[str]
+) -> tuple[LegPlacement, ...] | None:
     present = layers[0]
     partner = ids.partner_of(job.account)
     allowed: dict[str, bool] = {}
+    borrows: dict[str, bool] = {}
     best: tuple[tuple[object, ...], LegPlacement] | None = None
     for site in sites:
         use = present.sites[site]
-        flavor = use.site.flavor.id
+        if use.free_total < job.gpus:
+            continue
+        flavor = board.flavors[site]
         if flavor not in allowed:
             allowed[flavor] = quota_allows(job, flavor, job.gpus, layers)
-        if not allowed[flavor] or (nodes := nodes_at(job, site, layers)) is None:
+            borrows[flavor] = board.quota.borrowed(job.account, flavor, job.gpus) > 0
+        if not allowed[flavor]:
+            continue
+        first = (borrows[flavor], site in spoken_for, use.site.partner != partner)
+        if best is not None and first > best[0][:3]:
+            continue
+        nodes = nodes_at(job, site, layers, barred=board.barred(job, site, board.now_ms))
+        if nodes is None:
             continue
         rank = (
-            present.quota.borrowed(job.account, flavor, job.gpus) > 0,
-            use.site.partner != partner,
+            *first,
             job.flavors.index(flavor) if job.flavors else 0,
             len(nodes),
             sum(use.free[node] for node in nodes) - job.gpus,

@@ -28,26 +28,26 @@ def _changes(board: Board, job: PendingJob, sites: Sequence[str], layers: Sequen
     if len(layers) > 1:
         yield _shorter(board, job, sites, layers)
     if fewer := _fewer(board, job, sites, layers):
-        yield f"ask for gpus={fewer}", find_legs(replace(job, gpus=fewer), sites, layers)
+        yield f"ask for gpus={fewer}", find_legs(board, replace(job, gpus=fewer), sites, layers)
     if job.flavors and not job.sites:
         for site, view in board.views.items():
             flavor = view.site.flavor.id
             barred = site in job.denied or site in job.unfit or not board.open(site)
             if not barred and flavor not in job.flavors:
                 changed = replace(job, flavors=(*job.flavors, flavor))
-                yield f"accept {flavor} as well", find_legs(changed, (site,), layers)
+                yield f"accept {flavor} as well", find_legs(board, changed, (site,), layers)
 
 
 def _shorter(board: Board, job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]) -> _Tried:
     """The longest walltime, in whole minutes, with which the job ends before what it would delay."""
-    legs = find_legs(job, sites, layers[:1])
+    legs = find_legs(board, job, sites, layers[:1])
     if legs is None:  # reservations are not what keeps it
         return "", None
     shadows = sorted((item for item in layers if isinstance(item, Shadow)), key=lambda item: item.start_ms)
     none, some = 0, len(shadows)  # it fits beside the first `none` reservations, not beside the first `some`
     while some - none > 1:
         middle = (none + some) // 2
-        tried = find_legs(job, sites, (layers[0], *shadows[:middle]))
+        tried = find_legs(board, job, sites, (layers[0], *shadows[:middle]))
         if tried is None:
             some = middle
         else:

@@ -45,6 +45,8 @@ class _Tree:
         self.quotas: dict[tuple[str, str], Quota] = {}
         self.subtree: dict[tuple[str, str], int] = {}
         self.guaranteed: dict[tuple[str, str], int] = {}
+        self._paths: dict[str, tuple[str, ...]] = {}
+        self._limited: dict[str, bool] = {}
         self.potential: dict[tuple[str, str], Room] = {}
         """Answers of `QuotaTree.potential`, which depend on nothing that is held."""
         for account in sorted(accounts, key=lambda item: item.id):
@@ -83,6 +85,29 @@ class _Tree:
             depth[account] = len(path)
         return sorted(depth, key=lambda account: (-depth[account], account))
 
+    def limited(self, flavor: str) -> bool:
+        """Whether any account has a borrowing or lending limit for the flavor."""
+        known = self._limited.get(flavor)
+        if known is None:
+            known = self._limited[flavor] = any(
+                quota.borrowing_limit is not None or quota.lending_limit is not None
+                for (_, name), quota in self.quotas.items()
+                if name == flavor
+            )
+        return known
+
+    def path(self, account: str) -> tuple[str, ...]:
+        """The account (or its home) and every account above it, the root last."""
+        known = self._paths.get(account)
+        if known is None:
+            line: list[str] = []
+            node: str | None = self.home(account)
+            while node is not None:
+                line.append(node)
+                node = self.parent[node]
+            known = self._paths[account] = tuple(line)
+        return known
+
     def home(self, account: str) -> str:
         """The nearest known account: GPUs of a removed account count for its partner, or for the root."""
         if account in self.parent:
@@ -106,7 +131,7 @@ class QuotaTree:
         twin = object.__new__(QuotaTree)
         twin._tree = self._tree
         twin._usage = dict(self._usage)
-        twin._rooms = {flavor: dict(rooms) for flavor, rooms in self._rooms.items()}
+        twin._rooms = {}
         return twin
 
     def quota(self, account: str, flavor: str) -> Quota | None:
@@ -116,6 +141,23 @@ class QuotaTree:
     def flavors(self, account: str) -> tuple[str, ...]:
         """Flavors the account declares, sorted."""
         return tuple(sorted(flavor for name, flavor in self._tree.quotas if name == account))
+
+    def path(self, account: str) -> tuple[str, ...]:
+        """The account and every account above it, the root last."""
+        return self._tree.path(account)
+
+    def own(self, account: str, flavor: str) -> int:
+        """What the account and those below it own together: nominal quotas, less what is guaranteed below."""
+        return self._tree.subtree.get((account, flavor), 0)
+
+    def above(self, account: str, flavor: str, gpus: int = 0) -> int:
+        """GPUs held above nominal by the account with those below it, were it to hold `gpus` more."""
+        key = (account, flavor)
+        return max(0, self._usage.get(key, 0) + gpus - self._tree.subtree.get(key, 0))
+
+    def binds(self, flavor: str, capacity: int) -> bool:
+        """Whether some limit can be reached while fewer than `capacity` GPUs of the flavor are held."""
+        return self._tree.limited(flavor) or self._tree.subtree.get((ROOT, flavor), 0) < capacity
 
     def used(self, account: str, flavor: str) -> int:
         """GPUs it holds, with what accounts below it hold above their guaranteed part."""

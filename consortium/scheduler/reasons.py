@@ -42,6 +42,17 @@ def waits_out(job: PendingJob) -> Reason:
     )
 
 
+def makes_room(job: PendingJob, site: str, count: int, victims: int) -> Reason:
+    """The reason of a job that GPUs are being taken back for."""
+    return Reason(
+        code=ReasonCode.MAKING_ROOM,
+        message=f"{gpus(count)} of {victims} {'job' if victims == 1 else 'jobs'} at {site} are being taken back "
+        f"for its {gpus(job.gpus)}, which are within its quota",
+        numbers={"needed": job.gpus, "evicted_gpus": count, "evicted_jobs": victims},
+        site=site,
+    )
+
+
 def instant(unix_ms: int) -> str:
     """Render an instant for people, to the second it falls in or the next: `2025-06-15 15:06:40 UTC`."""
     return datetime.fromtimestamp(-(-unix_ms // 1000), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -176,6 +187,34 @@ def _site_state(case: Case) -> Reason:
     )
 
 
+def _window(case: Case) -> Reason:
+    board, job = case.board, case.job
+    ends_ms = board.now_ms + job.walltime_s * 1000
+    for window in board.windows(case.site):
+        if window.start_ms < ends_ms and window.end_ms > board.now_ms:
+            what = "maintenance" if window.kind.value == "maintenance" else f"a reservation of {window.account}"
+            return Reason(
+                code=ReasonCode.WINDOW,
+                message=f"{case.site} has {what} from {instant(window.start_ms)} to {instant(window.end_ms)}, "
+                f"and a walltime of {span(job.walltime_s * 1000)} would run into it",
+                numbers={
+                    "window": window.id,
+                    "start_ms": window.start_ms,
+                    "end_ms": window.end_ms,
+                    "walltime_s": job.walltime_s,
+                },
+                site=case.site,
+            )
+    nodes = sorted(node for site, node in job.avoid if site == case.site)
+    return Reason(
+        code=ReasonCode.WINDOW,
+        message=f"it failed on {', '.join(nodes)} of {case.site} and does not use "
+        f"{'that node' if len(nodes) == 1 else 'those nodes'} again; the rest is busy",
+        numbers={"nodes": ", ".join(nodes)},
+        site=case.site,
+    )
+
+
 def _cotenancy(case: Case) -> Reason:
     job, use = case.job, case.board.sites[case.site]
     mine = sum(rooms_at(job, case.site, case.layers[:1]).values())
@@ -290,6 +329,7 @@ _DESCRIBE: dict[Rule, Callable[[Case], Reason]] = {
     Rule.QUOTA_LIMIT: _quota_limit,
     Rule.REFUSED: _refused,
     Rule.SITE_STATE: _site_state,
+    Rule.WINDOW: _window,
     Rule.COTENANCY: _cotenancy,
     Rule.CAPACITY: _capacity,
     Rule.QUOTA: _quota,

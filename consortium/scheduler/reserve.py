@@ -3,37 +3,172 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
-from consortium.scheduler.board import Board, Layer, Shadow, running_leg
-from consortium.scheduler.fit import find_legs
+from consortium.domain import ids
+from consortium.scheduler.board import Board, Shadow, SiteUse, held_leg
+from consortium.scheduler.fit import demand, lay_out
+from consortium.scheduler.quota import QuotaTree
 from consortium.scheduler.types import LegPlacement, PendingJob
 
-
-def earliest_fit(board: Board, job: PendingJob, sites: Sequence[str], ahead: Sequence[Shadow]) -> Shadow | None:
-    """Return when and where the job fits first if every held leg ends by its walltime, with the job in the picture.
-
-    `sites` are those the job may use (all of them, where it names its sites). Jobs `ahead` that hold reservations
-    count against quota from now on. None: it does not fit even when all legs have ended.
-    """
-    at_t = Layer({site: board.sites[site].copy() for site in sites}, board.quota.copy())
-    for shadow in ahead:
-        for placed in shadow.legs:
-            at_t.quota.charge(shadow.job.account, placed.flavor, placed.gpus)
-    flavors = {board.views[site].site.flavor.id for site in sites}
-    if (legs := find_legs(job, sites, (at_t,))) is not None:
-        return _shadow(at_t, job, board.now_ms, legs)
-    ending = (leg for leg in board.running if leg.flavor in flavors)
-    for ends_ms, group in groupby(ending, key=lambda leg: leg.ends_ms):
-        for leg in group:
-            at_t.release(leg)
-        if (legs := find_legs(job, sites, (at_t,))) is not None:
-            return _shadow(at_t, job, ends_ms, legs)
-    return None
+Earliest = tuple[int, dict[str, int]] | None
+"""The end after which a job fits at a site, and the nodes it takes then; None: not even when all legs have ended."""
 
 
-def _shadow(layer: Layer, job: PendingJob, start_ms: int, legs: tuple[LegPlacement, ...]) -> Shadow:
-    kept = Layer({leg.site: layer.sites[leg.site] for leg in legs}, layer.quota)
-    for placed in legs:
-        kept.take(running_leg(job, placed, start_ms))
-    return Shadow(kept, job, start_ms, legs)
+class Planner:
+    """Finds the earliest fit of blocked jobs. Keeps answers per site until the site changes."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._known: dict[str, tuple[int, dict[tuple[object, ...], Earliest]]] = {}
+
+    def earliest_fit(
+        self, job: PendingJob, sites: Sequence[str], ahead: Sequence[Shadow], *, binding: bool
+    ) -> Shadow | None:
+        """Return when and where the job fits first if every held leg ends by its walltime, with the job in the picture.
+
+        `sites` are those the job may use (all of them, where it names its sites). Jobs `ahead` that hold reservations
+        count against quota from now on; `binding` says whether quota can bind at all. None: it does not fit even when
+        all legs have ended.
+        """
+        board = self._board
+        found = []
+        for site in sites:
+            earliest = self._at(job, site)
+            if earliest is not None:
+                found.append((max(earliest[0], board.now_ms), site, earliest[1]))
+            elif job.sites:
+                return None
+        if not found:
+            return None
+        if not job.sites:
+            found = [
+                min(found, key=lambda item: (item[0], board.sites[item[1]].site.partner != job.account[:2], item[1]))
+            ]
+        start_ms = max(item[0] for item in found)
+        quota = None
+        if binding:
+            need = demand(job, {site: board.flavors[site] for _, site, _ in found})
+            free_ms, quota = self._quota(job, need, start_ms, ahead)
+            if free_ms is None:
+                return None
+            start_ms = max(start_ms, free_ms)
+        legs = tuple(
+            LegPlacement(site=site, flavor=board.flavors[site], nodes=nodes) for _, site, nodes in sorted(found)
+        )
+        return Reserved(board, quota, job, start_ms, tuple(sorted(legs, key=lambda leg: leg.site)))
+
+    def _at(self, job: PendingJob, site: str) -> Earliest:
+        use = self._board.sites[site]
+        if self._board.windows(site) or job.avoid:
+            return self._between_windows(job, site)
+        tenant = use.tenant(job.id, ids.partner_of(job.account))
+        key = (tenant, job.gpus_per_worker, job.gpus)
+        version, answers = self._known.get(site, (-1, {}))
+        if version != use.version:
+            answers = {}
+            self._known[site] = use.version, answers
+        if key not in answers:
+            answers[key] = self._search(job, site, tenant)
+        return answers[key]
+
+    def _search(self, job: PendingJob, site: str, tenant: str) -> Earliest:
+        """Let the legs at the site end one after the other until the job fits."""
+        use, worker = self._board.sites[site], job.gpus_per_worker
+        rooms = dict(use.rooms(tenant, worker))
+        room = sum(rooms.values())
+        if room >= job.gpus:
+            nodes = lay_out(rooms, job.gpus)
+            return None if nodes is None else (0, nodes)
+        free: dict[str, int] = {}
+        tenants: dict[str, dict[str, int]] = {}
+        for item in self._board.at[site]:
+            holder = use.tenant(item.held.job, item.held.partner)
+            for node, gpus in item.held.nodes.items():
+                if node not in use.free or use.cordoned(node):
+                    continue
+                if node not in free:
+                    free[node] = use.free[node]
+                    tenants[node] = dict(use.tenants(node))
+                free[node] += gpus
+                others = tenants[node]
+                others[holder] -= 1
+                if not others[holder]:
+                    del others[holder]
+                if not others or (len(others) == 1 and tenant in others):
+                    now = free[node] - free[node] % worker
+                    room += now - rooms.get(node, 0)
+                    rooms[node] = now
+            if room >= job.gpus:
+                nodes = lay_out({node: gpus for node, gpus in rooms.items() if gpus}, job.gpus)
+                return None if nodes is None else (max(item.ends_ms, 1), nodes)
+        return None
+
+    def _between_windows(self, job: PendingJob, site: str) -> Earliest:
+        """The same where nodes are set aside at times: try each instant at which something ends."""
+        board = self._board
+        now_ms, use = board.now_ms, board.sites[site].copy()
+        tenant = use.tenant(job.id, ids.partner_of(job.account))
+        ends = [max(item.ends_ms, now_ms + 1) for item in board.at[site]]
+        instants = {now_ms, *ends, *(window.end_ms for window in board.windows(site) if window.end_ms > now_ms)}
+        waiting = list(zip(ends, board.at[site], strict=True))
+        for instant_ms in sorted(instants):
+            while waiting and waiting[0][0] <= instant_ms:
+                leg = waiting.pop(0)[1].held
+                use.release(leg.nodes, use.tenant(leg.job, leg.partner))
+            barred = board.barred(job, site, instant_ms)
+            rooms = {node: room for node, room in use.rooms(tenant, job.gpus_per_worker).items() if node not in barred}
+            if (nodes := lay_out(rooms, job.gpus)) is not None:
+                return instant_ms, nodes
+        return None
+
+    def _quota(
+        self, job: PendingJob, need: dict[str, int], start_ms: int, ahead: Sequence[Shadow]
+    ) -> tuple[int | None, QuotaTree]:
+        """The instant from which quota allows the job, and the tree at that instant or at `start_ms`."""
+        board = self._board
+        tree = board.quota.copy()
+        for shadow in ahead:
+            for placed in shadow.legs:
+                tree.charge(shadow.job.account, placed.flavor, placed.gpus)
+        free_ms: int | None = None
+        if all(tree.available(job.account, flavor).gpus >= gpus for flavor, gpus in need.items()):
+            free_ms = board.now_ms
+        for item in board.running:
+            ends_ms = max(item.ends_ms, board.now_ms + 1)
+            if free_ms is not None and ends_ms > max(start_ms, free_ms):
+                break
+            tree.release(item.held.account, item.held.flavor, item.gpus)
+            if free_ms is None and all(
+                tree.available(job.account, flavor).gpus >= gpus for flavor, gpus in need.items()
+            ):
+                free_ms = ends_ms
+        return free_ms, tree
+
+
+class Reserved(Shadow):
+    """A shadow that draws its sites only when somebody looks at them."""
+
+    __slots__ = ("_board",)
+
+    def __init__(
+        self, board: Board, quota: QuotaTree | None, job: PendingJob, start_ms: int, legs: tuple[LegPlacement, ...]
+    ) -> None:
+        super().__init__({}, quota, job, start_ms, legs)
+        self._board = board
+        if quota is not None:
+            for leg in legs:
+                quota.charge(job.account, leg.flavor, leg.gpus)
+
+    def use(self, site: str) -> SiteUse | None:
+        """The site at the start of the reserved job, with the job in it; None for sites that are not reserved."""
+        drawn = self.sites.get(site)
+        if drawn is None and (mine := next((leg for leg in self.legs if leg.site == site), None)) is not None:
+            drawn = self._board.sites[site].copy()
+            for item in self._board.at[site]:
+                if max(item.ends_ms, self._board.now_ms + 1) > self.start_ms:
+                    break
+                drawn.release(item.held.nodes, drawn.tenant(item.held.job, item.held.partner))
+            leg = held_leg(self.job, mine, self.start_ms)
+            drawn.take(leg.nodes, drawn.tenant(leg.job, leg.partner))
+            self.sites[site] = drawn
+        return drawn

@@ -28,6 +28,8 @@ class Rule(StrEnum):
     """The account could ever hold that much: nominal, borrowing limits, what its cohort could lend."""
     REFUSED = "refused"
     SITE_STATE = "site_state"
+    WINDOW = "window"
+    """Nodes are set aside in its time, or it has to avoid them because it failed there."""
     COTENANCY = "cotenancy"
     CAPACITY = "capacity"
     QUOTA = "quota"
@@ -44,7 +46,7 @@ class Rule(StrEnum):
     @property
     def passes_with_time(self) -> bool:
         """Whether the obstacle goes away when running legs end."""
-        return self in (Rule.COTENANCY, Rule.CAPACITY, Rule.QUOTA, Rule.PRIORITY)
+        return self in (Rule.WINDOW, Rule.COTENANCY, Rule.CAPACITY, Rule.QUOTA, Rule.PRIORITY)
 
 
 RULES = tuple(Rule)
@@ -93,15 +95,17 @@ def permanent_obstacle(board: Board, job: PendingJob, site: Site, need: dict[str
     return None
 
 
-def obstacle(job: PendingJob, site: str, need: dict[str, int], layers: Sequence[Layer]) -> Rule | None:
+def obstacle(board: Board, job: PendingJob, site: str, need: dict[str, int], layers: Sequence[Layer]) -> Rule | None:
     """The rule that keeps the job from a site it may use, in the present (first layer) and under reservations."""
-    present = layers[:1]
-    flavor = layers[0].sites[site].site.flavor.id
-    if nodes_at(job, site, present) is None:
+    present, flavor = layers[:1], board.flavors[site]
+    barred = board.barred(job, site, board.now_ms)
+    if nodes_at(job, site, present, barred=barred) is None:
+        if barred and nodes_at(job, site, present) is not None:
+            return Rule.WINDOW
         return Rule.COTENANCY if nodes_at(job, site, present, cotenancy=False) is not None else Rule.CAPACITY
     if not quota_allows(job, flavor, need[flavor], present):
         return Rule.QUOTA
-    if nodes_at(job, site, layers) is None or not quota_allows(job, flavor, need[flavor], layers):
+    if nodes_at(job, site, layers, barred=barred) is None or not quota_allows(job, flavor, need[flavor], layers):
         return Rule.PRIORITY
     return None
 
@@ -111,7 +115,7 @@ def obstacles(
 ) -> dict[str, Rule | None]:
     """Complete the answer of `standing` with the rules that depend on what is taken and reserved."""
     need = site_demand(board, job)
-    full = {site: rule or obstacle(job, site, need, layers) for site, rule in answer.items()}
+    full = {site: rule or obstacle(board, job, site, need, layers) for site, rule in answer.items()}
     if job.sites and any(full[site] for site in job.sites):
         full = {site: rule or Rule.GANG_PARTNER for site, rule in full.items()}
     return full

@@ -104,6 +104,10 @@ class HeldLeg:
     checkpoint_every_s: int = 0
     """How often it keeps its progress by itself; 0: not known."""
     preemptible: bool = True
+    expected_s: int = 0
+    """How long it was expected to run when it started; 0: its walltime."""
+    anywhere: bool = False
+    """Whether the job named no site: it may start again elsewhere."""
     stopping_for: str = ""
     """The job that its GPUs are taken back for, while it stops; empty where it does not stop."""
 
@@ -147,6 +151,8 @@ class PendingJob:
     """Waits out a backoff until then."""
     not_before_reason: str = ""
     """Why it waits until then: a sentence for people."""
+    nominated: bool = False
+    """GPUs have been taken back for it: it is served first."""
     waits_for: Reason | None = None
     """Why it is not in line at all yet: a dependency, a budget that is used up, its array's limit."""
     avoid: tuple[tuple[str, str], ...] = ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -223,7 +224,7 @@ def _pending_reasons() -> Any:
     return select(t.jobs.c.id, t.jobs.c.reason).where(t.jobs.c.state == JobState.PENDING.value)
 
 
-def _changed(reasons: dict[str, Reason], shown: dict[str, Any]) -> bool:
+def _changed(reasons: Mapping[str, Reason], shown: dict[str, Any]) -> bool:
     """Whether any reason differs from the one stored; time-dependent numbers apart, most cycles change nothing."""
     return any(to_json(reason) != shown.get(job) for job, reason in reasons.items())
 
