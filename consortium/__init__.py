@@ -8,8 +8,11 @@ if TYPE_CHECKING:
     from consortium.client.api import Client
 
 __version__ = "0.1.0"
-PROTOCOL_VERSION = 1
-"""Version of the messages between server, agents and clients; an agent one version behind keeps working."""
+PROTOCOL_VERSION = 2
+"""Version of the messages between server, agents and clients; an agent one version behind keeps working.
+
+2: an offer says who vouches for each input's description, and an agent takes no input without.
+"""
 
 __all__ = ["PROTOCOL_VERSION", "Client", "__version__"]
 

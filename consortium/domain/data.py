@@ -43,7 +43,11 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """A versioned set of shards at one home site; the id is never reused, the version of a name counts up."""
+    """A versioned set of shards at one home site; the id is never reused, the version of a name counts up.
+
+    Who registers one signs its canonical JSON, and sites check that for as long as it is offered to them: a new field
+    here would end every older signature, unless it is left out of the JSON while it has its default.
+    """
 
     id: str
     name: str

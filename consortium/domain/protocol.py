@@ -10,6 +10,17 @@ from consortium.domain.job import Epoch, Fault, LegState, SignedSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Voucher:
+    """Who vouches for what a dataset is said to be: the person who registered it, or the leg that wrote it."""
+
+    person: str = ""
+    signature: str = ""
+    """The person's, over the canonical JSON of the dataset as it was registered."""
+    leg: str = ""
+    """Where the site finds what it reported itself; empty for a registered dataset."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LegOffer:
     """The server asks a site to hold capacity for one epoch of a leg."""
 
@@ -25,6 +36,8 @@ class LegOffer:
     spec: SignedSpec
     inputs: tuple[Dataset, ...]
     """Those of the job's inputs that live at this site."""
+    vouchers: dict[str, Voucher] = field(default_factory=dict)
+    """By dataset id, one for each of `inputs`. Since protocol 2."""
     model_peers: tuple[str, ...] = ()
     tracking_run: str = ""
     """MLflow run id of this leg."""
@@ -41,7 +54,7 @@ class LegReport:
     reason: str = ""
     """Why it was refused, failed or stopped: a sentence for people."""
     reason_code: str = ""
-    """For refusals: `policy`, `signature`, `roster`, `code`, `capacity`, `epoch`, `expired`."""
+    """For refusals: `policy`, `signature`, `roster`, `inputs`, `code`, `capacity`, `epoch`, `expired`."""
     denial: dict[str, Any] = field(default_factory=dict)
     """For refusals by policy: the `Denial` as JSON."""
     fault: Fault | None = None

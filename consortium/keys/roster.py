@@ -9,6 +9,7 @@ from typing import ClassVar
 import yaml
 
 from consortium.domain.codec import from_json
+from consortium.domain.data import Dataset
 from consortium.domain.ids import partner_of
 from consortium.domain.job import SignedSpec
 from consortium.domain.partner import Person, Role
@@ -80,6 +81,24 @@ class Rosters:
                 fix=f"{partner_of(person_id)}'s roster has {', '.join(known)}" if known else "ask the partner's admin",
             )
         return self._people[person_id]
+
+
+def verify_dataset(dataset: Dataset, registrar: str, signature: str, rosters: Rosters) -> Person:
+    """Return who registered a dataset after checking that it is of its partner, may register, and signed all of it.
+
+    Raises VerificationError.
+    """
+    what = f"dataset {dataset.name}"
+    try:
+        person = rosters.person(registrar)
+    except NotFoundError as fault:
+        raise VerificationError(fault.what, where=what, fix=fault.fix) from fault
+    if partner_of(person.id) != dataset.partner:
+        raise VerificationError(f"{person.id} cannot register {dataset.name}, which is {dataset.partner}'s", where=what)
+    if not {Role.ENGINEER, Role.ADMIN} & set(person.roles):
+        raise VerificationError(f"{person.id} is neither engineer nor admin and may not register data", where=what)
+    verify(person.signing_key, canonical(dataset), signature, what=f"{what} by {person.id}")
+    return person
 
 
 def verify_spec(signed: SignedSpec, rosters: Rosters) -> Person:

@@ -162,6 +162,7 @@ def _offers(core: Core, connection: Connection, offered: list[Leg]) -> tuple[Leg
                 nodes=leg.nodes,
                 spec=SignedSpec(spec=job.spec, signature=job.signature),
                 inputs=_inputs(connection, leg),
+                vouchers={name: data.voucher(connection, name) for name in leg.inputs},
                 model_peers=_model_sites(connection, job),
                 tracking_run=row.tracking_run,
                 tracking_experiment=TRACKING_EXPERIMENT,

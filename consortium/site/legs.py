@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from consortium.domain.codec import from_json, to_json
+from consortium.domain.data import Dataset
 from consortium.domain.job import Epoch, Fault, LegState
 from consortium.domain.protocol import LegCommand, LegOffer, LegReport
 from consortium.site.db import SiteDb, put_meta
@@ -53,6 +54,12 @@ class SiteLeg:
     def active(self) -> bool:
         """Whether it holds capacity."""
         return self.state in ACTIVE
+
+    @property
+    def outputs(self) -> tuple[Dataset, ...]:
+        """The datasets it wrote; none unless it succeeded."""
+        told = (self.result or {}).get("outputs", ()) if self.state is LegState.SUCCEEDED else ()
+        return from_json(tuple[Dataset, ...], told, where=f"result of {self.key}")
 
     def report(self) -> LegReport:
         """What the site says of it at a poll."""

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, func, select
 from consortium.domain import ids
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Artifact, Dataset
+from consortium.domain.protocol import Voucher
 from consortium.errors import ConflictError, NotFoundError, UsageError
 from consortium.keys.canonical import digest_json
 from consortium.state import tables as t
@@ -21,7 +22,14 @@ def next_version(connection: Connection, name: str) -> int:
 
 
 def insert_dataset(
-    connection: Connection, dataset: Dataset, *, now_ms: int, job: str = "", leg: str = "", signer: str = ""
+    connection: Connection,
+    dataset: Dataset,
+    *,
+    now_ms: int,
+    job: str = "",
+    leg: str = "",
+    signer: str = "",
+    signature: str = "",
 ) -> bool:
     """Store a dataset; False where the very same is known.
 
@@ -62,6 +70,7 @@ def insert_dataset(
             job=job,
             leg=leg,
             signer=signer,
+            signature=signature,
             created_ms=now_ms,
         )
     )
@@ -90,6 +99,13 @@ def list_datasets(connection: Connection, name: str = "") -> list[Dataset]:
     if name:
         query = query.where(t.datasets.c.name == name)
     return [from_json(Dataset, doc, where="dataset") for doc in connection.execute(query).scalars()]
+
+
+def voucher(connection: Connection, dataset: str) -> Voucher:
+    """Return who vouches for the description of a dataset."""
+    columns = (t.datasets.c.signer, t.datasets.c.signature, t.datasets.c.leg)
+    row = connection.execute(select(*columns).where(t.datasets.c.id == dataset)).one()
+    return Voucher(person=row.signer, signature=row.signature, leg=row.leg)
 
 
 def made_by(connection: Connection, dataset: str) -> str:

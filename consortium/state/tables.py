@@ -126,9 +126,11 @@ datasets = Table(
     _text("job"),
     _text("leg"),
     _text("signer"),
+    Column("signature", Text, nullable=False, default=""),
     _ms("created_ms"),
     UniqueConstraint("name", "version"),
 )
+"""`job` and `leg` wrote it, or the person `signer` registered it: `signature` is over `doc`."""
 
 sites = Table(
     "sites",

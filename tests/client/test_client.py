@@ -84,7 +84,7 @@ def test_the_token_and_the_protocol_version_are_sent(server: Any) -> None:
     with consortium.Client(url, "secret") as client:
         assert client.health() == {"status": "ok"}
     assert handler.seen[0]["Authorization"] == "Bearer secret"
-    assert handler.seen[0]["Consortium-Protocol"] == "1"
+    assert handler.seen[0]["Consortium-Protocol"] == str(consortium.PROTOCOL_VERSION)
 
 
 def test_what_is_no_consortium_server_is_said(server: Any) -> None:

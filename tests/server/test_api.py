@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from consortium import PROTOCOL_VERSION
 from consortium.domain.job import Resources
 from consortium.domain.partner import Role
 from consortium.keys.canonical import canonical
@@ -33,7 +34,7 @@ def bearer(token: str) -> dict[str, str]:
 def test_health_needs_no_token_and_everything_else_does(fed: Any) -> None:
     health = httpx.get(fed.url + "/v1/health")
     assert health.json()["status"] == "ok"
-    assert health.headers["Consortium-Protocol"] == "1"
+    assert health.headers["Consortium-Protocol"] == str(PROTOCOL_VERSION)
     paths = httpx.get(fed.url + "/v1/openapi.json").json()["paths"]
     assert "/v1/jobs/{job}/explain" in paths
     for path, methods in paths.items():
@@ -143,7 +144,8 @@ def test_an_unknown_protocol_is_refused(fed: Any) -> None:
     answer = httpx.get(fed.url + "/v1/health", headers={"Consortium-Protocol": "9"})
     document = problem(answer, 422, "bad-request")
     assert "protocol" in document["detail"]
-    assert httpx.get(fed.url + "/v1/health", headers={"Consortium-Protocol": "0"}).status_code == 200
+    behind = str(PROTOCOL_VERSION - 1)
+    assert httpx.get(fed.url + "/v1/health", headers={"Consortium-Protocol": behind}).status_code == 200
 
 
 def test_a_dataset_is_registered_by_its_own_people_under_the_next_version(fed: Any) -> None:

@@ -10,6 +10,9 @@ import pytest
 
 from consortium.domain.data import ArtifactClass
 from consortium.domain.job import Fault, JobKind, LegState, Resources
+from consortium.domain.protocol import Voucher
+from consortium.keys.canonical import canonical
+from consortium.keys.signing import verify
 
 pytestmark = pytest.mark.integration
 
@@ -65,6 +68,21 @@ def test_a_job_goes_from_submission_to_success_and_its_records_reach_the_ledger(
     traced = fed.get(f"/v1/datasets/{output.id}/trace")
     assert traced["collections"] == [laws.id]
     assert [item["id"] for item in traced["jobs"]] == [job["id"]]
+
+
+def test_an_offer_says_who_vouches_for_each_input(fed: Any) -> None:
+    laws = fed.dataset("fr-1", "laws-fr")
+    site = fed.site("fr-1")
+    offer = site.run(submitted(fed, [laws])["id"])
+    voucher = offer.vouchers[laws.id]
+    assert (voucher.person, voucher.leg) == ("fr/amelie", "")
+    verify(fed.people["fr/amelie"].public, canonical(offer.inputs[0]), voucher.signature, what="laws-fr")
+    output = replace(laws, id=fed.new_id("ds"), name="laws-fr-clean", artifact_class=ArtifactClass.CLEAN)
+    site.succeed(offer, outputs=fed.to_json([output]))
+    job = submitted(fed, [output], kind=JobKind.TOKENIZE, params=fed.params("tokenize"))
+    later = site.run(job["id"])
+    assert later.vouchers == {output.id: Voucher(leg=offer.leg)}
+    site.succeed(later)
 
 
 def test_a_gang_starts_only_when_every_site_holds(fed: Any) -> None:

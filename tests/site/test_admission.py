@@ -1,12 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
+from consortium.domain.codec import to_json
+from consortium.domain.data import ArtifactClass, Dataset
 from consortium.domain.job import Epoch
 from consortium.domain.partner import Cotenancy
-from consortium.domain.protocol import LegCommand, LegOffer
+from consortium.domain.protocol import LegCommand, LegOffer, Voucher
+from consortium.keys.canonical import canonical
+from consortium.keys.signing import SigningKey
 from consortium.keys.trust import Trust
 from consortium.site.agent.admission import Admission, Refusal, capacity
 from consortium.site.db import SiteDb
@@ -30,6 +35,10 @@ def admission(world: World) -> Admission:
 
 def judge(admission: Admission, offer: LegOffer) -> Refusal | None:
     return admission.judge(offer, now_ms(), "")
+
+
+def person(name: str, role: str, key: SigningKey, header: str = "partner: {}\npeople:\n") -> str:
+    return header.format(name[:2]) + f"  - {{id: {name}, name: X, roles: [{role}], signing_key: '{key.public}'}}\n"
 
 
 def hold(admission: Admission, offer: LegOffer) -> None:
@@ -167,6 +176,133 @@ def test_inputs_that_are_not_in_the_signed_spec_are_refused(world: World, admiss
     refusal = judge(admission, replace(world.offer(), inputs=(stranger,)))
     assert refusal is not None
     assert stranger.id in refusal.reason
+
+
+LAWS = builders.dataset(categories=("law",))
+CHANGES: dict[str, Any] = {
+    "id": builders.new_id("ds", 9),
+    "name": "laws-of-fr",
+    "version": 2,
+    "site": "fr-2",
+    "territory": "de",
+    "artifact_class": ArtifactClass.TOKENS,
+    "languages": ("de",),
+    "licence": "CC0-1.0",
+    "source": "elsewhere",
+    "shards": (builders.shard(7),),
+    "categories": (),
+    "parents": (builders.new_id("ds", 8),),
+    "manifest_digest": "sha256:" + "f" * 64,
+    "held_out": True,
+    "attributes": {"text_bytes": "1"},
+}
+"""What a lying server could say of LAWS instead."""
+
+
+def offered_instead(world: World, item: Dataset, change: str) -> LegOffer:
+    """An offer of `item`, as its partner described it but for one field."""
+    changed = replace(item, **{change: CHANGES[change]})
+    offer = world.offer(2, inputs=(item,))
+    if changed.id != item.id:  # of another input that the submitter signed for, too
+        offer = replace(world.offer(2, inputs=(item, changed)), vouchers=offer.vouchers)
+        offer.vouchers[changed.id] = offer.vouchers[item.id]
+    return replace(offer, inputs=(changed,))
+
+
+def wrote(world: World, admission: Admission, *outputs: Dataset, state: str = "succeeded") -> Voucher:
+    """Let a leg here end with these outputs; return what the server says of them later."""
+    offer = world.offer(1, inputs=(LAWS,))
+    hold(admission, offer)
+    (leg,) = admission.table.active()
+    admission.table.change(leg, state=state, result=to_json({"outputs": outputs, "manifest": {"counts": 1}}))
+    return Voucher(leg=offer.leg)
+
+
+def clean_laws(**changes: Any) -> Dataset:
+    given = {"number": 3, "parents": (LAWS.id,), "categories": ("law",), "manifest_digest": "sha256:" + "a" * 64}
+    return builders.dataset("laws-fr-clean", artifact_class="clean", **(given | changes))
+
+
+def test_a_registered_input_is_taken_as_its_registrar_signed_it(world: World, admission: Admission) -> None:
+    assert judge(admission, world.offer(inputs=(LAWS, builders.dataset("more", number=4)))) is None
+
+
+def test_every_field_of_a_dataset_has_its_lie() -> None:
+    assert set(CHANGES) == {item.name for item in fields(Dataset)}
+    assert all(getattr(LAWS, name) != value for name, value in CHANGES.items())
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_registered_input_that_the_server_describes_otherwise_is_refused(
+    world: World, admission: Admission, change: str
+) -> None:
+    refusal = judge(admission, offered_instead(world, LAWS, change))
+    assert refusal is not None
+    assert refusal.code == ("signature" if change == "site" else "inputs")
+
+
+def test_leaving_out_a_category_opens_nothing(world: World, admission: Admission) -> None:
+    records = replace(LAWS, categories=("health-records",))
+    honest = judge(admission, world.offer(inputs=(records,)))
+    assert honest is not None
+    assert honest.denial["clause"].startswith("fr/categories/")
+    lying = judge(admission, replace(world.offer(inputs=(records,)), inputs=(replace(records, categories=()),)))
+    assert lying is not None
+    assert lying.code == "inputs"
+    assert "does not hold" in lying.reason
+
+
+def test_only_a_person_of_the_datasets_partner_registers_it(world: World, admission: Admission) -> None:
+    anna, claire = SigningKey.generate(), SigningKey.generate()
+    world.sign("roster", "de", person("de/anna", "engineer", anna), "roster-de")
+    world.sign("roster", "fr", world.roster() + person("fr/claire", "auditor", claire, header=""), "roster-fr")
+    offer = world.offer(inputs=(LAWS,))
+    cases = {
+        "de/anna": (anna, "which is fr's"),
+        "fr/claire": (claire, "neither engineer nor admin"),
+        "fr/mallory": (SigningKey.generate(), "in no partner's roster"),
+        "fr/amelie": (SigningKey.generate(), "does not hold"),
+    }
+    for name, (key, words) in cases.items():
+        voucher = Voucher(person=name, signature=key.sign(canonical(LAWS)))
+        refusal = judge(admission, replace(offer, vouchers={LAWS.id: voucher}))
+        assert refusal is not None, name
+        assert refusal.code == "inputs"
+        assert words in refusal.reason
+
+
+def test_an_input_for_which_nobody_vouches_is_refused(world: World, admission: Admission) -> None:
+    offer = world.offer(inputs=(LAWS,))
+    for vouchers in ({}, {LAWS.id: Voucher()}, {LAWS.id: Voucher(person="fr/amelie")}):
+        refusal = judge(admission, replace(offer, vouchers=vouchers))
+        assert refusal is not None
+        assert refusal.code == "inputs"
+
+
+def test_an_input_that_a_leg_here_wrote_is_taken_as_it_was_reported(world: World, admission: Admission) -> None:
+    voucher = wrote(world, admission, clean_laws(), clean_laws(number=5))
+    for item in (clean_laws(), clean_laws(version=4), clean_laws(number=5)):  # versions are the server's to give
+        assert judge(admission, replace(world.offer(2, inputs=(item,)), vouchers={item.id: voucher})) is None
+
+
+@pytest.mark.parametrize("change", sorted({*CHANGES} - {"version"}))
+def test_an_input_that_a_leg_here_wrote_otherwise_is_refused(world: World, admission: Admission, change: str) -> None:
+    voucher = wrote(world, admission, clean_laws())
+    offer = offered_instead(world, clean_laws(), change)
+    refusal = judge(admission, replace(offer, vouchers={item.id: voucher for item in offer.inputs}))
+    assert refusal is not None
+    assert refusal.code == ("signature" if change == "site" else "inputs")
+    assert change in refusal.reason or change in ("id", "site")
+
+
+def test_an_input_is_the_work_of_the_leg_that_is_named_and_that_succeeded(world: World, admission: Admission) -> None:
+    item = clean_laws()
+    voucher = wrote(world, admission, item, state="failed")
+    for named in (voucher, Voucher(leg=builders.new_id("leg", 77))):
+        refusal = judge(admission, replace(world.offer(2, inputs=(item,)), vouchers={item.id: named}))
+        assert refusal is not None
+        assert refusal.code == "inputs"
+        assert "no record of writing it" in refusal.reason
 
 
 def test_gpus_are_counted_node_by_node(world: World, admission: Admission) -> None:

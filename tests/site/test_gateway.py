@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from consortium import PROTOCOL_VERSION
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Artifact, ArtifactClass
 from consortium.domain.job import LegState
@@ -148,7 +149,7 @@ def test_the_server_sees_the_sites_token_and_protocol_and_no_leg_token(border: B
     border.http.get("/leg/artifacts", headers=border.leg)
     (heard,) = border.server.heard
     assert heard.headers["Authorization"] == f"Bearer {SITE_TOKEN}"
-    assert heard.headers["Consortium-Protocol"] == "1"
+    assert heard.headers["Consortium-Protocol"] == str(PROTOCOL_VERSION)
 
 
 def test_an_absent_server_is_said_with_503(border: Border) -> None:

@@ -14,7 +14,7 @@ from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset
 from consortium.domain.job import Epoch, JobSpec, LegState, SignedSpec
 from consortium.domain.partner import Node, Site
-from consortium.domain.protocol import LegCommand, LegOffer, LegReport, PollRequest, PollResponse
+from consortium.domain.protocol import LegCommand, LegOffer, LegReport, PollRequest, PollResponse, Voucher
 from consortium.domain.records import Record
 from consortium.keys.canonical import canonical
 from consortium.keys.code import code_digest
@@ -128,6 +128,10 @@ class World:
         }
         return SiteSettings(**(fields | changes))
 
+    def registered(self, *datasets: Dataset) -> dict[str, Voucher]:
+        """The vouchers of datasets that Amelie registered."""
+        return {item.id: Voucher(person="fr/amelie", signature=self.amelie.sign(canonical(item))) for item in datasets}
+
     def signed(self, spec: JobSpec) -> SignedSpec:
         return SignedSpec(spec=spec, signature=self.amelie.sign(canonical(spec)))
 
@@ -160,6 +164,7 @@ class World:
             nodes=nodes or {"n0": gpus},
             spec=self.signed(builders.spec(kind, gpus=gpus, **(fields | spec))),
             inputs=inputs,
+            vouchers=self.registered(*inputs),
             tracking_run="run-1",
         )
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import inspect, text
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine, inspect, text
 
+from consortium import state
+from consortium.domain.codec import to_json
+from consortium.domain.protocol import Voucher
 from consortium.errors import ConfigError, ConflictError, UnreachableError
-from consortium.state import Database
+from consortium.keys.canonical import canonical
+from consortium.keys.signing import SigningKey
+from consortium.state import Database, data
 from consortium.state import tables as t
 from consortium.state.database import get_meta, next_counter, put_meta
+from tests import builders
 
 
 def test_migrations_make_exactly_the_tables_that_the_code_knows(db: Database) -> None:
@@ -22,6 +31,38 @@ def test_migrations_make_exactly_the_tables_that_the_code_knows(db: Database) ->
     with db.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), t.metadata) == []
         assert set(inspect(connection).get_table_names()) == {*t.metadata.tables, "alembic_version"}
+
+
+def test_the_signatures_of_earlier_registrations_are_taken_from_their_records(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/state.db"
+    upgrade(url, "0001")
+    dataset, key = builders.dataset(), SigningKey.generate()
+    signature = key.sign(canonical(dataset))
+    old = {"name": dataset.name, "site": dataset.site, "doc": json.dumps(to_json(dataset)), "created_ms": 1}
+    rows = [
+        old | {"id": dataset.id, "version": 1, "signer": "fr/amelie", "job": "", "leg": ""},
+        old | {"id": builders.new_id("ds", 7), "version": 2, "signer": "", "job": "job-1", "leg": "leg-1"},
+    ]
+    bodies = [{"dataset": {"id": row["id"]}, "signature": signature if row["signer"] else ""} for row in rows]
+    with sqlite3.connect(tmp_path / "state.db") as raw:
+        for row in rows:
+            names = ", ".join(row)
+            raw.execute(f"INSERT INTO datasets ({names}) VALUES ({', '.join('?' * len(row))})", [*row.values()])
+        for number, body in enumerate(bodies):
+            record = ("server", number, f"server:{number}", "dataset", 1, json.dumps({"body": body}))
+            raw.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, NULL)", record)
+    db = Database(url)
+    with db.read() as connection:
+        assert data.voucher(connection, dataset.id) == Voucher(person="fr/amelie", signature=signature)
+        assert data.voucher(connection, rows[1]["id"]) == Voucher(leg="leg-1")
+    db.close()
+
+
+def upgrade(url: str, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(state.__file__).parent / "migrations"))
+    config.attributes["engine"] = create_engine(url)
+    command.upgrade(config, revision)
 
 
 def test_sqlite_is_durable(db: Database) -> None:

@@ -12,8 +12,7 @@ from consortium.domain.data import Dataset
 from consortium.domain.partner import Role
 from consortium.domain.records import RecordType
 from consortium.errors import ForbiddenError, UsageError
-from consortium.keys.canonical import canonical
-from consortium.keys.signing import verify
+from consortium.keys.roster import verify_dataset
 from consortium.server.auth import CoreArg, ReaderArg, UserArg, need
 from consortium.server.trace import trace as walk
 from consortium.state import data
@@ -47,10 +46,10 @@ def register(body: Registration, core: CoreArg, claims: UserArg) -> dict[str, An
         raise UsageError("a dataset needs at least one shard", where=dataset.name)
     if body.person not in ("", claims.subject):
         raise ForbiddenError(f"{claims.subject} cannot register in the name of {body.person}", where=dataset.name)
-    person = core.federation.rosters.person(claims.subject)
-    verify(person.signing_key, canonical(dataset), body.signature, what=f"dataset {dataset.name} by {person.id}")
+    person = verify_dataset(dataset, claims.subject, body.signature, core.federation.rosters)
     with core.db.write() as connection:
-        fresh = data.insert_dataset(connection, dataset, now_ms=core.clock.now_ms(), signer=person.id)
+        now_ms = core.clock.now_ms()
+        fresh = data.insert_dataset(connection, dataset, now_ms=now_ms, signer=person.id, signature=body.signature)
         if fresh:
             record = {"dataset": dataset, "job": "", "leg": "", "signer": person.id, "signature": body.signature}
             core.record(connection, RecordType.DATASET, to_json(record))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from consortium.domain.codec import to_json
+from consortium.domain.data import Dataset
 from consortium.domain.ids import is_id, partner_of
 from consortium.domain.job import Epoch
 from consortium.domain.partner import Cotenancy, Site
-from consortium.domain.protocol import LegOffer
-from consortium.errors import ConsortiumError
-from consortium.keys.roster import verify_spec
+from consortium.domain.protocol import LegOffer, Voucher
+from consortium.errors import ConsortiumError, VerificationError
+from consortium.keys.roster import verify_dataset, verify_spec
 from consortium.site.documents import Documents
 from consortium.site.legs import LegTable, SiteLeg
 
@@ -45,6 +46,7 @@ class Admission:
             or self._form(offer)
             or self._code(offer)
             or self._submitter(offer, now_ms)
+            or self._inputs(offer, now_ms)
             or self._policy(offer, now_ms)
             or capacity(self.site, self.table.active(), offer)
         )
@@ -97,6 +99,31 @@ class Admission:
             return Refusal(code=code, reason=fault.what)
         return None
 
+    def _inputs(self, offer: LegOffer, now_ms: int) -> Refusal | None:
+        """Refuse what the server alone says of an input: rules on class and categories would rest on its word."""
+        for item in offer.inputs:
+            voucher = offer.vouchers.get(item.id, Voucher())
+            try:
+                if voucher.leg:
+                    self._written_here(item, voucher.leg)
+                elif voucher.person:
+                    verify_dataset(item, voucher.person, voucher.signature, self.documents.rosters(now_ms))
+                else:
+                    raise VerificationError("the offer names neither who registered it nor the leg that wrote it")
+            except ConsortiumError as fault:
+                reason = f"what the offer says of {item.name} ({item.id}) is not borne out: {fault.what[:500]}"
+                return Refusal(code="inputs", reason=reason)
+        return None
+
+    def _written_here(self, item: Dataset, leg: str) -> None:
+        """Raise VerificationError unless a leg here reported the dataset so; its version was the server's to give."""
+        reported = [output for run in self.table.of(leg) for output in run.outputs if output.id == item.id]
+        if not reported:
+            raise VerificationError(f"{self.site.id} has no record of writing it in {leg}")
+        differ = min((_differences(said, item) for said in reported), key=len)
+        if differ:
+            raise VerificationError(f"{self.site.id} wrote it in {leg} with other {', '.join(differ)}")
+
     def _policy(self, offer: LegOffer, now_ms: int) -> Refusal | None:
         from consortium.policy import requests_for_job
 
@@ -112,6 +139,11 @@ class Admission:
         denial = decision.denials[0]
         where = f"{denial.clause} in {denial.file}:{denial.line}"
         return Refusal(code="policy", reason=f"{denial.message} ({where})", denial=to_json(denial))
+
+
+def _differences(reported: Dataset, offered: Dataset) -> list[str]:
+    names = [item.name for item in fields(Dataset) if item.name != "version"]
+    return [name for name in names if getattr(reported, name) != getattr(offered, name)]
 
 
 def fenced(epoch: Epoch, highest: Epoch) -> Refusal | None:
