@@ -305,6 +305,12 @@ def test_an_input_is_the_work_of_the_leg_that_is_named_and_that_succeeded(world:
         assert "no record of writing it" in refusal.reason
 
 
+def test_an_input_comes_once(world: World, admission: Admission) -> None:
+    refusal = judge(admission, replace(world.offer(inputs=(LAWS,)), inputs=(LAWS, LAWS)))
+    assert refusal is not None
+    assert "twice" in refusal.reason
+
+
 def test_gpus_are_counted_node_by_node(world: World, admission: Admission) -> None:
     hold(admission, world.offer(1, gpus=6))
     refusal = judge(admission, world.offer(2, gpus=3))

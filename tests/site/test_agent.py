@@ -17,6 +17,7 @@ from consortium.site.agent.runner import classify
 from consortium.site.agent.server import ServerLine
 from consortium.site.legs import new_leg
 from consortium.site.ray_jobs import RayCluster, RayJob, RayStatus
+from tests import builders
 from tests.site.world import Script, World, consortium_server, script_for
 
 
@@ -73,6 +74,20 @@ def test_a_refusal_is_reported_and_recorded_once(stage: Stage) -> None:
     assert (report.state, report.reason_code) == (LegState.REFUSED, "policy")
     assert [record.type.value for record in stage.script.records] == ["refusal"]
     assert stage.agent.table.reported() == []
+
+
+def test_a_server_that_lies_about_an_input_is_refused_and_its_lie_recorded(stage: Stage) -> None:
+    records = builders.dataset(categories=("health-records",))
+    offer = replace(stage.world.offer(inputs=(records,)), inputs=(replace(records, categories=()),))
+    stage.script.offers[offer.leg] = offer
+    stage.poll()
+    stage.poll()
+    stage.agent._send_records(stage.line)
+    report = stage.script.reports[offer.leg]
+    assert (report.state, report.reason_code) == (LegState.REFUSED, "inputs")
+    (record,) = stage.script.records
+    assert record.body["code"] == "inputs"
+    assert records.id in record.body["reason"]
 
 
 def test_a_lease_is_renewed_by_polls_and_ends_without_them(stage: Stage) -> None:

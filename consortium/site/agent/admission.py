@@ -72,6 +72,8 @@ class Admission:
             return Refusal(code="signature", reason=f"the submitter did not sign for {', '.join(uninvited)} as a peer")
         if strangers:
             return Refusal(code="signature", reason=f"{', '.join(strangers)} is no input of the signed spec here")
+        if len({item.id for item in offer.inputs}) < len(offer.inputs):
+            return Refusal(code="signature", reason="the offer names an input twice, the submitter signed for it once")
         if sum(offer.nodes.values()) != spec.resources.gpus:
             signed, offered = spec.resources.gpus, sum(offer.nodes.values())
             return Refusal(code="signature", reason=f"the submitter signed for {signed} GPUs, offered are {offered}")
