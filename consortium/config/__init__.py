@@ -16,6 +16,8 @@ from consortium.config.federation import (
 )
 from consortium.config.kinds import ComposedJob, validate_params
 from consortium.config.quota import QuotaConfig
+from consortium.config.scenario import Scenario
+from consortium.config.scenarios import load_scenario, scenario_names
 from consortium.config.schemas import PartnerConfig, PersonConfig, ServerTuning, SiteConfig
 
 __all__ = [
@@ -27,15 +29,18 @@ __all__ = [
     "PartnerConfig",
     "PersonConfig",
     "QuotaConfig",
+    "Scenario",
     "ServerTuning",
     "SiteConfig",
     "compose_job",
     "default_dirs",
     "load_federation",
+    "load_scenario",
     "nearest",
     "parse_partner_text",
     "parse_policy_text",
     "parse_quota_text",
     "parse_site_text",
+    "scenario_names",
     "validate_params",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,22 @@ def allowed_keys(kind: JobKind) -> tuple[str, ...]:
 
 def parse_overrides(kind: JobKind, overrides: tuple[str, ...], configs: Path) -> tuple[JobOverride, ...]:
     """Return the overrides after checking each. Raises ConfigError naming the override and the nearest right key."""
+    choices = {group: [path.stem for path in sorted((configs / group).glob("*.yaml"))] for group in GROUPS[kind]}
+    return accept(f"{kind.value} job", overrides, allowed_keys(kind), choices, example="gpus=2")
+
+
+def accept(
+    what: str,
+    overrides: tuple[str, ...],
+    known: Sequence[str],
+    choices: Mapping[str, Sequence[str]],
+    *,
+    example: str,
+) -> tuple[JobOverride, ...]:
+    """Return the overrides of a `what` after checking each: only `known` keys with plain values, or one of `choices`.
+
+    Raises ConfigError naming the override and the nearest right key.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -63,25 +80,29 @@ def parse_overrides(kind: JobKind, overrides: tuple[str, ...], configs: Path) ->
         if "${" in text:
             raise ConfigError("interpolation is not allowed", where=where, fix="write the value itself")
         if "=" not in text and not text.startswith("~"):
-            raise ConfigError("not an override", where=where, fix="write key=value, such as gpus=2")
+            raise ConfigError("not an override", where=where, fix=f"write key=value, such as {example}")
         try:
             (parsed,) = parser.parse_overrides([text])
         except (HydraException, RecursionError, ValueError) as fault:
             problem = str(fault.__cause__ or fault).strip().splitlines()[0][:200]
             raise ConfigError(
-                f"not a valid override: {problem}", where=where, fix="write key=value, such as gpus=2"
+                f"not a valid override: {problem}", where=where, fix=f"write key=value, such as {example}"
             ) from fault
-        accepted.append(_accept(kind, parsed, JobOverride(text=text, position=position), configs))
+        accepted.append(_accept(what, parsed, JobOverride(text=text, position=position), known, choices))
     return tuple(accepted)
 
 
-def _accept(kind: JobKind, parsed: Any, given: JobOverride, configs: Path) -> JobOverride:
+def _accept(
+    what: str, parsed: Any, given: JobOverride, known: Sequence[str], choices: Mapping[str, Sequence[str]]
+) -> JobOverride:
     from hydra.core.override_parser.types import OverrideType
 
     key = str(parsed.key_or_group)
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         raise ConfigError(
-            f"{key!r} is not a job key: Hydra's own settings are closed", where=given.where, fix="remove it"
+            f"{key!r} is not a {what.split()[-1]} key: Hydra's own settings are closed",
+            where=given.where,
+            fix="remove it",
         )
     if parsed.type is not OverrideType.CHANGE or parsed.package is not None:
         raise ConfigError(
@@ -91,16 +112,14 @@ def _accept(kind: JobKind, parsed: Any, given: JobOverride, configs: Path) -> Jo
         )
     if parsed.is_sweep_override():
         raise ConfigError("sweeps and ranges are not allowed", where=given.where, fix="a list is written key=[a,b]")
-    known = allowed_keys(kind)
     if key not in known:
-        raise unknown(f"key for a {kind.value} job:", key, known, given.where)
+        raise unknown(f"key for a {what}:", key, known, given.where)
     value = parsed.value()
-    choice = key in GROUPS[kind]
+    choice = key in choices
     if choice:
-        options = [path.stem for path in sorted((configs / key).glob("*.yaml"))]
-        if not isinstance(value, str) or value not in options:
+        if not isinstance(value, str) or value not in choices[key]:
             raise ConfigError(
-                f"{value!r} is not a choice for {key!r}", where=given.where, fix=nearest(str(value), options)
+                f"{value!r} is not a choice for {key!r}", where=given.where, fix=nearest(str(value), choices[key])
             )
     elif not _is_plain(value):
         raise ConfigError("only numbers, words, true, false and lists of these are allowed", where=given.where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from consortium.config import compose_job, default_dirs, load_federation, parse_site_text
+from consortium.config import compose_job, default_dirs, load_federation, load_scenario, parse_site_text
 from consortium.config.kinds import GROUPS
 from consortium.config.overrides import allowed_keys
 from consortium.domain.job import JobKind
@@ -26,6 +26,10 @@ def test_config_file_is_composed(file: str) -> None:
     elif group in CHOICES:
         job = compose_job(CHOICES[group].value, [f"{group}={name}"])
         assert job.params
+    elif group == "scenario":
+        assert load_scenario(name).name == name
+    elif group == "scenario/variant":
+        assert load_scenario("itp-ten-states", [f"variant={name}"]).variant == name
     else:
         assert (group, name) == ("", "federation") or group in FEDERATION
         assert group == "" or f"configs/{file}" in {item.file for item in load_federation().files}

@@ -1,0 +1,159 @@
+"""What the scheduler is told of a scenario: sites, accounts, windows, and a job without its run time."""
+
+from __future__ import annotations
+
+from consortium.config import Scenario
+from consortium.config.scenario import Sharing
+from consortium.domain import ids
+from consortium.domain.decision import Reason, ReasonCode
+from consortium.domain.partner import Flavor, Node, Site, SiteState
+from consortium.domain.quota import Account, Quota
+from consortium.scheduler import PendingJob, SiteView, Snapshot
+from consortium.scheduler.types import Window
+from consortium.simulate.workload import Job
+
+EPOCH_MS = 1_767_225_600_000
+"""What virtual time 0 is to the scheduler, which reads UTC: 2026-01-01T00:00:00Z."""
+_MS_PER_HOUR = 3_600_000
+
+
+def sites(scenario: Scenario) -> tuple[Site, ...]:
+    """Return the sites, by id. What the scheduler does not read of a flavor is filled in alike for all."""
+    flavors = {
+        name: Flavor(
+            id=name,
+            memory_bytes=80 << 30,
+            peak_tflops="1000",
+            measured_tflops="500",
+            board_power_w=700,
+            reference_factor=factor,
+            factor_version="scenario",
+        )
+        for name, factor in scenario.flavors.items()
+    }
+    found = []
+    for name, entry in sorted(scenario.sites.items()):
+        count = -(-entry.gpus // entry.node_gpus)
+        nodes = tuple(
+            Node(id=f"{name}-n{at:03d}", gpus=min(entry.node_gpus, entry.gpus - at * entry.node_gpus))
+            for at in range(count)
+        )
+        partner = ids.partner_of(name)
+        found.append(
+            Site(
+                id=name,
+                partner=partner,
+                territory=partner,
+                flavor=flavors[entry.flavor],
+                nodes=nodes,
+                cotenancy=entry.cotenancy,
+            )
+        )
+    return tuple(found)
+
+
+def accounts(scenario: Scenario) -> tuple[Account, ...]:
+    """Return the tree of accounts: partners under one root, or, where nothing is shared, each its own root.
+
+    A partner that the scenario gives no quotas has what its sites hold as nominal, and may borrow every other flavor.
+    """
+    pool = scenario.sharing is Sharing.POOL
+    delivered: dict[tuple[str, str], int] = {}
+    for name, site in scenario.sites.items():
+        key = (ids.partner_of(name), site.flavor)
+        delivered[key] = delivered.get(key, 0) + site.gpus
+    partners = {ids.partner_of(name) for name in (*scenario.sites, *scenario.quotas)}
+    found = [Account(id="", parent=None)] if pool else []
+    for name in sorted(partners | set(scenario.quotas)):
+        given = scenario.quotas.get(name)
+        quotas = []
+        for flavor in sorted(scenario.flavors if given is None else given):
+            entry = given[flavor] if given is not None else None
+            nominal = delivered.get((name, flavor), 0)
+            if entry is not None and entry.nominal is not None:
+                nominal = entry.nominal
+            quotas.append(
+                Quota(
+                    account=name,
+                    flavor=flavor,
+                    nominal=nominal,
+                    borrowing_limit=entry.borrowing_limit if entry else None,
+                    lending_limit=entry.lending_limit if entry else None,
+                )
+            )
+        parent = ids.partner_of(name) if "/" in name else "" if pool else None
+        weight = scenario.weights.get(name, 1)
+        found.append(Account(id=name, parent=parent, weight=weight, quotas=tuple(quotas)))
+    return tuple(found)
+
+
+def windows(scenario: Scenario) -> tuple[Window, ...]:
+    """Return the intervals in which nodes are set aside, by id."""
+    return tuple(
+        Window(
+            id=name,
+            kind=entry.kind,
+            site=entry.site,
+            nodes=entry.nodes,
+            start_ms=EPOCH_MS + round(entry.from_h * _MS_PER_HOUR),
+            end_ms=EPOCH_MS + round(entry.until_h * _MS_PER_HOUR),
+            account=entry.account,
+        )
+        for name, entry in sorted(scenario.windows.items())
+    )
+
+
+def snapshot(scenario: Scenario) -> Snapshot:
+    """Return the federation at virtual time 0: every site active, nothing running, nothing waiting."""
+    return Snapshot(
+        now_ms=EPOCH_MS,
+        sites=tuple(SiteView(site=site, state=SiteState.ACTIVE) for site in sites(scenario)),
+        accounts=accounts(scenario),
+        held=(),
+        pending=(),
+        windows=windows(scenario),
+        settings=scenario.scheduler,
+    )
+
+
+class Borders:
+    """The sites a job may not use, as the verdicts the scheduler reads; jobs of one class share one dict."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._sites = tuple(sorted(scenario.sites))
+        self._known: dict[tuple[str, ...], dict[str, Reason]] = {(): {}}
+
+    def unfit(self, allowed: tuple[str, ...]) -> dict[str, Reason]:
+        """Return the sites outside `allowed`, with why; none where it is empty."""
+        found = self._known.get(allowed)
+        if found is None:
+            found = self._known[allowed] = {
+                name: Reason(
+                    code=ReasonCode.TERRITORY, message=f"may run at {', '.join(allowed)} only, not at {name}", site=name
+                )
+                for name in self._sites
+                if name not in allowed
+            }
+        return found
+
+
+def pending(job: Job, borders: Borders, *, done_ms: int = 0, expected_s: int = 0) -> PendingJob:
+    """Return the job as the scheduler sees it while it waits. What checkpoints keep counts towards its walltime."""
+    at = job.gang or (job.allowed if len(job.allowed) == 1 else ())
+    return PendingJob(
+        id=job.id,
+        account=job.account,
+        priority=job.priority,
+        created_ms=EPOCH_MS + job.submit_ms,
+        gpus=job.gpus,
+        gpus_per_worker=job.gpus_per_worker,
+        flavors=job.flavors,
+        walltime_s=job.walltime_s - done_ms // 1000,
+        sites=at,
+        min_sites=max(1, len(job.gang)),
+        done_ms=done_ms,
+        expected_s=expected_s,
+        checkpoint_every_s=job.checkpoint_every_s,
+        preemptible=job.preemptible,
+        unfit={} if at == job.allowed else borders.unfit(job.allowed),
+    )
