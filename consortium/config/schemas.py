@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import ClassVar
 
+from consortium.config.tuning import RetryTuning, SchedulerTuning
 from consortium.domain import ids
 from consortium.domain.partner import Cotenancy, Flavor, Node, Partner, Role, Site
 
@@ -177,7 +178,7 @@ class SiteConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerTuning:
-    """Timing of the server: the fields of the same names in its settings."""
+    """Timing of the server, its scheduler and its retries: the fields of the same names in its settings."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 
@@ -186,6 +187,8 @@ class ServerTuning:
     site_lost_ms: int
     cycle_ms: int
     round_grace_ms: int
+    scheduler: SchedulerTuning = field(default_factory=SchedulerTuning)
+    retry: RetryTuning = field(default_factory=RetryTuning)
 
     def __post_init__(self) -> None:
         for name, low, high in (

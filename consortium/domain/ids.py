@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-PREFIXES = ("job", "arr", "att", "leg", "ds", "art", "rep", "inc", "off")
+PREFIXES = ("job", "arr", "att", "leg", "ds", "art", "rep", "inc", "off", "win")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID = re.compile(rf"^({'|'.join(PREFIXES)})-[{_ALPHABET}]{{26}}\Z")
 _PARTNER = re.compile(r"^[a-z]{2}\Z")

@@ -40,7 +40,9 @@ class JobState(StrEnum):
 
 JOB_TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.PENDING: frozenset({JobState.STARTING, JobState.CANCELLED, JobState.DENIED, JobState.FAILED}),
-    JobState.STARTING: frozenset({JobState.RUNNING, JobState.PENDING, JobState.CANCELLED, JobState.FAILED}),
+    JobState.STARTING: frozenset(
+        {JobState.RUNNING, JobState.PENDING, JobState.PREEMPTING, JobState.CANCELLED, JobState.FAILED}
+    ),
     JobState.RUNNING: frozenset(
         {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.PENDING, JobState.PREEMPTING}
     ),
@@ -83,10 +85,14 @@ class LegState(StrEnum):
 
 
 class Fault(StrEnum):
-    """Whose fault a failed leg was: the program's (never retried) or the site's (retried with backoff)."""
+    """Whose fault a failed leg was.
+
+    The program's: never retried. The site's: retried with backoff. A node's: the same, and not on that node.
+    """
 
     USER = "user"
     SITE = "site"
+    NODE = "node"
 
 
 class Priority(StrEnum):

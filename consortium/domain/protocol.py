@@ -58,6 +58,8 @@ class LegReport:
     denial: dict[str, Any] = field(default_factory=dict)
     """For refusals by policy: the `Denial` as JSON."""
     fault: Fault | None = None
+    node: str = ""
+    """The node at fault, where the site knows which; else any of the leg's may be. Since protocol 2."""
     progress: dict[str, Any] = field(default_factory=dict)
     """Small numbers for people: `{"phase": "train", "round": 3, "rounds": 4}`."""
     result: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +99,8 @@ class LegCommand:
     leg: str
     epoch: Epoch
     reason: str = ""
+    keep_s: int = 0
+    """Of a stop: how long the program may take to keep its progress before it is made to stop. Since protocol 2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +123,8 @@ class PollResponse:
     """Final leg reports the server has committed; the site may forget them."""
     acked_seq: int = -1
     """Highest record number of this site that the server has committed."""
+    hang_s: dict[str, int] = field(default_factory=dict)
+    """By kind of job: after how long without a sign of life from its program a leg hangs. Since protocol 2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -223,6 +223,8 @@ def _server_settings(
         site_lost_ms=tuning.site_lost_ms,
         cycle_ms=tuning.cycle_ms,
         round_grace_ms=tuning.round_grace_ms,
+        scheduler=tuning.scheduler,
+        retry=tuning.retry,
     )
     data: dict[str, Any] = to_json(settings)
     return data

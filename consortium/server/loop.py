@@ -1,8 +1,8 @@
 """The scheduler loop: the one thread that places jobs and moves legs.
 
-A cycle folds the inbox in, counts out the leases that ran out, offers legs again, advances rounds, decides and commits
-placements, and drains the outbox to the ledger. Every step is a transaction of its own, so a crash between any two
-leaves a state from which the next start goes on.
+A cycle folds the inbox in, counts out the leases that ran out, clears nodes that are set aside, offers legs again,
+advances rounds, decides and commits placements and evictions, and drains the outbox to the ledger. Every step is a
+transaction of its own, so a crash between any two leaves a state from which the next start goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from consortium.domain.protocol import LegReport
 from consortium.domain.records import RecordType
 from consortium.errors import ConsortiumError
 from consortium.scheduler import schedule
-from consortium.server import legs, rounds, snapshots, tasks
+from consortium.server import evictions, faults, folding, legs, rounds, snapshots, tasks
 from consortium.server.core import Core
 from consortium.server.federation import record_documents
 from consortium.state import inbox, jobs, records
@@ -70,6 +70,7 @@ def cycle(core: Core) -> None:
     while _fold_inbox(core):
         continue
     _count_out(core)
+    evictions.clear_sites(core)
     _offer_again(core)
     rounds.advance_all(core)
     _place(core)
@@ -116,7 +117,7 @@ def _ours(fault: Exception) -> bool:
 def _fold(core: Core, connection: Connection, kind: str, payload: dict[str, Any], received_ms: int) -> None:
     if kind == "report":
         report = from_json(LegReport, payload["report"], where=f"report of {payload['site']}")
-        legs.fold_report(core, connection, payload["site"], report, received_ms)
+        folding.fold_report(core, connection, payload["site"], report, received_ms)
         with_tracking(core)
     elif kind == "cancel":
         by = payload["by"]
@@ -126,7 +127,7 @@ def _fold(core: Core, connection: Connection, kind: str, payload: dict[str, Any]
     elif kind == "gone":
         leg = jobs.find_leg(connection, payload["leg"])
         if leg is not None and leg.state is LegState.STOPPING and str(leg.epoch) == payload["epoch"]:
-            legs.confirm_stop(core, connection, leg)
+            folding.confirm_stop(core, connection, leg)
     else:
         log.error("unknown inbox item %r", kind)
 
@@ -152,7 +153,7 @@ def _count_out(core: Core) -> None:
         with core.db.write() as connection:
             current = jobs.find_leg(connection, leg.id)
             if current is not None and current.epoch == leg.epoch and current.state is leg.state:
-                legs.lose(core, connection, current, why)
+                folding.lose(core, connection, current, why)
                 log.warning("leg %s@%s is lost: %s", leg.id, leg.epoch, why)
     busy = {leg.site for leg in live}
     for status in stored.values():
@@ -169,17 +170,13 @@ def _offer_again(core: Core) -> None:
         stored = all_sites(connection)
     for leg_id in due:
         with core.db.write() as connection:
-            row = jobs.leg_row(connection, leg_id)
-            leg = jobs.leg_of(row)
+            leg = jobs.leg_of(jobs.leg_row(connection, leg_id))
             status = stored.get(leg.site)
             gone = core.site_state(leg.site, status) in (SiteState.LOST, SiteState.WITHDRAWN)
             if gone or status is None or not status.healthy:
                 legs.settle(core, connection, leg.job)
                 continue
-            jobs.new_epoch(connection, leg, core.next_epoch(connection), core.clock.now_ms())
-            job = jobs.find_job(connection, leg.job)
-            if job.state is JobState.PENDING:
-                jobs.update_job(connection, job, now_ms=core.clock.now_ms(), state=JobState.STARTING)
+            faults.offer_again(core, connection, leg)
 
 
 def _place(core: Core) -> None:
@@ -189,7 +186,7 @@ def _place(core: Core) -> None:
     if not view.snapshot.pending:
         return
     plan = schedule(view.snapshot)
-    if not plan.placements and not _changed(plan.reasons, shown):
+    if not plan.placements and not plan.evictions and not _changed(plan.reasons, shown):
         return
     with core.db.write() as connection:
         done = commit_plan(
@@ -217,6 +214,7 @@ def _place(core: Core) -> None:
                 },
             )
             tasks.job_started(connection, job_id, [leg.id for leg in placed])
+        evictions.record(core, connection, plan, done)
     with_tracking(core)
 
 

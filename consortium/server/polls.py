@@ -19,12 +19,15 @@ from consortium.errors import UsageError
 from consortium.server.core import Core
 from consortium.state import data, inbox, jobs, records
 from consortium.state import tables as t
+from consortium.state.evict import making_way
 from consortium.state.sites import SiteStatus, all_sites, update_site
 
 log = logging.getLogger(__name__)
 TRACKING_WAIT_MS = 4_000
 """How long an offer waits for its run at the tracking server, so that the leg can log into it."""
 FOLD_WAIT_S = 2.0
+STOPPING_S = 10
+"""What a leg needs to stop once its progress is kept."""
 
 
 def poll(core: Core, site: str, request: PollRequest) -> PollResponse:
@@ -91,10 +94,14 @@ def _gone(core: Core, connection: Connection, site: str, request: PollRequest) -
 def _answer(core: Core, connection: Connection, site: str, request: PollRequest) -> PollResponse:
     now_ms = core.clock.now_ms()
     live = {leg.id: leg for leg in jobs.legs_in(connection, jobs.LIVE, site=site)}
+    told = [leg for leg in live.values() if leg.state is LegState.STOPPING]
+    keeping = making_way(connection, told)
+    keep_s = _keep_s(core)
     stops = {
-        (leg.id, leg.epoch): LegCommand(leg=leg.id, epoch=leg.epoch, reason=leg.reason)
-        for leg in live.values()
-        if leg.state is LegState.STOPPING
+        (leg.id, leg.epoch): LegCommand(
+            leg=leg.id, epoch=leg.epoch, reason=leg.reason, keep_s=keep_s if leg.id in keeping else 0
+        )
+        for leg in told
     }
     renewed, acknowledged = [], []
     for report in request.legs:
@@ -125,7 +132,14 @@ def _answer(core: Core, connection: Connection, site: str, request: PollRequest)
         renewed=tuple(renewed),
         acknowledged=tuple(acknowledged),
         acked_seq=records.chain(connection, site).next_seq - 1,
+        hang_s=core.settings.retry.hang_s,
     )
+
+
+def _keep_s(core: Core) -> int:
+    """How long the program of a leg that makes way may take to keep its progress: it must stop in time, too."""
+    stop_s = core.settings.scheduler.stop_s
+    return max(stop_s - STOPPING_S, stop_s // 2)
 
 
 def log_proof(core: Core, pinned: Pinned | None) -> tuple[str, tuple[str, ...]]:

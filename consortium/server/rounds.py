@@ -13,8 +13,7 @@ from sqlalchemy import Connection, select
 
 from consortium.domain.codec import to_json
 from consortium.domain.decision import Reason, ReasonCode
-from consortium.domain.job import Job, JobState, Leg, LegState
-from consortium.domain.partner import SiteState
+from consortium.domain.job import Job, JobState, Leg
 from consortium.domain.records import RecordType
 from consortium.domain.training import Commit, Round, RoundPhase, Verdict
 from consortium.errors import ConflictError, ForbiddenError, NotFoundError, UsageError
@@ -122,11 +121,20 @@ def _advance(core: Core, connection: Connection, job_id: str, number: int) -> bo
     job = jobs.find_job(connection, job_id)
     if job.state.final:
         return False
+    if row.phase not in _DONE and not _expected(core, connection, job):
+        return _pause(connection, row)
     if row.phase is RoundPhase.OPEN:
         return _fix(core, connection, job, row)
     if row.phase is RoundPhase.JUDGING:
         return _certify(core, connection, job, row)
     return _close(core, connection, job, row)
+
+
+def _pause(connection: Connection, row: RoundRow) -> bool:
+    """Nobody is at work, such as after an eviction: the round waits for the legs' return, and its grace starts anew."""
+    if row.deadline_ms:
+        rounds.change(connection, row.job, row.number, deadline_ms=0)
+    return False
 
 
 def _fix(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
@@ -242,15 +250,14 @@ def _expected(core: Core, connection: Connection, job: Job) -> list[str]:
     stored = all_sites(connection)
     sites = set(_at_work(job))
     for row in jobs.waiting_legs(connection):
-        if row.job == job.id and core.site_state(row.site, stored.get(row.site)) is not SiteState.LOST:
+        if row.job == job.id and legs.awaited(core, row, stored.get(row.site)):
             sites.add(row.site)
     return sorted(sites)
 
 
 def _at_work(job: Job) -> list[str]:
     attempt = job.attempt
-    at_work = (LegState.OFFERED, LegState.HELD, LegState.STARTING, LegState.RUNNING)
-    return [] if attempt is None else sorted(leg.site for leg in attempt.legs if leg.state in at_work)
+    return [] if attempt is None else sorted(leg.site for leg in attempt.legs if leg.state in legs.AT_WORK)
 
 
 def _sites_with_commit(connection: Connection, row: RoundRow) -> list[str]:

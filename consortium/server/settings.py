@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from consortium.config.tuning import RetryTuning, SchedulerTuning
 from consortium.domain.codec import from_json
 from consortium.errors import ConfigError
 
@@ -37,6 +38,8 @@ class ServerSettings:
     cycle_ms: int = 250
     round_grace_ms: int = 60_000
     """How long a round waits for its last commits once a quorum has committed."""
+    scheduler: SchedulerTuning = field(default_factory=SchedulerTuning)
+    retry: RetryTuning = field(default_factory=RetryTuning)
 
     @classmethod
     def load(cls, path: str | Path) -> ServerSettings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, select
@@ -12,20 +12,30 @@ from consortium.domain.codec import from_json
 from consortium.domain.data import Dataset
 from consortium.domain.decision import PolicyDecision, Reason, ReasonCode
 from consortium.domain.ids import partner_of
-from consortium.domain.job import JobSpec, JobState, Priority
+from consortium.domain.job import JobKind, JobSpec, JobState, LegState, Priority
 from consortium.domain.partner import SiteState
 from consortium.policy import requests_for_job
 from consortium.scheduler import HeldLeg, PendingJob, SiteView, Snapshot
+from consortium.server import nodes
 from consortium.server.core import Core
 from consortium.server.federation import Federation
 from consortium.state import jobs
 from consortium.state import tables as t
 from consortium.state.sites import SiteStatus, all_sites
 
+RESUMING = tuple(kind.value for kind in (JobKind.CLEAN, JobKind.TOKENIZE, JobKind.PRETRAIN))
+"""Kinds of jobs that go on from where their progress last moved: finished shards, checkpoints, outer states."""
+_HOLDING = t.legs.c.state.in_([state.value for state in jobs.LIVE]) | (t.legs.c.retry_at_ms > 0)
+_CURRENT = (
+    (t.epochs.c.leg == t.legs.c.id)
+    & (t.epochs.c.incarnation == t.legs.c.incarnation)
+    & (t.epochs.c.counter == t.legs.c.counter)
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """A snapshot with the job versions it was read at."""
+    """A snapshot with the versions at which the jobs in it were read, those that run among them."""
 
     snapshot: Snapshot
     versions: dict[str, int]
@@ -35,14 +45,17 @@ def take(core: Core, connection: Connection) -> View:
     """Read the snapshot."""
     federation = core.federation
     stored = all_sites(connection)
+    known = nodes.shunned(core, connection)
     sites = []
     for site in federation.sites.values():
         status = stored.get(site.id)
         state = core.site_state(site.id, status)
         if state is SiteState.ACTIVE and (status is None or not status.healthy):
             state = SiteState.LOST
-        sites.append(SiteView(site=site, state=state))
-    waiting, versions = [], {}
+        cordoned = tuple(sorted(known.cordoned.get(site.id, ())))
+        sites.append(SiteView(site=site, state=state, cordoned=cordoned))
+    waiting, versions = [], held_versions(connection)
+    done_ms = kept_run_time(connection)
     busy = _busy_jobs(connection)
     query = select(t.jobs).where(t.jobs.c.state == JobState.PENDING.value).order_by(t.jobs.c.created_ms, t.jobs.c.id)
     for row in connection.execute(query):
@@ -50,14 +63,19 @@ def take(core: Core, connection: Connection) -> View:
             continue
         spec = from_json(JobSpec, row.spec, where=row.id)
         decisions = decide(federation, spec, inputs_of(connection, spec), tuple(row.sites))
-        waiting.append(pending_job(row.id, spec, tuple(row.sites), decisions, row.created_ms, stored, row))
+        job = pending_job(row.id, spec, tuple(row.sites), decisions, row.created_ms, stored, row)
+        if row.id in done_ms or row.id in known.faults:
+            job = replace(job, done_ms=done_ms.get(row.id, 0), avoid=known.avoid(row.id, spec.resources))
+        waiting.append(job)
         versions[row.id] = row.version
     snapshot = Snapshot(
         now_ms=core.clock.now_ms(),
         sites=tuple(sites),
         accounts=tuple(federation.accounts.values()),
-        held=held_legs(connection),
+        held=held_legs(connection, core.settings.scheduler.stop_s),
         pending=tuple(waiting),
+        windows=nodes.all_windows(core, connection, stored),
+        settings=core.settings.scheduler.settings,
     )
     return View(snapshot=snapshot, versions=versions)
 
@@ -118,30 +136,74 @@ def pending_job(
     )
 
 
-def held_legs(connection: Connection) -> tuple[HeldLeg, ...]:
-    """Return the legs that hold capacity and quota: those at work, and those whose next epoch is due."""
-    live = [state.value for state in jobs.LIVE]
+def held_legs(connection: Connection, stop_s: int = 0) -> tuple[HeldLeg, ...]:
+    """Return the legs that hold capacity and quota: those at work, and those whose next epoch is due.
+
+    `stop_s`: how long a leg may take to stop after it was told to.
+    """
+    columns = (t.epochs.c.offered_ms, t.epochs.c.start_ms, t.epochs.c.running_ms, t.epochs.c.kept_ms)
     query = (
-        select(t.legs, t.jobs.c.account, t.jobs.c.spec)
+        select(t.legs, t.jobs.c.account, t.jobs.c.spec, t.jobs.c.kind, t.jobs.c.sites, *columns)
         .join(t.jobs, t.jobs.c.id == t.legs.c.job)
-        .where(t.legs.c.state.in_(live) | (t.legs.c.retry_at_ms > 0))
+        .join(t.epochs, _CURRENT)
+        .where(_HOLDING)
         .order_by(t.legs.c.id)
     )
-    return tuple(
-        HeldLeg(
-            leg=row.id,
-            job=row.job,
-            account=row.account,
-            partner=partner_of(row.account),
-            site=row.site,
-            flavor=row.flavor,
-            nodes=dict(row.nodes),
-            priority=Priority(row.spec["priority"]),
-            started_ms=row.created_ms,
-            walltime_s=int(row.spec["resources"]["walltime_s"]),
-        )
-        for row in connection.execute(query)
+    return tuple(_held_leg(row, stop_s) for row in connection.execute(query))
+
+
+def _held_leg(row: Row[Any], stop_s: int) -> HeldLeg:
+    stopping = row.state == LegState.STOPPING.value
+    started_ms = row.retry_at_ms or row.running_ms or row.start_ms or row.offered_ms
+    walltime_s = int(row.spec["resources"]["walltime_s"])
+    if stopping:  # it was told to, and has its time for it
+        walltime_s = min(walltime_s, max(1, (row.updated_ms - started_ms) // 1000 + stop_s))
+    resumes = row.kind in RESUMING
+    return HeldLeg(
+        leg=row.id,
+        job=row.job,
+        account=row.account,
+        partner=partner_of(row.account),
+        site=row.site,
+        flavor=row.flavor,
+        nodes=dict(row.nodes),
+        priority=Priority(row.spec["priority"]),
+        started_ms=started_ms,
+        walltime_s=walltime_s,
+        checkpoint_ms=row.kept_ms if resumes else 0,
+        checkpoint_every_s=int(row.spec.get("checkpoint_every_s") or 0) if resumes else 0,
+        preemptible=not stopping and bool(row.spec.get("preemptible", True)),
+        anywhere=not row.sites,
+        stopping_for=row.stopping_for if stopping else "",
     )
+
+
+def held_versions(connection: Connection) -> dict[str, int]:
+    """Return the versions of the jobs whose legs hold capacity."""
+    query = select(t.jobs.c.id, t.jobs.c.version).join(t.legs, t.legs.c.job == t.jobs.c.id).where(_HOLDING)
+    return {row.id: row.version for row in connection.execute(query)}
+
+
+def kept_run_time(connection: Connection) -> dict[str, int]:
+    """Return how much run time of pending jobs is kept, in milliseconds: what they need not do again.
+
+    A leg keeps what it ran until its progress last moved; an attempt what the slowest of its legs kept.
+    """
+    query = (
+        select(t.legs.c.job, t.legs.c.attempt, t.legs.c.id, t.epochs.c.running_ms, t.epochs.c.kept_ms)
+        .join(t.jobs, t.jobs.c.id == t.legs.c.job)
+        .join(t.epochs, t.epochs.c.leg == t.legs.c.id)
+        .where((t.jobs.c.state == JobState.PENDING.value) & t.jobs.c.kind.in_(RESUMING))
+    )
+    attempts: dict[tuple[str, str], dict[str, int]] = {}
+    for row in connection.execute(query):
+        kept = max(0, row.kept_ms - row.running_ms) if row.running_ms else 0
+        by_leg = attempts.setdefault((row.job, row.attempt), {})
+        by_leg[row.id] = by_leg.get(row.id, 0) + kept
+    found: dict[str, int] = {}
+    for (job, _), by_leg in sorted(attempts.items()):
+        found[job] = found.get(job, 0) + min(by_leg.values())
+    return {job: kept for job, kept in found.items() if kept}
 
 
 def _busy_jobs(connection: Connection) -> set[str]:

@@ -1,7 +1,7 @@
-"""Commit a plan: placements become attempts with offered legs, if nothing about their jobs changed meanwhile.
+"""Commit a plan: placements become attempts with offered legs, evicted jobs' legs are told to stop.
 
-Called by the scheduler loop alone. A placement whose job moved on since the snapshot is left out and named; the others
-are committed. All in the caller's transaction.
+Called by the scheduler loop alone. A placement or an eviction whose jobs moved on since the snapshot is left out and
+named; the others are committed. All in the caller's transaction.
 """
 
 from __future__ import annotations
@@ -14,11 +14,19 @@ from sqlalchemy import Connection, func, select
 from consortium.domain.codec import to_json
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Epoch, JobState, Leg, LegState
+from consortium.domain.units import gpu_hours
 from consortium.errors import ConflictError
-from consortium.scheduler.types import Placement, Plan
+from consortium.scheduler.types import Eviction, EvictionRule, Placement, Plan
 from consortium.state import jobs
 from consortium.state import tables as t
 from consortium.state.database import next_counter
+from consortium.state.evict import evict
+
+_RIGHTS = {
+    EvictionRule.BORROWER: "its account holds more than its nominal, and that job is within its own",
+    EvictionRule.GUEST: "it is a guest at a site whose own partner needs the GPUs",
+    EvictionRule.OWN: "both are of one account, and that job cannot wait or go elsewhere as this one can",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +35,8 @@ class Committed:
 
     placed: tuple[str, ...]
     """Jobs placed."""
+    evicted: tuple[str, ...]
+    """Jobs whose legs were told to stop."""
     stale: tuple[str, ...]
     """Jobs that changed between snapshot and commit; the next cycle decides on them anew."""
 
@@ -40,14 +50,21 @@ def commit_plan(
     now_ms: int,
     new_id: Callable[[str], str],
 ) -> Committed:
-    """Write the placements and reasons of `plan`, made from a snapshot in which jobs had these `versions`."""
-    placed, stale = [], []
+    """Write placements, evictions and reasons of `plan`, made from a snapshot in which jobs had these `versions`."""
+    placed, evicted, stale = [], [], []
     for placement in plan.placements:
         try:
             _place(connection, placement, versions[placement.job], incarnation, now_ms, new_id)
             placed.append(placement.job)
         except ConflictError:
             stale.append(placement.job)
+    for eviction in plan.evictions:
+        fresh = all(_unchanged(connection, job, versions) for job in (eviction.job, eviction.for_job))
+        reason = why_evicted(eviction)
+        if fresh and evict(connection, eviction.job, reason, now_ms, for_job=eviction.for_job):
+            evicted.append(eviction.job)
+        else:
+            stale.append(eviction.job)
     for job_id, reason in plan.reasons.items():
         if (
             job_id in versions
@@ -55,7 +72,28 @@ def commit_plan(
             and not _note_reason(connection, job_id, versions[job_id], reason)
         ):
             stale.append(job_id)
-    return Committed(placed=tuple(placed), stale=tuple(dict.fromkeys(stale)))
+    return Committed(placed=tuple(placed), evicted=tuple(evicted), stale=tuple(dict.fromkeys(stale)))
+
+
+def why_evicted(eviction: Eviction) -> Reason:
+    """Return what an evicted job is told: for which job, by what right, and what it loses."""
+    lost = f"{gpu_hours(eviction.lost_gpu_ms, 2)} GPU-hours since its last training checkpoint"
+    return Reason(
+        code=ReasonCode.PREEMPTED,
+        message=f"its {eviction.gpus} GPUs are taken back for {eviction.for_job}: {_RIGHTS[eviction.rule]}; {lost} "
+        "are done again",
+        numbers={
+            "for_job": eviction.for_job,
+            "rule": eviction.rule.value,
+            "gpus": eviction.gpus,
+            "lost_gpu_ms": eviction.lost_gpu_ms,
+        },
+    )
+
+
+def _unchanged(connection: Connection, job_id: str, versions: Mapping[str, int]) -> bool:
+    version = connection.execute(select(t.jobs.c.version).where(t.jobs.c.id == job_id)).scalar()
+    return version is not None and version == versions.get(job_id)
 
 
 def _place(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import ColumnElement, Connection, Row, select
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.decision import Denial, Reason
@@ -172,7 +172,7 @@ def open_attempt(connection: Connection, job_id: str) -> Row[Any] | None:
 def end_attempt(connection: Connection, attempt_id: str, now_ms: int) -> None:
     """Note that an attempt is over: no further epoch of its legs follows."""
     connection.execute(t.attempts.update().where(t.attempts.c.id == attempt_id).values(ended_ms=now_ms))
-    connection.execute(t.legs.update().where(t.legs.c.attempt == attempt_id).values(retry_at_ms=0))
+    forget_retries(connection, attempt_id)
 
 
 def start_attempt(connection: Connection, attempt_id: str, now_ms: int) -> None:
@@ -198,10 +198,19 @@ def insert_leg(connection: Connection, leg: Leg, *, flavor: str, now_ms: int) ->
     _insert_epoch(connection, leg, now_ms)
 
 
-def new_epoch(connection: Connection, leg: Leg, epoch: Epoch, now_ms: int) -> Leg:
-    """Offer a leg again under a new epoch."""
+def new_epoch(
+    connection: Connection, leg: Leg, epoch: Epoch, now_ms: int, *, nodes: dict[str, int] | None = None
+) -> Leg:
+    """Offer a leg again under a new epoch, on other nodes where they are given."""
     again = replace(
-        leg, epoch=epoch, state=LegState.OFFERED, tries=leg.tries + 1, fault=None, reason="", updated_ms=now_ms
+        leg,
+        epoch=epoch,
+        state=LegState.OFFERED,
+        nodes=leg.nodes if nodes is None else nodes,
+        tries=leg.tries + 1,
+        fault=None,
+        reason="",
+        updated_ms=now_ms,
     )
     values = _leg_values(again) | {"retry_at_ms": 0, "progress": {}}
     connection.execute(t.legs.update().where(t.legs.c.id == leg.id).values(**values))
@@ -229,9 +238,7 @@ def set_leg(
 
 def note_epoch(connection: Connection, leg: str, epoch: Epoch, state: LegState, now_ms: int, reason: str = "") -> None:
     """Note in the server's book when a state of an epoch was first heard of."""
-    same = (
-        (t.epochs.c.leg == leg) & (t.epochs.c.incarnation == epoch.incarnation) & (t.epochs.c.counter == epoch.counter)
-    )
+    same = _same_epoch(leg, epoch)
     row = connection.execute(select(t.epochs).where(same)).one_or_none()
     if row is None:
         return
@@ -246,15 +253,31 @@ def note_epoch(connection: Connection, leg: str, epoch: Epoch, state: LegState, 
 
 def epoch_row(connection: Connection, leg: str, epoch: Epoch) -> Row[Any] | None:
     """Return the server's book of one epoch."""
-    same = (
-        (t.epochs.c.leg == leg) & (t.epochs.c.incarnation == epoch.incarnation) & (t.epochs.c.counter == epoch.counter)
-    )
-    return connection.execute(select(t.epochs).where(same)).one_or_none()
+    return connection.execute(select(t.epochs).where(_same_epoch(leg, epoch))).one_or_none()
 
 
-def set_progress(connection: Connection, leg: str, progress: dict[str, Any]) -> None:
-    """Keep a leg's latest progress."""
-    connection.execute(t.legs.update().where(t.legs.c.id == leg).values(progress=progress))
+def set_progress(connection: Connection, leg: Leg, progress: dict[str, Any], now_ms: int) -> None:
+    """Keep a leg's latest progress, and in the book of its epoch when it last moved."""
+    known = connection.execute(select(t.legs.c.progress).where(t.legs.c.id == leg.id)).scalar()
+    if known == progress:
+        return
+    connection.execute(t.legs.update().where(t.legs.c.id == leg.id).values(progress=progress))
+    connection.execute(t.epochs.update().where(_same_epoch(leg.id, leg.epoch)).values(kept_ms=now_ms))
+
+
+def set_stopping_for(connection: Connection, leg: str, job: str) -> None:
+    """Note the job that a leg's GPUs are taken back for."""
+    connection.execute(t.legs.update().where(t.legs.c.id == leg).values(stopping_for=job))
+
+
+def forget_retries(connection: Connection, attempt_id: str) -> None:
+    """Let no further epoch of an attempt's legs follow."""
+    connection.execute(t.legs.update().where(t.legs.c.attempt == attempt_id).values(retry_at_ms=0))
+
+
+def set_retry(connection: Connection, leg: str, retry_at_ms: int) -> None:
+    """Let the next epoch of an ended leg follow at `retry_at_ms`."""
+    connection.execute(t.legs.update().where(t.legs.c.id == leg).values(retry_at_ms=retry_at_ms))
 
 
 def waiting_legs(connection: Connection) -> list[Row[Any]]:
@@ -265,6 +288,11 @@ def waiting_legs(connection: Connection) -> list[Row[Any]]:
 def leg_of(row: Row[Any]) -> Leg:
     """Return the leg in a row of the legs table."""
     return _leg(row)
+
+
+def _same_epoch(leg: str, epoch: Epoch) -> ColumnElement[bool]:
+    of_leg = t.epochs.c.leg == leg
+    return of_leg & (t.epochs.c.incarnation == epoch.incarnation) & (t.epochs.c.counter == epoch.counter)
 
 
 def _insert_epoch(connection: Connection, leg: Leg, now_ms: int) -> None:

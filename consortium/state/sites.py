@@ -22,6 +22,8 @@ class SiteStatus:
     code_digest: str = ""
     policy_digest: str = ""
     last_contact_ms: int = 0
+    withdraw_ms: int = 0
+    """When the notice of its recall ends; 0 where it is not recalled."""
 
 
 def all_sites(connection: Connection) -> dict[str, SiteStatus]:
@@ -35,6 +37,7 @@ def all_sites(connection: Connection) -> dict[str, SiteStatus]:
             code_digest=row.code_digest,
             policy_digest=row.policy_digest,
             last_contact_ms=row.last_contact_ms,
+            withdraw_ms=row.withdraw_ms,
         )
         for row in connection.execute(select(t.sites).order_by(t.sites.c.id))
     }

@@ -91,10 +91,14 @@ legs = Table(
     _ms("retry_at_ms"),
     Column("progress", JSON, nullable=False),
     _text("tracking_run"),
+    _text("stopping_for"),
     Index("ix_legs_job", "job"),
     Index("ix_legs_state", "state"),
 )
-"""A leg and its current epoch. `retry_at_ms` above 0: the epoch ended by the site's fault and another one follows."""
+"""A leg and its current epoch. `retry_at_ms` above 0: the epoch ended by the site's fault and another one follows.
+
+`stopping_for`: the job that it was evicted for.
+"""
 
 epochs = Table(
     "epochs",
@@ -111,9 +115,60 @@ epochs = Table(
     _ms("running_ms"),
     _ms("final_ms"),
     Column("reason", Text, nullable=False, default=""),
+    _ms("kept_ms"),
     Index("ix_epochs_job", "job"),
 )
-"""The server's own book: when it received the first report of each state of each epoch."""
+"""The server's own book: when it received the first report of each state of each epoch.
+
+`kept_ms`: when its progress last moved; what was done until then need not be done again.
+"""
+
+faults = Table(
+    "faults",
+    metadata,
+    Column("id", _Serial, primary_key=True, autoincrement=True),
+    _text("job"),
+    _text("leg"),
+    _text("epoch"),
+    _text("site"),
+    Column("nodes", JSON, nullable=False),
+    _text("fault"),
+    Column("reason", Text, nullable=False, default=""),
+    _ms("at_ms"),
+    Index("ix_faults_job", "job"),
+    Index("ix_faults_site", "site", "at_ms"),
+    sqlite_autoincrement=True,
+)
+"""Epochs that ended by the fault of their site or of a node. `nodes`: those that it may have been."""
+
+cordons = Table(
+    "cordons",
+    metadata,
+    _text("site", primary_key=True),
+    _text("node", primary_key=True),
+    Column("since_ms", BigInteger, primary_key=True),
+    _ms("ended_ms"),
+    _text("by"),
+    Column("reason", Text, nullable=False, default=""),
+)
+"""Nodes that take no new legs, and those that took none; `ended_ms` is 0 while one lasts."""
+
+windows = Table(
+    "windows",
+    metadata,
+    _text("id", primary_key=True),
+    _text("site"),
+    _text("kind"),
+    Column("nodes", JSON, nullable=False),
+    _ms("start_ms"),
+    _ms("end_ms"),
+    _text("account"),
+    _text("by"),
+    _ms("created_ms"),
+    _ms("removed_ms"),
+    Index("ix_windows_end", "end_ms"),
+)
+"""Intervals in which nodes are set aside; `removed_ms` is 0 unless one was called off."""
 
 datasets = Table(
     "datasets",
@@ -142,8 +197,12 @@ sites = Table(
     _text("code_digest"),
     _text("policy_digest"),
     _ms("last_contact_ms"),
+    _ms("withdraw_ms"),
 )
-"""`last_contact_ms` is written when something about the site changes, not at every poll."""
+"""`last_contact_ms` is written when something about the site changes, not at every poll.
+
+`withdraw_ms`: when the notice of its recall ends; 0 where it is not recalled.
+"""
 
 records = Table(
     "records",

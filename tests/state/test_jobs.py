@@ -100,7 +100,7 @@ def test_a_plan_from_an_older_view_is_stale_for_that_job_only(db: Database) -> N
     )
     with db.write() as connection:
         done = commit_plan(connection, plan, {moved.id: 1, still.id: 1}, incarnation=7, now_ms=10, new_id=new_id)
-    assert done == Committed(placed=(still.id,), stale=(moved.id,))
+    assert done == Committed(placed=(still.id,), evicted=(), stale=(moved.id,))
     with db.read() as connection:
         assert jobs.find_job(connection, moved.id).attempts == ()
 
