@@ -42,7 +42,7 @@ class SiteUse:
         self._tenants: dict[str, dict[str, int]] = {node: {} for node in self.free}
         self.free_total = site.gpus
         self.version = 0
-        self._rooms: dict[tuple[str | None, int], dict[str, int]] = {}  # answers until the next change
+        self._rooms: dict[tuple[str | None, int], dict[str, int]] = {}  # answers, kept up to date
         self._sums: dict[tuple[str | None, int], int] = {}
 
     def copy(self) -> SiteUse:
@@ -54,8 +54,7 @@ class SiteUse:
         twin._tenants = {node: dict(tenants) for node, tenants in self._tenants.items()}
         twin.free_total = self.free_total
         twin.version = self.version
-        twin._rooms = dict(self._rooms)
-        twin._sums = dict(self._sums)
+        twin._rooms, twin._sums = {}, {}
         return twin
 
     def tenant(self, job: str, partner: str) -> str:
@@ -74,17 +73,17 @@ class SiteUse:
 
     def take(self, nodes: dict[str, int], tenant: str) -> None:
         """Take GPUs; nodes that the site no longer has are not counted."""
-        self._changed()
         for node, gpus in nodes.items():
             if node in self.free:
                 self.free[node] -= gpus
                 self.free_total -= gpus
                 tenants = self._tenants[node]
                 tenants[tenant] = tenants.get(tenant, 0) + 1
+                self._recount(node)
+        self.version += 1
 
     def release(self, nodes: dict[str, int], tenant: str) -> None:
         """Undo a `take`."""
-        self._changed()
         for node, gpus in nodes.items():
             if node in self.free:
                 self.free[node] += gpus
@@ -93,25 +92,42 @@ class SiteUse:
                 tenants[tenant] -= 1
                 if not tenants[tenant]:
                     del tenants[tenant]
+                self._recount(node)
+        self.version += 1
 
     def rooms(self, tenant: str | None, worker: int) -> dict[str, int]:
-        """GPUs per node that workers of `worker` GPUs can take; a tenant of None looks past cotenancy."""
+        """GPUs per node that workers of `worker` GPUs can take; a tenant of None looks past cotenancy.
+
+        Not to be changed, nor kept: it follows the nodes.
+        """
         rooms = self._rooms.get((tenant, worker))
         if rooms is None:
             rooms = self._rooms[tenant, worker] = self._count(tenant, worker)
+            self._sums[tenant, worker] = sum(rooms.values())
         return rooms
 
     def room(self, tenant: str | None, worker: int) -> int:
         """The sum of `rooms`."""
-        room = self._sums.get((tenant, worker))
-        if room is None:
-            room = self._sums[tenant, worker] = sum(self.rooms(tenant, worker).values())
-        return room
+        if (tenant, worker) not in self._sums:
+            self.rooms(tenant, worker)
+        return self._sums[tenant, worker]
 
-    def _changed(self) -> None:
-        self.version += 1
-        if self._rooms:
-            self._rooms, self._sums = {}, {}
+    def _recount(self, node: str) -> None:
+        """Bring the kept answers up to date with one node."""
+        if not self._rooms or node in self._cordoned:
+            return
+        free, tenants = self.free[node], self._tenants[node]
+        for key, rooms in self._rooms.items():
+            tenant, worker = key
+            shared = not tenants or tenant is None or (len(tenants) == 1 and tenant in tenants)
+            room = free - free % worker if shared and free >= worker else 0
+            before = rooms.get(node, 0)
+            if room != before:
+                self._sums[key] += room - before
+                if room:
+                    rooms[node] = room
+                else:
+                    del rooms[node]
 
     def _count(self, tenant: str | None, worker: int) -> dict[str, int]:
         rooms = {}
@@ -138,6 +154,10 @@ class Layer:
     def use(self, site: str) -> SiteUse | None:
         """The site as this layer shows it; None where it does not."""
         return self.sites.get(site)
+
+    def limits(self) -> QuotaTree | None:
+        """The quota as this layer shows it."""
+        return self.quota
 
     def take(self, leg: HeldLeg, gpus: int) -> None:
         """Count a leg: its GPUs where the site is in the picture, its quota always."""

@@ -131,13 +131,13 @@ class Scheduler:
     def hold(self, leg: HeldLeg) -> None:
         """Let a leg hold its GPUs and quota."""
         self.board.hold(leg)
-        self.pool.forget(leg.partner)
+        self.pool.forget(self.board.quota.path(leg.account))
 
     def end(self, leg: str) -> None:
         """Let the GPUs and quota of a leg be free; raises KeyError where it holds none."""
         item = self.board.items[leg]
         self.board.end(item)
-        self.pool.forget(item.held.partner)
+        self.pool.forget(self.board.quota.path(item.held.account))
 
     def set_sites(self, views: Iterable[SiteView]) -> None:
         """Set what sites there are, their states and cordoned nodes."""
@@ -171,7 +171,7 @@ class Scheduler:
         )
 
     def cycle(self, *, reasons: bool = True) -> Plan:
-        """Decide, and book it: placed jobs hold, the legs of evicted ones are stopping. `reasons` cost most of the time."""
+        """Decide, and book it: placed jobs hold, legs of evicted ones are stopping. `reasons` cost most of the time."""
         cycle = Cycle(self, reasons=reasons)
         cycle.run()
         return cycle.plan()
@@ -328,8 +328,8 @@ class Cycle:
         borrowed = sum(self.board.quota.borrowed(job.account, flavor, gpus) for flavor, gpus in need.items())
         self._placements.append(Placement(job=job.id, legs=legs, borrowed=borrowed))
         self.queue.remove(job.id)
-        held = self.board.start(job, legs, [layer for layer in layers if isinstance(layer, Shadow)])
-        self._pool.forget(held[0].partner)
+        self.board.start(job, legs, [layer for layer in layers if isinstance(layer, Shadow)])
+        self._pool.forget(self.board.quota.path(job.account))
 
     def _block(self, line: Line, job: PendingJob, layers: tuple[Layer, ...], *, waits: bool) -> None:
         reason = self.verdict(line, job, layers)[1] if self._reasons else None

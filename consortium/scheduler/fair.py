@@ -66,7 +66,7 @@ class Pool:
         self._history = {item.account: item for item in history}
         self._credit = settings.credit_percent / 100
         self._window_ms = settings.half_life_s * 1000 / log(2)
-        self._levels: dict[str, dict[tuple[str, str, int], tuple[int, ...]]] = {}
+        self._levels: dict[str, dict[tuple[str, int], int]] = {}
 
     def factors(self, account: str, quota: QuotaTree, flavor: str = "", gpus: int = 0) -> Factors:
         """The factors of an account, were it to hold `gpus` more of `flavor`."""
@@ -85,21 +85,23 @@ class Pool:
         return Factors(account, weight, dominant, where, borrowed, lent, self._credit * lent, share, level)
 
     def level(self, account: str, quota: QuotaTree, flavor: str, gpus: int) -> tuple[int, ...]:
-        """The level of a job, of its partner first and of its project after. Kept until `forget`."""
-        known = self._levels.setdefault(account[:2], {})
-        key = account, flavor, gpus
-        level = known.get(key)
-        if level is None:
-            level = known[key] = tuple(
-                self.factors(node, quota, flavor, gpus).level if quota.above(node, flavor, gpus) else 0
-                for node in reversed(quota.path(account))
-                if node != ROOT
-            )
-        return level
+        """The level of a job, of its partner first and of its project after."""
+        return tuple(self._level(node, quota, flavor, gpus) for node in quota.path(account)[-2::-1])
 
-    def forget(self, partner: str) -> None:
-        """Note that accounts of a partner hold something else now."""
-        self._levels.pop(partner, None)
+    def forget(self, nodes: Iterable[str]) -> None:
+        """Note that accounts hold something else now: those of a leg's account and above."""
+        for node in nodes:
+            self._levels.pop(node, None)
+
+    def _level(self, node: str, quota: QuotaTree, flavor: str, gpus: int) -> int:
+        known = self._levels.get(node)
+        if known is None:
+            known = self._levels[node] = {}
+        level = known.get((flavor, gpus))
+        if level is None:
+            level = self.factors(node, quota, flavor, gpus).level if quota.above(node, flavor, gpus) else 0
+            known[flavor, gpus] = level
+        return level
 
 
 def advance(

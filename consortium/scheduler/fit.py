@@ -75,13 +75,17 @@ def nodes_at(
 
 def quota_for(job: PendingJob, flavor: str, layers: Iterable[Layer]) -> int:
     """GPUs of the flavor the job's account may take in every layer."""
-    return min(layer.quota.available(job.account, flavor).gpus for layer in layers if layer.quota is not None)
+    trees = (layer.limits() for layer in layers)
+    return min(tree.available(job.account, flavor).gpus for tree in trees if tree is not None)
 
 
 def quota_allows(job: PendingJob, flavor: str, gpus: int, layers: Iterable[Layer]) -> bool:
     """Whether the job's account may take `gpus` of the flavor in every layer."""
-    account = job.account
-    return all(layer.quota is None or layer.quota.available(account, flavor).gpus >= gpus for layer in layers)
+    for layer in layers:
+        tree = layer.limits()
+        if tree is not None and tree.available(job.account, flavor).gpus < gpus:
+            return False
+    return True
 
 
 def demand(job: PendingJob, flavors: dict[str, str]) -> dict[str, int]:

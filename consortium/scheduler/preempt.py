@@ -8,8 +8,8 @@ stopping already, and a job of a higher class are never victims.
 
 At each site the cheapest nodes are cleared, then every victim is spared that is not needed after all (the reverse
 pass). The site with the least loss wins. Loss is the work since the last training checkpoint plus the time to stop,
-over all legs of the victim. A disruption budget bounds evicted against requested GPUs; one victim is always allowed, and the
-budget gives way once the job has waited for `min_run_s` and `stop_s`: nominal is available within that grace.
+over all legs of the victim. A disruption budget bounds evicted against requested GPUs; one victim is always allowed,
+and the budget gives way once the job has waited for `min_run_s` and `stop_s`: nominal is available within that grace.
 
 No loops: a job is evicted for one within its nominal, which can be evicted in turn only as a guest, by a job at home.
 """
@@ -68,6 +68,8 @@ class Evictor:
     def __init__(self, board: Board, settings: Settings) -> None:
         self._board = board
         self._settings = settings
+        self._ripe: dict[str, list[Running]] = {}
+        """Per site the legs that may be evicted at all."""
 
     def choose(self, job: PendingJob, line: Line) -> Choice | None:
         """Return whom to evict so that the job can start; None where nobody may be, or all would not suffice."""
@@ -113,11 +115,18 @@ class Evictor:
         """Jobs with a leg at the site that may be evicted for the job, each borrower only down to its nominal."""
         board, settings = self._board, self._settings
         latest_ms = board.now_ms - settings.min_run_s * 1000
+        ripe = self._ripe.get(site)
+        if ripe is None:
+            ripe = self._ripe[site] = [
+                item for item in board.at[site] if item.held.started_ms <= latest_ms and item.held.preemptible
+            ]
+        if not ripe:
+            return {}
         home = board.sites[site].site.partner == ids.partner_of(job.account)
         found: list[Victim] = []
-        for item in board.at[site]:
+        for item in ripe:
             leg = item.held
-            if leg.started_ms > latest_ms or not leg.preemptible or leg.priority.rank < job.priority.rank:
+            if leg.stopping_for or leg.priority.rank < job.priority.rank:
                 continue
             rule = self._right(job, leg, flavor, nominal=nominal, alone=alone, home=home)
             if rule is None:

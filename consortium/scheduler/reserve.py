@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from consortium.domain import ids
-from consortium.scheduler.board import Board, Shadow, SiteUse, held_leg
+from consortium.scheduler.board import Board, Running, Shadow, SiteUse, held_leg
 from consortium.scheduler.fit import demand, lay_out
 from consortium.scheduler.quota import QuotaTree
 from consortium.scheduler.types import LegPlacement, PendingJob
@@ -45,17 +45,16 @@ class Planner:
                 min(found, key=lambda item: (item[0], board.sites[item[1]].site.partner != job.account[:2], item[1]))
             ]
         start_ms = max(item[0] for item in found)
-        quota = None
         if binding:
             need = demand(job, {site: board.flavors[site] for _, site, _ in found})
-            free_ms, quota = self._quota(job, need, start_ms, ahead)
+            free_ms = self._quota(job, need, ahead)
             if free_ms is None:
                 return None
             start_ms = max(start_ms, free_ms)
         legs = tuple(
             LegPlacement(site=site, flavor=board.flavors[site], nodes=nodes) for _, site, nodes in sorted(found)
         )
-        return Reserved(board, quota, job, start_ms, tuple(sorted(legs, key=lambda leg: leg.site)))
+        return Reserved(board, job, start_ms, legs, ahead, binding=binding)
 
     def _at(self, job: PendingJob, site: str) -> Earliest:
         use = self._board.sites[site]
@@ -121,54 +120,74 @@ class Planner:
                 return instant_ms, nodes
         return None
 
-    def _quota(
-        self, job: PendingJob, need: dict[str, int], start_ms: int, ahead: Sequence[Shadow]
-    ) -> tuple[int | None, QuotaTree]:
-        """The instant from which quota allows the job, and the tree at that instant or at `start_ms`."""
+    def _quota(self, job: PendingJob, need: dict[str, int], ahead: Sequence[Shadow]) -> int | None:
+        """The instant from which quota allows the job; None: not even when all legs have ended."""
         board = self._board
         tree = board.quota.copy()
         for shadow in ahead:
             for placed in shadow.legs:
                 tree.charge(shadow.job.account, placed.flavor, placed.gpus)
-        free_ms: int | None = None
-        if all(tree.available(job.account, flavor).gpus >= gpus for flavor, gpus in need.items()):
-            free_ms = board.now_ms
+        if _allows(tree, job, need):
+            return board.now_ms
         for item in board.running:
-            ends_ms = max(item.ends_ms, board.now_ms + 1)
-            if free_ms is not None and ends_ms > max(start_ms, free_ms):
-                break
-            tree.release(item.held.account, item.held.flavor, item.gpus)
-            if free_ms is None and all(
-                tree.available(job.account, flavor).gpus >= gpus for flavor, gpus in need.items()
-            ):
-                free_ms = ends_ms
-        return free_ms, tree
+            if item.held.flavor in need:
+                tree.release(item.held.account, item.held.flavor, item.gpus)
+                if _allows(tree, job, need):
+                    return max(item.ends_ms, board.now_ms + 1)
+        return None
+
+
+def _allows(tree: QuotaTree, job: PendingJob, need: dict[str, int]) -> bool:
+    return all(tree.available(job.account, flavor).gpus >= gpus for flavor, gpus in need.items())
 
 
 class Reserved(Shadow):
-    """A shadow that draws its sites only when somebody looks at them."""
+    """A shadow that draws its sites, and its quota where that can bind, only when somebody looks at them."""
 
-    __slots__ = ("_board",)
+    __slots__ = ("_ahead", "_binding", "_board")
 
     def __init__(
-        self, board: Board, quota: QuotaTree | None, job: PendingJob, start_ms: int, legs: tuple[LegPlacement, ...]
+        self,
+        board: Board,
+        job: PendingJob,
+        start_ms: int,
+        legs: tuple[LegPlacement, ...],
+        ahead: Sequence[Shadow],
+        *,
+        binding: bool,
     ) -> None:
-        super().__init__({}, quota, job, start_ms, legs)
+        super().__init__({}, None, job, start_ms, legs)
         self._board = board
-        if quota is not None:
-            for leg in legs:
-                quota.charge(job.account, leg.flavor, leg.gpus)
+        self._ahead = tuple(ahead)
+        self._binding = binding
 
     def use(self, site: str) -> SiteUse | None:
         """The site at the start of the reserved job, with the job in it; None for sites that are not reserved."""
         drawn = self.sites.get(site)
         if drawn is None and (mine := next((leg for leg in self.legs if leg.site == site), None)) is not None:
             drawn = self._board.sites[site].copy()
-            for item in self._board.at[site]:
-                if max(item.ends_ms, self._board.now_ms + 1) > self.start_ms:
-                    break
+            for item in self._ended(self._board.at[site]):
                 drawn.release(item.held.nodes, drawn.tenant(item.held.job, item.held.partner))
             leg = held_leg(self.job, mine, self.start_ms)
             drawn.take(leg.nodes, drawn.tenant(leg.job, leg.partner))
             self.sites[site] = drawn
         return drawn
+
+    def limits(self) -> QuotaTree | None:
+        """The quota at the start of the reserved job, with the job and those that reserved before it in it."""
+        if self.quota is None and self._binding:
+            tree = self._board.quota.copy()
+            for item in self._ended(self._board.running):
+                tree.release(item.held.account, item.held.flavor, item.gpus)
+            for shadow in (*self._ahead, self):
+                for placed in shadow.legs:
+                    tree.charge(shadow.job.account, placed.flavor, placed.gpus)
+            self.quota = tree
+        return self.quota
+
+    def _ended(self, items: Sequence[Running]) -> Iterator[Running]:
+        """The legs that have ended by the start of the reserved job."""
+        for item in items:
+            if max(item.ends_ms, self._board.now_ms + 1) > self.start_ms:
+                return
+            yield item
