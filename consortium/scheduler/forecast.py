@@ -26,7 +26,7 @@ def forecast(
     wait) have started, or after `cycles`; jobs without a start in that time are left out. An evicted job waits again,
     and keeps its first start.
     """
-    closed = _Closed(Scheduler(snapshot), run)
+    closed = _Closed(snapshot, run)
     wanted = {job.id for job in snapshot.pending} if jobs is None else set(jobs)
     for _ in range(cycles):
         plan = closed.step()
@@ -37,15 +37,20 @@ def forecast(
 
 
 class _Closed:
-    def __init__(self, scheduler: Scheduler, run: Run) -> None:
-        self._scheduler = scheduler
+    def __init__(self, snapshot: Snapshot, run: Run) -> None:
+        self._scheduler = scheduler = Scheduler(snapshot)
         self._run = run
         self.starts: dict[str, int] = {}
         self._specs: dict[str, PendingJob] = {}
         self._ends: list[tuple[int, str]] = []
         self._due: dict[str, int] = {}
+        self._others: list[int] = []
+        """Instants at which something else than an end may let a job start: a window is over, a leg may be evicted."""
+        for window in snapshot.windows:
+            heappush(self._others, window.end_ms)
         for leg in scheduler.board.legs():
             self._end_at(leg, self._end_of(leg))
+            self._ripens(leg)
 
     def step(self) -> Plan:
         """One cycle, and what follows from it."""
@@ -59,18 +64,21 @@ class _Closed:
             for placed in placement.legs:
                 leg = held_leg(job, placed, now_ms)
                 self._end_at(leg, self._end_of(leg))
+                self._ripens(leg)
         for eviction in plan.evictions:
             for item in self._scheduler.board.by_job[eviction.job].values():
                 self._end_at(item.held, item.ends_ms)
         return plan
 
     def on(self) -> bool:
-        """Go to the next instant at which something ends; False where nothing does."""
+        """Go to the next instant at which something may change; False where nothing does."""
         scheduler = self._scheduler
         apart = [job.not_before_ms for job in scheduler.queue.apart.values() if job.waits_for is None]
         while self._ends and self._due.get(self._ends[0][1]) != self._ends[0][0]:
             heappop(self._ends)
-        instants = [*apart, *([self._ends[0][0]] if self._ends else [])]
+        while self._others and self._others[0] <= scheduler.now_ms:
+            heappop(self._others)
+        instants = [*apart, *([self._ends[0][0]] if self._ends else []), *self._others[:1]]
         if not instants:
             return False
         now_ms = max(min(instants), scheduler.now_ms + 1)
@@ -93,6 +101,15 @@ class _Closed:
         end_ms = max(end_ms, self._scheduler.now_ms + 1)
         self._due[leg.leg] = end_ms
         heappush(self._ends, (end_ms, leg.leg))
+
+    def _ripens(self, leg: HeldLeg) -> None:
+        """Note when the leg may be evicted, where it may be: it is a guest, or its account holds what it borrowed."""
+        board, settings = self._scheduler.board, self._scheduler.settings
+        if not settings.preemption or not leg.preemptible or leg.stopping_for:
+            return
+        guest = leg.site in board.views and board.views[leg.site].site.partner != leg.partner
+        if guest or any(board.quota.above(node, leg.flavor) for node in board.quota.path(leg.account)[:-1]):
+            heappush(self._others, leg.started_ms + settings.min_run_s * 1000)
 
     def _end_of(self, leg: HeldLeg) -> int:
         if self._run == "walltime" or leg.stopping_for or not leg.expected_s:

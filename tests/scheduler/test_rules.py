@@ -22,9 +22,7 @@ from consortium.scheduler import (
 )  # fmt: skip
 from consortium.scheduler.fit import lay_out
 from tests.builders import NOW_MS, account, site
-from tests.scheduler.worlds import A100, H100, code, held, job, started, world
-
-HOUR_MS = 3_600_000
+from tests.scheduler.worlds import A100, H100, HOUR_MS, ROOMY, code, held, in_turn, job, started, world
 
 
 @pytest.mark.parametrize(
@@ -181,7 +179,7 @@ def test_a_backoff_is_waited_out_and_holds_nobody_up():
     assert plan.reasons[later.id].numbers == {"not_before_ms": NOW_MS + 30_000}
     funnel = explain(world(later, other), later.id)
     assert (funnel.reason.code, funnel.position) == (ReasonCode.HELD, 0)
-    assert funnel.estimated_start == StartRange(earliest_ms=NOW_MS + 30_000, latest_ms=NOW_MS + 30_000)
+    assert funnel.estimated_start == StartRange(earliest_ms=NOW_MS + 30_000, latest_ms=NOW_MS + HOUR_MS)
 
 
 @pytest.mark.parametrize(
@@ -213,14 +211,14 @@ def test_jobs_that_could_never_fit(story, changes, expected, fix):
 
 def test_short_jobs_are_backfilled_and_long_ones_would_delay_the_first_in_line():
     busy = held(1, "fr-1", {"n0": 8, "n1": 4})
-    head = job(1, gpus=16, sites=("fr-1",))
-    long, short = job(2, gpus=4, sites=("fr-1",), walltime_s=7200), job(3, gpus=4, sites=("fr-1",), walltime_s=3600)
-    snapshot = world(head, long, short, held=(busy,))
+    head = in_turn(1, gpus=16, sites=("fr-1",))
+    long, short = (in_turn(n, gpus=4, sites=("fr-1",), walltime_s=w) for n, w in ((2, 7200), (3, 3600)))
+    snapshot = world(head, long, short, accounts=ROOMY, held=(busy,))
     plan = schedule(snapshot)
     assert started(plan) == {short.id: ["fr-1"]}
     assert plan.reservations[0].job == head.id
     assert plan.reservations[0].start_ms == NOW_MS + HOUR_MS
-    without = schedule(world(head, long, held=(busy,)))
+    without = schedule(world(head, long, accounts=ROOMY, held=(busy,)))
     reason = without.reasons[long.id]
     assert reason.code is ReasonCode.PRIORITY
     assert reason.numbers == {
@@ -231,9 +229,11 @@ def test_short_jobs_are_backfilled_and_long_ones_would_delay_the_first_in_line()
 
 def test_a_reason_does_not_count_down_while_nothing_changes():
     busy = held(1, "fr-1", {"n0": 8, "n1": 4})
-    waiting = (job(1, gpus=16, sites=("fr-1",)), job(2, gpus=4, sites=("fr-1",), walltime_s=7200))
-    backoff = job(3, not_before_ms=NOW_MS + 60_000)
-    first, second = (schedule(world(*waiting, backoff, held=(busy,), now_ms=NOW_MS + later)) for later in (0, 250))
+    waiting = (in_turn(1, gpus=16, sites=("fr-1",)), in_turn(2, gpus=4, sites=("fr-1",), walltime_s=7200))
+    backoff = in_turn(3, not_before_ms=NOW_MS + 60_000)
+    first, second = (
+        schedule(world(*waiting, backoff, accounts=ROOMY, held=(busy,), now_ms=NOW_MS + later)) for later in (0, 250)
+    )
     assert {name: reason.message for name, reason in first.reasons.items()} == {
         name: reason.message for name, reason in second.reasons.items()
     }
@@ -243,9 +243,9 @@ def test_a_reason_does_not_count_down_while_nothing_changes():
 
 def test_a_long_job_may_run_beside_the_reservation():
     busy = held(1, "fr-1", {"n0": 8, "n1": 4})
-    head = job(1, gpus=8, sites=("fr-1",))
-    beside, over = (job(n, gpus=4, sites=("fr-1",), walltime_s=9000) for n in (2, 3))
-    plan = schedule(world(head, beside, over, held=(busy,)))
+    head = in_turn(1, gpus=8, sites=("fr-1",))
+    beside, over = (in_turn(n, gpus=4, sites=("fr-1",), walltime_s=9000) for n in (2, 3))
+    plan = schedule(world(head, beside, over, accounts=ROOMY, held=(busy,)))
     assert started(plan) == {beside.id: ["fr-1"]}
     assert plan.reservations[0].legs[0].nodes == {"n0": 8}
     assert code(plan, over) is ReasonCode.CAPACITY
@@ -253,13 +253,13 @@ def test_a_long_job_may_run_beside_the_reservation():
 
 def test_jobs_beside_a_reservation_are_counted_together():
     busy = held(1, "fr-1", {"n0": 8, "n1": 4})
-    head = job(1, gpus=12, sites=("fr-1",))
-    first, second = (job(n, gpus=2, sites=("fr-1",), walltime_s=9000) for n in (2, 3))
-    third = job(4, gpus=1, sites=("fr-1",), walltime_s=9000)
-    snapshot = world(head, first, second, third, held=(busy,))
+    head = in_turn(1, gpus=12, sites=("fr-1",))
+    first, second = (in_turn(n, gpus=2, sites=("fr-1",), walltime_s=9000) for n in (2, 3))
+    third = in_turn(4, gpus=1, sites=("fr-1",), walltime_s=9000)
+    snapshot = world(head, first, second, third, accounts=ROOMY, held=(busy,))
     assert list(started(schedule(snapshot))) == [first.id, second.id]
-    wider = job(1, gpus=14, sites=("fr-1",))
-    plan = schedule(world(wider, first, second, third, held=(busy,)))
+    wider = in_turn(1, gpus=14, sites=("fr-1",))
+    plan = schedule(world(wider, first, second, third, accounts=ROOMY, held=(busy,)))
     assert list(started(plan)) == [first.id]
     assert {code(plan, item) for item in (second, third)} == {ReasonCode.PRIORITY}
 
@@ -276,20 +276,20 @@ def test_a_node_that_partners_share_from_before_the_rule_takes_neither_until_one
 def test_a_backfilled_job_may_not_take_the_quota_of_the_first_in_line():
     sites = (site("fr-1", H100), site("fr-2", H100))
     accounts = (account("fr", {H100: 12}), account("fr/law", {H100: 0}))
-    busy = held(1, "fr-1", {"n0": 8}, account="fr/law")
-    head = job(1, gpus=8, sites=("fr-1",))
-    other = job(2, gpus=8, sites=("fr-2",), walltime_s=7200, account="fr/law")
-    small = job(3, gpus=4, sites=("fr-2",), walltime_s=7200, account="fr/law")
+    busy = held(1, "fr-1", {"n0": 4}, account="fr/law")
+    head = in_turn(1, gpus=8, sites=("fr-1",), priority=Priority.HIGH)
+    other = in_turn(2, gpus=8, sites=("fr-2",), walltime_s=7200, account="fr/law")
+    small = in_turn(3, gpus=4, sites=("fr-2",), walltime_s=7200, account="fr/law")
     plan = schedule(world(head, other, small, sites=sites, accounts=accounts, held=(busy,)))
     assert started(plan) == {small.id: ["fr-2"]}
-    assert code(plan, other) is ReasonCode.QUOTA
+    assert code(plan, other) is ReasonCode.PRIORITY
 
 
 def test_each_site_keeps_gpus_for_the_first_in_line_there():
     legs = (held(1, "fr-1", {"n0": 1}), held(2, "de-1", {"n0": 1}, A100, walltime_s=60))
-    head_fr, head_de = job(1, gpus=16, sites=("fr-1",)), job(2, gpus=8, sites=("de-1",), account="de")
-    long = job(3, gpus=2, sites=("de-1",), account="de", walltime_s=9000)
-    plan = schedule(world(head_fr, head_de, long, held=legs))
+    head_fr, head_de = in_turn(1, gpus=16, sites=("fr-1",)), in_turn(2, gpus=8, sites=("de-1",), account="de")
+    long = in_turn(3, gpus=2, sites=("de-1",), account="de", walltime_s=9000)
+    plan = schedule(world(head_fr, head_de, long, accounts=ROOMY, held=legs))
     assert [(item.job, item.start_ms) for item in plan.reservations] == [
         (head_fr.id, NOW_MS + HOUR_MS),
         (head_de.id, NOW_MS + 60_000),
@@ -301,11 +301,15 @@ def test_explain_tells_position_holders_and_a_range_for_the_start():
     legs = (held(1, "fr-1", {"n0": 8}, walltime_s=3600), held(2, "fr-1", {"n1": 8}, account="de", walltime_s=7200))
     accounts = (account("fr", {H100: 16}), account("de", {H100: 0}))
     first, second = job(1, gpus=8, sites=("fr-1",)), job(2, gpus=8, sites=("fr-1",))
-    funnel = explain(world(second, first, accounts=accounts, held=legs), second.id)
+    funnel = explain(world(second, first, accounts=accounts, held=legs, preemption=False), second.id)
     assert funnel.position == 2
     assert funnel.holders == {"de": 8, "fr": 8}
     assert funnel.estimated_start == StartRange(earliest_ms=NOW_MS + HOUR_MS, latest_ms=NOW_MS + 2 * HOUR_MS)
     assert [step.rule for step in funnel.steps if step.dropped] == ["territory", "capacity"]
+    taken_back = explain(world(second, first, accounts=accounts, held=legs), second.id)
+    assert taken_back.estimated_start == StartRange(
+        earliest_ms=NOW_MS + (1800 + 120) * 1000, latest_ms=NOW_MS + HOUR_MS
+    ), "what de borrowed can be taken back from min_run_s on, by the one that comes first; the other waits for fr's own"
 
 
 def test_explain_of_a_job_that_runs_and_of_one_nobody_knows():

@@ -12,10 +12,26 @@ from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Priority
 from consortium.domain.partner import Cotenancy, Site, SiteState
 from consortium.domain.quota import Account
-from consortium.scheduler import HeldLeg, PendingJob, Plan, SiteView, Snapshot, apply, schedule
+from consortium.scheduler import (
+    HeldLeg,
+    History,
+    PendingJob,
+    Plan,
+    Settings,
+    SiteView,
+    Snapshot,
+    Window,
+    apply,
+    schedule,
+)
 from tests.builders import NOW_MS, account, new_id, site
 
 H100, A100 = "h100-sxm", "a100-80g"
+HOUR_MS = 3_600_000
+ROOMY = (account("fr", {H100: 64, A100: 0}), account("de", {H100: 0, A100: 64}))
+"""Nominal quotas that nobody reaches, so that every job is within its own."""
+EVEN_WORK = 40_320
+"""GPU-seconds: divisible by every number of GPUs from 1 to 10, and by 12, 14 and 16."""
 
 
 def job(number: int, **changes: Any) -> PendingJob:
@@ -32,6 +48,12 @@ def job(number: int, **changes: Any) -> PendingJob:
         "sites": (),
     }
     return PendingJob(**(fields | changes))
+
+
+def in_turn(number: int, **changes: Any) -> PendingJob:
+    """A pending job of as much expected work as every other of this kind, so that age decides: 1 before 2."""
+    legs = changes.get("gpus", 1) * max(1, len(changes.get("sites", ())))
+    return job(number, **({"expected_s": EVEN_WORK // legs} | changes))
 
 
 def held(number: int, site_id: str, nodes: dict[str, int], flavor: str = H100, **changes: Any) -> HeldLeg:
@@ -58,14 +80,28 @@ def world(
     accounts: tuple[Account, ...] | None = None,
     held: tuple[HeldLeg, ...] = (),
     states: dict[str, SiteState] | None = None,
+    cordoned: dict[str, tuple[str, ...]] | None = None,
     now_ms: int = NOW_MS,
+    windows: tuple[Window, ...] = (),
+    history: tuple[History, ...] = (),
+    **settings: Any,
 ) -> Snapshot:
     """Two states: fr with 16 h100 on two nodes, de with 8 a100 on one; each owns its own and may borrow the other's."""
     sites = (site("fr-1", H100, (8, 8)), site("de-1", A100, (8,))) if sites is None else sites
     if accounts is None:
         accounts = (account("fr", {H100: 16, A100: 0}), account("de", {H100: 0, A100: 8}))
-    views = tuple(SiteView(site=item, state=(states or {}).get(item.id, SiteState.ACTIVE)) for item in sites)
-    return Snapshot(now_ms=now_ms, sites=views, accounts=accounts, held=held, pending=pending)
+    views = tuple(
+        SiteView(
+            site=item,
+            state=(states or {}).get(item.id, SiteState.ACTIVE),
+            cordoned=(cordoned or {}).get(item.id, ()),
+        )
+        for item in sites
+    )
+    return Snapshot(
+        now_ms=now_ms, sites=views, accounts=accounts, held=held, pending=pending,
+        windows=windows, history=history, settings=Settings(**settings),
+    )  # fmt: skip
 
 
 def started(plan: Plan) -> dict[str, list[str]]:
