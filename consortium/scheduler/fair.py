@@ -85,8 +85,14 @@ class Pool:
         return Factors(account, weight, dominant, where, borrowed, lent, self._credit * lent, share, level)
 
     def level(self, account: str, quota: QuotaTree, flavor: str, gpus: int) -> tuple[int, ...]:
-        """The level of a job, of its partner first and of its project after."""
-        return tuple(self._level(node, quota, flavor, gpus) for node in quota.path(account)[-2::-1])
+        """The level of a job, of its partner first and of its project after; zeros at the end are left out.
+
+        So a partner's own jobs and those of its projects compare: () is within nominal all the way.
+        """
+        levels = [self._level(node, quota, flavor, gpus) for node in quota.path(account)[-2::-1]]
+        while levels and not levels[-1]:
+            levels.pop()
+        return tuple(levels)
 
     def forget(self, nodes: Iterable[str]) -> None:
         """Note that accounts hold something else now: those of a leg's account and above."""
