@@ -64,8 +64,36 @@ class Client:
         return self._json("POST", f"/sites/{quote(site, safe='')}/drain")
 
     def resume(self, site: str) -> Json:
-        """Let a drained site take legs again."""
+        """Let a drained or recalled site take legs again."""
         return self._json("POST", f"/sites/{quote(site, safe='')}/resume")
+
+    def withdraw(self, site: str, notice_s: int) -> Json:
+        """Recall a site: it takes no leg that would outlive the notice, and what still runs then is stopped."""
+        return self._json("POST", f"/sites/{quote(site, safe='')}/withdraw", body={"notice_s": notice_s})
+
+    def cordon(self, site: str, node: str, reason: str = "") -> Json:
+        """Let a node take no new legs."""
+        path = f"/sites/{quote(site, safe='')}/nodes/{quote(node, safe='')}/cordon"
+        return self._json("POST", path, body={"reason": reason})
+
+    def uncordon(self, site: str, node: str) -> Json:
+        """End a node's cordon."""
+        return self._json("POST", f"/sites/{quote(site, safe='')}/nodes/{quote(node, safe='')}/uncordon")
+
+    def windows(self, site: str = "") -> list[Json]:
+        """Return maintenance windows and reservations that are not over, by start."""
+        return self._list("GET", "/windows", query={"site": site})
+
+    def plan_window(
+        self, site: str, *, kind: str, start_ms: int, end_ms: int, nodes: Iterable[str] = (), account: str = ""
+    ) -> Json:
+        """Set nodes of a site aside for maintenance, or reserve them for an account; no nodes: all of them."""
+        body = {"kind": kind, "start_ms": start_ms, "end_ms": end_ms, "nodes": list(nodes), "account": account}
+        return self._json("POST", f"/sites/{quote(site, safe='')}/windows", body=body)
+
+    def call_off(self, window: str) -> Json:
+        """Call a window off, or end one that has begun."""
+        return self._json("DELETE", f"/windows/{quote(window, safe='')}")
 
     def quota(self) -> Json:
         """Return accounts with their quotas, budgets and pledges."""
