@@ -105,7 +105,10 @@ class Priority(StrEnum):
     @property
     def rank(self) -> int:
         """0 is served first."""
-        return (Priority.HIGH, Priority.NORMAL, Priority.LOW).index(self)
+        return _RANKS[self]
+
+
+_RANKS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -347,6 +347,7 @@ class Cycle:
             for item in victim.legs:
                 leg = stopping(item.held, job.id, self.board.now_ms, self._settings.stop_s)
                 self.board.mark(item, leg)
+        self._evictor.forget()
         self.queue.remove(job.id)
         nominated = replace(job, nominated=True)
         self.queue.add(nominated)

@@ -50,7 +50,7 @@ class RunTimes:
     def __post_init__(self) -> None:
         for counts, bins in ((self.shares, _BINS), (self.errors, len(_ERROR_EDGES) + 1)):
             for account in sorted(counts):
-                if len(counts[account]) != bins or any(count < 0 for count in counts[account]):
+                if len(counts[account]) != bins or min(counts[account]) < 0:
                     raise ConfigError(
                         f"the run times of account {account!r} are not {bins} counts",
                         where="run times",

@@ -20,7 +20,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from consortium.domain import ids
+from consortium.domain.job import Priority
 from consortium.scheduler.board import Board, Running, SiteUse
+from consortium.scheduler.fit import nodes_at
 from consortium.scheduler.queue import Line
 from consortium.scheduler.types import Eviction, EvictionRule, HeldLeg, PendingJob, Settings
 
@@ -70,35 +72,63 @@ class Evictor:
         self._settings = settings
         self._ripe: dict[str, list[Running]] = {}
         """Per site the legs that may be evicted at all."""
+        self._known: dict[tuple[str, str, Priority, bool, bool], list[Victim]] = {}
 
     def choose(self, job: PendingJob, line: Line) -> Choice | None:
         """Return whom to evict so that the job can start; None where nobody may be, or all would not suffice."""
-        if not self._settings.preemption or len(job.sites) > 1:
+        if not self._settings.preemption:
             return None
+        nominal = {flavor: within_nominal(self._board, job, flavor, gpus) for flavor, gpus in line.need}
+        if not job.sites and not any(nominal.values()):
+            return None
+        if len(job.sites) > 1:
+            return self._everywhere(job, line, nominal) if all(nominal.values()) else None
         best: Choice | None = None
-        waited_ms = self._board.now_ms - job.created_ms
-        patient = waited_ms < (self._settings.min_run_s + self._settings.stop_s) * 1000
         for site in line.usable:
-            found = self._at(job, site)
-            if found is None:
-                continue
-            over = found.gpus * 100 > self._settings.disruption_percent * job.gpus
-            if patient and over and len(found.victims) > 1:
-                continue
-            if best is None or found < best:
+            found = self._at(job, site, nominal=nominal[self._board.flavors[site]])
+            if found is not None and (best is None or found < best) and not self._too_many(job, found, job.gpus):
                 best = found
         return best
 
-    def _at(self, job: PendingJob, site: str) -> Choice | None:
-        board, alone = self._board, bool(job.sites)
-        flavor = board.flavors[site]
-        nominal = within_nominal(board, job, flavor, job.gpus)
-        if not nominal and not alone:
+    def forget(self) -> None:
+        """Note that legs have been told to stop."""
+        self._known.clear()
+        self._ripe.clear()
+
+    def _everywhere(self, job: PendingJob, line: Line, nominal: dict[str, bool]) -> Choice | None:
+        """Make room at every site of a gang that has none; all of them or nothing."""
+        board = self._board
+        chosen: dict[str, Victim] = {}
+        sites = []
+        for site in line.usable:
+            if nodes_at(job, site, (board,), barred=board.barred(job, site, board.now_ms)) is not None:
+                continue
+            found = self._at(job, site, nominal=nominal[board.flavors[site]])
+            if found is None:
+                return None
+            sites.append(site)
+            chosen |= {victim.job: victim for victim in found.victims}
+        if not chosen:
             return None
-        victims = self._victims(job, site, flavor, nominal=nominal, alone=alone)
-        if not victims:
+        cost, count = sum(victim.cost for victim in chosen.values()), sum(victim.gpus for victim in chosen.values())
+        choice = Choice(cost, count, ", ".join(sites), tuple(chosen.values()))
+        return None if self._too_many(job, choice, job.gpus * len(job.sites)) else choice
+
+    def _too_many(self, job: PendingJob, choice: Choice, gpus: int) -> bool:
+        """Whether the disruption budget forbids the choice."""
+        waited_ms = self._board.now_ms - job.created_ms
+        patient = waited_ms < (self._settings.min_run_s + self._settings.stop_s) * 1000
+        over = choice.gpus * 100 > self._settings.disruption_percent * gpus
+        return patient and over and len(choice.victims) > 1
+
+    def _at(self, job: PendingJob, site: str, *, nominal: bool) -> Choice | None:
+        if not nominal and not job.sites:
             return None
-        chosen = self._clear(job, site, victims)
+        known = self._victims(job, site, nominal=nominal)
+        if sum(victim.gpus for victim in known) + self._board.sites[site].free_total < job.gpus:
+            return None
+        victims = self._down_to_nominal(job, known, self._board.flavors[site])
+        chosen = self._clear(job, site, victims) if victims else None
         if chosen is None:
             return None
         chosen = self._spare(job, site, chosen)
@@ -111,35 +141,48 @@ class Evictor:
             tuple(chosen),
         )
 
-    def _victims(self, job: PendingJob, site: str, flavor: str, *, nominal: bool, alone: bool) -> dict[str, Victim]:
-        """Jobs with a leg at the site that may be evicted for the job, each borrower only down to its nominal."""
+    def _victims(self, job: PendingJob, site: str, *, nominal: bool) -> list[Victim]:
+        """Jobs with a leg at the site that may be evicted for the job, borrowers first, cheapest first."""
+        key = site, job.account, job.priority, bool(job.sites), nominal
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._look(job, site, nominal=nominal)
+        return found
+
+    def _look(self, job: PendingJob, site: str, *, nominal: bool) -> list[Victim]:
         board, settings = self._board, self._settings
         latest_ms = board.now_ms - settings.min_run_s * 1000
         ripe = self._ripe.get(site)
         if ripe is None:
             ripe = self._ripe[site] = [
-                item for item in board.at[site] if item.held.started_ms <= latest_ms and item.held.preemptible
+                item
+                for item in board.at[site]
+                if item.held.started_ms <= latest_ms and item.held.preemptible and not item.held.stopping_for
             ]
-        if not ripe:
-            return {}
+        flavor = board.flavors[site]
         home = board.sites[site].site.partner == ids.partner_of(job.account)
+        rules: dict[tuple[str, bool, bool], EvictionRule | None] = {}
         found: list[Victim] = []
         for item in ripe:
             leg = item.held
-            if leg.stopping_for or leg.priority.rank < job.priority.rank:
+            lower = leg.priority.rank - job.priority.rank
+            if lower < 0:
                 continue
-            rule = self._right(job, leg, flavor, nominal=nominal, alone=alone, home=home)
+            case = leg.account, lower > 0, leg.anywhere
+            if case not in rules:
+                rules[case] = self._right(job, leg, flavor, nominal=nominal, alone=bool(job.sites), home=home)
+            rule = rules[case]
             if rule is None:
                 continue
             legs = tuple(board.by_job[leg.job].values())
-            if any(other.held.stopping_for or other.held.started_ms > latest_ms for other in legs):
+            if len(legs) > 1 and any(other.held.stopping_for or other.held.started_ms > latest_ms for other in legs):
                 continue
             lost = sum(lost_ms(other.held, board.now_ms) * other.gpus for other in legs)
             taken = sum(other.gpus for other in legs)
             cost = lost + settings.stop_s * 1000 * taken
             found.append(Victim(cost, -leg.started_ms, leg.job, rule, legs, taken, lost))
         found.sort(key=lambda victim: (victim.rule is not EvictionRule.BORROWER, victim[:3]))
-        return self._down_to_nominal(job, found, flavor)
+        return found
 
     def _right(
         self, job: PendingJob, leg: HeldLeg, flavor: str, *, nominal: bool, alone: bool, home: bool

@@ -152,9 +152,11 @@ class Queue:
 
     def _shape(self, job: PendingJob) -> Shape:
         """What decides whether a job fits, but for its walltime, and its priority class."""
+        denied = self._key(job.denied) if job.denied else None
+        unfit = self._key(job.unfit) if job.unfit else None
         return (
             job.account, job.nominated, job.priority.rank, job.gpus, job.gpus_per_worker, job.flavors, job.sites,
-            job.min_sites, job.avoid, self._key(job.denied) if job.denied else None, self._key(job.unfit) if job.unfit else None,
+            job.min_sites, job.avoid, denied, unfit,
         )  # fmt: skip
 
     def _key(self, verdicts: dict[str, Reason]) -> Shape:
