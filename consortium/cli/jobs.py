@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from consortium.cli import dryrun
 from consortium.cli.context import As, Caller, Json, check_job_id
+from consortium.cli.dryrun import denied, funnel
 from consortium.cli.show import put_json, say, table, when
 from consortium.errors import JobFailedError
 
@@ -36,42 +38,66 @@ def submit(
     account: Annotated[str, typer.Option(help="Who pays: a partner or project; default: yours.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would become of it; submit nothing.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end; exit 1 if it fails.")] = False,
+    array: Annotated[int, typer.Option(metavar="N", help="Submit N jobs; %a in a value stands for 0 to N-1.")] = 0,
+    array_limit: Annotated[int, typer.Option(metavar="M", help="At most M of them in line or at work at a time.")] = 0,
     idempotency_key: Annotated[str, typer.Option(help="Submitting again with the same key makes no second job.")] = "",
     as_json: Json = False,
     person: As = "",
 ) -> None:
     """Submit a job."""
-    from consortium.client.submission import make_spec
+    from consortium.client.submission import draft_array, draft_spec, finish_spec
+    from consortium.errors import UsageError
 
+    if array_limit and not array:
+        raise UsageError("--array-limit needs --array")
     caller = Caller(person, partner=account[:2])
+    given = overrides or []
     with caller.client() as client:
-        signed = make_spec(client, kind, overrides or [], person=caller.name(), key=caller.key(), account=account)
-        say(f"as {signed.spec.submitter}, paid by account {signed.spec.account}")
+        if array:
+            drafts = draft_array(
+                client, kind, given, size=array, limit=array_limit, person=caller.name(), account=account
+            )
+        else:
+            drafts = (draft_spec(client, kind, given, person=caller.name(), account=account),)
+        say(f"as {drafts[0].submitter}, paid by account {drafts[0].account}")
         if dry_run:
-            _dry_run(client.dry_run(signed), as_json)
+            dryrun.show(client.dry_run(drafts[0]), as_json, members=len(drafts))
             return
-        job = client.submit(signed, idempotency_key=idempotency_key)
-        if watch and job.state.value != "denied":
-            job = _watch(client, job.id)
+        key = caller.key()
+        signed = [finish_spec(draft, key) for draft in drafts]
+        if array:
+            made = client.submit_array(signed, idempotency_key=idempotency_key)
+        else:
+            made = [client.submit(signed[0], idempotency_key=idempotency_key)]
+        if watch:
+            made = [_watch(client, job.id) if job.state.value != "denied" else job for job in made]
+    _submitted(made, watch, as_json, array=bool(array))
+
+
+def _submitted(made: list[Job], watched: bool, as_json: bool, *, array: bool) -> None:
+    """Print what was submitted; leave with the first denial, or failure of what was watched."""
     if as_json:
-        _put(job)
-    if job.state.value == "denied":
-        _denied(job)
-    if not as_json:
-        print(job.id)
-    if watch and job.state.value != "succeeded":
-        message = job.reason.message if job.reason else ""
-        raise JobFailedError(f"{job.id} {job.state.value}: {message}", fix=f"consortium logs {job.id}")
+        _put(made if array else made[0])
+    for job in made:
+        if job.state.value == "denied":
+            denied(job)
+        if not as_json:
+            print(job.id)
+    for job in made:
+        if watched and job.state.value != "succeeded":
+            message = job.reason.message if job.reason else ""
+            raise JobFailedError(f"{job.id} {job.state.value}: {message}", fix=f"consortium logs {job.id}")
 
 
 def jobs(
     state: Annotated[str, typer.Option(help="Only these states, with commas: pending,running.")] = "",
     account: Annotated[str, typer.Option(help="Only this account's and its projects'.")] = "",
+    array: Annotated[str, typer.Option(metavar="ARRAY", help="Only the members of this array (arr-…).")] = "",
     as_json: Json = False,
     person: As = "",
 ) -> None:
     """List jobs."""
-    found = Caller(person).client().jobs(states=_states(state), account=account)
+    found = Caller(person).client().jobs(states=_states(state), account=account, array=array)
     if as_json:
         _put(found)
         return
@@ -109,6 +135,9 @@ def show(job: JobArg, as_json: Json = False, person: As = "") -> None:
         "purpose": spec.purpose,
         "inputs": ", ".join(spec.inputs),
         "per site": f"{spec.resources.gpus} GPUs, at most {spec.resources.walltime_s} s",
+        "after": ", ".join(spec.after),
+        "array": f"{spec.array.index} of {spec.array.size} in {spec.array.id}" if spec.array else "",
+        "deadline": when(spec.deadline_ms) + " UTC" if spec.deadline_ms else "",
         "submitted": when(found.created_ms),
         "MLflow run": found.tracking_run,
     }
@@ -131,7 +160,7 @@ def explain(job: JobArg, as_json: Json = False, person: As = "") -> None:
         print(f"  {denial['clause']} ({denial['file']}:{denial['line']}): {denial['message']}")
         print(f"  would pass: {denial['would_pass']}")
     if found["funnel"]:
-        _funnel(found["funnel"])
+        funnel(found["funnel"])
     for site, progress in sorted((found.get("progress") or {}).items()):
         if progress:
             print(f"  {site}: {_progress(progress)}")
@@ -189,38 +218,6 @@ def _states(text: str) -> list[str]:
     return names
 
 
-def _denied(job: Job) -> NoReturn:
-    """Leave with what denies a job and its exit code: 3 by policy, 4 by quota."""
-    from consortium.errors import PolicyDeniedError, QuotaDeniedError
-
-    if not job.denials:
-        message = job.reason.message if job.reason else "no reason was given"
-        raise QuotaDeniedError(f"{job.id} is denied: {message}", fix=(job.reason.fix or None) if job.reason else None)
-    first = job.denials[0]
-    raise PolicyDeniedError(
-        f"{job.id} is denied by {first.clause}: {first.message}",
-        where=f"{first.file}:{first.line}",
-        fix=f"would pass: {first.would_pass}",
-    )
-
-
-def _dry_run(answer: dict[str, Any], as_json: bool) -> None:
-    from consortium.domain.codec import from_json
-    from consortium.domain.job import Job
-
-    job = from_json(Job, {key: value for key, value in answer.items() if key not in ("funnel", "dry_run")})
-    if as_json:
-        put_json(answer)
-    if job.state.value == "denied":
-        _denied(job)
-    if as_json:
-        return
-    print(f"nothing was submitted; it would run at {', '.join(job.target_sites) or 'any one site that fits'}")
-    if answer["funnel"]:
-        print(answer["funnel"]["reason"]["message"])
-        _funnel(answer["funnel"])
-
-
 def _watch(client: Client, job: str) -> Job:
     say(f"{job} submitted")
     found = client.job(job)
@@ -244,28 +241,6 @@ def _legs(job: Job) -> None:
 
 def _progress(progress: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in progress.items())
-
-
-def _funnel(funnel: dict[str, Any]) -> None:
-    for step in funnel["steps"]:
-        numbers = ", ".join(f"{key} {value}" for key, value in step["numbers"].items())
-        print(
-            f"  {step['rule']:12} {', '.join(step['sites_left']) or 'no site left'}"
-            + (f"  ({numbers})" if numbers else "")
-        )
-        for drop in step["dropped"]:
-            print(f"    {drop['site']}: {drop['reason']['message']}")
-    if funnel["position"]:
-        print(f"  position     {funnel['position']} in line")
-    if funnel["holders"]:
-        print(f"  held by      {', '.join(f'{p} {n} GPUs' for p, n in funnel['holders'].items())}")
-    estimate = funnel["estimated_start"]
-    if estimate:
-        earliest = when(int(estimate["earliest_ms"]))
-        latest = "unknown" if estimate["latest_ms"] is None else when(int(estimate["latest_ms"]))
-        print(f"  starts       {f'at {earliest}' if earliest == latest else f'between {earliest} and {latest}'} (UTC)")
-    if funnel["fix"]:
-        print(f"  fix          {funnel['fix']}")
 
 
 def _log_text(found: dict[str, Any], told: bool) -> None:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from consortium.client.api import Client
-    from consortium.client.submission import make_spec, sign_spec
+    from consortium.client.submission import draft_array, draft_spec, finish_spec, make_spec, sign_spec
 
-__all__ = ["Client", "make_spec", "sign_spec"]
+__all__ = ["Client", "draft_array", "draft_spec", "finish_spec", "make_spec", "sign_spec"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,7 +17,7 @@ def __getattr__(name: str) -> Any:
         from consortium.client.api import Client
 
         return Client
-    if name in ("make_spec", "sign_spec"):
+    if name in __all__:
         from consortium.client import submission
 
         return getattr(submission, name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -11,7 +12,7 @@ from urllib.parse import quote
 from consortium.client.transport import Transport
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset
-from consortium.domain.job import Job, JobState, SignedSpec
+from consortium.domain.job import Job, JobSpec, JobState, SignedSpec
 from consortium.domain.training import Round
 from consortium.errors import UnreachableError
 
@@ -110,14 +111,26 @@ class Client:
         body = _submission(signed) | {"idempotency_key": idempotency_key}
         return from_json(Job, self._json("POST", "/jobs", body=body), where="job")
 
-    def dry_run(self, signed: SignedSpec) -> Json:
-        """Return what would become of a submission, with its funnel; nothing is stored."""
-        return self._json("POST", "/jobs", body=_submission(signed) | {"dry_run": True})
+    def submit_array(self, members: Sequence[SignedSpec], *, idempotency_key: str = "") -> list[Job]:
+        """Submit all members of a job array, all or none; return them in order of their index."""
+        body = {"members": [_submission(signed) for signed in members], "idempotency_key": idempotency_key}
+        return from_json(list[Job], self._json("POST", "/jobs/array", body=body), where="jobs")
 
-    def jobs(self, *, states: Iterable[JobState | str] = (), account: str = "", limit: int = 1000) -> list[Job]:
+    def dry_run(self, spec: JobSpec | SignedSpec) -> Json:
+        """Return what would become of a submission: funnel, a row per site, run time, cost; nothing is stored.
+
+        Neither signature nor nonce are sent, so nobody who sees the request can submit the job.
+        """
+        said = spec.spec if isinstance(spec, SignedSpec) else spec
+        return self._json("POST", "/jobs", body={"spec": to_json(replace(said, nonce="")), "dry_run": True})
+
+    def jobs(
+        self, *, states: Iterable[JobState | str] = (), account: str = "", array: str = "", limit: int = 1000
+    ) -> list[Job]:
         """Return jobs, oldest first (the newest `limit` of them); an account includes its projects."""
         wanted = ",".join(JobState(state).value for state in states)
-        found = self._list("GET", "/jobs", query={"state": wanted, "account": account, "limit": limit})
+        query = {"state": wanted, "account": account, "array": array, "limit": limit}
+        found = self._list("GET", "/jobs", query=query)
         return from_json(list[Job], found, where="jobs")
 
     def job(self, job: str) -> Job:

@@ -67,14 +67,14 @@ def compose_job(
             where=locate(("inputs",)),
             fix="submit one clean job per dataset",
         )
-    fields = {key: getattr(common, key) for key in sorted(_KEYS)}
-    return ComposedJob(kind=name, params=checked, **fields)
+    fields = {key: getattr(common, key) for key in sorted(_KEYS)} | {"flavors": common.flavor_names}
+    return ComposedJob(kind=name, params=checked, throughput=common.throughput, **fields)
 
 
 def _check_known(keys: JobKeys, known: Known, locate: Locate) -> None:
     if keys.account and keys.account not in known.accounts:
         raise unknown("account", keys.account, known.accounts, locate(("account",)))
-    for what, names, right in (("site", keys.sites, known.sites), ("flavor", keys.flavors, known.flavors)):
+    for what, names, right in (("site", keys.sites, known.sites), ("flavor", keys.flavor_names, known.flavors)):
         for name in names:
             if name not in right:
                 raise unknown(what, name, right, locate((what + "s",)))

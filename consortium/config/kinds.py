@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from consortium.config.build import Locate, build, unknown
 from consortium.domain import ids
-from consortium.domain.job import JobKind, Priority
+from consortium.domain.job import JobKind, Priority, check_throughput
+from consortium.domain.units import moment_ms
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
 
@@ -204,8 +205,15 @@ class JobKeys:
     gpus_per_worker: int
     walltime_s: int
     flavors: tuple[str, ...]
+    """`h100-sxm`, or with how fast it runs there `a100-80g:0.4`; without a number it is 1."""
     model: str = ""
     """For `evaluate`: the pretrain job."""
+    after: tuple[str, ...] = ()
+    """Jobs that must succeed first."""
+    deadline: str = ""
+    """When it must have ended: a time or a span from now; empty: none."""
+    preemptible: bool = True
+    checkpoint_every_s: int = 0
 
     def __post_init__(self) -> None:
         if not ids.is_name(self.name):
@@ -219,13 +227,41 @@ class JobKeys:
         )
         if self.gpus % self.gpus_per_worker:
             raise ValueError(f"gpus ({self.gpus}) must be a multiple of gpus_per_worker ({self.gpus_per_worker})")
+        _within(self, checkpoint_every_s=(0, 366 * 86_400))
+        if self.deadline:
+            try:
+                moment_ms(self.deadline, 0)
+            except ValueError as fault:
+                raise ValueError(f"deadline: {fault}") from fault
+        for job in self.after:
+            if not ids.is_id(job, "job"):
+                raise ValueError(f"after: {job!r} is no job id such as job-…; `consortium jobs` lists them")
         for site in self.sites:
             if not ids.is_site(site):
                 raise ValueError(f"site {site!r} must be a partner's id and a number, such as fr-1")
-        for field_name in ("inputs", "sites", "flavors"):
-            values = getattr(self, field_name)
+        for flavor in self.flavors:
+            name, colon, factor = flavor.partition(":")
+            try:
+                check_throughput(name, factor if colon else "1")
+            except ValueError as fault:
+                raise ValueError(f"flavors: {flavor!r}: {fault}") from fault
+        for field_name in ("inputs", "sites", "flavors", "after"):
+            values = self.flavor_names if field_name == "flavors" else getattr(self, field_name)
             if len(set(values)) != len(values) or not all(values):
                 raise ValueError(f"{field_name} must be names, each given once, got {list(values)}")
+
+    @property
+    def flavor_names(self) -> tuple[str, ...]:
+        """The acceptable flavors."""
+        return tuple(flavor.partition(":")[0] for flavor in self.flavors)
+
+    @property
+    def throughput(self) -> dict[str, str]:
+        """How fast it runs on each of them; empty where none says so."""
+        if not any(":" in flavor for flavor in self.flavors):
+            return {}
+        pairs = (flavor.partition(":") for flavor in self.flavors)
+        return {name: factor or "1" for name, _, factor in pairs}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,9 +278,14 @@ class ComposedJob:
     gpus_per_worker: int
     walltime_s: int
     flavors: tuple[str, ...]
+    throughput: dict[str, str]
     sites: tuple[str, ...]
     min_sites: int
     priority: Priority
+    after: tuple[str, ...]
+    deadline: str
+    preemptible: bool
+    checkpoint_every_s: int
     params: dict[str, Any] = field(default_factory=dict)
 
 

@@ -6,6 +6,8 @@ Accounted quantities: GPU-milliseconds (`gpu_ms`), bytes, tokens, millijoules. T
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
 
@@ -35,6 +37,25 @@ def data_size(size_bytes: int) -> str:
         if value < 1000:
             return f"{value.quantize(Decimal('0.1'))} {unit}"
     return f"{(value / 1000).quantize(Decimal('0.1'))} PB"
+
+
+_SPAN = re.compile(r"\+?([0-9]{1,6})(s|m|h|d)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def moment_ms(text: str, now_ms: int) -> int:
+    """Return the instant that a person wrote: `2026-11-23T08:00` (UTC unless it says otherwise), or `6h` from now.
+
+    Units of a span are `s`, `m`, `h` and `d`. Raises ValueError.
+    """
+    span = _SPAN.fullmatch(text)
+    if span is not None:
+        return now_ms + int(span[1]) * _SECONDS[span[2]] * 1000
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as fault:
+        raise ValueError(f"{text!r} is neither a time such as 2026-11-23T08:00 nor a span such as 6h") from fault
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _rounded(value: Fraction, digits: int) -> str:

@@ -11,7 +11,7 @@ import yaml
 from consortium.domain.codec import from_json
 from consortium.domain.data import Dataset
 from consortium.domain.ids import partner_of
-from consortium.domain.job import SignedSpec
+from consortium.domain.job import JobSpec, SignedSpec
 from consortium.domain.partner import Person, Role
 from consortium.errors import ConfigError, NotFoundError, UsageError, VerificationError
 from consortium.keys.canonical import canonical
@@ -107,11 +107,20 @@ def verify_spec(signed: SignedSpec, rosters: Rosters) -> Person:
     Raises VerificationError.
     """
     spec = signed.spec
+    person = may_submit(spec, rosters)
+    verify(person.signing_key, canonical(spec), signed.signature, what=f"job {spec.name} by {person.id}")
+    return person
+
+
+def may_submit(spec: JobSpec, rosters: Rosters) -> Person:
+    """Return the submitter of a job spec after checking that it may submit and pays from its own account.
+
+    Whether it signed the spec is not looked at. Raises VerificationError.
+    """
     try:
         person = rosters.person(spec.submitter)
     except NotFoundError as fault:
         raise VerificationError(fault.what, where=f"job {spec.name}", fix=fault.fix) from fault
-    verify(person.signing_key, canonical(spec), signed.signature, what=f"job {spec.name} by {person.id}")
     if not {Role.ENGINEER, Role.ADMIN} & set(person.roles):
         raise VerificationError(f"{person.id} is neither engineer nor admin and may not submit jobs")
     if partner_of(spec.account) != partner_of(person.id):

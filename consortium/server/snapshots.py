@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import ColumnElement, Connection, Row, select
 
+from consortium.accounting.budgets import Standing
 from consortium.domain.codec import from_json
 from consortium.domain.data import Dataset
 from consortium.domain.decision import PolicyDecision, Reason, ReasonCode
 from consortium.domain.ids import partner_of
-from consortium.domain.job import JobKind, JobSpec, JobState, LegState, Priority
+from consortium.domain.job import JobKind, JobSpec, JobState, LegState, Priority, Resources
 from consortium.domain.partner import SiteState
 from consortium.policy import requests_for_job
-from consortium.scheduler import HeldLeg, PendingJob, SiteView, Snapshot
-from consortium.server import nodes
+from consortium.scheduler import HeldLeg, PendingJob, RunTimes, SiteView, Snapshot, expected_s
+from consortium.server import nodes, waits
 from consortium.server.core import Core
 from consortium.server.federation import Federation
-from consortium.state import jobs
+from consortium.state import jobs, shares
 from consortium.state import tables as t
 from consortium.state.sites import SiteStatus, all_sites
 
@@ -39,6 +41,8 @@ class View:
 
     snapshot: Snapshot
     versions: dict[str, int]
+    budgets: Mapping[str, Standing]
+    run_times: RunTimes
 
 
 def take(core: Core, connection: Connection) -> View:
@@ -55,29 +59,34 @@ def take(core: Core, connection: Connection) -> View:
         cordoned = tuple(sorted(known.cordoned.get(site.id, ())))
         sites.append(SiteView(site=site, state=state, cordoned=cordoned))
     waiting, versions = [], held_versions(connection)
-    done_ms = kept_run_time(connection)
+    done_ms, run_times = kept_run_time(connection), shares.load_run_times(connection)
+    now_ms = core.clock.now_ms()
+    held = _expected(held_legs(connection, core.settings.scheduler.stop_s), run_times, now_ms)
     busy = _busy_jobs(connection)
     query = select(t.jobs).where(t.jobs.c.state == JobState.PENDING.value).order_by(t.jobs.c.created_ms, t.jobs.c.id)
-    for row in connection.execute(query):
-        if row.id in busy:
-            continue
-        spec = from_json(JobSpec, row.spec, where=row.id)
+    rows = [row for row in connection.execute(query) if row.id not in busy]
+    specs = {row.id: from_json(JobSpec, row.spec, where=row.id) for row in rows}
+    kept_out = waits.read(connection, federation, held, specs, now_ms)
+    for row in rows:
+        spec = specs[row.id]
         decisions = decide(federation, spec, inputs_of(connection, spec), tuple(row.sites))
-        job = pending_job(row.id, spec, tuple(row.sites), decisions, row.created_ms, stored, row)
-        if row.id in done_ms or row.id in known.faults:
-            job = replace(job, done_ms=done_ms.get(row.id, 0), avoid=known.avoid(row.id, spec.resources))
-        waiting.append(job)
+        kept_ms = done_ms.get(row.id, 0)
+        job = pending_job(row.id, spec, tuple(row.sites), decisions, row.created_ms, stored, run_times, row, kept_ms)
+        if row.id in known.faults:
+            job = replace(job, avoid=known.avoid(row.id, spec.resources))
+        waiting.append(replace(job, waits_for=kept_out.reasons.get(row.id)))
         versions[row.id] = row.version
     snapshot = Snapshot(
-        now_ms=core.clock.now_ms(),
+        now_ms=now_ms,
         sites=tuple(sites),
         accounts=tuple(federation.accounts.values()),
-        held=held_legs(connection, core.settings.scheduler.stop_s),
-        pending=tuple(waiting),
+        held=held,
+        pending=waits.within_budget(waiting, kept_out.budgets, federation, now_ms),
         windows=nodes.all_windows(core, connection, stored),
+        history=shares.load_history(connection)[0],
         settings=core.settings.scheduler.settings,
     )
-    return View(snapshot=snapshot, versions=versions)
+    return View(snapshot=snapshot, versions=versions, budgets=kept_out.budgets, run_times=run_times)
 
 
 def decide(
@@ -114,9 +123,14 @@ def pending_job(
     decisions: dict[str, PolicyDecision],
     created_ms: int,
     stored: Mapping[str, SiteStatus],
+    run_times: RunTimes,
     row: Row[Any] | None = None,
+    done_ms: int = 0,
 ) -> PendingJob:
-    """Return a job as the scheduler sees it; `stored` is what each site last said of itself."""
+    """Return a job as the scheduler sees it.
+
+    `stored` is what each site last said of itself, `done_ms` the run time of earlier attempts that is kept.
+    """
     held = row is not None and row.not_before_ms > 0
     return PendingJob(
         id=job_id,
@@ -125,10 +139,14 @@ def pending_job(
         created_ms=created_ms,
         gpus=spec.resources.gpus,
         gpus_per_worker=spec.resources.gpus_per_worker,
-        flavors=spec.resources.flavors,
+        flavors=_fastest_first(spec.resources),
         walltime_s=spec.resources.walltime_s,
         sites=sites,
         min_sites=spec.min_sites,
+        done_ms=done_ms,
+        expected_s=expected_s(run_times, spec.account, spec.resources.walltime_s, done_ms // 1000),
+        checkpoint_every_s=spec.checkpoint_every_s,
+        preemptible=spec.preemptible,
         not_before_ms=row.not_before_ms if row is not None and held else 0,
         not_before_reason=_why_held(row) if row is not None and held else "",
         denied={site: policy_reason(site, d) for site, d in decisions.items() if not d.allowed},
@@ -185,25 +203,48 @@ def held_versions(connection: Connection) -> dict[str, int]:
 
 
 def kept_run_time(connection: Connection) -> dict[str, int]:
-    """Return how much run time of pending jobs is kept, in milliseconds: what they need not do again.
+    """Return how much run time of pending jobs is kept, in milliseconds: what they need not do again."""
+    found: dict[str, int] = {}
+    for (job, _), kept in sorted(_kept_by_attempt(connection, t.jobs.c.state == JobState.PENDING.value).items()):
+        found[job] = found.get(job, 0) + kept
+    return {job: kept for job, kept in found.items() if kept}
 
-    A leg keeps what it ran until its progress last moved; an attempt what the slowest of its legs kept.
-    """
+
+def kept_before(connection: Connection, job: str, attempt: str) -> int:
+    """Return how much run time the other attempts of a job kept, in milliseconds."""
+    return sum(_kept_by_attempt(connection, (t.jobs.c.id == job) & (t.legs.c.attempt != attempt)).values())
+
+
+def _kept_by_attempt(connection: Connection, wanted: ColumnElement[bool]) -> dict[tuple[str, str], int]:
+    """A leg keeps what it ran until its progress last moved; an attempt what the slowest of its legs kept."""
     query = (
         select(t.legs.c.job, t.legs.c.attempt, t.legs.c.id, t.epochs.c.running_ms, t.epochs.c.kept_ms)
         .join(t.jobs, t.jobs.c.id == t.legs.c.job)
         .join(t.epochs, t.epochs.c.leg == t.legs.c.id)
-        .where((t.jobs.c.state == JobState.PENDING.value) & t.jobs.c.kind.in_(RESUMING))
+        .where(wanted & t.jobs.c.kind.in_(RESUMING))
     )
     attempts: dict[tuple[str, str], dict[str, int]] = {}
     for row in connection.execute(query):
         kept = max(0, row.kept_ms - row.running_ms) if row.running_ms else 0
         by_leg = attempts.setdefault((row.job, row.attempt), {})
         by_leg[row.id] = by_leg.get(row.id, 0) + kept
-    found: dict[str, int] = {}
-    for (job, _), by_leg in sorted(attempts.items()):
-        found[job] = found.get(job, 0) + min(by_leg.values())
-    return {job: kept for job, kept in found.items() if kept}
+    return {key: min(by_leg.values()) for key, by_leg in attempts.items()}
+
+
+def _expected(legs: tuple[HeldLeg, ...], run_times: RunTimes, now_ms: int) -> tuple[HeldLeg, ...]:
+    """The legs with how long each is expected to run from its start, now that it has run until now."""
+    found = []
+    for leg in legs:
+        ran_s = max(0, now_ms - leg.started_ms) // 1000
+        left_s = expected_s(run_times, leg.account, leg.walltime_s, ran_s)
+        found.append(replace(leg, expected_s=min(leg.walltime_s, ran_s + left_s)))
+    return tuple(found)
+
+
+def _fastest_first(resources: Resources) -> tuple[str, ...]:
+    """The acceptable flavors, those on which the job runs faster first; as given where nothing was said."""
+    speed = resources.throughput
+    return tuple(sorted(resources.flavors, key=lambda flavor: -Fraction(speed.get(flavor, "1"))))
 
 
 def _busy_jobs(connection: Connection) -> set[str]:

@@ -11,17 +11,19 @@ from consortium.config import validate_params
 from consortium.domain.codec import to_json
 from consortium.domain.data import Dataset
 from consortium.domain.decision import Reason, ReasonCode
+from consortium.domain.ids import is_id
 from consortium.domain.job import Job, JobKind, JobSpec, JobState, SignedSpec
 from consortium.domain.partner import Role
 from consortium.domain.records import RecordType
 from consortium.errors import ConflictError, ForbiddenError, UsageError
 from consortium.keys.canonical import digest_json
-from consortium.keys.roster import verify_spec
+from consortium.keys.roster import may_submit, verify_spec
 from consortium.keys.tokens import Claims
-from consortium.scheduler import explain, never_fits
+from consortium.scheduler import never_fits
 from consortium.server import snapshots, tasks
 from consortium.server.core import Core
-from consortium.state import data, jobs
+from consortium.server.snapshots import View
+from consortium.state import data, jobs, waits
 from consortium.state import tables as t
 from consortium.state.sites import all_sites
 
@@ -34,50 +36,71 @@ def submit(core: Core, claims: Claims, signed: SignedSpec, idempotency_key: str)
     The same idempotency key with the same spec (nonce and time of signing apart) returns the job it made before. Raises
     ConflictError for a spec that was submitted before, and the errors of `judge`.
     """
-    spec_digest = digest_json(replace(signed.spec, nonce="", submitted_ms=0))
+    made = _submit(core, claims, (signed,), idempotency_key)
+    return made[0]
+
+
+def submit_array(
+    core: Core, claims: Claims, members: tuple[SignedSpec, ...], idempotency_key: str
+) -> list[dict[str, Any]]:
+    """Store the members of a job array, all or none, and return them as JSON.
+
+    Raises UsageError where they are not all the members of one array, and what `submit` raises.
+    """
+    arrays = [signed.spec.array for signed in members]
+    first = arrays[0] if arrays else None
+    given = [array.index for array in arrays if array is not None and first is not None and array.id == first.id]
+    alike = {(array.size, array.limit) for array in arrays if array is not None}
+    if first is None or given != list(range(first.size)) or len(members) != first.size or len(alike) != 1:
+        raise UsageError("not all members of one array, in order of their index", where="members")
+    return _submit(core, claims, members, idempotency_key)
+
+
+def _submit(core: Core, claims: Claims, signed: tuple[SignedSpec, ...], idempotency_key: str) -> list[dict[str, Any]]:
+    spec_digest = digest_json([_stable(item.spec) for item in signed] if len(signed) > 1 else _stable(signed[0].spec))
     with core.db.read() as connection:
         known = _known(connection, claims.subject, idempotency_key, spec_digest)
         if known is not None:
-            return render(connection, known)
-        job = judge(core, connection, claims, signed)
+            return [render(connection, job) for job in known]
+        view = snapshots.take(core, connection)
+        made = [judge(core, connection, claims, item, view) for item in signed]
     with core.db.write() as connection:
         known = _known(connection, claims.subject, idempotency_key, spec_digest)
         if known is not None:
-            return render(connection, known)
-        jobs.insert_job(connection, job)
+            return [render(connection, job) for job in known]
+        for job in made:
+            _store(core, connection, job)
         if idempotency_key:
+            array = made[0].spec.array if len(made) > 1 else None
             connection.execute(
                 t.idempotency.insert().values(
-                    subject=claims.subject, key=idempotency_key, spec_digest=spec_digest, job=job.id
+                    subject=claims.subject,
+                    key=idempotency_key,
+                    spec_digest=spec_digest,
+                    job=made[0].id if array is None else array.id,
                 )
             )
-        body = {"job": job.id, "spec": signed.spec, "signature": signed.signature, "sites": job.target_sites}
-        core.record(connection, RecordType.JOB, to_json(body))
-        if job.state is JobState.DENIED:
-            decision = {"job": job.id, "state": "denied", "account": signed.spec.account,
-                        "reason": job.reason, "denials": job.denials}  # fmt: skip
-            core.record(connection, RecordType.DECISION, to_json(decision))
-            tasks.job_ended(connection, job)
-        answer = render(connection, job.id)
+        answer = [render(connection, job.id) for job in made]
     core.bell.set()
     return answer
 
 
-def dry_run(core: Core, claims: Claims, signed: SignedSpec) -> dict[str, Any]:
-    """Return what would become of a submission, with its funnel; nothing is stored."""
-    with core.db.read() as connection:
-        job = judge(core, connection, claims, signed)
-        answer: dict[str, Any] = to_json(job) | {"dry_run": True, "funnel": None}
-        if job.state is JobState.DENIED and job.denials:
-            return answer
-        spec = signed.spec
-        decisions = snapshots.decide(core.federation, spec, snapshots.inputs_of(connection, spec), job.target_sites)
-        view = snapshots.take(core, connection)
-        stored = all_sites(connection)
-    waiting = snapshots.pending_job(job.id, spec, job.target_sites, decisions, job.created_ms, stored)
-    snapshot = replace(view.snapshot, pending=(*view.snapshot.pending, waiting))
-    answer["funnel"] = to_json(explain(snapshot, waiting.id))
-    return answer
+def _store(core: Core, connection: Connection, job: Job) -> None:
+    array = job.spec.array
+    if array is not None:
+        theirs = (t.jobs.c.array == array.id) & (
+            (t.jobs.c.submitter != job.spec.submitter) | (t.jobs.c.array_index == array.index)
+        )
+        if connection.execute(select(t.jobs.c.id).where(theirs)).first() is not None:
+            raise ConflictError(f"the array {array.id} has a member {array.index} already, or is somebody else's")
+    jobs.insert_job(connection, job)
+    body = {"job": job.id, "spec": job.spec, "signature": job.signature, "sites": job.target_sites}
+    core.record(connection, RecordType.JOB, to_json(body))
+    if job.state is JobState.DENIED:
+        decision = {"job": job.id, "state": "denied", "account": job.spec.account,
+                    "reason": job.reason, "denials": job.denials}  # fmt: skip
+        core.record(connection, RecordType.DECISION, to_json(decision))
+        tasks.job_ended(connection, job)
 
 
 def render(connection: Connection, job_id: str) -> dict[str, Any]:
@@ -86,17 +109,27 @@ def render(connection: Connection, job_id: str) -> dict[str, Any]:
     return shown
 
 
-def judge(core: Core, connection: Connection, claims: Claims, signed: SignedSpec) -> Job:
+def judge(core: Core, connection: Connection, claims: Claims, signed: SignedSpec, view: View) -> Job:
     """Return what a submission comes to now: a job that waits, or one that is denied.
 
-    Raises ForbiddenError, VerificationError, UsageError or NotFoundError where it is no valid submission at all.
+    Raises ForbiddenError, VerificationError, UsageError, ConflictError or NotFoundError where it is no valid
+    submission at all.
     """
+    check_spec(core, claims, signed.spec)
+    verify_spec(signed, core.federation.rosters)
+    if not signed.spec.nonce:
+        raise UsageError("the spec has no nonce", fix="sign it with a fresh random nonce")
+    return judge_checked(core, connection, signed, view)
+
+
+def judge_checked(core: Core, connection: Connection, signed: SignedSpec, view: View) -> Job:
+    """Return what a spec that was checked comes to now."""
     spec = signed.spec
-    _check_signed(core, claims, signed)
     inputs = _inputs(connection, spec)
     _check_kind(connection, spec, inputs)
     sites = _target_sites(core, spec, inputs)
     now_ms = core.clock.now_ms()
+    _check_order(connection, spec, now_ms)
     job = Job(
         id=core.clock.new_id("job"),
         spec=spec,
@@ -123,13 +156,19 @@ def judge(core: Core, connection: Connection, claims: Claims, signed: SignedSpec
             fix=f"let the job go to its data: leave `sites` out, or name {abroad[0].site}",
         )
         return _denied(job, reason)
-    waiting = snapshots.pending_job(job.id, spec, sites, decisions, now_ms, all_sites(connection))
-    never = never_fits(snapshots.take(core, connection).snapshot, waiting)
+    waiting = snapshots.pending_job(job.id, spec, sites, decisions, now_ms, all_sites(connection), view.run_times)
+    never = never_fits(view.snapshot, waiting)
     return job if never is None else _denied(job, never)
 
 
-def _known(connection: Connection, subject: str, key: str, spec_digest: str) -> str | None:
-    """Return the job that this idempotency key made before. Raises ConflictError where it was for another spec."""
+def _stable(spec: JobSpec) -> dict[str, Any]:
+    """What makes two submissions the same: everything but nonce, time of signing and the array's id."""
+    said: dict[str, Any] = to_json(replace(spec, nonce="", submitted_ms=0))
+    return said if spec.array is None else said | {"array": said["array"] | {"id": ""}}
+
+
+def _known(connection: Connection, subject: str, key: str, spec_digest: str) -> list[str] | None:
+    """Return the jobs that this idempotency key made before. Raises ConflictError where it was for another spec."""
     if not key:
         return None
     same = (t.idempotency.c.subject == subject) & (t.idempotency.c.key == key)
@@ -140,12 +179,14 @@ def _known(connection: Connection, subject: str, key: str, spec_digest: str) -> 
         raise ConflictError(
             f"the idempotency key {key!r} was used for another submission", where=row.job, fix="use a new key"
         )
-    return str(row.job)
+    return waits.array_members(connection, row.job) if is_id(row.job, "arr") else [str(row.job)]
 
 
-def _check_signed(core: Core, claims: Claims, signed: SignedSpec) -> None:
-    """Check what needs no state: who submits, the signature, the account, the params."""
-    spec = signed.spec
+def check_spec(core: Core, claims: Claims, spec: JobSpec) -> None:
+    """Check what needs neither state nor signature: who submits, the account, the params.
+
+    Raises ForbiddenError, VerificationError, UsageError or NotFoundError.
+    """
     if not {Role.ENGINEER, Role.ADMIN} & set(claims.roles):
         raise ForbiddenError(f"{claims.subject} is neither engineer nor admin and may not submit jobs")
     if spec.submitter != claims.subject:
@@ -153,11 +194,29 @@ def _check_signed(core: Core, claims: Claims, signed: SignedSpec) -> None:
     if len(repr(spec)) > MAX_SPEC_BYTES:
         raise UsageError(f"the job's spec is larger than {MAX_SPEC_BYTES // 1024} kB")
     core.federation.account(spec.account)
-    verify_spec(signed, core.federation.rosters)
-    if not spec.nonce:
-        raise UsageError("the spec has no nonce", fix="sign it with a fresh random nonce")
+    may_submit(spec, core.federation.rosters)
     validate_params(spec.kind, spec.params)
     _check_flavors(core, spec)
+
+
+def _check_order(connection: Connection, spec: JobSpec, now_ms: int) -> None:
+    """Check what the job comes after, and that it can be done by its deadline."""
+    for name in spec.after:
+        other = jobs.find_job(connection, name)
+        if other.state.final and other.state is not JobState.SUCCEEDED:
+            raise ConflictError(
+                f"{name} ({other.spec.name}) is {other.state.value}: a job after it would never start",
+                where="after",
+                fix="leave it out, or submit it again first",
+            )
+    if spec.deadline_ms and now_ms > jobs.start_by_ms(spec):
+        left_s = (spec.deadline_ms - now_ms) // 1000
+        ahead = f"{left_s} s away" if left_s > 0 else "over"
+        raise UsageError(
+            f"the deadline is {ahead}, and the walltime is {spec.resources.walltime_s} s: it could not end by then",
+            where="deadline",
+            fix=f"walltime_s={left_s} or less, or a later deadline" if left_s > 0 else "name a later deadline",
+        )
 
 
 def _denied(job: Job, reason: Reason) -> Job:

@@ -56,8 +56,19 @@ def insert_job(connection: Connection, job: Job) -> None:
             reason=None if job.reason is None else to_json(job.reason),
             denials=to_json(list(job.denials)),
             result={},
+            array=job.spec.array.id if job.spec.array else "",
+            array_index=job.spec.array.index if job.spec.array else 0,
+            start_by_ms=start_by_ms(job.spec),
         )
     )
+    if job.spec.after:
+        connection.execute(t.dependencies.insert(), [{"job": job.id, "after": other} for other in job.spec.after])
+
+
+def start_by_ms(spec: JobSpec, done_ms: int = 0) -> int:
+    """Return the latest start after which a job cannot be done by its deadline; 0 where it has none."""
+    left_ms = max(0, spec.resources.walltime_s * 1000 - done_ms)
+    return max(1, spec.deadline_ms - left_ms) if spec.deadline_ms else 0
 
 
 def find_job(connection: Connection, job_id: str) -> Job:
@@ -69,15 +80,20 @@ def find_job(connection: Connection, job_id: str) -> Job:
 
 
 def list_jobs(
-    connection: Connection, *, states: Iterable[JobState] = (), account: str = "", limit: int = 1000
+    connection: Connection, *, states: Iterable[JobState] = (), account: str = "", array: str = "", limit: int = 1000
 ) -> list[Job]:
-    """Return jobs, oldest first (the newest `limit` of them); an account includes the projects below it."""
+    """Return jobs, oldest first (the newest `limit` of them), of any array or of one.
+
+    An account includes the projects below it.
+    """
     query = select(t.jobs).order_by(t.jobs.c.created_ms.desc(), t.jobs.c.id.desc()).limit(limit)
     wanted = [state.value for state in states]
     if wanted:
         query = query.where(t.jobs.c.state.in_(wanted))
     if account:
         query = query.where((t.jobs.c.account == account) | t.jobs.c.account.startswith(account + "/"))
+    if array:
+        query = query.where(t.jobs.c.array == array)
     return _job(connection, list(connection.execute(query))[::-1])
 
 

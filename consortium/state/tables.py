@@ -53,9 +53,27 @@ jobs = Table(
     Column("result", JSON, nullable=False),
     _ms("not_before_ms"),
     _text("tracking_run"),
+    _text("array"),
+    Column("array_index", Integer, nullable=False, default=0),
+    _ms("start_by_ms"),
+    Column("observed", Boolean, nullable=False, default=False),
     Index("ix_jobs_state", "state", "created_ms"),
+    Index("ix_jobs_array", "array"),
+    Index("ix_jobs_observed", "observed", "state"),
 )
-"""`sites`: where the job must run, settled at submission; empty for any one site."""
+"""`sites`: where the job must run, settled at submission; empty for any one site.
+
+`start_by_ms`: the latest start that meets its deadline; 0 without one. `observed`: whether its run time is counted.
+"""
+
+dependencies = Table(
+    "dependencies",
+    metadata,
+    _text("job", primary_key=True),
+    _text("after", primary_key=True),
+    Index("ix_dependencies_after", "after"),
+)
+"""`job` starts once `after` has succeeded."""
 
 attempts = Table(
     "attempts",
@@ -407,3 +425,33 @@ documents = Table(
     _ms("recorded_ms"),
 )
 """The signed policies, rosters, sites and quotas as last loaded; a change is recorded in the ledger."""
+
+history = Table(
+    "history",
+    metadata,
+    _text("account", primary_key=True),
+    Column("borrowed", BigInteger, nullable=False),
+    Column("lent", BigInteger, nullable=False),
+)
+"""What accounts borrowed and lent, decayed by half-life: reference GPU-milliseconds as of `history_ms` in `meta`."""
+
+run_times = Table(
+    "run_times",
+    metadata,
+    _text("account", primary_key=True),
+    Column("shares", JSON, nullable=False),
+    Column("errors", JSON, nullable=False),
+)
+"""What accounts' jobs were seen to run for: counts per bin, as `consortium.scheduler.RunTimes` keeps them."""
+
+approvals = Table(
+    "approvals",
+    metadata,
+    _text("change", primary_key=True),
+    _text("replaces", primary_key=True),
+    _text("partner", primary_key=True),
+    _text("person"),
+    Column("signature", Text, nullable=False),
+    _ms("at_ms"),
+)
+"""Admins' signatures under changes of the quotas: `change` digests the new text, `replaces` the one in force."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.ids import partner_of
-from consortium.domain.job import JobSpec, JobState, SignedSpec
+from consortium.domain.job import MAX_ARRAY, JobSpec, JobState, SignedSpec
 from consortium.domain.partner import Role
 from consortium.errors import ConflictError, ForbiddenError, UsageError
 from consortium.policy import CONSORTIUM, log_request
@@ -18,6 +18,7 @@ from consortium.server import rounds, snapshots
 from consortium.server import submit as submission
 from consortium.server.auth import CoreArg, ReaderArg, UserArg
 from consortium.server.core import Core
+from consortium.server.dryrun import dry_run
 from consortium.state import data, inbox
 from consortium.state import jobs as store
 
@@ -30,31 +31,57 @@ class Submission(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     spec: dict[str, Any]
-    signature: str = Field(max_length=200)
+    signature: str = Field(default="", max_length=200)
     idempotency_key: str = Field(default="", max_length=200)
     dry_run: bool = False
 
 
+class Member(BaseModel):
+    """The signed job spec of one member of an array."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    spec: dict[str, Any]
+    signature: str = Field(max_length=200)
+
+
+class ArraySubmission(BaseModel):
+    """All members of a job array."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    members: list[Member] = Field(min_length=1, max_length=MAX_ARRAY)
+    idempotency_key: str = Field(default="", max_length=200)
+
+
 @router.post("", status_code=201)
 def submit(body: Submission, core: CoreArg, claims: UserArg, response: Response) -> dict[str, Any]:
-    """Submit a job, or with `dry_run` ask what would become of it."""
-    signed = from_json(SignedSpec, {"spec": body.spec, "signature": body.signature}, where="job spec")
+    """Submit a job, or with `dry_run` ask what would become of it; that takes no signature."""
     if body.dry_run:
         response.status_code = 200
-        return submission.dry_run(core, claims, signed)
+        return dry_run(core, claims, from_json(JobSpec, body.spec, where="job spec"))
+    signed = from_json(SignedSpec, {"spec": body.spec, "signature": body.signature}, where="job spec")
     return submission.submit(core, claims, signed, body.idempotency_key)
+
+
+@router.post("/array", status_code=201)
+def submit_array(body: ArraySubmission, core: CoreArg, claims: UserArg) -> list[dict[str, Any]]:
+    """Submit the members of a job array, all or none."""
+    given = [{"spec": member.spec, "signature": member.signature} for member in body.members]
+    members = from_json(tuple[SignedSpec, ...], given, where="members")
+    return submission.submit_array(core, claims, members, body.idempotency_key)
 
 
 @router.get("")
 def listing(
-    core: CoreArg, claims: UserArg, state: str = "", account: str = "", limit: int = 1000
+    core: CoreArg, claims: UserArg, state: str = "", account: str = "", array: str = "", limit: int = 1000
 ) -> list[dict[str, Any]]:
-    """List jobs, oldest first; `state` takes several, with commas."""
+    """List jobs, oldest first; `state` takes several, with commas; `array` is an array's id."""
     states = [from_json(JobState, part, where="state") for part in state.split(",") if part]
     if not 1 <= limit <= 10_000:
         raise UsageError(f"limit must be 1 to 10,000, got {limit}")
     with core.db.read() as connection:
-        found = store.list_jobs(connection, states=states, account=account, limit=limit)
+        found = store.list_jobs(connection, states=states, account=account, array=array, limit=limit)
     listed: list[dict[str, Any]] = to_json(found)
     return listed
 

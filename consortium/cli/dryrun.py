@@ -1,0 +1,129 @@
+"""What a dry run and `explain` print: sites with reasons, start, cost, budget; and how a denial leaves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from consortium.cli.show import put_json, table, when
+from consortium.domain.units import gpu_hours
+
+if TYPE_CHECKING:
+    from consortium.domain.job import Job
+
+_ADDED = ("dry_run", "funnel", "run_time", "sites", "cost", "share", "budgets")
+"""What a dry run's answer holds besides the job."""
+
+
+def show(answer: dict[str, Any], as_json: bool, *, members: int = 1) -> None:
+    """Print the answer of a dry run; leave as a submission would where the job is denied."""
+    from consortium.domain.codec import from_json
+    from consortium.domain.job import Job
+
+    job = from_json(Job, {key: value for key, value in answer.items() if key not in _ADDED})
+    if as_json:
+        put_json(answer)
+    else:
+        _page(answer, job, members)
+    if job.state.value == "denied":
+        denied(job)
+
+
+def denied(job: Job) -> NoReturn:
+    """Leave with what denies a job and its exit code: 3 by policy, 4 by quota."""
+    from consortium.errors import PolicyDeniedError, QuotaDeniedError
+
+    if not job.denials:
+        message = job.reason.message if job.reason else "no reason was given"
+        raise QuotaDeniedError(f"{job.id} is denied: {message}", fix=(job.reason.fix or None) if job.reason else None)
+    first = job.denials[0]
+    raise PolicyDeniedError(
+        f"{job.id} is denied by {first.clause}: {first.message}",
+        where=f"{first.file}:{first.line}",
+        fix=f"would pass: {first.would_pass}",
+    )
+
+
+def funnel(found: dict[str, Any]) -> None:
+    """Print a funnel: what each rule left, the place in line, the start, who holds the GPUs, what would help."""
+    for step in found["steps"]:
+        numbers = ", ".join(f"{key} {value}" for key, value in step["numbers"].items())
+        left = ", ".join(step["sites_left"]) or "no site left"
+        print(f"  {step['rule']:12} {left}" + (f"  ({numbers})" if numbers else ""))
+        for drop in step["dropped"]:
+            print(f"    {drop['site']}: {drop['reason']['message']}")
+    if found["position"]:
+        print(f"  position     {found['position']} in line")
+    if found["holders"]:
+        print(f"  held by      {', '.join(f'{p} {n} GPUs' for p, n in found['holders'].items())}")
+    if found["estimated_start"]:
+        print(f"  starts       {_starts(found['estimated_start'])} (UTC)")
+    if found["fix"]:
+        print(f"  fix          {found['fix']}")
+
+
+def _page(answer: dict[str, Any], job: Job, members: int) -> None:
+    where = ", ".join(job.target_sites) or "any one site that fits"
+    print(f"nothing was submitted; it would run at {where}")
+    if answer["funnel"]:
+        print(answer["funnel"]["reason"]["message"])
+    print()
+    table(
+        ["site", "flavor", "eligible", "starts (UTC)", "reference GPU-hours", "at most", "why not, or not now"],
+        [_row(row) for row in answer["sites"]],
+        empty="there is no site",
+    )
+    print()
+    for name, text in _facts(answer, job, members):
+        print(f"{name:12} {text}")
+    if answer["funnel"]:
+        print()
+        funnel(answer["funnel"])
+
+
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    start = _starts(row["start"]) if row["start"] else "-"
+    return (
+        row["site"],
+        row["flavor"],
+        "yes" if row["eligible"] else "no",
+        start if row["eligible"] else "-",
+        gpu_hours(int(row["expected_reference_gpu_ms"]), 2) if row["eligible"] else "-",
+        gpu_hours(int(row["most_reference_gpu_ms"]), 2) if row["eligible"] else "-",
+        row["reason"]["message"] if row["reason"] else "",
+    )
+
+
+def _facts(answer: dict[str, Any], job: Job, members: int) -> list[tuple[str, str]]:
+    run, cost = answer["run_time"], answer["cost"]
+    known = f"by {run['jobs']} earlier jobs of {run['source']}" if run["jobs"] else "nothing known yet"
+    facts = [
+        ("run time", f"about {run['expected_s']} s ({run['low_s']} to {run['high_s']}), {known}; "
+         f"it is stopped after {job.spec.resources.walltime_s} s"),
+        ("cost", f"{_range(cost['expected_reference_gpu_ms'])} reference GPU-hours expected, at most "
+         f"{_range(cost['most_reference_gpu_ms'])}, paid by {cost['account']}"
+         + (f"; {members} members cost that each" if members > 1 else "")),
+    ]  # fmt: skip
+    for share in answer["share"]:
+        now, then = share["now"], share["then"]
+        facts.append(
+            ("share", f"{share['account']} has {now['share']:.4f} of the pool above its own by fair share (level "
+             f"{now['level']}), {then['share']:.4f} (level {then['level']}) with this job")
+        )  # fmt: skip
+    for budget in answer["budgets"]:
+        facts.append(
+            ("budget", f"{budget['account']} has {gpu_hours(int(budget['left']), 1)} of "
+             f"{gpu_hours(int(budget['budget']), 1)} reference GPU-hours left in {budget['period']}, "
+             f"{gpu_hours(int(budget['left_after']), 1)} with this job")
+        )  # fmt: skip
+    return facts
+
+
+def _range(pair: list[Any]) -> str:
+    low, high = (gpu_hours(int(part), 2) for part in pair)
+    return low if low == high else f"{low} to {high}"
+
+
+def _starts(estimate: dict[str, Any]) -> str:
+    earliest = when(int(estimate["earliest_ms"]))
+    latest = "unknown" if estimate["latest_ms"] is None else when(int(estimate["latest_ms"]))
+    return f"at {earliest}" if earliest == latest else f"between {earliest} and {latest}"

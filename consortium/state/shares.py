@@ -1,0 +1,68 @@
+"""What the past says about accounts: fair-share history, run times, GPU time metered in a period."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import Connection, func, select
+
+from consortium.scheduler.estimate import RunTimes
+from consortium.scheduler.types import History
+from consortium.state import tables as t
+from consortium.state.database import get_meta, put_meta
+
+_SINCE = "history_ms"
+
+
+def load_history(connection: Connection) -> tuple[tuple[History, ...], int]:
+    """Return the fair-share history by account, and as of when it is; 0 where none was kept yet."""
+    rows = connection.execute(select(t.history).order_by(t.history.c.account))
+    found = tuple(History(account=row.account, borrowed=row.borrowed, lent=row.lent) for row in rows)
+    return found, int(get_meta(connection, _SINCE, "0"))
+
+
+def save_history(connection: Connection, history: Iterable[History], as_of_ms: int) -> None:
+    """Replace the fair-share history."""
+    connection.execute(t.history.delete())
+    rows = [{"account": item.account, "borrowed": item.borrowed, "lent": item.lent} for item in history]
+    if rows:
+        connection.execute(t.history.insert(), rows)
+    put_meta(connection, _SINCE, str(as_of_ms))
+
+
+def load_run_times(connection: Connection) -> RunTimes:
+    """Return what accounts' jobs were seen to run for."""
+    rows = list(connection.execute(select(t.run_times).order_by(t.run_times.c.account)))
+    return RunTimes(
+        shares={row.account: tuple(row.shares) for row in rows}, errors={row.account: tuple(row.errors) for row in rows}
+    )
+
+
+def save_run_times(connection: Connection, run_times: RunTimes) -> None:
+    """Replace what accounts' jobs were seen to run for."""
+    connection.execute(t.run_times.delete())
+    rows = [
+        {"account": account, "shares": list(counts), "errors": list(run_times.errors[account])}
+        for account, counts in sorted(run_times.shares.items())
+    ]
+    if rows:
+        connection.execute(t.run_times.insert(), rows)
+
+
+def metered(connection: Connection, start_ms: int, end_ms: int) -> dict[tuple[str, str], int]:
+    """Return GPU-milliseconds metered in [start_ms, end_ms) by account and site; rows in conflict do not count."""
+    gpu_ms = func.sum((t.usage.c.end_ms - t.usage.c.start_ms) * t.usage.c.gpus)
+    inside = (t.usage.c.start_ms >= start_ms) & (t.usage.c.start_ms < end_ms) & (t.usage.c.conflict == "")
+    query = select(t.usage.c.account, t.usage.c.site, gpu_ms).where(inside).group_by(t.usage.c.account, t.usage.c.site)
+    return {(account, site): int(amount) for account, site, amount in sorted(connection.execute(query).tuples())}
+
+
+def metered_until(connection: Connection, legs: Iterable[str]) -> dict[str, int]:
+    """Return until when each of `legs` was metered; those of which nothing came yet are left out."""
+    names = sorted(legs)
+    found: dict[str, int] = {}
+    for start in range(0, len(names), 500):
+        part = t.usage.c.leg.in_(names[start : start + 500])
+        query = select(t.usage.c.leg, func.max(t.usage.c.end_ms)).where(part).group_by(t.usage.c.leg)
+        found |= {leg: int(until) for leg, until in connection.execute(query).tuples()}
+    return found

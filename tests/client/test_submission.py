@@ -1,0 +1,98 @@
+"""From keys on the command line to specs: arrays, deadlines, throughput, and drafts that nobody can submit."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from consortium.client.submission import draft_array, draft_spec, finish_spec, make_spec
+from consortium.errors import ConfigError, UsageError
+from consortium.keys.signing import SigningKey
+from tests.builders import dataset, new_id
+
+
+class Registry:
+    """The one thing that a draft asks the server: what a dataset's name stands for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def dataset(self, name):
+        self.asked.append(name)
+        return dataset(name, number=len(name))
+
+
+def draft(*overrides, kind="clean"):
+    return draft_spec(Registry(), kind, ["inputs=[laws-fr]", *overrides], person="fr/amelie")
+
+
+def members(*overrides, size=3, limit=0, kind="pretrain"):
+    return draft_array(Registry(), kind, ["inputs=[laws-fr]", *overrides], size=size, limit=limit, person="fr/amelie")
+
+
+def test_a_draft_cannot_be_submitted_and_a_finished_one_is_new_each_time():
+    one = draft()
+    assert one.nonce == ""
+    key = SigningKey.generate()
+    assert finish_spec(one, key).spec.nonce != finish_spec(one, key).spec.nonce
+    assert make_spec(Registry(), "clean", ["inputs=[laws-fr]"], person="fr/amelie", key=key).spec.nonce
+
+
+def test_what_is_asked_for_stands_in_the_spec():
+    first = new_id("job", 1)
+    spec = draft(f"after=[{first}]", "deadline=6h", "preemptible=false", "checkpoint_every_s=600",
+                 "flavors=[h100-sxm,a100-80g:0.4]")  # fmt: skip
+    assert spec.after == (first,)
+    assert abs(spec.deadline_ms - (time.time() + 6 * 3600) * 1000) < 60_000
+    assert (spec.preemptible, spec.checkpoint_every_s) == (False, 600)
+    assert spec.resources.flavors == ("h100-sxm", "a100-80g")
+    assert spec.resources.throughput == {"h100-sxm": "1", "a100-80g": "0.4"}
+    assert draft("flavors=[h100-sxm]").resources.throughput == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "unix_ms"),
+    [("2126-11-23T08:00", 4951094400000), ("2126-11-23T08:00+02:00", 4951087200000), ("2126-11-23", 4951065600000)],
+)
+def test_a_deadline_is_utc_unless_it_says_otherwise(text, unix_ms):
+    assert draft(f"deadline={text}").deadline_ms == unix_ms
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("deadline=tomorrow", "neither a time"),
+        ("after=[laws]", "no job id"),
+        ("flavors=[h100-sxm:fast]", "decimal number"),
+        ("flavors=[h100-sxm:0]", "0.001 to 1000"),
+        ("flavors=[h100-sxm:1,h100-sxm:2]", "each given once"),
+        ("checkpoint_every_s=-1", "checkpoint_every_s must be"),
+    ],
+)
+def test_what_makes_no_sense_is_said_with_its_override(override, what):
+    with pytest.raises(ConfigError, match=what) as fault:
+        draft(override)
+    assert override in str(fault.value.where)
+
+
+def test_members_of_an_array_have_names_and_indices_of_their_own():
+    found = members(limit=2)
+    assert [spec.name for spec in found] == ["pretrain-0", "pretrain-1", "pretrain-2"]
+    assert [spec.array.index for spec in found] == [0, 1, 2]
+    assert {(spec.array.id, spec.array.size, spec.array.limit) for spec in found} == {(found[0].array.id, 3, 2)}
+
+
+def test_the_index_stands_for_itself_in_overrides():
+    registry = Registry()
+    found = draft_array(registry, "pretrain", ["inputs=[laws-fr]", "seed=%a", "name=try-%a-of-3"], size=3,
+                        person="fr/amelie")  # fmt: skip
+    assert [spec.params["seed"] for spec in found] == [0, 1, 2]
+    assert [spec.name for spec in found] == ["try-0-of-3", "try-1-of-3", "try-2-of-3"]
+    assert registry.asked == ["laws-fr"], "a name is looked up once"
+
+
+@pytest.mark.parametrize(("size", "limit"), [(0, 0), (1001, 0), (3, 4), (3, -1)])
+def test_an_array_has_bounds(size, limit):
+    with pytest.raises(UsageError, match=r"array has|limit must be"):
+        members(size=size, limit=limit)
