@@ -166,6 +166,15 @@ class Fed:
         save_document(signed, path)
         return signed
 
+    def sign_site(self, site: str, old: str, new: str) -> None:
+        """Have a partner sign a site's file anew, with `new` in the place of `old`."""
+        path = self.home / "documents" / f"site-{site}.json"
+        document = from_json(SignedDocument, json.loads(path.read_text()))
+        assert old in document.text
+        save_document(
+            sign_value(self.partners[document.partner], replace(document, text=document.text.replace(old, new))), path
+        )
+
     def new_dataset(self, site: str, name: str, **changes: Any) -> Dataset:
         """A dataset that nobody registered yet."""
         partner = ids.partner_of(site)

@@ -1,0 +1,190 @@
+"""Faults that are not the program's: backoff, the node avoided, the node cordoned, and who ends a cordon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from consortium.domain.data import ArtifactClass
+from consortium.domain.job import Fault, JobKind, LegState, Resources
+
+pytestmark = pytest.mark.integration
+ONE = "- {id: fr-1-n1, gpus: 8}"
+THREE = "\n  ".join(f"- {{id: fr-1-n{n}, gpus: 8}}" for n in (1, 2, 3))
+
+
+@pytest.fixture
+def fed(quiet_fed: Any) -> Iterator[Any]:
+    """A federation in which fr-1 has three nodes, and failures are forgiven soon."""
+    quiet_fed.settings["retry"] = {"backoff_ms": 20, "max_backoff_ms": 100, "max_tries": 4}
+    quiet_fed.sign_site("fr-1", ONE, THREE)
+    quiet_fed.start()
+    return quiet_fed
+
+
+def submitted(fed: Any, laws: Any, gpus: int = 2) -> str:
+    answer = fed.submit(fed.spec([laws], resources=Resources(gpus=gpus, walltime_s=600)))
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def row_of(fed: Any, site: str) -> dict[str, Any]:
+    return dict(next(row for row in fed.get("/v1/sites") if row["id"] == site))
+
+
+def downtime(fed: Any, site: str) -> list[dict[str, Any]]:
+    return [r["body"] for r in fed.records("server") if r["type"] == "downtime" and r["body"]["site"] == site]
+
+
+def test_the_next_epoch_is_not_on_the_node_that_failed(fed: Any) -> None:
+    laws = fed.dataset("fr-1", "laws-fr")
+    site = fed.site("fr-1")
+    job = submitted(fed, laws)
+    first = site.run(job)
+    site.fail(first, Fault.NODE, "killed by signal 7")
+    second = site.run(job)
+    assert (second.leg, second.epoch > first.epoch) == (first.leg, True)
+    assert not set(first.nodes) & set(second.nodes)
+    site.fail(second, Fault.NODE, "killed by signal 7")
+    third = site.run(job)
+    assert not set(third.nodes) & (set(first.nodes) | set(second.nodes))
+    site.succeed(third)
+    assert fed.job(job)["state"] == "succeeded"
+    faults = {r["body"]["epoch"]: r["body"]["fault"] for r in fed.records("server") if r["type"] == "lease"}
+    assert [faults[str(offer.epoch)] for offer in (first, second, third)] == ["node", "node", ""]
+
+
+def test_a_faulty_node_that_has_no_alternative_is_tried_again(fed: Any) -> None:
+    laws = fed.dataset("uy-1", "laws-es")
+    site = fed.site("uy-1")
+    spec = fed.spec([laws], account="uy", submitter="uy/alma")
+    job = fed.submit(spec).json()["id"]
+    first = site.run(job)
+    site.fail(first, Fault.NODE, "killed by signal 7")
+    again = site.run(job)
+    assert again.nodes == first.nodes
+    site.succeed(again)
+
+
+def test_a_job_whose_other_nodes_are_busy_goes_back_in_line(fed: Any) -> None:
+    laws = fed.dataset("fr-1", "laws-fr")
+    site = fed.site("fr-1")
+    busy = [site.run(submitted(fed, laws, gpus)) for gpus in (8, 8)]
+    job = submitted(fed, laws, 8)
+    first = site.run(job)
+    site.fail(first, Fault.NODE, "killed by signal 7")
+    shown = fed.until(lambda: (j := fed.job(job))["state"] == "pending" and len(j["attempts"]) == 1 and j)
+    assert shown["reason"]["message"]
+    site.succeed(busy[0])
+    second = site.run(job)
+    assert (second.attempt_number, second.nodes) == (2, busy[0].nodes)
+    site.succeed(second)
+    site.succeed(busy[1])
+
+
+def test_who_fails_too_often_at_a_site_gives_it_up(fed: Any) -> None:
+    laws = fed.dataset("fr-1", "laws-fr")
+    site = fed.site("fr-1")
+    job = submitted(fed, laws)
+    for _ in range(4):
+        site.fail(site.run(job), Fault.SITE, "the Ray head died")
+    shown = fed.job(job)
+    assert (shown["state"], shown["reason"]["code"]) == ("failed", "site_fault")
+    assert "failed 4 times" in shown["reason"]["message"]
+
+
+def test_a_program_at_fault_is_never_retried(fed: Any) -> None:
+    laws = fed.dataset("fr-1", "laws-fr")
+    site = fed.site("fr-1")
+    job = submitted(fed, laws)
+    site.fail(site.run(job), Fault.USER, "ZeroDivisionError")
+    shown = fed.job(job)
+    assert (shown["state"], shown["reason"]["code"], len(shown["attempts"][0]["legs"])) == ("failed", "program", 1)
+
+
+def test_a_node_that_fails_several_jobs_is_cordoned_until_an_admin_says_so(fed: Any) -> None:
+    laws = fed.dataset("fr-1", "laws-fr")
+    site = fed.site("fr-1")
+    for _ in range(3):
+        job = submitted(fed, laws)
+        offer = site.run(job)
+        assert offer.nodes == {"fr-1-n1": 2}
+        site.fail(offer, Fault.NODE, "a GPU fell off the bus")
+        moved = site.run(job)
+        assert "fr-1-n1" not in moved.nodes
+        site.succeed(moved)
+    row = row_of(fed, "fr-1")
+    assert [(item["node"], item["by"]) for item in row["cordoned"]] == [("fr-1-n1", "server")]
+    assert "3 faults of 3 jobs" in row["cordoned"][0]["reason"]
+    assert "fell off the bus" in row["cordoned"][0]["reason"]
+    offer = site.run(submitted(fed, laws))
+    assert "fr-1-n1" not in offer.nodes
+    site.succeed(offer)
+    path = "/v1/sites/fr-1/nodes/fr-1-n1/uncordon"
+    assert fed.call("de/bernd", "POST", path).status_code == 403
+    assert fed.call("fr/amelie", "POST", path).status_code == 403
+    assert fed.call("fr/bruno", "POST", path).json()["cordoned"] == []
+    offer = site.run(submitted(fed, laws))
+    assert offer.nodes == {"fr-1-n1": 2}
+    site.fail(offer, Fault.NODE, "once more")
+    assert row_of(fed, "fr-1")["cordoned"] == [], "what was before the repair counts no more"
+    site.succeed(site.run(offer.job))
+    states = [body["state"] for body in downtime(fed, "fr-1") if body.get("node") == "fr-1-n1"]
+    assert states == ["cordoned", "uncordoned"]
+
+
+def test_one_job_that_fails_everywhere_cordons_no_node(fed: Any) -> None:
+    laws = fed.dataset("fr-1", "laws-fr")
+    site = fed.site("fr-1")
+    for _ in range(2):
+        job = submitted(fed, laws)
+        for _ in range(4):
+            site.fail(site.run(job), Fault.NODE, "killed by signal 11")
+        assert fed.job(job)["state"] == "failed"
+    assert row_of(fed, "fr-1")["cordoned"] == []
+
+
+def test_an_admin_cordons_a_node_of_the_partners_own(fed: Any) -> None:
+    laws = fed.dataset("fr-1", "laws-fr")
+    site = fed.site("fr-1")
+    going_on = site.run(submitted(fed, laws))
+    assert "fr-1-n1" in going_on.nodes
+    path = "/v1/sites/fr-1/nodes/{}/cordon"
+    assert fed.call("fr/bruno", "POST", path.format("fr-1-n9"), {}).status_code == 404
+    answer = fed.call("fr/bruno", "POST", path.format("fr-1-n1"), {"reason": "fan is loud"})
+    assert answer.status_code == 200, answer.text
+    assert [(item["node"], item["reason"]) for item in answer.json()["cordoned"]] == [("fr-1-n1", "fan is loud")]
+    assert fed.call("fr/bruno", "POST", path.format("fr-1-n1"), {}).status_code == 200
+    for node in ("fr-1-n2", "fr-1-n3"):
+        fed.call("fr/bruno", "POST", path.format(node), {})
+    waits = submitted(fed, laws)
+    shown = fed.until(lambda: (j := fed.job(waits))["reason"] and j)
+    assert shown["state"] == "pending"
+    assert not site.poll().stops, "what runs on a cordoned node goes on"
+    site.succeed(going_on)
+    fed.call("fr/bruno", "POST", "/v1/sites/fr-1/nodes/fr-1-n2/uncordon")
+    offer = site.run(waits)
+    assert offer.nodes == {"fr-1-n2": 2}
+    site.succeed(offer)
+
+
+def test_a_federated_jobs_leg_moves_to_another_node_while_its_peers_go_on(fed: Any) -> None:
+    sites = [fed.site(name) for name in ("de-1", "fr-1")]
+    inputs = [fed.dataset(site.name, f"clean-{site.name}", ArtifactClass.CLEAN) for site in sites]
+    spec = fed.spec(inputs, kind=JobKind.TOKENIZE, params=fed.params("tokenize"),
+                    resources=Resources(gpus=1, walltime_s=600))  # fmt: skip
+    job = fed.submit(spec).json()["id"]
+    offers = [site.hold(job) for site in sites]
+    for site, offer in zip(sites, offers, strict=True):
+        site.wait_start(offer)
+        site.say(offer.leg, offer.epoch, LegState.RUNNING)
+    sites[1].fail(offers[1], Fault.NODE, "killed by signal 7")
+    again = sites[1].run(job)
+    assert again.leg == offers[1].leg
+    assert not set(again.nodes) & set(offers[1].nodes)
+    assert fed.job(job)["state"] == "running"
+    sites[0].succeed(offers[0])
+    sites[1].succeed(again)
+    assert fed.job(job)["state"] == "succeeded"
