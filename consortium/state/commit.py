@@ -6,22 +6,25 @@ named; the others are committed. All in the caller's transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from consortium.domain.codec import to_json
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Epoch, JobState, Leg, LegState
 from consortium.domain.units import gpu_hours
-from consortium.errors import ConflictError
 from consortium.scheduler.types import Eviction, EvictionRule, Placement, Plan
 from consortium.state import jobs
 from consortium.state import tables as t
-from consortium.state.database import next_counter
+from consortium.state.database import next_counters
 from consortium.state.evict import evict
 
+Item = TypeVar("Item")
+SLICE = 500
+"""Jobs per statement: databases bound the number of values in one."""
 _RIGHTS = {
     EvictionRule.BORROWER: "its account holds more than its nominal, and that job is within its own",
     EvictionRule.GUEST: "it is a guest at a site whose own partner needs the GPUs",
@@ -51,13 +54,11 @@ def commit_plan(
     new_id: Callable[[str], str],
 ) -> Committed:
     """Write placements, evictions and reasons of `plan`, made from a snapshot in which jobs had these `versions`."""
-    placed, evicted, stale = [], [], []
-    for placement in plan.placements:
-        try:
-            _place(connection, placement, versions[placement.job], incarnation, now_ms, new_id)
-            placed.append(placement.job)
-        except ConflictError:
-            stale.append(placement.job)
+    placed, evicted, stale = list[str](), list[str](), list[str]()
+    for some in _slices(plan.placements):
+        done = _place(connection, some, versions, incarnation, now_ms, new_id)
+        placed += done
+        stale += sorted({placement.job for placement in some}.difference(done))
     for eviction in plan.evictions:
         fresh = all(_unchanged(connection, job, versions) for job in (eviction.job, eviction.for_job))
         reason = why_evicted(eviction)
@@ -65,13 +66,9 @@ def commit_plan(
             evicted.append(eviction.job)
         else:
             stale.append(eviction.job)
-    for job_id, reason in plan.reasons.items():
-        if (
-            job_id in versions
-            and job_id not in placed
-            and not _note_reason(connection, job_id, versions[job_id], reason)
-        ):
-            stale.append(job_id)
+    told = [(job, reason) for job, reason in plan.reasons.items() if job in versions]
+    for group in _slices(told):
+        stale += _note_reasons(connection, dict(group), versions)
     return Committed(placed=tuple(placed), evicted=tuple(evicted), stale=tuple(dict.fromkeys(stale)))
 
 
@@ -98,49 +95,102 @@ def _unchanged(connection: Connection, job_id: str, versions: Mapping[str, int])
 
 def _place(
     connection: Connection,
-    placement: Placement,
-    version: int,
+    placements: Sequence[Placement],
+    versions: Mapping[str, int],
     incarnation: int,
     now_ms: int,
     new_id: Callable[[str], str],
-) -> None:
-    job = jobs.find_job(connection, placement.job)
-    if job.version != version or job.state is not JobState.PENDING or jobs.open_attempt(connection, job.id) is not None:
-        raise ConflictError("the job changed since the plan was made", where=job.id)
-    last = connection.execute(select(func.max(t.attempts.c.number)).where(t.attempts.c.job == job.id)).scalar()
-    attempt = new_id("att")
+) -> list[str]:
+    """Write those placements whose jobs are as they were; return their jobs."""
+    names = [placement.job for placement in placements]
+    wanted = select(t.jobs.c.id, t.jobs.c.version, t.jobs.c.spec).where(
+        t.jobs.c.id.in_(names) & (t.jobs.c.state == JobState.PENDING.value)
+    )
+    rows = {row.id: row for row in connection.execute(wanted.with_for_update())}
+    ours = t.attempts.c.job.in_(names)
+    busy = set(connection.execute(select(t.attempts.c.job).where(ours & (t.attempts.c.ended_ms == 0))).scalars())
+    tries = select(t.attempts.c.job, func.max(t.attempts.c.number)).where(ours).group_by(t.attempts.c.job)
+    last = {row[0]: row[1] for row in connection.execute(tries)}
+    homes = _homes(connection, {name for row in rows.values() for name in row.spec.get("inputs", ())})
+    fresh = [
+        placement
+        for placement in placements
+        if placement.job in rows
+        and placement.job not in busy
+        and rows[placement.job].version == versions[placement.job]
+    ]
+    if not fresh:
+        return []
+    counter = next_counters(connection, sum(len(placement.legs) for placement in fresh))
+    attempts, legs, flavors, moved = [], [], [], []
+    for placement in fresh:
+        row, attempt = rows[placement.job], new_id("att")
+        number = last.get(placement.job, 0) + 1
+        attempts.append({
+            "id": attempt, "job": placement.job, "number": number, "created_ms": now_ms, "started_ms": 0, "ended_ms": 0,
+        })  # fmt: skip
+        for place in placement.legs:
+            legs.append(
+                Leg(
+                    id=new_id("leg"),
+                    attempt=attempt,
+                    job=placement.job,
+                    site=place.site,
+                    epoch=Epoch(incarnation=incarnation, counter=counter),
+                    state=LegState.OFFERED,
+                    nodes=dict(place.nodes),
+                    inputs=tuple(item for item in row.spec.get("inputs", ()) if homes.get(item) == place.site),
+                    updated_ms=now_ms,
+                )
+            )
+            flavors.append(place.flavor)
+            counter += 1
+        where = ", ".join(place.site for place in placement.legs)
+        reason = Reason(
+            code=ReasonCode.STARTING, message=f"offered to {where}", numbers={"borrowed_gpus": placement.borrowed}
+        )
+        moved.append({"job_id": placement.job, "new_version": row.version + 1, "new_reason": to_json(reason)})
+    connection.execute(t.attempts.insert(), attempts)
+    jobs.insert_legs(connection, legs, flavors, now_ms)
     connection.execute(
-        t.attempts.insert().values(
-            id=attempt, job=job.id, number=(last or 0) + 1, created_ms=now_ms, started_ms=0, ended_ms=0
-        )
-    )
-    homes = {
-        row.id: row.site
-        for row in connection.execute(
-            select(t.datasets.c.id, t.datasets.c.site).where(t.datasets.c.id.in_(job.spec.inputs))
-        )
-    }
-    for place in placement.legs:
-        leg = Leg(
-            id=new_id("leg"),
-            attempt=attempt,
-            job=job.id,
-            site=place.site,
-            epoch=Epoch(incarnation=incarnation, counter=next_counter(connection)),
-            state=LegState.OFFERED,
-            nodes=dict(place.nodes),
-            inputs=tuple(item for item in job.spec.inputs if homes.get(item) == place.site),
+        t.jobs.update()
+        .where(t.jobs.c.id == bindparam("job_id"))
+        .values(
+            state=JobState.STARTING.value,
+            version=bindparam("new_version"),
+            reason=bindparam("new_reason"),
             updated_ms=now_ms,
-        )
-        jobs.insert_leg(connection, leg, flavor=place.flavor, now_ms=now_ms)
-    where = ", ".join(place.site for place in placement.legs)
-    reason = Reason(
-        code=ReasonCode.STARTING, message=f"offered to {where}", numbers={"borrowed_gpus": placement.borrowed}
+        ),
+        moved,
     )
-    jobs.update_job(connection, job, now_ms=now_ms, state=JobState.STARTING, reason=reason)
+    return [placement.job for placement in fresh]
 
 
-def _note_reason(connection: Connection, job_id: str, version: int, reason: Reason) -> bool:
-    """Keep why a job waits. The reason alone does not count as a change: its version stays."""
-    same = (t.jobs.c.id == job_id) & (t.jobs.c.version == version) & (t.jobs.c.state == JobState.PENDING.value)
-    return bool(connection.execute(t.jobs.update().where(same).values(reason=to_json(reason))).rowcount)
+def _homes(connection: Connection, inputs: Collection[str]) -> dict[str, str]:
+    """Dataset id to the site it lives at."""
+    found: dict[str, str] = {}
+    for some in _slices(sorted(inputs)):
+        query = select(t.datasets.c.id, t.datasets.c.site).where(t.datasets.c.id.in_(some))
+        found |= {row.id: row.site for row in connection.execute(query)}
+    return found
+
+
+def _note_reasons(connection: Connection, reasons: dict[str, Reason], versions: Mapping[str, int]) -> list[str]:
+    """Keep why jobs wait where that changed, and return those that changed meanwhile. A version counts no reasons."""
+    query = select(t.jobs.c.id, t.jobs.c.version, t.jobs.c.reason).where(
+        t.jobs.c.id.in_(list(reasons)) & (t.jobs.c.state == JobState.PENDING.value)
+    )
+    rows = {row.id: row for row in connection.execute(query) if row.version == versions[row.id]}
+    shown = {name: to_json(reasons[name]) for name in rows}
+    changed = [{"job_id": name, "new_reason": reason} for name, reason in shown.items() if reason != rows[name].reason]
+    if changed:
+        connection.execute(
+            t.jobs.update().where(t.jobs.c.id == bindparam("job_id")).values(reason=bindparam("new_reason")), changed
+        )
+    return [name for name in reasons if name not in rows]
+
+
+def _slices(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Parts of `items` that fit into one statement."""
+    for start in range(0, len(items), SLICE):
+        yield items[start : start + SLICE]

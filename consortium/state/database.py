@@ -127,9 +127,14 @@ def put_meta(connection: Connection, key: str, value: str) -> None:
 
 def next_counter(connection: Connection) -> int:
     """Return the next epoch counter of this incarnation."""
-    counter = int(get_meta(connection, "counter", "0")) + 1
-    put_meta(connection, "counter", str(counter))
-    return counter
+    return next_counters(connection, 1)
+
+
+def next_counters(connection: Connection, count: int) -> int:
+    """Take the next `count` epoch counters of this incarnation and return the first."""
+    last = int(get_meta(connection, "counter", "0"))
+    put_meta(connection, "counter", str(last + count))
+    return last + 1
 
 
 def _engine(url: str) -> Engine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -204,14 +204,16 @@ _MARKS = {
 }
 
 
-def insert_leg(connection: Connection, leg: Leg, *, flavor: str, now_ms: int) -> None:
-    """Store a new leg in its first epoch."""
-    connection.execute(
-        t.legs.insert().values(
-            **_leg_values(leg), flavor=flavor, id=leg.id, created_ms=now_ms, retry_at_ms=0, progress={}
-        )
-    )
-    _insert_epoch(connection, leg, now_ms)
+def insert_legs(connection: Connection, legs: Sequence[Leg], flavors: Sequence[str], now_ms: int) -> None:
+    """Store new legs, each in its first epoch, on nodes of these flavors."""
+    rows = [
+        _leg_values(leg) | {"id": leg.id, "flavor": flavor, "created_ms": now_ms, "retry_at_ms": 0, "progress": {}}
+        for leg, flavor in zip(legs, flavors, strict=True)
+    ]
+    if not rows:
+        return
+    connection.execute(t.legs.insert(), rows)
+    connection.execute(t.epochs.insert(), [_epoch_values(leg, now_ms) for leg in legs])
 
 
 def new_epoch(
@@ -312,17 +314,19 @@ def _same_epoch(leg: str, epoch: Epoch) -> ColumnElement[bool]:
 
 
 def _insert_epoch(connection: Connection, leg: Leg, now_ms: int) -> None:
-    connection.execute(
-        t.epochs.insert().values(
-            leg=leg.id,
-            incarnation=leg.epoch.incarnation,
-            counter=leg.epoch.counter,
-            job=leg.job,
-            site=leg.site,
-            state=leg.state.value,
-            offered_ms=now_ms,
-        )
-    )
+    connection.execute(t.epochs.insert().values(**_epoch_values(leg, now_ms)))
+
+
+def _epoch_values(leg: Leg, now_ms: int) -> dict[str, Any]:
+    return {
+        "leg": leg.id,
+        "incarnation": leg.epoch.incarnation,
+        "counter": leg.epoch.counter,
+        "job": leg.job,
+        "site": leg.site,
+        "state": leg.state.value,
+        "offered_ms": now_ms,
+    }
 
 
 def _leg_values(leg: Leg) -> dict[str, Any]:
