@@ -9,7 +9,8 @@ may start only if it ends before a reservation or fits beside it, so that it nev
 backfill; Lifka 1995, "The ANL/IBM SP scheduling system").
 
 Within a cycle GPUs and quota are only taken, never freed. So once a job is blocked, so is every later job of the same
-shape that does not end sooner: it shares the verdict and its `Reason` object.
+shape that does not end sooner: it shares the verdict and its `Reason` object. One that ends sooner may fare better
+where a reservation or a window is in the way.
 """
 
 from __future__ import annotations
@@ -319,7 +320,8 @@ class Cycle:
             if choice is not None:
                 job = self._evict(job, choice)
         self._reserve(line, job)
-        return line.after(key, job.walltime_s, self._settings.backfill_depth) if delays else None
+        shorter = delays or any(self.board.windows(site) for site in line.usable)
+        return line.after(key, job.walltime_s, self._settings.backfill_depth) if shorter else None
 
     def _start(self, job: PendingJob, legs: tuple[LegPlacement, ...], layers: tuple[Layer, ...]) -> None:
         need: dict[str, int] = {}

@@ -151,13 +151,19 @@ class Holding(NamedTuple):
     borrowed: int
     """Held above nominal."""
     lent: int
-    """Of its unused nominal, what others hold above theirs; where several could lend, in proportion."""
+    """Of its unused nominal that it may lend, what others hold above theirs; where several could, in proportion."""
 
 
 def holdings(accounts: tuple[Account, ...], held: Iterable[HeldLeg]) -> dict[tuple[str, str], Holding]:
     """Return account and flavor to who holds whose GPUs, the root left out."""
     parents = {account.id: account.parent or ROOT for account in accounts if account.id}
     lines = {account: _line(parents, account) for account in parents}
+    limits = {
+        (quota.account, quota.flavor): quota.lending_limit
+        for account in accounts
+        for quota in account.quotas
+        if quota.lending_limit is not None
+    }
     nominal: dict[tuple[str, str], int] = {}
     using: dict[tuple[str, str], int] = {}
     for account in accounts:
@@ -168,22 +174,28 @@ def holdings(accounts: tuple[Account, ...], held: Iterable[HeldLeg]) -> dict[tup
         for name in lines.get(leg.account) or _line(parents, leg.account):
             using[name, leg.flavor] = using.get((name, leg.flavor), 0) + leg.gpus
     families: dict[str, list[str]] = {}
-    for account_id, parent in sorted(parents.items()):
-        families.setdefault(parent, []).append(account_id)
+    for account in sorted(accounts, key=lambda account: account.id):
+        if account.id:  # one without a parent shares with nobody
+            family = account.id if account.parent is None else account.parent
+            families.setdefault(family, []).append(account.id)
     found: dict[tuple[str, str], Holding] = {}
     for flavor in sorted({key[1] for key in (*nominal, *using)}):
         for siblings in families.values():
-            found |= _family(flavor, siblings, nominal, using)
+            found |= _family(flavor, siblings, nominal, using, limits)
     return found
 
 
 def _family(
-    flavor: str, siblings: list[str], nominal: Mapping[tuple[str, str], int], using: Mapping[tuple[str, str], int]
+    flavor: str,
+    siblings: list[str],
+    nominal: Mapping[tuple[str, str], int],
+    using: Mapping[tuple[str, str], int],
+    limits: Mapping[tuple[str, str], int],
 ) -> dict[tuple[str, str], Holding]:
     has = {name: nominal.get((name, flavor), 0) for name in siblings}
     holds = {name: using.get((name, flavor), 0) for name in siblings}
     borrowed = sum(max(0, holds[name] - has[name]) for name in siblings)
-    idle = {name: max(0, has[name] - holds[name]) for name in siblings}
+    idle = {name: min(max(0, has[name] - holds[name]), limits.get((name, flavor), has[name])) for name in siblings}
     lent = _divide(min(borrowed, sum(idle.values())), idle)
     return {
         (name, flavor): Holding(has[name], holds[name], max(0, holds[name] - has[name]), lent[name])

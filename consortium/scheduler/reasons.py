@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.quota import Quota
-from consortium.scheduler.board import Board, Layer, Shadow
+from consortium.scheduler.board import Board, Layer, Shadow, may_use
 from consortium.scheduler.fit import rooms_at
 from consortium.scheduler.rules import Rule, decisive, site_demand
 from consortium.scheduler.types import PendingJob
@@ -191,7 +191,11 @@ def _window(case: Case) -> Reason:
     board, job = case.board, case.job
     ends_ms = board.now_ms + job.walltime_s * 1000
     for window in board.windows(case.site):
-        if window.start_ms < ends_ms and window.end_ms > board.now_ms:
+        if (
+            window.start_ms < ends_ms
+            and window.end_ms > board.now_ms
+            and not may_use(window, job, board.now_ms, ends_ms)
+        ):
             what = "maintenance" if window.kind.value == "maintenance" else f"a reservation of {window.account}"
             return Reason(
                 code=ReasonCode.WINDOW,
