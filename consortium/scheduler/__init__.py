@@ -20,7 +20,7 @@ from consortium.scheduler.board import leg_name
 from consortium.scheduler.check import violations
 from consortium.scheduler.cycle import Scheduler, apply, never_fits, schedule
 from consortium.scheduler.estimate import Accuracy, Estimate, RunTimes, accuracy, estimate, expected_s, observe
-from consortium.scheduler.explain import explain
+from consortium.scheduler.explain import explain, start_range
 from consortium.scheduler.fair import Factors, Holding, Pool, holdings
 from consortium.scheduler.fair import advance as fair_advance
 from consortium.scheduler.forecast import forecast
@@ -85,5 +85,6 @@ __all__ = [
     "observe",
     "order_key",
     "schedule",
+    "start_range",
     "violations",
 ]

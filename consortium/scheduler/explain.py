@@ -169,16 +169,22 @@ def _by_partner(legs: Iterable[HeldLeg], sites: set[str]) -> dict[str, int]:
     return dict(sorted(held.items()))
 
 
+def start_range(snapshot: Snapshot, job: str) -> StartRange | None:
+    """Return when a waiting job should start; None where nothing that ends would let it start."""
+    waiting = next(item for item in snapshot.pending if item.id == job)
+    line = Scheduler(replace(snapshot, pending=(replace(waiting, waits_for=None, not_before_ms=0),))).queue.line_of(job)
+    return _estimate(snapshot, waiting, line.usable) if line.usable else None
+
+
 def _estimate(snapshot: Snapshot, job: PendingJob, sites: tuple[str, ...]) -> StartRange | None:
-    """The start between two bounds: nobody in line but this job, and everybody in line at full length."""
+    """The start between two bounds: nobody else in line and legs that end early, everybody in line at full length."""
     board = Board(replace(snapshot, pending=()))
     binding = any(board.quota.binds(flavor, 1 << 40) for flavor in {board.flavors[site] for site in sites})
     alone = Planner(board).earliest_fit(job, sites, (), binding=binding)
     if alone is None:
         return None
-    earliest_ms = max(alone.start_ms, job.not_before_ms)
-    mine = {name: start_ms for name, start_ms in forecast(replace(snapshot, pending=(job,)), run="expected").items()}
-    earliest_ms = max(snapshot.now_ms, job.not_before_ms, min(earliest_ms, mine.get(job.id, earliest_ms)))
+    soon = forecast(replace(snapshot, pending=(job,)), run="soon").get(job.id, alone.start_ms)
+    earliest_ms = max(snapshot.now_ms, job.not_before_ms, min(alone.start_ms, soon))
     if len(snapshot.pending) > HORIZON_JOBS:
         return StartRange(earliest_ms=earliest_ms, latest_ms=None)
     latest_ms = forecast(snapshot, jobs=(job.id,)).get(job.id)

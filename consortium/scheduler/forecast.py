@@ -14,7 +14,10 @@ from consortium.scheduler.types import HeldLeg, PendingJob, Plan, Snapshot
 HORIZON_CYCLES = 2_000
 """Cycles after which a forecast gives up on what has not started."""
 
-Run = Literal["walltime", "expected"]
+EARLY = 8
+"""A leg may well end after an eighth of the run time expected of it: run times spread over an order of magnitude."""
+
+Run = Literal["walltime", "expected", "soon"]
 
 
 def forecast(
@@ -22,9 +25,9 @@ def forecast(
 ) -> dict[str, int]:
     """Return job id to its start (UTC Unix milliseconds) in a closed run of the scheduler.
 
-    Legs run for their whole walltime, or for as long as they are expected to. Stops when all of `jobs` (None: all that
-    wait) have started, or after `cycles`; jobs without a start in that time are left out. An evicted job waits again,
-    and keeps its first start.
+    Legs run for their whole walltime, for as long as they are expected to, or end soon (`EARLY`). Stops when all of
+    `jobs` (None: all that wait) have started, or after `cycles`; jobs without a start in that time are left out. An
+    evicted job waits again, and keeps its first start.
     """
     closed = _Closed(snapshot, run)
     wanted = {job.id for job in snapshot.pending} if jobs is None else set(jobs)
@@ -112,6 +115,10 @@ class _Closed:
             heappush(self._others, leg.started_ms + settings.min_run_s * 1000)
 
     def _end_of(self, leg: HeldLeg) -> int:
-        if self._run == "walltime" or leg.stopping_for or not leg.expected_s:
+        if self._run == "walltime" or leg.stopping_for:
             return leg.ends_ms
-        return min(leg.ends_ms, leg.started_ms + leg.expected_s * 1000)
+        expected_s = leg.expected_s or leg.walltime_s
+        if self._run == "expected":
+            return min(leg.ends_ms, leg.started_ms + expected_s * 1000)
+        ran_ms = max(0, self._scheduler.now_ms - leg.started_ms)
+        return min(leg.ends_ms, self._scheduler.now_ms + max(expected_s * 1000 - ran_ms, ran_ms) // EARLY)
