@@ -129,6 +129,13 @@ class LegSession:
         """Tell people where the leg stands: small numbers and words, `progress(phase="train", round=3, rounds=4)`."""
         self._call("POST", "/leg/progress", json=to_json(numbers))
 
+    def stopping(self) -> bool:
+        """Whether this leg is to keep its progress and end soon, because its GPUs are taken back.
+
+        A program that asks, at least every few seconds, gets the time for it; one that does not is stopped at once.
+        """
+        return bool(self._call("GET", "/leg/stop").json()["stop"])
+
     def result(
         self,
         *,

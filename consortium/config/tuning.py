@@ -95,8 +95,8 @@ class RetryTuning:
         for kind, seconds in self.hang_s.items():
             if kind not in known:
                 raise ValueError(f"hang_s: {kind!r} is no kind of job; kinds: {', '.join(known)}")
-            if not 10 <= seconds <= 30 * _DAY_S:
-                raise ValueError(f"hang_s of {kind} must be 10 to {30 * _DAY_S:,}, got {seconds:,}")
+            if not 60 <= seconds <= 30 * _DAY_S:
+                raise ValueError(f"hang_s of {kind} must be 60 to {30 * _DAY_S:,}, got {seconds:,}")
 
     def wait_ms(self, failures: int) -> int:
         """Return how long to wait after the `failures`-th failure."""

@@ -58,8 +58,6 @@ class LegReport:
     denial: dict[str, Any] = field(default_factory=dict)
     """For refusals by policy: the `Denial` as JSON."""
     fault: Fault | None = None
-    node: str = ""
-    """The node at fault, where the site knows which; else any of the leg's may be. Since protocol 2."""
     progress: dict[str, Any] = field(default_factory=dict)
     """Small numbers for people: `{"phase": "train", "round": 3, "rounds": 4}`."""
     result: dict[str, Any] = field(default_factory=dict)

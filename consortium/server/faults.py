@@ -33,8 +33,6 @@ def not_its_own(
     fault: Fault,
     reason: str,
     now_ms: int,
-    *,
-    node: str = "",
 ) -> None:
     """End a leg's epoch by its site's or a node's fault: offer it again later, or give the site up."""
     attempt, job = jobs.attempt_row(connection, leg.attempt), jobs.find_job(connection, leg.job)
@@ -43,7 +41,7 @@ def not_its_own(
     enough = len(legs.others(connection, leg)) >= job.spec.min_sites
     failures = 1
     if federated or state is not LegState.LOST:  # a site that is cut off says nothing of the job
-        failures = _note(core, connection, leg, fault, reason, node, now_ms)
+        failures = _note(core, connection, leg, fault, reason, now_ms)
     if failures >= core.settings.retry.max_tries:
         jobs.set_leg(connection, leg, ended, now_ms, reason=reason, fault=fault)
         tasks.leg_ended(connection, leg, LegState.FAILED)
@@ -89,9 +87,9 @@ def offer_again(core: Core, connection: Connection, leg: Leg) -> None:
         jobs.update_job(connection, job, now_ms=now_ms, state=JobState.STARTING)
 
 
-def _note(core: Core, connection: Connection, leg: Leg, fault: Fault, reason: str, node: str, now_ms: int) -> int:
+def _note(core: Core, connection: Connection, leg: Leg, fault: Fault, reason: str, now_ms: int) -> int:
     """Keep the fault, cordon its node if it fails too often; return how often the job failed at the site of late."""
-    suspects = (node,) if node in leg.nodes else tuple(leg.nodes)
+    suspects = tuple(leg.nodes)
     add_fault(connection, leg, fault, reason, now_ms, nodes=suspects if fault is Fault.NODE else ())
     if fault is Fault.NODE and len(suspects) == 1:
         nodes.cordon_failing(core, connection, leg.site, suspects[0], reason)

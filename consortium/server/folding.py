@@ -73,7 +73,7 @@ def _final(core: Core, connection: Connection, leg: Leg, report: LegReport, now_
         _refused(core, connection, leg, report, now_ms)
     else:
         fault, reason = report.fault or Fault.SITE, report.reason or f"{leg.site} stopped it"
-        faults.not_its_own(core, connection, leg, report.state, fault, reason, now_ms, node=report.node)
+        faults.not_its_own(core, connection, leg, report.state, fault, reason, now_ms)
 
 
 def _failed(core: Core, connection: Connection, leg: Leg, report: LegReport, now_ms: int) -> None:

@@ -114,7 +114,7 @@ def _answer(core: Core, connection: Connection, site: str, request: PollRequest)
         if current is None or current.epoch != report.epoch:
             reason = "its lease is over" if current is None else "a later epoch took its place"
             stops[report.leg, report.epoch] = LegCommand(leg=report.leg, epoch=report.epoch, reason=reason)
-        elif current.state is not LegState.STOPPING:
+        elif current.state is not LegState.STOPPING or _keeps(core, current, keeping):
             core.contacts.renew(report.leg, report.epoch, now_ms)
             renewed.append(report.leg)
     for leg_id, epoch in stops:
@@ -134,6 +134,12 @@ def _answer(core: Core, connection: Connection, site: str, request: PollRequest)
         acked_seq=records.chain(connection, site).next_seq - 1,
         hang_s=core.settings.retry.hang_s,
     )
+
+
+def _keeps(core: Core, leg: Leg, keeping: set[str]) -> bool:
+    """Whether a leg that makes way has still time for it: until then its lease goes on."""
+    stop_ms = core.settings.scheduler.stop_s * 1000
+    return leg.id in keeping and core.clock.now_ms() <= leg.updated_ms + stop_ms
 
 
 def _keep_s(core: Core) -> int:

@@ -41,6 +41,9 @@ CREATE TABLE IF NOT EXISTS legs (
     log_policy TEXT NOT NULL DEFAULT '',
     archived INTEGER NOT NULL DEFAULT 0,
     acknowledged INTEGER NOT NULL DEFAULT 0,
+    calls INTEGER NOT NULL DEFAULT 0,
+    listens INTEGER NOT NULL DEFAULT 0,
+    stop_by_ms INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (leg, incarnation, counter)
 ) STRICT;
 
@@ -84,6 +87,8 @@ CREATE TABLE IF NOT EXISTS refusals (
     job TEXT NOT NULL, what TEXT NOT NULL, PRIMARY KEY (job, what)
 ) STRICT;
 """
+_ADDED = ("calls", "listens", "stop_by_ms")
+"""Columns of `legs` that databases of earlier versions lack."""
 
 
 class SiteDb:
@@ -99,6 +104,10 @@ class SiteDb:
             with self.write() as write:
                 for statement in _SCHEMA.split(";\n"):
                     write.execute(statement)
+                known = {row["name"] for row in write.execute("PRAGMA table_info(legs)")}
+                for column in _ADDED:
+                    if column not in known:
+                        write.execute(f"ALTER TABLE legs ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
                 write.execute("INSERT OR IGNORE INTO meta VALUES ('leg_secret', ?)", (secrets.token_hex(32),))
         except sqlite3.DatabaseError as fault:
             raise ConfigError(

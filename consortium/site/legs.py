@@ -44,6 +44,12 @@ class SiteLeg:
     """Empty until asked; `open` or `withheld`."""
     archived: bool = False
     acknowledged: bool = False
+    calls: int = 0
+    """Goes up while the program calls the gateway: its sign of life."""
+    listens: bool = False
+    """Whether the program asks if it is to stop: then it gets the time to keep its progress."""
+    stop_by_ms: int = 0
+    """Until when a program that listens may go on after it was told to stop."""
 
     @property
     def key(self) -> str:
@@ -246,4 +252,7 @@ def _leg(row: sqlite3.Row) -> SiteLeg:
         log_policy=row["log_policy"],
         archived=bool(row["archived"]),
         acknowledged=bool(row["acknowledged"]),
+        calls=row["calls"],
+        listens=bool(row["listens"]),
+        stop_by_ms=row["stop_by_ms"],
     )

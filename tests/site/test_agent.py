@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from consortium.domain.job import Epoch, Fault, LegState
+from consortium.domain.protocol import LegCommand
 from consortium.errors import UnreachableError
 from consortium.keys.signing import SigningKey
 from consortium.ledger.log import Ledger
@@ -15,7 +17,8 @@ from consortium.ledger.origins import check_chain
 from consortium.site.agent.loop import Agent
 from consortium.site.agent.runner import classify
 from consortium.site.agent.server import ServerLine
-from consortium.site.legs import new_leg
+from consortium.site.db import SiteDb
+from consortium.site.legs import LegTable, new_leg
 from consortium.site.ray_jobs import RayCluster, RayJob, RayStatus
 from tests import builders
 from tests.site.world import Script, World, consortium_server, script_for
@@ -121,8 +124,6 @@ def test_a_held_leg_whose_lease_ends_frees_its_gpus_at_once(stage: Stage) -> Non
 
 
 def test_a_stop_that_comes_before_its_offer_is_confirmed(stage: Stage) -> None:
-    from consortium.domain.protocol import LegCommand
-
     offer = stage.world.offer()
     stage.script.stops[offer.leg] = LegCommand(leg=offer.leg, epoch=offer.epoch)
     stage.poll()
@@ -160,6 +161,42 @@ def test_a_lost_poll_answer_changes_nothing(stage: Stage) -> None:
     stage.script.reports.clear()
     stage.poll()
     assert len(stage.agent.table.reported()) == 1
+
+
+def test_a_leg_that_listens_has_time_to_keep_its_progress_unless_it_is_taken_back(stage: Stage) -> None:
+    offer = stage.world.offer()
+    stage.script.offers[offer.leg] = offer
+    for _ in range(3):
+        stage.poll()
+    runner, table = stage.agent.runner, stage.agent.table
+    (leg,) = table.active()
+    table.change(leg, state=LegState.RUNNING.value, listens=1)
+    stage.script.stops[offer.leg] = LegCommand(leg=offer.leg, epoch=offer.epoch, reason="make way", keep_s=30)
+    stage.poll()
+    (leg,) = table.active()
+    assert (leg.state, leg.stop_by_ms) == (LegState.STOPPING, stage.now_ms + 30_000)
+    runner._finish_stop(leg, RayJob(status=RayStatus.RUNNING))  # Ray is away: to ask it to stop would raise
+    stage.now_ms += 10_000
+    stage.poll()
+    (leg,) = table.active()
+    assert leg.stop_by_ms == stage.now_ms + 20_000, "told again, it has no more time"
+    stage.script.stops[offer.leg] = LegCommand(leg=offer.leg, epoch=offer.epoch, reason="cancelled")
+    stage.poll()
+    (leg,) = table.active()
+    with pytest.raises(UnreachableError):
+        runner._finish_stop(leg, RayJob(status=RayStatus.RUNNING))
+
+
+def test_a_database_of_an_earlier_version_gets_its_new_columns(world: World) -> None:
+    settings = world.settings()
+    SiteDb(settings.home).close()
+    with sqlite3.connect(SiteDb(settings.home).path) as raw:
+        for column in ("calls", "listens", "stop_by_ms"):
+            raw.execute(f"ALTER TABLE legs DROP COLUMN {column}")
+    table = LegTable(SiteDb(settings.home))
+    with table.db.write() as write:
+        table.add(new_leg(world.offer()), 1, write)
+    assert (table.active()[0].calls, table.active()[0].listens) == (0, False)
 
 
 def test_a_log_that_shrank_raises_a_durable_alarm_until_repinned(stage: Stage, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
@@ -252,8 +289,8 @@ def test_ray_must_answer_before_anything_is_offered(world: World) -> None:
     ("job", "failure", "fault"),
     [
         (RayJob(status=RayStatus.FAILED, exit_code=1), None, Fault.USER),
-        (RayJob(status=RayStatus.FAILED, exit_code=-9), None, Fault.SITE),
-        (RayJob(status=RayStatus.FAILED, exit_code=137), None, Fault.SITE),
+        (RayJob(status=RayStatus.FAILED, exit_code=-9), None, Fault.NODE),
+        (RayJob(status=RayStatus.FAILED, exit_code=137), None, Fault.NODE),
         (RayJob(status=RayStatus.FAILED, message="runtime_env setup failed"), None, Fault.SITE),
         (RayJob(status=RayStatus.UNKNOWN), None, Fault.SITE),
         (RayJob(status=RayStatus.STOPPED), None, Fault.SITE),

@@ -22,7 +22,7 @@ import pytest
 
 from consortium.domain.codec import to_json
 from consortium.domain.job import Fault, LegState
-from consortium.domain.protocol import LegOffer, LegReport
+from consortium.domain.protocol import LegCommand, LegOffer, LegReport
 from consortium.ledger.origins import check_chain
 from consortium.site.agent.logs import archive_key
 from consortium.site.db import SiteDb
@@ -49,6 +49,22 @@ def program(session):
     while not (MARKS / f"go-{{session.context.leg}}").exists():
         time.sleep(0.1)
     session.result(metrics={{"loss": 1.5}}, manifest_digest="sha256:abc")
+
+sys.exit(run(program))
+"""
+
+LISTENER = """
+import sys, time
+from pathlib import Path
+from consortium.client.leg import run
+
+def program(session):
+    (Path({marks!r}) / f"ran-{{session.context.leg}}").touch()
+    while not session.stopping():
+        time.sleep(0.2)
+    time.sleep(6)  # longer than Ray lets a program live that it was told to stop
+    session.store().put(session.context.store.prefix + "kept", b"progress")
+    session.progress(phase="kept")
 
 sys.exit(run(program))
 """
@@ -161,8 +177,8 @@ class Site:
         child.send_signal(number)
         return child.wait(timeout=30)
 
-    def offer(self, number: int) -> LegOffer:
-        offer = self.world.offer(number, gpus=2, epoch=None)
+    def offer(self, number: int, kind: str = "clean") -> LegOffer:
+        offer = self.world.offer(number, gpus=2, epoch=None, kind=kind)
         with self.script.lock:
             self.script.offers[offer.leg] = offer
         return offer
@@ -214,6 +230,7 @@ def site(tmp_path: Path, head: RayHead, s3: S3) -> Iterator[Site]:
     marks.mkdir()
     jobs.mkdir()
     (jobs / "clean.py").write_text(PROGRAM.format(marks=str(marks)))
+    (jobs / "tokenize.py").write_text(LISTENER.format(marks=str(marks)))
     world = World(tmp_path / "world", jobs_dir=jobs)
     script = script_for(world)
     home = world.root / "fr-1"
@@ -297,6 +314,40 @@ def test_a_leg_whose_lease_ends_is_stopped_and_reported_lost(site: Site) -> None
     report = site.until(offer, LegState.LOST)
     assert report.fault is Fault.SITE
     assert_gapless(site.usage(offer))
+
+
+def test_a_program_that_listens_keeps_its_progress_before_it_makes_way(site: Site) -> None:
+    offer = site.offer(6, "tokenize")
+    site.until_program_runs(offer)
+    table = LegTable(SiteDb(site.config.parent))
+    wait_for("listening", lambda: table.get(offer.leg, offer.epoch).listens)  # type: ignore[union-attr]
+    reason = "its 2 GPUs are taken back for job-x"
+    site.script.stops[offer.leg] = LegCommand(leg=offer.leg, epoch=offer.epoch, reason=reason, keep_s=60)
+    report = site.until(offer, LegState.STOPPED)
+    assert (report.reason, report.fault, report.progress) == (reason, None, {"phase": "kept"})
+    assert site.store.get(f"jobs/{offer.job}/kept") == b"progress"  # type: ignore[attr-defined]
+    assert assert_gapless(site.usage(offer)) > 6_000, "the time it took to keep its progress is billed"
+
+
+def test_a_program_that_does_not_listen_is_stopped_at_once(site: Site) -> None:
+    offer = site.offer(7)
+    site.until_program_runs(offer)
+    began = time.monotonic()
+    site.script.stops[offer.leg] = LegCommand(leg=offer.leg, epoch=offer.epoch, reason="make way", keep_s=600)
+    site.until(offer, LegState.STOPPED)
+    assert time.monotonic() - began < 60
+
+
+def test_a_program_that_hangs_is_stopped_as_its_nodes_fault(site: Site) -> None:
+    offer = site.offer(8)
+    site.until_program_runs(offer)
+    site.script.hang_s = {"tokenize": 1}
+    time.sleep(3)
+    site.until(offer, LegState.RUNNING)
+    site.script.hang_s = {"clean": 2}
+    report = site.until(offer, LegState.FAILED)
+    assert report.fault is Fault.NODE
+    assert "no sign of life" in report.reason
 
 
 def test_a_ray_head_killed_in_mid_leg_is_the_sites_fault_and_billed_until_last_seen(site: Site) -> None:

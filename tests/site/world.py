@@ -186,6 +186,7 @@ class Script:
     logs: list[Any] = field(default_factory=list)
     polls: list[PollRequest] = field(default_factory=list)
     away: bool = False
+    hang_s: dict[str, int] = field(default_factory=dict)
     head: dict[str, ChainHead] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -220,6 +221,7 @@ class Script:
                 renewed=tuple(report.leg for report in request.legs if not report.state.final),
                 acknowledged=tuple(LegCommand(leg=report.leg, epoch=report.epoch) for report in final),
                 acked_seq=len(self.records) - 1,
+                hang_s=self.hang_s,
             )
 
     def take(self, records: list[Record]) -> int:

@@ -103,6 +103,7 @@ class Agent:
         alarm = self.watch.check(response)
         self._say("alarm", f"ALARM {alarm}; no offers are taken until the operator runs --repin" if alarm else "")
         self._server_holds = response.acked_seq
+        self.runner.hang_s = response.hang_s
         lease_until_ms = asked_ms + response.lease_ms
         for offer in response.offers:
             if self.table.get(offer.leg, offer.epoch) is None and (alarm or not self._still_here(offer)):
@@ -134,7 +135,8 @@ class Agent:
             if leg is None:
                 self.table.fence(command)
             elif leg.active:
-                self.runner.stop(leg, LegState.STOPPED, command.reason or "stopped by the consortium")
+                reason = command.reason or "stopped by the consortium"
+                self.runner.stop(leg, LegState.STOPPED, reason, keep_s=command.keep_s)
         renewed = set(response.renewed)
         for leg in self.table.active():
             if leg.offer.leg in renewed and lease_until_ms > leg.lease_until_ms:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,10 @@ class Runner:
         self._stopped_at: dict[str, int] = {}
         self._submitting: dict[str, int] = {}
         self._seen: dict[str, int] = {}
+        self._alive: dict[str, tuple[int, int]] = {}
+        """Per leg: its count of calls, and since when it has not moved."""
+        self.hang_s: Mapping[str, int] = {}
+        """By kind of job: after how long without a sign of life a leg hangs. The consortium's server says."""
 
     def step(self) -> None:
         """Look at every active leg once, and at the cluster."""
@@ -85,13 +89,26 @@ class Runner:
             log.warning("%s: %s", leg.key, reason)
             self.stop(leg, LegState.LOST, reason, Fault.SITE)
 
-    def stop(self, leg: SiteLeg, final: LegState, reason: str, fault: Fault | None = None) -> None:
-        """Begin to stop an active leg; a held one never ran and ends at once."""
+    def stop(self, leg: SiteLeg, final: LegState, reason: str, fault: Fault | None = None, *, keep_s: int = 0) -> None:
+        """Begin to stop an active leg; a held one never ran and ends at once.
+
+        A program that listens has `keep_s` to keep its progress and end by itself; a later stop may take that back.
+        """
         whose = None if fault is None else fault.value
+        stop_by_ms = self.now_ms() + keep_s * 1000 if keep_s and leg.listens else 0
         if leg.state is LegState.HELD:
             self.table.change(leg, state=final.value, reason=reason, fault=whose)
         elif leg.state is not LegState.STOPPING:
-            self.table.change(leg, state=LegState.STOPPING.value, stop_state=final.value, reason=reason, fault=whose)
+            self.table.change(
+                leg,
+                state=LegState.STOPPING.value,
+                stop_state=final.value,
+                reason=reason,
+                fault=whose,
+                stop_by_ms=stop_by_ms,
+            )
+        elif not keep_s and leg.stop_by_ms:
+            self.table.change(leg, stop_by_ms=0)
         self.changed()
 
     # -- one leg --------------------------------------------------------------------------------------------------
@@ -146,15 +163,29 @@ class Runner:
             self.changed()
         if now - leg.metered_ms >= METER_MS:
             self._meter(leg, leg.metered_ms, now)
+        quiet_s = self._quiet_ms(leg, now) // 1000
+        hang_s = self.hang_s.get(leg.offer.spec.spec.kind.value, 0)
+        if hang_s and quiet_s > hang_s:
+            self.stop(leg, LegState.FAILED, f"it hangs: no sign of life from its program for {quiet_s} s", Fault.NODE)
         walltime_s = leg.offer.spec.spec.resources.walltime_s
         if now - leg.started_ms > walltime_s * 1000:
             self.stop(leg, LegState.FAILED, f"it ran past its walltime of {walltime_s} s", Fault.USER)
+
+    def _quiet_ms(self, leg: SiteLeg, now_ms: int) -> int:
+        """For how long the program has not called the gateway; counted from the agent's start at the earliest."""
+        calls, since_ms = self._alive.get(leg.key, (-1, now_ms))
+        if calls != leg.calls:
+            self._alive[leg.key] = leg.calls, now_ms
+            return 0
+        return now_ms - since_ms
 
     def _finish_stop(self, leg: SiteLeg, job: RayJob) -> None:
         now = self.now_ms()
         if job.status.ended:
             self._stopped_at.pop(leg.key, None)
             self._end(leg, job, leg.stop_state or LegState.STOPPED, leg.reason, leg.fault)
+        elif now < leg.stop_by_ms:
+            return
         elif now - self._stopped_at.get(leg.key, 0) >= STOP_AGAIN_MS:
             self._stopped_at[leg.key] = now
             self.cluster.stop(leg.key)
@@ -179,6 +210,7 @@ class Runner:
             ended = self._seen.get(leg.key, mark) if job.status is RayStatus.UNKNOWN else job.end_ms
             self._meter(leg, mark, end_of_usage(mark, ended, now), started_ms=start, submitted=1, **columns)
         self._seen.pop(leg.key, None)
+        self._alive.pop(leg.key, None)
         log.info("%s: %s%s", leg.key, state.value, f": {reason}" if reason else "")
         self.changed()
 
@@ -228,7 +260,7 @@ def classify(leg: SiteLeg, job: RayJob) -> tuple[Fault, str]:
     """Return whose fault the end of a job was, and a sentence on it. Log lines stay out: they may not leave the site.
 
     The program's own report counts first. Without one, a program that exited with a code was at fault; one that was
-    killed, or whose cluster lost it, was not.
+    killed was not (its node ran out of memory, or broke), nor one whose cluster lost it.
     """
     if leg.failure is not None:
         return Fault(leg.failure["fault"]), leg.failure["message"]
@@ -242,5 +274,5 @@ def classify(leg: SiteLeg, job: RayJob) -> tuple[Fault, str]:
     if code is not None and 0 < code < 128:
         return Fault.USER, f"the program ended with exit code {code}; see its log"
     if code is not None and code != 0:
-        return Fault.SITE, f"the program was killed by signal {code - 128 if code > 128 else -code}"
+        return Fault.NODE, f"the program was killed by signal {code - 128 if code > 128 else -code}"
     return Fault.SITE, f"Ray lost the program: {(job.message.splitlines() or ['no reason given'])[0][:300]}"

@@ -28,6 +28,8 @@ from consortium.site.settings import SiteSettings, StoreSettings
 from consortium.storage.objects import ObjectStore
 
 _AT_WORK = (LegState.STARTING, LegState.RUNNING)
+SIGN_OF_LIFE_S = 15.0
+"""How often a program's calls are noted at the most."""
 
 
 class Gateway:
@@ -47,6 +49,7 @@ class Gateway:
         self.traffic = Traffic(self.db, self.outbox, self.site.id, self.now_ms)
         self.egress = _store(settings.egress_store)
         self.peers = {site: _store(store) for site, store in settings.peer_egress.items()}
+        self._heard: dict[str, float] = {}
         self.token = Path(settings.token_path).read_text().strip()
         self.received = Path(settings.home) / "received"
         self.received.mkdir(mode=0o700, exist_ok=True)
@@ -70,9 +73,21 @@ class Gateway:
         if not at or not hmac.compare_digest(self.db.leg_token(key).encode(), token.encode()):
             raise AuthError("not the token of a leg of this site")
         found = self.table.get(leg, Epoch.parse(epoch))
-        if found is None or found.state not in _AT_WORK:
+        if found is None or not (found.state in _AT_WORK or self._keeps(found)):
             raise AuthError(f"{key} is not running here any more", fix="nothing: a later epoch has taken its place")
+        self._sign_of_life(found)
         return found
+
+    def _keeps(self, leg: SiteLeg) -> bool:
+        """Whether a leg was told to stop and still has time to keep its progress."""
+        return leg.state is LegState.STOPPING and self.now_ms() < leg.stop_by_ms
+
+    def _sign_of_life(self, leg: SiteLeg) -> None:
+        """Let the agent know that the program calls; not at every call, because each is a durable write."""
+        now_s = time.monotonic()
+        if now_s - self._heard.get(leg.key, -SIGN_OF_LIFE_S) >= SIGN_OF_LIFE_S:
+            self._heard[leg.key] = now_s
+            self.table.change(leg, calls=leg.calls + 1)
 
     def check_agent(self, authorization: str) -> None:
         """Raise AuthError unless the caller is this site's agent."""

@@ -161,6 +161,14 @@ def progress(gateway: At, leg: Leg, body: Json) -> None:
     gateway.table.change(leg, progress=values)
 
 
+@router.get("/stop")
+def stop(gateway: At, leg: Leg) -> Any:
+    """Whether the program is to keep its progress and end. One that asks is given the time for it."""
+    if not leg.listens:
+        gateway.table.change(leg, listens=1)
+    return {"stop": leg.state is LegState.STOPPING}
+
+
 @router.post("/result", status_code=204)
 def result(gateway: At, leg: Leg, body: Json) -> None:
     """Keep the leg's result; a later one replaces it, until the leg has ended."""
