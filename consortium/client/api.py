@@ -97,11 +97,23 @@ class Client:
         return self._json("DELETE", f"/windows/{quote(window, safe='')}")
 
     def quota(self) -> Json:
-        """Return accounts with their quotas, budgets and pledges."""
+        """Return accounts with their quotas, budgets and how they stand, pledges, run-time estimates, the document."""
         return self._json("GET", "/quota")
 
+    def quota_plan(self, text: str) -> Json:
+        """Return what the text of a quota file would change, whose consent it needs, its effect on the queue."""
+        return self._json("POST", "/quota/plan", body={"text": text})
+
+    def quota_apply(self, text: str, *, replaces: str, signature: str) -> Json:
+        """Consent to a change of the quotas; return which consents are missing, and the `version` once it is in force.
+
+        `replaces` is the digest of the document in force, `signature` the caller's over the `QuotaApproval` of both.
+        """
+        body = {"text": text, "replaces": replaces, "signature": signature}
+        return self._json("POST", "/quota/apply", body=body)
+
     def shares(self) -> list[Json]:
-        """Return per account and flavor the GPUs nominal, held, borrowed and lent."""
+        """Return per account and flavor the GPUs nominal, held, borrowed and lent, and the factors of fair share."""
         return self._list("GET", "/shares")
 
     # -- jobs -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from consortium.config.kinds import GROUPS, PARAMS, JobKeys
 from consortium.domain.job import JobKind
 from consortium.errors import ConfigError
 
-_MAX_OVERRIDES = 200
+MAX_OVERRIDES = 200
 _MAX_CHARS = 20_000
 
 
@@ -69,8 +69,8 @@ def accept(
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    if len(overrides) > _MAX_OVERRIDES:
-        raise ConfigError(f"more than {_MAX_OVERRIDES} overrides", fix="put them into a config group")
+    if len(overrides) > MAX_OVERRIDES:
+        raise ConfigError(f"more than {MAX_OVERRIDES} overrides", fix="put them into a config group")
     parser = OverridesParser.create()
     accepted: list[JobOverride] = []
     for position, text in enumerate(overrides, start=1):

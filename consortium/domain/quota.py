@@ -67,3 +67,16 @@ class Pledge:
     period: str
     gpu_ms: int
     notice_days: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaApproval:
+    """What an admin signs to change the agreed quotas: this text, in place of what is in force, in this federation."""
+
+    federation: str
+    """The name of its log."""
+    person: str
+    change: str
+    """Digest of the new text."""
+    replaces: str
+    """Digest of the signed document in force."""

@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from consortium.config import Dirs, FederationConfig, load_federation
+from consortium.config import Dirs, FederationConfig, load_federation, parse_quota_text
+from consortium.config.federation import ConfigFile
 from consortium.domain.codec import to_json
 from consortium.domain.partner import Person, Site
 from consortium.errors import ConfigError
+from consortium.keys.canonical import digest
 from consortium.keys.code import code_digest
-from consortium.keys.documents import DocumentKind
-from consortium.keys.trust import CONSORTIUM
+from consortium.keys.documents import DocumentKind, load_document
+from consortium.keys.trust import CONSORTIUM, Trust
 from consortium.local.identities import (
     Identities,
     issue_tokens,
@@ -29,7 +31,7 @@ from consortium.local.identities import (
     roster_text,
     site_text,
 )
-from consortium.local.paths import FederationDir, write_json
+from consortium.local.paths import FederationDir, write_file, write_json
 from consortium.local.ports import free_ports, is_free, require_free
 from consortium.server.settings import ServerSettings
 from consortium.site.settings import SiteSettings, StoreSettings
@@ -101,7 +103,7 @@ def _sign_documents(
     directory: FederationDir, config: FederationConfig, people: tuple[Person, ...], identities: Identities, now_ms: int
 ) -> None:
     """Sign every partner's files for the server, and give each site its own copies."""
-    sites = {site.id: site for site in config.sites}
+    sites, trust = {site.id: site for site in config.sites}, identities.trust
     texts: list[tuple[DocumentKind, str, str, str]] = []
     for file in config.files:
         if file.kind == "policy":
@@ -112,15 +114,37 @@ def _sign_documents(
             text = site_text(file.text, sites[file.id], identities.trust)
             texts.append((DocumentKind.SITE, sites[file.id].partner, file.file, text))
         elif file.kind == "quota":
-            texts.append((DocumentKind.QUOTA, CONSORTIUM, file.file, file.text))
+            agreed = file
+            texts.append((DocumentKind.QUOTA, CONSORTIUM, file.file, _quota_text(directory, file, config.sites, trust)))
     _drop_stale(directory.documents, texts)
     for kind, partner, name, text in texts:
         key = identities.server if partner == CONSORTIUM else identities.partners[partner]
         keep_document(
             directory.documents, identities.trust, key, kind=kind, partner=partner, file=name, text=text, now_ms=now_ms
         )
+    write_file(_quota_mark(directory), digest(agreed.text.encode()) + "\n")
     for site in config.sites:
         _copy_documents(directory, site, texts)
+
+
+def _quota_text(directory: FederationDir, file: ConfigFile, sites: tuple[Site, ...], trust: Trust) -> str:
+    """Return the quotas to sign: what admins applied stays in force until the file in `configs/` changes again."""
+    path = directory.documents / _document_name(DocumentKind.QUOTA, CONSORTIUM, file.file)
+    mark = _quota_mark(directory)
+    if not path.exists() or not mark.exists() or mark.read_text().strip() != digest(file.text.encode()):
+        return file.text
+    text = load_document(path, trust, 0).text
+    try:
+        parse_quota_text(text, file.file, sites)
+    except ConfigError as fault:
+        what = f"the quotas that were applied do not fit the sites any more: {fault.what}"
+        raise ConfigError(what, where=str(path), fix=f"delete it to go back to {file.file}") from fault
+    return text
+
+
+def _quota_mark(directory: FederationDir) -> Path:
+    """Where the digest of the quota file stands as it was in `configs/` at the last start."""
+    return directory.server / "quota.sha256"
 
 
 def _drop_stale(folder: Path, texts: list[tuple[DocumentKind, str, str, str]]) -> None:

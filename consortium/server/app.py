@@ -12,7 +12,7 @@ from consortium import PROTOCOL_VERSION, __version__
 from consortium.errors import UsageError
 from consortium.server import problems
 from consortium.server.core import Core
-from consortium.server.routes import data, evidence, jobs, operate, sites, upkeep
+from consortium.server.routes import data, evidence, jobs, operate, quota, sites, upkeep
 
 PROTOCOL_HEADER = "Consortium-Protocol"
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -42,7 +42,8 @@ def make_app(core: Core) -> FastAPI:
         return response
 
     # The fixed paths of operation and evidence come first; sites' paths below /jobs/{job}/ before the users'.
-    for router in (operate.router, upkeep.router, evidence.router, sites.router, jobs.router, data.router):
+    fixed = (operate, upkeep, quota, evidence)
+    for router in (*(room.router for room in fixed), sites.router, jobs.router, data.router):
         app.include_router(router, prefix="/v1")
     return app
 

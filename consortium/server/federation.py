@@ -14,6 +14,7 @@ from consortium.domain.partner import Site
 from consortium.domain.quota import Account, Budget, Pledge
 from consortium.domain.records import RecordType
 from consortium.errors import ConfigError, ConsortiumError, NotFoundError
+from consortium.keys.canonical import digest as text_digest
 from consortium.keys.canonical import digest_json
 from consortium.keys.documents import DocumentKind, SignedDocument, load_document
 from consortium.keys.roster import Roster, Rosters
@@ -22,6 +23,7 @@ from consortium.keys.trust import Trust
 from consortium.policy import PolicyBook
 from consortium.state import records
 from consortium.state import tables as t
+from consortium.state.approvals import approvals
 
 log = logging.getLogger(__name__)
 _RECORD_TYPES = {
@@ -123,6 +125,9 @@ def record_documents(connection: Connection, key: SigningKey, federation: Federa
         else:
             connection.execute(t.documents.update().where(same).values(**values))
         body = {"partner": document.partner, "digest": digest, "replaces": known or "", "document": to_json(document)}
+        if document.kind is DocumentKind.QUOTA:
+            consents = approvals(connection, change=text_digest(document.text.encode()))
+            body["approvals"] = [{"person": item.person, "signature": item.signature} for item in consents]
         records.append_own(connection, key, _RECORD_TYPES[document.kind], body, now_ms)
         changed += 1
     return changed

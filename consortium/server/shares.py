@@ -1,16 +1,23 @@
-"""Who holds whose GPUs: nominal, held, borrowed and lent, per account and flavor. Pure."""
+"""Who holds whose GPUs, and every factor of the fair share: per account and flavor. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from consortium.domain.quota import Account
-from consortium.scheduler import HeldLeg
+from consortium.scheduler import Accuracy, Estimate, Factors, History, Pool, RunTimes, Snapshot, accuracy, estimate
+from consortium.scheduler import holdings as who_holds
+from consortium.scheduler.quota import QuotaTree
+
+_WHOLE_S = 1_000_000
+"""A walltime of which a second is a millionth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """GPUs of one flavor in the hands of an account and the projects below it."""
+    """GPUs of one flavor in the hands of an account and the projects below it, and what its fair share is made of.
+
+    All but the first six fields are the account's, the same in each of its rows. Shares are of the pool's GPUs.
+    """
 
     account: str
     flavor: str
@@ -20,76 +27,93 @@ class Share:
     """Held above nominal."""
     lent: int
     """Of its unused nominal, what others hold above theirs; where several could lend, in proportion."""
+    weight: int
+    dominant_share: float
+    """The largest share it holds above nominal of any flavor."""
+    dominant_flavor: str
+    borrowed_reference_gpu_ms: int
+    """Reference GPU-milliseconds it held above nominal so far, decayed by half-life."""
+    lent_reference_gpu_ms: int
+    """Reference GPU-milliseconds of its own that others held, decayed by half-life."""
+    borrowed_share: float
+    """`borrowed_reference_gpu_ms` over what the whole pool counts for with the same decay."""
+    lent_share: float
+    credit: float
+    """What `lent_share` is worth against what it borrows."""
+    share: float
+    """max(0, dominant_share + borrowed_share - credit) / weight."""
+    level: int
+    """Place in the order of service of a job that borrows, 1 first; jobs within nominal come before (0)."""
 
 
-def shares(accounts: tuple[Account, ...], held: tuple[HeldLeg, ...]) -> tuple[Share, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTime:
+    """How much of their walltime an account's jobs use, as estimated from those that ended, and how right that was."""
+
+    account: str
+    jobs: int
+    """How many jobs of its own, with its projects, were seen to end."""
+    expected_percent: float
+    low_percent: float
+    """One in ten uses less."""
+    high_percent: float
+    source: str
+    """Whose jobs the estimate rests on, or `walltime` where too few are known."""
+    error: Accuracy | None
+    """Actual over expected run time; None before any job ended."""
+
+
+def shares(snapshot: Snapshot) -> tuple[Share, ...]:
     """Return the shares of every account but the root, by account and flavor."""
-    by_id = {account.id: account for account in accounts}
-    nominal: dict[tuple[str, str], int] = {}
-    using: dict[tuple[str, str], int] = {}
-    for account in accounts:
-        for quota in account.quotas:
-            for name in _line(by_id, account.id):
-                nominal[name, quota.flavor] = nominal.get((name, quota.flavor), 0) + quota.nominal
-    for leg in held:
-        for name in _line(by_id, leg.account):
-            using[name, leg.flavor] = using.get((name, leg.flavor), 0) + leg.gpus
-    found: list[Share] = []
-    for flavor in sorted({key[1] for key in (*nominal, *using)}):
-        for siblings in _families(by_id):
-            found += _family(flavor, siblings, nominal, using)
-    return tuple(sorted(found, key=lambda share: (share.account, share.flavor)))
-
-
-def _family(
-    flavor: str, siblings: list[str], nominal: dict[tuple[str, str], int], using: dict[tuple[str, str], int]
-) -> list[Share]:
-    has = {name: nominal.get((name, flavor), 0) for name in siblings}
-    holds = {name: using.get((name, flavor), 0) for name in siblings}
-    borrowed = sum(max(0, holds[name] - has[name]) for name in siblings)
-    idle = {name: max(0, has[name] - holds[name]) for name in siblings}
-    lent = _divide(min(borrowed, sum(idle.values())), idle)
-    return [
-        Share(
-            account=name,
-            flavor=flavor,
-            nominal=has[name],
-            held=holds[name],
-            borrowed=max(0, holds[name] - has[name]),
-            lent=lent[name],
+    tree = QuotaTree(snapshot.accounts)
+    for leg in snapshot.held:
+        tree.charge(leg.account, leg.flavor, leg.gpus)
+    pool = Pool(snapshot.sites, snapshot.accounts, snapshot.history, snapshot.settings)
+    past = {item.account: item for item in snapshot.history}
+    known = who_holds(snapshot.accounts, snapshot.held)
+    factors: dict[str, Factors] = {account: pool.factors(account, tree) for account, _ in known}
+    found = []
+    for (account, flavor), holding in sorted(known.items()):
+        made, before = factors[account], past.get(account, History(account=account))
+        found.append(
+            Share(
+                account=account,
+                flavor=flavor,
+                nominal=holding.nominal,
+                held=holding.held,
+                borrowed=holding.borrowed,
+                lent=holding.lent,
+                weight=made.weight,
+                dominant_share=made.dominant,
+                dominant_flavor=made.flavor,
+                borrowed_reference_gpu_ms=before.borrowed,
+                lent_reference_gpu_ms=before.lent,
+                borrowed_share=made.borrowed,
+                lent_share=made.lent,
+                credit=made.credit,
+                share=made.share,
+                level=made.level,
+            )
         )
-        for name in siblings
-        if has[name] or holds[name]
-    ]
+    return tuple(found)
 
 
-def _divide(amount: int, idle: dict[str, int]) -> dict[str, int]:
-    """Divide `amount` GPUs in proportion to `idle`, whole GPUs only, largest remainders first, ties by name."""
-    total = sum(idle.values())
-    if not total:
-        return dict.fromkeys(idle, 0)
-    parts = {name: amount * count // total for name, count in idle.items()}
-    rest = amount - sum(parts.values())
-    for name in sorted(idle, key=lambda name: (-(amount * idle[name] % total), name))[:rest]:
-        parts[name] += 1
-    return parts
+def run_times(snapshot: Snapshot, seen: RunTimes) -> tuple[RunTime, ...]:
+    """Return the run-time estimates of every account but the root, by id."""
+    return tuple(
+        _run_time(account.id, seen, estimate(seen, account.id, _WHOLE_S))
+        for account in sorted(snapshot.accounts, key=lambda item: item.id)
+        if account.id
+    )
 
 
-def _line(by_id: dict[str, Account], account: str) -> list[str]:
-    """The account and every account above it, the root left out."""
-    line = []
-    current: str | None = account
-    while current:
-        line.append(current)
-        found = by_id.get(current)
-        current = None if found is None else found.parent
-    return line
-
-
-def _families(by_id: dict[str, Account]) -> list[list[str]]:
-    """Accounts by common parent: who can borrow from whom."""
-    families: dict[str, list[str]] = {}
-    for account in by_id.values():
-        if account.id:
-            families.setdefault(account.parent or "", []).append(account.id)
-    return [sorted(names) for _, names in sorted(families.items())]
+def _run_time(account: str, seen: RunTimes, found: Estimate) -> RunTime:
+    return RunTime(
+        account=account,
+        jobs=seen.seen(account),
+        expected_percent=found.expected_s * 100 / _WHOLE_S,
+        low_percent=found.low_s * 100 / _WHOLE_S,
+        high_percent=found.high_s * 100 / _WHOLE_S,
+        source=found.source,
+        error=accuracy(seen, account),
+    )

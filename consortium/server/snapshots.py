@@ -45,9 +45,9 @@ class View:
     run_times: RunTimes
 
 
-def take(core: Core, connection: Connection) -> View:
-    """Read the snapshot."""
-    federation = core.federation
+def take(core: Core, connection: Connection, federation: Federation | None = None) -> View:
+    """Read the snapshot; with other quotas and budgets than those in force where a `federation` is given."""
+    federation = federation or core.federation
     stored = all_sites(connection)
     known = nodes.shunned(core, connection)
     sites = []

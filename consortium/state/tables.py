@@ -452,6 +452,7 @@ approvals = Table(
     _text("partner", primary_key=True),
     _text("person"),
     Column("signature", Text, nullable=False),
+    Column("text", Text, nullable=False),
     _ms("at_ms"),
 )
 """Admins' signatures under changes of the quotas: `change` digests the new text, `replaces` the one in force."""

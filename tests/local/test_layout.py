@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from consortium.config import default_dirs
+from consortium.config import Dirs, default_dirs
 from consortium.errors import ConfigError, ConflictError, NotFoundError, UsageError
-from consortium.keys.documents import load_document
+from consortium.keys.documents import load_document, save_document
 from consortium.keys.roster import Roster, Rosters
-from consortium.keys.signing import SigningKey
+from consortium.keys.signing import SigningKey, sign_value
 from consortium.keys.tokens import check
 from consortium.keys.trust import Trust
 from consortium.local.layout import discard, drop_ray_tmp, prepare
@@ -167,3 +169,24 @@ def test_no_federation_yet_is_not_found_and_bad_names_are_refused(own_home: Path
         FederationDir.current()
     with pytest.raises(UsageError, match="federation name"):
         FederationDir.named("../../etc")
+
+
+def test_quotas_that_admins_applied_stay_in_force_until_the_config_changes(own_home: Path, tmp_path: Path) -> None:
+    """The server writes an applied quota where the documents lie; starting again must not undo it."""
+    dirs = Dirs(configs=tmp_path / "configs", clusters=tmp_path / "clusters")
+    shutil.copytree(default_dirs().configs, dirs.configs)
+    shutil.copytree(default_dirs().clusters, dirs.clusters)
+    directory = FederationDir.named("applied")
+    prepare(directory, dirs, now_ms=NOW)
+    trust, path = Trust.load(directory.trust_file), directory.documents / "quota.json"
+    key, first = SigningKey.load(directory.server / "server.key"), load_document(path, trust, NOW)
+    applied = first.text.replace("{nominal: 2, borrowing_limit: 6}", "{nominal: 3, borrowing_limit: 6}")
+    save_document(sign_value(key, replace(first, version=first.version + 1, text=applied)), path)
+    prepare(directory, dirs, now_ms=NOW + 1)
+    assert load_document(path, trust, NOW).text == applied
+    file = dirs.configs / "quota" / "consortium.yaml"
+    file.write_text(file.read_text() + "# agreed anew\n")
+    prepare(directory, dirs, now_ms=NOW + 2)
+    found = load_document(path, trust, NOW)
+    assert (found.text, found.version) == (file.read_text(), first.version + 2)
+    drop_ray_tmp(directory)

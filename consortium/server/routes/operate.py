@@ -1,4 +1,4 @@
-"""Health, who am I, the federation, quotas and shares."""
+"""Health, who am I, the federation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from fastapi import APIRouter
 
 from consortium import PROTOCOL_VERSION, __version__
 from consortium.domain.codec import to_json
-from consortium.server import snapshots
-from consortium.server.auth import CoreArg, ReaderArg, UserArg
-from consortium.server.shares import shares as compute_shares
+from consortium.server.auth import CoreArg, ReaderArg
 
 router = APIRouter(tags=["operation"])
 
@@ -65,23 +63,3 @@ def federation(core: CoreArg, claims: ReaderArg) -> dict[str, Any]:
             for d in current.documents
         ],
     }
-
-
-@router.get("/quota")
-def quota(core: CoreArg, claims: UserArg) -> dict[str, Any]:
-    """The agreed quotas, budgets and pledges."""
-    current = core.federation
-    return {
-        "accounts": to_json(list(current.accounts.values())),
-        "budgets": to_json(current.budgets),
-        "pledges": to_json(current.pledges),
-    }
-
-
-@router.get("/shares")
-def shares(core: CoreArg, claims: UserArg) -> list[dict[str, Any]]:
-    """Per account and flavor: GPUs nominal, held, borrowed and lent now."""
-    with core.db.read() as connection:
-        held = snapshots.held_legs(connection)
-    found: list[dict[str, Any]] = to_json(compute_shares(tuple(core.federation.accounts.values()), held))
-    return found

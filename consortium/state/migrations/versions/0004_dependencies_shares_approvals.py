@@ -48,6 +48,7 @@ def upgrade() -> None:
     sa.Column('partner', sa.String(length=255), nullable=False),
     sa.Column('person', sa.String(length=255), nullable=False),
     sa.Column('signature', sa.Text(), nullable=False),
+    sa.Column('text', sa.Text(), nullable=False),
     sa.Column('at_ms', sa.BigInteger(), nullable=False),
     sa.PrimaryKeyConstraint('change', 'replaces', 'partner')
     )

@@ -1,0 +1,128 @@
+"""Change single values in the text of a quota file, leaving its comments and layout as they are.
+
+A change is `accounts.fr.quotas.h100-sxm.nominal=4`, the path as it stands in the file. Entries of lists are named by
+what they are about: `budgets.fr/health.2026-11=500` (reference GPU-hours), `pledges.fr.h100-sxm.2026-11=6000` (GPU-hours).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import cast
+
+import yaml
+
+from consortium.config import marks
+from consortium.config.build import nearest
+from consortium.config.overrides import MAX_OVERRIDES
+from consortium.errors import ConfigError
+
+_LISTS = {
+    "budgets": (("account", "period"), "reference_gpu_hours"),
+    "pledges": (("partner", "flavor", "period"), "gpu_hours"),
+}
+_LEAVES = ("nominal", "borrowing_limit", "lending_limit", "weight")
+_NONE = ("null", "none")
+
+
+def edit_quota(text: str, overrides: Sequence[str], file: str) -> str:
+    """Return `text` with every `key=value` of `overrides` in it. Raises ConfigError naming the one at fault.
+
+    Values are whole numbers, or `null` for no limit. What comes out still has to be read and checked.
+    """
+    if len(overrides) > MAX_OVERRIDES:
+        raise ConfigError(f"more than {MAX_OVERRIDES} changes", fix="edit the file")
+    for position, override in enumerate(overrides, start=1):
+        where = f"override {position}: {override[:120]}"
+        key, equals, value = override.partition("=")
+        if not equals or not (value in _NONE or (value.isascii() and value.isdigit())):
+            raise ConfigError(
+                "not a change of a quota",
+                where=where,
+                fix="write a path and a whole number or null, such as accounts.fr.quotas.h100-sxm.nominal=4",
+            )
+        text = _edit(text, key, "null" if value in _NONE else str(int(value)), where, file)
+    return text
+
+
+def _edit(text: str, key: str, value: str, where: str, file: str) -> str:
+    marks.parse(text, file)  # refuses what is no plain mapping
+    root = cast(yaml.Node, yaml.compose(text, Loader=yaml.SafeLoader))
+    top, _, rest = key.partition(".")
+    if top in _LISTS:
+        return _edit_entry(text, root, top, rest, value, where)
+    if top != "accounts" or not rest:
+        raise ConfigError(f"unknown key {key!r}", where=where, fix=nearest(top, ["accounts", *_LISTS]))
+    node, steps = _descend(root, key.split("."))
+    if not steps:
+        if not isinstance(node, yaml.ScalarNode):
+            raise ConfigError(f"{key!r} is no single value", where=where, fix=f"go on to one of {', '.join(_LEAVES)}")
+        return text[: node.start_mark.index] + value + text[node.end_mark.index :]
+    if steps[-1] not in _LEAVES:
+        raise ConfigError(f"unknown key {steps[-1]!r}", where=where, fix=nearest(steps[-1], _LEAVES))
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"there is nothing to change at {key!r}", where=where, fix="edit the file")
+    nested = value
+    for step in reversed(steps[1:]):
+        nested = f"{{{step}: {nested}}}"
+    return _insert(text, node, f"{steps[0]}: {nested}")
+
+
+def _descend(node: yaml.Node, steps: list[str]) -> tuple[yaml.Node, list[str]]:
+    """Follow the path as far as it stands in the text; names may have dots in them. Return what is left of it."""
+    while steps and isinstance(node, yaml.MappingNode):
+        known = {key.value: item for key, item in node.value}
+        for length in range(len(steps), 0, -1):
+            name = ".".join(steps[:length])
+            if name in known:
+                node, steps = known[name], steps[length:]
+                break
+        else:
+            return node, steps
+    return node, steps
+
+
+def _edit_entry(text: str, root: yaml.Node, top: str, rest: str, value: str, where: str) -> str:
+    names, leaf = _LISTS[top]
+    first, _, others = rest.partition(".")
+    middle, _, last = others.rpartition(".")
+    told = [first, *([middle] if middle else []), last]
+    shape = f"{top}.{'.'.join(name.upper() for name in names)}"
+    if len(told) != len(names) or not all(told) or value == "null":
+        raise ConfigError(
+            "not an entry of a list", where=where, fix=f"write {shape}=HOURS; to remove one, edit the file"
+        )
+    found, left = _descend(root, [top])
+    entries = found.value if isinstance(found, yaml.SequenceNode) and not left else []
+    for entry in entries:
+        said = {key.value: item for key, item in entry.value}
+        if [said[name].value if name in said else "" for name in names] == told and leaf in said:
+            at = said[leaf]
+            return text[: at.start_mark.index] + value + text[at.end_mark.index :]
+    if top != "budgets":
+        raise ConfigError(f"there is no such entry in {top}", where=where, fix="add it to the file")
+    made = ", ".join(f"{name}: {_word(word)}" for name, word in zip(names, told, strict=True))
+    made = f"{{{made}, {leaf}: {value}}}"
+    if entries:
+        first_at = entries[0].start_mark.index
+        if isinstance(found, yaml.SequenceNode) and found.flow_style:
+            return text[:first_at] + f"{made}, " + text[first_at:]
+        dash = text.rindex("-", 0, first_at)
+        indent = dash - (text.rfind("\n", 0, dash) + 1)
+        return text[:dash] + f"- {made}\n" + " " * indent + text[dash:]
+    if not left:
+        return text[: found.start_mark.index] + f"[{made}]" + text[found.end_mark.index :]
+    return f"{text.rstrip()}\n\n{top}:\n  - {made}\n"
+
+
+def _insert(text: str, node: yaml.MappingNode, line: str) -> str:
+    if node.flow_style:
+        close = node.end_mark.index - 1
+        return text[:close] + (", " if node.value else "") + line + text[close:]
+    start = node.start_mark
+    return text[: start.index] + f"{line}\n" + " " * start.column + text[start.index :]
+
+
+def _word(word: str) -> str:
+    """A name as YAML: quoted where it could be read as something else."""
+    return word if word[:1].isalpha() and word not in ("no", "on", "off", "yes", "y", "n") else json.dumps(word)
