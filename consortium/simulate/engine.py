@@ -15,6 +15,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from consortium.config import Scenario
+from consortium.domain import ids
+from consortium.domain.job import Priority
 from consortium.domain.partner import SiteState
 from consortium.scheduler import (
     HeldLeg,
@@ -98,7 +100,8 @@ class Engine:
         self._run_times = RunTimes()
         self._courses: dict[str, _Course] = {}
         """Jobs that were submitted and have not finished."""
-        self._held: dict[str, HeldLeg] = {}
+        self._held: dict[tuple[str, str], int] = {}
+        """GPUs by account and flavor."""
         self._waiting = 0
         self._heap: list[tuple[int, Happens, int, object, int]] = []
         self._pushed = 0
@@ -143,7 +146,7 @@ class Engine:
             self._changed = self._changed or self.now_ms >= self._cycle_ms + self._scenario.recheck_s * 1000
             return
         if kind is Happens.HISTORY:
-            self._ticking = bool(self._held)
+            self._ticking = any(self._held.values())
             self._advance_history()
             if self._ticking:
                 self._tick()
@@ -205,7 +208,7 @@ class Engine:
             self._waiting -= 1
             self.totals.starts += 1
             for leg in placement.legs:
-                self._hold(course, leg)
+                self._count(job, leg, leg.gpus)
                 self._see(Event(self.now_ms, Kind.START, job, leg.site, leg.gpus, leg.nodes))
             self._push(self.now_ms + job.run_ms - course.kept_ms, Happens.FINISH, course, course.attempt)
         for eviction in plan.evictions:
@@ -245,29 +248,17 @@ class Engine:
         self.totals.waits_ms[job.id] = self.now_ms - job.submit_ms - job.run_ms
         self._run_times = observe(self._run_times, job.account, job.walltime_s, job.run_ms // 1000)
 
-    def _hold(self, course: _Course, leg: LegPlacement) -> None:
-        job = course.job
-        self._held[leg_name(job.id, leg.site)] = HeldLeg(
-            leg=leg_name(job.id, leg.site),
-            job=job.id,
-            account=job.account,
-            partner=job.partner,
-            site=leg.site,
-            flavor=leg.flavor,
-            nodes=leg.nodes,
-            priority=job.priority,
-            started_ms=EPOCH_MS + self.now_ms,
-            walltime_s=job.walltime_s,
-        )
-
     def _release(self, course: _Course, kind: Kind) -> None:
         for leg in course.legs:
-            name = leg_name(course.job.id, leg.site)
-            self._scheduler.end(name)
-            del self._held[name]
+            self._scheduler.end(leg_name(course.job.id, leg.site))
+            self._count(course.job, leg, -leg.gpus)
             self._see(Event(self.now_ms, kind, course.job, leg.site, leg.gpus, leg.nodes))
         course.legs = ()
         self._changed = True
+
+    def _count(self, job: Job, leg: LegPlacement, gpus: int) -> None:
+        key = job.account, leg.flavor
+        self._held[key] = self._held.get(key, 0) + gpus
 
     def _change_site(self, change: _Change) -> None:
         if change.recall:
@@ -284,24 +275,18 @@ class Engine:
 
     def _interrupt(self, site: str, *, checkpoint: bool) -> None:
         """Stop every job with a leg at the site."""
-        for name in [leg.job for leg in self._held.values() if leg.site == site]:
-            course = self._courses[name]
-            if not course.stopping:
+        for course in self._courses.values():
+            if not course.stopping and any(leg.site == site for leg in course.legs):
+                lost_ms = self._stop(course, checkpoint=checkpoint)
                 self.totals.interruptions += 1
-                self.totals.interrupted_lost_gpu_ms += course.job.gpus_in_all * self._stop(
-                    course, checkpoint=checkpoint
-                )
+                self.totals.interrupted_lost_gpu_ms += course.job.gpus_in_all * lost_ms
 
     def _advance_history(self) -> None:
         """Bring what accounts borrowed and lent up to now, as if what is held had been held since the last time."""
         from_ms, self._history_ms = self._history_ms, self.now_ms
+        held = [_as_one_leg(account, flavor, gpus) for (account, flavor), gpus in sorted(self._held.items()) if gpus]
         self._history = fair_advance(
-            self._history,
-            self._accounts,
-            self._held.values(),
-            self._views.values(),
-            self._settings,
-            self.now_ms - from_ms,
+            self._history, self._accounts, held, self._views.values(), self._settings, self.now_ms - from_ms
         )
         self._scheduler.set_history(self._history)
 
@@ -331,3 +316,19 @@ class Engine:
             return f"it needs sites {', '.join(job.gang)} and may run at {', '.join(job.allowed)} only"
         reason = never_fits(empty, world.pending(job, self._borders))
         return reason.message if reason else ""
+
+
+def _as_one_leg(account: str, flavor: str, gpus: int) -> HeldLeg:
+    """One leg that stands for all of an account's: the history asks for sums only."""
+    return HeldLeg(
+        leg=f"{account} {flavor}",
+        job="",
+        account=account,
+        partner=ids.partner_of(account),
+        site="",
+        flavor=flavor,
+        nodes={"": gpus},
+        priority=Priority.NORMAL,
+        started_ms=0,
+        walltime_s=1,
+    )

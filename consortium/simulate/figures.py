@@ -73,7 +73,7 @@ class Meter:
                 if quota.flavor in self._nominal:
                     self._nominal[quota.flavor][self._at[account.id[:2]]] += quota.nominal
         self._held = {flavor: [0] * count for flavor in flavors}
-        self._rates = {flavor: ([0] * count, [0.0] * count) for flavor in flavors}
+        self._rates: dict[str, Rates] = dict.fromkeys(flavors, ((), ()))
         self._stale: set[str] = set()
         self._since_ms = 0
         self._queued = 0
@@ -114,35 +114,44 @@ class Meter:
         self._stale.clear()
         passed_ms = t_ms - self._since_ms
         for borrowed, lent in self._rates.values():
-            for at, gpus in enumerate(borrowed):
-                if gpus:
-                    self.borrowed[at] += gpus * passed_ms
-            for at, share in enumerate(lent):
-                if share:
-                    self.lent[at] += share * passed_ms
+            for at, gpus in borrowed:
+                self.borrowed[at] += gpus * passed_ms
+            for at, share in lent:
+                self.lent[at] += share * passed_ms
         if self._watch:
-            columns = zip(*self._held.values(), strict=True)
-            borrowed_now = zip(*(rates[0] for rates in self._rates.values()), strict=True)
-            lent_now = zip(*(rates[1] for rates in self._rates.values()), strict=True)
-            self.moments.append(
-                Moment(
-                    self._since_ms,
-                    tuple(sum(column) for column in columns),
-                    tuple(sum(column) for column in borrowed_now),
-                    tuple(sum(column) for column in lent_now),
-                    self._queued,
-                )
-            )
+            self.moments.append(self._moment())
         self._since_ms = t_ms
 
+    def _moment(self) -> Moment:
+        held = tuple(sum(column) for column in zip(*self._held.values(), strict=True))
+        borrowed, lent = [0] * len(held), [0.0] * len(held)
+        for more, less in self._rates.values():
+            for at, gpus in more:
+                borrowed[at] += gpus
+            for at, share in less:
+                lent[at] += share
+        return Moment(self._since_ms, held, tuple(borrowed), tuple(lent), self._queued)
 
-def _rates(held: Sequence[int], nominal: Sequence[int]) -> tuple[list[int], list[float]]:
-    """GPUs borrowed and lent per partner: what is held above nominal, and whose idle nominal that is, pro rata."""
-    borrowed = [max(0, has - own) for has, own in zip(held, nominal, strict=True)]
-    idle = [max(0, own - has) for has, own in zip(held, nominal, strict=True)]
-    total = sum(idle)
-    moved = min(sum(borrowed), total)
-    return borrowed, [moved * share / total if moved else 0.0 for share in idle]
+
+Rates = tuple[Sequence[tuple[int, int]], Sequence[tuple[int, float]]]
+"""Who borrows how many GPUs, and who lends how many; only those who do."""
+
+
+def _rates(held: Sequence[int], nominal: Sequence[int]) -> Rates:
+    """Who holds more than its nominal, and whose idle nominal that is, in proportion to what each leaves unused."""
+    borrowed: list[tuple[int, int]] = []
+    idle: list[tuple[int, int]] = []
+    for at, gpus in enumerate(held):
+        above = gpus - nominal[at]
+        if above > 0:
+            borrowed.append((at, above))
+        elif above < 0:
+            idle.append((at, -above))
+    if not borrowed:
+        return (), ()
+    total = sum(share for _, share in idle)
+    moved = min(sum(gpus for _, gpus in borrowed), total)
+    return borrowed, [(at, moved * share / total) for at, share in idle]
 
 
 def hours(values_ms: Iterable[float]) -> dict[str, float]:

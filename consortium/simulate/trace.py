@@ -13,7 +13,7 @@ from consortium.config import Scenario
 from consortium.config.scenario import Sharing, TraceEntry
 from consortium.domain import ids
 from consortium.errors import UsageError
-from consortium.simulate.workload import Job, by_submission, pinned, walltime_s, worker_gpus
+from consortium.simulate.workload import Job, by_submission, draws, pinned, walltime_s, worker_gpus
 
 VARIABLE = "CONSORTIUM_TRACES"
 COLUMNS = ("job_id", "submission_time", "duration", "num_gpu")
@@ -61,7 +61,8 @@ def read_trace(scenario: Scenario, folder: Path) -> tuple[tuple[Job, ...], int]:
             if run_ms < 1 or gpus < 1:
                 empty += 1
                 continue
-            at_home = scenario.sharing is Sharing.NONE or pinned(job_id, scenario.pinned_tenths, scenario.seed)
+            first, second = draws(job_id, scenario.seed)
+            at_home = scenario.sharing is Sharing.NONE or pinned(first, scenario.pinned_tenths)
             jobs.append(
                 Job(
                     id=job_id,
@@ -69,7 +70,7 @@ def read_trace(scenario: Scenario, folder: Path) -> tuple[tuple[Job, ...], int]:
                     partner=partner,
                     submit_ms=submit_ms,
                     run_ms=run_ms,
-                    walltime_s=walltime_s(job_id, run_ms / 1000, trace.walltime_factor, scenario.seed),
+                    walltime_s=walltime_s(second, run_ms / 1000, trace.walltime_factor),
                     gpus=gpus,
                     gpus_per_worker=worker_gpus(gpus, node_gpus),
                     allowed=homes[partner] if at_home else (),

@@ -49,18 +49,19 @@ def worker_gpus(gpus: int, node_gpus: int) -> int:
     return gpus if gpus <= node_gpus else math.gcd(gpus, node_gpus)
 
 
-def draw(job: str, seed: int, part: int) -> int:
-    """Return 32 bits that follow from a job's id: `part` 0 or 1 of its SHA-256. Another seed gives other bits."""
-    text = job if not seed else f"{job}:{seed}"
-    return int(sha256(text.encode()).hexdigest()[8 * part : 8 * part + 8], 16)
+def draws(job: str, seed: int = 0) -> tuple[int, int]:
+    """Return two numbers of 32 bits that follow from a job's id: the first of its SHA-256. Another seed, others."""
+    text = f"{job}:{seed}" if seed else job
+    bits = sha256(text.encode()).hexdigest()
+    return int(bits[:8], 16), int(bits[8:16], 16)
 
 
-def pinned(job: str, tenths: int, seed: int = 0) -> bool:
-    """Whether a job of a trace may run at its own partner's sites only: `tenths` of ten jobs."""
-    return draw(job, seed, 0) % 10 < tenths
+def pinned(first: int, tenths: int) -> bool:
+    """Whether a job of a trace may run at its own partner's sites only: `tenths` of ten jobs, by their first draw."""
+    return first % 10 < tenths
 
 
-def walltime_s(job: str, run_s: float, factor: tuple[float, float], seed: int = 0) -> int:
-    """Return the walltime limit of a job of a trace: its run time times a factor, log-uniform by the job's id."""
+def walltime_s(second: int, run_s: float, factor: tuple[float, float]) -> int:
+    """Return the walltime limit of a job of a trace: its run time times a factor, log-uniform by its second draw."""
     low, high = factor
-    return math.ceil(run_s * low * math.pow(high / low, draw(job, seed, 1) / 2**32))
+    return math.ceil(run_s * low * math.pow(high / low, second / 2**32))
