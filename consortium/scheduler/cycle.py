@@ -220,7 +220,8 @@ class Cycle:
         self._blocked: dict[Line, list[Blocked]] = {}
         self._own: dict[str, Reason] = {}
         """Reasons of single jobs, where they differ from their line's."""
-        self._reserved: set[str] = set()
+        self._moved: set[str] = set()
+        """Partners whose accounts hold more than when the cycle began."""
         self._spoken_for = self.queue.spoken_for()
         self._binding = {
             flavor: self.board.quota.binds(flavor, gpus) for flavor, gpus in self._pool.totals.items()
@@ -235,7 +236,7 @@ class Cycle:
         while heap:
             rank, key, line = heappop(heap)
             job = self.queue.jobs[key[1]]
-            fresh = self.rank(line, job)
+            fresh = self.rank(line, job) if job.account[:2] in self._moved else rank
             if fresh > rank and heap and heap[0][:2] < (fresh, key):
                 heappush(heap, (fresh, key, line))
                 continue
@@ -330,6 +331,7 @@ class Cycle:
         borrowed = sum(self.board.quota.borrowed(job.account, flavor, gpus) for flavor, gpus in need.items())
         self._placements.append(Placement(job=job.id, legs=legs, borrowed=borrowed))
         self.queue.remove(job.id)
+        self._moved.add(job.account[:2])
         self.board.start(job, legs, [layer for layer in layers if isinstance(layer, Shadow)])
         self._pool.forget(self.board.quota.path(job.account))
 

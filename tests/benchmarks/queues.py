@@ -1,7 +1,7 @@
 """The workload of Kueue's own scheduler benchmark, larger: 10 cohorts of 100 queues, 50 jobs each, run to the end.
 
-Kueue's generator (test/performance/scheduler) gives a queue a nominal quota of 20 and a borrowing limit of 100, and per
-queue 350 small, 100 medium and 50 large jobs of 1, 5 and 20 units that run for 200, 500 and 1000 ms. Here a queue gets a
+Kueue's generator (test/performance/scheduler) gives a queue a nominal quota of 20, a borrowing limit of 100, and 350
+small, 100 medium and 50 large jobs of 1, 5 and 20 units that run for 200, 500 and 1000 ms. Here a queue gets a
 tenth of them, 50, so that 1,000 queues have 50,000 jobs. A cohort is a partner with one site of 250 nodes of 8 GPUs, a
 queue is a project under it.
 """
