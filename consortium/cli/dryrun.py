@@ -51,36 +51,40 @@ def funnel(found: dict[str, Any]) -> None:
         print(f"  {step['rule']:12} {left}" + (f"  ({numbers})" if numbers else ""))
         for drop in step["dropped"]:
             print(f"    {drop['site']}: {drop['reason']['message']}")
+    for name, text in _outlook(found):
+        print(f"  {name:12} {text}")
+
+
+def _outlook(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The place in line, who holds the GPUs, the start, what would help; each where there is such."""
+    facts = []
     if found["position"]:
-        print(f"  position     {found['position']} in line")
+        facts.append(("position", f"{found['position']} in line"))
     if found["holders"]:
-        print(f"  held by      {', '.join(f'{p} {n} GPUs' for p, n in found['holders'].items())}")
+        facts.append(("held by", ", ".join(f"{p} {n} GPUs" for p, n in found["holders"].items())))
     if found["estimated_start"]:
-        print(f"  starts       {_starts(found['estimated_start'])} (UTC)")
+        facts.append(("starts", f"{_starts(found['estimated_start'])} (UTC)"))
     if found["fix"]:
-        print(f"  fix          {found['fix']}")
+        facts.append(("fix", found["fix"]))
+    return facts
 
 
 def _page(answer: dict[str, Any], job: Job, members: int) -> None:
     where = ", ".join(job.target_sites) or "any one site that fits"
     print(f"nothing was submitted; it would run at {where}")
-    if answer["funnel"]:
-        print(answer["funnel"]["reason"]["message"])
+    print(answer["funnel"]["reason"]["message"].replace(job.id, "the job"))
     print()
     table(
         ["site", "flavor", "eligible", "starts (UTC)", "reference GPU-hours", "at most", "why not, or not now"],
-        [_row(row) for row in answer["sites"]],
+        [_row(row, job.id) for row in answer["sites"]],
         empty="there is no site",
     )
     print()
-    for name, text in _facts(answer, job, members):
+    for name, text in (*_outlook(answer["funnel"]), *_facts(answer, job, members)):
         print(f"{name:12} {text}")
-    if answer["funnel"]:
-        print()
-        funnel(answer["funnel"])
 
 
-def _row(row: dict[str, Any]) -> tuple[str, ...]:
+def _row(row: dict[str, Any], job_id: str) -> tuple[str, ...]:
     start = _starts(row["start"]) if row["start"] else "-"
     return (
         row["site"],
@@ -89,7 +93,7 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
         start if row["eligible"] else "-",
         gpu_hours(int(row["expected_reference_gpu_ms"]), 2) if row["eligible"] else "-",
         gpu_hours(int(row["most_reference_gpu_ms"]), 2) if row["eligible"] else "-",
-        row["reason"]["message"] if row["reason"] else "",
+        row["reason"]["message"].replace(job_id, "the job") if row["reason"] else "",
     )
 
 
@@ -103,12 +107,7 @@ def _facts(answer: dict[str, Any], job: Job, members: int) -> list[tuple[str, st
          f"{_range(cost['most_reference_gpu_ms'])}, paid by {cost['account']}"
          + (f"; {members} members cost that each" if members > 1 else "")),
     ]  # fmt: skip
-    for share in answer["share"]:
-        now, then = share["now"], share["then"]
-        facts.append(
-            ("share", f"{share['account']} has {now['share']:.4f} of the pool above its own by fair share (level "
-             f"{now['level']}), {then['share']:.4f} (level {then['level']}) with this job")
-        )  # fmt: skip
+    facts += [("share", _share(share)) for share in answer["share"]]
     for budget in answer["budgets"]:
         facts.append(
             ("budget", f"{budget['account']} has {gpu_hours(int(budget['left']), 1)} of "
@@ -116,6 +115,16 @@ def _facts(answer: dict[str, Any], job: Job, members: int) -> list[tuple[str, st
              f"{gpu_hours(int(budget['left_after']), 1)} with this job")
         )  # fmt: skip
     return facts
+
+
+def _share(share: dict[str, Any]) -> str:
+    now, then = share["now"], share["then"]
+    if not then["flavor"]:
+        return f"{share['account']} stays within what is nominally its own"
+    return (
+        f"{share['account']} would hold {then['dominant']:.0%} of all {then['flavor']} above its own "
+        f"(now {now['dominant']:.0%}): level {then['level']} of fair share, {then['share']:.4f}"
+    )
 
 
 def _range(pair: list[Any]) -> str:

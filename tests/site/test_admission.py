@@ -90,6 +90,26 @@ def test_a_changed_spec_is_refused(world: World, admission: Admission) -> None:
     assert refusal.code == "signature"
 
 
+@pytest.mark.parametrize(
+    "wish",
+    [{"preemptible": False}, {"deadline_ms": 1}, {"checkpoint_every_s": 60}, {"after": (builders.new_id("job", 7),)}],
+)
+def test_wishes_are_signed_like_the_rest_of_a_spec(world: World, admission: Admission, wish: dict[str, Any]) -> None:
+    assert judge(admission, world.offer(1, **wish)) is None
+    plain = world.offer(2)
+    refusal = judge(admission, replace(plain, spec=replace(plain.spec, spec=replace(plain.spec.spec, **wish))))
+    assert refusal is not None
+    assert refusal.code == "signature"
+
+
+def test_a_draft_as_a_dry_run_sends_it_is_taken_by_no_site(world: World, admission: Admission) -> None:
+    offer = world.offer()
+    draft = replace(offer.spec, spec=replace(offer.spec.spec, nonce=""), signature="")
+    refusal = judge(admission, replace(offer, spec=draft))
+    assert refusal is not None
+    assert refusal.code == "signature"
+
+
 def test_somebody_in_no_roster_is_refused(world: World, admission: Admission) -> None:
     refusal = judge(admission, world.offer(submitter="fr/mallory"))
     assert refusal is not None

@@ -1,0 +1,116 @@
+"""The command line against a real server, as the people who type it see it: dry runs, arrays, quotas, shares."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.conftest import Call, Outcome
+
+pytestmark = pytest.mark.integration
+As = Callable[..., Outcome]
+
+
+@pytest.fixture
+def person(fed: Any, call: Call, monkeypatch: pytest.MonkeyPatch) -> As:
+    """Call the command line as somebody who knows the server, a token and a key, and nothing else.
+
+    The code that is signed is the one that the scripted sites say they have.
+    """
+    monkeypatch.setattr("consortium.client.submission.code_digest", lambda *_: "sha256:test")
+
+    def run(who: str, *arguments: str, key: bool = True) -> Outcome:
+        from tests.server.conftest import ROLES
+
+        monkeypatch.setenv("CONSORTIUM_SERVER", fed.url)
+        monkeypatch.setenv("CONSORTIUM_TOKEN", fed.token(who, (ROLES[who],)))
+        path = fed.home / f"{who.replace('/', '_')}.key"
+        if not path.exists():
+            fed.people[who].save(path)
+        monkeypatch.setenv("CONSORTIUM_KEY", str(path) if key else "/nowhere")
+        return call(*arguments)
+
+    return run
+
+
+def test_a_dry_run_needs_no_key_and_shows_all_sites_with_price(fed: Any, person: As) -> None:
+    fed.dataset("fr-1", "laws-fr")
+    for name in ("de-1", "fr-1", "uy-1"):
+        fed.site(name)
+    shown = person("fr/amelie", "submit", "clean", "inputs=[laws-fr]", "gpus=2", "--dry-run", key=False)
+    assert shown.code == 0, shown.err
+    print(shown.out)
+    lines: dict[str, str] = {}
+    for line in shown.out.splitlines():
+        lines.setdefault((line.split() or [""])[0], line)
+    assert lines["de-1"].split()[2] == "no"
+    assert lines["fr-1"].split()[2:4] == ["yes", "at"]
+    assert "at most 2.00, paid by fr" in lines["cost"]
+    assert "about 1800 s" in lines["run"]
+    assert person("fr/amelie", "jobs").out == ""
+
+
+def test_a_denied_dry_run_leaves_as_a_submission_would(fed: Any, person: As) -> None:
+    fed.dataset("uy-1", "laws-es")
+    shown = person("fr/amelie", "submit", "clean", "inputs=[laws-es]", "sites=[fr-1]", "--dry-run")
+    assert shown.code == 3
+    assert "uy/residency" in shown.err
+    assert "uy/residency" in shown.out
+
+
+def test_an_array_is_submitted_listed_and_explained(fed: Any, person: As) -> None:
+    fed.dataset("fr-1", "laws-fr")
+    fed.site("fr-1")
+    done = person("fr/amelie", "submit", "clean", "inputs=[laws-fr]", "min_chars=1%a", "--array", "3", "--array-limit",
+                  "1", "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    jobs = json.loads(done.out)
+    assert [job["spec"]["params"]["min_chars"] for job in jobs] == [10, 11, 12]
+    array = jobs[0]["spec"]["array"]["id"]
+    listed = person("fr/amelie", "jobs", "--array", array)
+    assert [line.split()[2] for line in listed.out.splitlines()[1:]] == ["clean-0", "clean-1", "clean-2"]
+    last = jobs[2]["id"]
+    fed.until(lambda: (fed.job(last)["reason"] or {}).get("code") == "array")
+    assert "1 members of" in person("fr/amelie", "explain", last).out
+    assert f"2 of 3 in {array}" in person("fr/amelie", "show", last).out
+    after = person("fr/amelie", "submit", "clean", "inputs=[laws-fr]", f"after=[{last}]", "deadline=2d")
+    assert after.code == 0, after.err
+    assert f"after        {last}" in person("fr/amelie", "show", after.out.strip()).out
+    for job in [*jobs, {"id": after.out.strip()}]:
+        assert person("fr/amelie", "cancel", job["id"]).code in (0, 2), "the last ends with what it comes after"
+
+
+def test_an_admin_plans_and_applies_and_the_others_sign(fed: Any, person: As) -> None:
+    change = "accounts.fr.projects.health.quotas.h100-sxm.nominal=3"
+    planned = person("fr/bruno", "quota", "plan", change)
+    assert planned.code == 0, planned.err
+    assert "needs the consent of fr" in planned.out
+    assert "no running job is evicted" in planned.out
+    applied = person("fr/bruno", "quota", "apply", change)
+    assert applied.code == 0, applied.err
+    assert "in force as version 2, signed by fr" in applied.err
+    weight = "accounts.de.weight=2"
+    assert "once an admin of fr and of uy" in person("de/bernd", "quota", "apply", weight).err
+    shown = person("fr/amelie", "quota", "show")
+    assert "waits for an admin of fr and of uy to sign it" in shown.out
+    assert "budget of" in shown.out or "standings" not in shown.out
+    file = fed.home / "agreed.yaml"
+    file.write_text(json.loads(person("fr/bruno", "quota", "show", "--json").out)["document"]["text"])
+    assert person("fr/bruno", "quota", "plan", str(file)).err == "nothing would change\n"
+    refused = person("de/bernd", "quota", "apply", change.replace("=3", "=2"))
+    assert refused.code == 2
+    assert "ask an admin of fr" in refused.err
+    assert person("fr/amelie", "quota", "plan", "accounts.fr.wait=2").code == 2
+
+
+def test_shares_show_the_factors_of_every_account(fed: Any, person: As) -> None:
+    shown = person("fr/amelie", "shares")
+    assert shown.code == 0, shown.err
+    head = next(line for line in shown.out.splitlines() if line.startswith("account") and "weight" in line)
+    for word in ("level", "share", "dominant", "borrowed", "lent", "credit"):
+        assert word in head
+    rows = json.loads(person("fr/amelie", "shares", "--json").out)
+    assert {"weight", "level", "credit", "borrowed_reference_gpu_ms", "dominant_share"} <= set(rows[0])
