@@ -122,7 +122,8 @@ def _place(
     if not fresh:
         return []
     counter = next_counters(connection, sum(len(placement.legs) for placement in fresh))
-    attempts, legs, flavors, moved = [], [], [], []
+    attempts, legs, flavors = [], [], []
+    offered: dict[tuple[str, int], list[str]] = {}
     for placement in fresh:
         row, attempt = rows[placement.job], new_id("att")
         number = last.get(placement.job, 0) + 1
@@ -146,23 +147,21 @@ def _place(
             flavors.append(place.flavor)
             counter += 1
         where = ", ".join(place.site for place in placement.legs)
-        reason = Reason(
-            code=ReasonCode.STARTING, message=f"offered to {where}", numbers={"borrowed_gpus": placement.borrowed}
-        )
-        moved.append({"job_id": placement.job, "new_version": row.version + 1, "new_reason": to_json(reason)})
+        offered.setdefault((where, placement.borrowed), []).append(placement.job)
     connection.execute(t.attempts.insert(), attempts)
     jobs.insert_legs(connection, legs, flavors, now_ms)
-    connection.execute(
-        t.jobs.update()
-        .where(t.jobs.c.id == bindparam("job_id"))
-        .values(
-            state=JobState.STARTING.value,
-            version=bindparam("new_version"),
-            reason=bindparam("new_reason"),
-            updated_ms=now_ms,
-        ),
-        moved,
-    )
+    for (where, borrowed), names in sorted(offered.items()):
+        reason = Reason(code=ReasonCode.STARTING, message=f"offered to {where}", numbers={"borrowed_gpus": borrowed})
+        connection.execute(
+            t.jobs.update()
+            .where(t.jobs.c.id.in_(names))
+            .values(
+                state=JobState.STARTING.value,
+                version=t.jobs.c.version + 1,
+                reason=to_json(reason),
+                updated_ms=now_ms,
+            )
+        )
     return [placement.job for placement in fresh]
 
 

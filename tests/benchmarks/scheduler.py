@@ -5,8 +5,8 @@
 - `state`: the same, every plan committed through `consortium.state` on SQLite and on PostgreSQL.
 - `cycle`: one cycle over 100,000 pending jobs on 40 sites and 2,000 nodes; memory at 1,000,000 pending.
 
-References: alone, with EASY backfill and exact run times, and counting GPUs only (the trace's README); the 42 admissions
-a second that Kueue publishes, with an API server.
+References: alone, with EASY backfill and exact run times, and counting GPUs only (the trace's README); the 42
+admissions a second that Kueue publishes, with an API server.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def committed(number: int, url: str, name: str) -> Row:
     rows = [
         {
             "id": job.id, "state": JobState.PENDING.value, "kind": "clean", "account": job.account,
-            "submitter": "fr/amelie", "created_ms": job.created_ms, "updated_ms": job.created_ms, "version": 1, "spec": common,
-            "spec_digest": job.id, "signature": "", "sites": list(job.sites), "denials": [], "result": {},
+            "submitter": "fr/amelie", "created_ms": job.created_ms, "updated_ms": job.created_ms,
+            "version": 1, "spec": common, "spec_digest": job.id, "signature": "", "sites": list(job.sites), "denials": [], "result": {},
         }
         for job, _ in made
     ]  # fmt: skip
