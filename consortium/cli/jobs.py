@@ -191,14 +191,25 @@ def logs(
             time.sleep(0.5)
 
 
-def cancel(job: JobArg, as_json: Json = False, person: As = "") -> None:
-    """Cancel a job."""
-    caller = Caller(person)
-    found = caller.client().cancel(check_job_id(job))
-    if as_json:
-        _put(found)
+def cancel(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or an array's (arr-…) for all its members.")],
+    as_json: Json = False,
+    person: As = "",
+) -> None:
+    """Cancel a job, or what has not ended of an array."""
+    client = Caller(person).client()
+    if job.startswith("arr-"):
+        members = [member for member in client.jobs(array=job) if not member.state.final]
+        found = [client.cancel(member.id) for member in members]
     else:
-        say(f"{found.id} is {found.state.value}")
+        found = [client.cancel(check_job_id(job))]
+    if as_json:
+        _put(found if job.startswith("arr-") else found[0])
+        return
+    for each in found:
+        say(f"{each.id} is {each.state.value}")
+    if not found:
+        say(f"no member of {job} is left to cancel")
 
 
 def _put(value: Any) -> None:

@@ -197,7 +197,14 @@ def _put_in_force(core: Core, proposal: Proposal, text: str) -> int:
         file=old.file,
         text=text,
     )
-    save_document(document, _path(core))
+    path = _path(core)
+    with core.db.write():  # one change at a time
+        if digest_json(load_document(path, core.trust, 0)) != proposal.replaces:
+            raise ConflictError("another change came first", where=old.file, fix="plan again, then apply")
+        try:
+            save_document(document, path)
+        except OSError as fault:
+            raise ConfigError(f"cannot write the new quotas: {fault.strerror}", where=str(path)) from fault
     core.bell.set()
     until = time.monotonic() + LOAD_S
     while in_force(core).version < document.version and time.monotonic() < until:

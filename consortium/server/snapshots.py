@@ -45,48 +45,58 @@ class View:
     run_times: RunTimes
 
 
-def take(core: Core, connection: Connection, federation: Federation | None = None) -> View:
-    """Read the snapshot; with other quotas and budgets than those in force where a `federation` is given."""
+def standing(core: Core, connection: Connection, federation: Federation | None = None) -> View:
+    """Read what is there and held, without the jobs that wait; with other quotas where a `federation` is given."""
     federation = federation or core.federation
+    now_ms, run_times = core.clock.now_ms(), shares.load_run_times(connection)
     stored = all_sites(connection)
-    known = nodes.shunned(core, connection)
-    sites = []
-    for site in federation.sites.values():
-        status = stored.get(site.id)
-        state = core.site_state(site.id, status)
-        if state is SiteState.ACTIVE and (status is None or not status.healthy):
-            state = SiteState.LOST
-        cordoned = tuple(sorted(known.cordoned.get(site.id, ())))
-        sites.append(SiteView(site=site, state=state, cordoned=cordoned))
-    waiting, versions = [], held_versions(connection)
-    done_ms, run_times = kept_run_time(connection), shares.load_run_times(connection)
-    now_ms = core.clock.now_ms()
-    held = _expected(held_legs(connection, core.settings.scheduler.stop_s), run_times, now_ms)
-    busy = _busy_jobs(connection)
-    query = select(t.jobs).where(t.jobs.c.state == JobState.PENDING.value).order_by(t.jobs.c.created_ms, t.jobs.c.id)
-    rows = [row for row in connection.execute(query) if row.id not in busy]
-    specs = {row.id: from_json(JobSpec, row.spec, where=row.id) for row in rows}
-    kept_out = waits.read(connection, federation, held, specs, now_ms)
-    for row in rows:
-        spec = specs[row.id]
-        decisions = decide(federation, spec, inputs_of(connection, spec), tuple(row.sites))
-        kept_ms = done_ms.get(row.id, 0)
-        job = pending_job(row.id, spec, tuple(row.sites), decisions, row.created_ms, stored, run_times, row, kept_ms)
-        if row.id in known.faults:
-            job = replace(job, avoid=known.avoid(row.id, spec.resources))
-        waiting.append(replace(job, waits_for=kept_out.reasons.get(row.id)))
-        versions[row.id] = row.version
     snapshot = Snapshot(
         now_ms=now_ms,
-        sites=tuple(sites),
+        sites=_site_views(core, connection, stored),
         accounts=tuple(federation.accounts.values()),
-        held=held,
-        pending=waits.within_budget(waiting, kept_out.budgets, federation, now_ms),
+        held=_expected(held_legs(connection, core.settings.scheduler.stop_s), run_times, now_ms),
+        pending=(),
         windows=nodes.all_windows(core, connection, stored),
         history=shares.load_history(connection)[0],
         settings=core.settings.scheduler.settings,
     )
-    return View(snapshot=snapshot, versions=versions, budgets=kept_out.budgets, run_times=run_times)
+    budgets = waits.budget_standings(connection, federation, snapshot.held, now_ms)
+    return View(snapshot=snapshot, versions=held_versions(connection), budgets=budgets, run_times=run_times)
+
+
+def take(core: Core, connection: Connection, federation: Federation | None = None) -> View:
+    """Read the snapshot; with other quotas and budgets than those in force where a `federation` is given."""
+    federation = federation or core.federation
+    view = standing(core, connection, federation)
+    stored, known, done_ms = all_sites(connection), nodes.shunned(core, connection), kept_run_time(connection)
+    busy = _busy_jobs(connection)
+    query = select(t.jobs).where(t.jobs.c.state == JobState.PENDING.value).order_by(t.jobs.c.created_ms, t.jobs.c.id)
+    rows = [row for row in connection.execute(query) if row.id not in busy]
+    specs = {row.id: from_json(JobSpec, row.spec, where=row.id) for row in rows}
+    kept_out, waiting = waits.reasons(connection, specs), []
+    for row in rows:
+        spec, sites, kept_ms = specs[row.id], tuple(row.sites), done_ms.get(row.id, 0)
+        decisions = decide(federation, spec, inputs_of(connection, spec), sites)
+        job = pending_job(row.id, spec, sites, decisions, row.created_ms, stored, view.run_times, row, kept_ms)
+        avoid = known.avoid(row.id, spec.resources) if row.id in known.faults else ()
+        waiting.append(replace(job, avoid=avoid, waits_for=kept_out.get(row.id)))
+    pending = waits.within_budget(waiting, view.budgets, federation, view.snapshot.now_ms)
+    return replace(
+        view,
+        snapshot=replace(view.snapshot, pending=pending),
+        versions=view.versions | {row.id: row.version for row in rows},
+    )
+
+
+def _site_views(core: Core, connection: Connection, stored: Mapping[str, SiteStatus]) -> tuple[SiteView, ...]:
+    known, views = nodes.shunned(core, connection), []
+    for site in core.federation.sites.values():
+        status = stored.get(site.id)
+        state = core.site_state(site.id, status)
+        if state is SiteState.ACTIVE and (status is None or not status.healthy):
+            state = SiteState.LOST
+        views.append(SiteView(site=site, state=state, cordoned=tuple(sorted(known.cordoned.get(site.id, ())))))
+    return tuple(views)
 
 
 def decide(

@@ -110,8 +110,7 @@ def move_history(core: Core) -> None:
         history, since_ms = shares.load_history(connection)
         if since_ms and now_ms - since_ms < HISTORY_MS:
             return
-        view = snapshots.take(core, connection)
-    snapshot = view.snapshot
+        snapshot = snapshots.standing(core, connection).snapshot
     accounts, settings = snapshot.accounts, snapshot.settings
     if since_ms:
         gap_ms = max(0, now_ms - since_ms - MAX_GAP_MS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from sqlalchemy import Connection
 
@@ -17,22 +17,12 @@ from consortium.server.federation import Federation
 from consortium.state import jobs, shares, waits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waits:
-    """What keeps jobs out of line, by job, and the budgets that stand behind it."""
-
-    reasons: dict[str, Reason] = field(default_factory=dict)
-    budgets: Mapping[str, Standing] = field(default_factory=dict)
-
-
-def read(
-    connection: Connection, federation: Federation, held: Iterable[HeldLeg], specs: Mapping[str, JobSpec], now_ms: int
-) -> Waits:
-    """Return what keeps the pending jobs of `specs` from standing in line for others' sake, and how budgets stand."""
-    reasons = _arrays(connection, specs)
+def reasons(connection: Connection, specs: Mapping[str, JobSpec]) -> dict[str, Reason]:
+    """Return what keeps the pending jobs of `specs` from standing in line for others' sake, by job."""
+    found = _arrays(connection, specs)
     for item in reversed(waits.unmet(connection)):
-        reasons[item.job] = comes_after(item.after, item.name, item.state)
-    return Waits(reasons=reasons, budgets=budget_standings(connection, federation, held, now_ms))
+        found[item.job] = comes_after(item.after, item.name, item.state)
+    return found
 
 
 def comes_after(job: str, name: str, state: JobState) -> Reason:

@@ -86,7 +86,8 @@ def list_jobs(
 
     An account includes the projects below it.
     """
-    query = select(t.jobs).order_by(t.jobs.c.created_ms.desc(), t.jobs.c.id.desc()).limit(limit)
+    age = (t.jobs.c.created_ms, t.jobs.c.array, t.jobs.c.array_index, t.jobs.c.id)
+    query = select(t.jobs).order_by(*(column.desc() for column in age)).limit(limit)
     wanted = [state.value for state in states]
     if wanted:
         query = query.where(t.jobs.c.state.in_(wanted))

@@ -39,7 +39,7 @@ def quota(core: CoreArg, claims: UserArg) -> Json:
     """The agreed quotas, budgets and pledges; how budgets stand, what run times are known, which changes wait."""
     current, document = core.federation, quotas.in_force(core)
     with core.db.read() as connection:
-        view = snapshots.take(core, connection)
+        view = snapshots.standing(core, connection)
     return {
         "accounts": to_json(list(current.accounts.values())),
         "budgets": to_json(current.budgets),
@@ -75,6 +75,6 @@ def apply(body: SignedQuota, core: CoreArg, claims: UserArg) -> Json:
 def shares(core: CoreArg, claims: UserArg) -> list[Json]:
     """Per account and flavor: GPUs nominal, held, borrowed and lent now, and every factor of the fair share."""
     with core.db.read() as connection:
-        view = snapshots.take(core, connection)
+        view = snapshots.standing(core, connection)
     found: list[Json] = to_json(reckoning.shares(view.snapshot))
     return found
