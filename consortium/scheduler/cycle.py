@@ -210,6 +210,8 @@ class Cycle:
         self.board = scheduler.board
         self.queue = scheduler.queue
         self.shadows: list[Shadow] = []
+        self._firm: list[Shadow] = []
+        """Of these, the reservations of nominated jobs and of those within their partner's nominal."""
         self._settings = scheduler.settings
         self._pool = scheduler.pool
         self._planner = scheduler.planner
@@ -316,11 +318,14 @@ class Cycle:
             return line.after(key, bounds[-1].walltime_s if bounds else 1 << 62, self._settings.backfill_depth)
         delays = len(layers) > 1 and find_legs(self.board, job, line.usable, layers[:1]) is not None
         self._block(line, job, layers, waits=True)
+        choice = None
         if not delays and not self._making_room(job):
-            choice = self._evictor.choose(job, line)
+            choice = self._evictor.choose(job, line, self._ahead(job))
             if choice is not None:
                 job = self._evict(job, choice)
         self._reserve(line, job)
+        if choice is not None:
+            return line.after(key, 1 << 62, self._settings.backfill_depth)
         shorter = delays or any(self.board.windows(site) for site in line.usable)
         return line.after(key, job.walltime_s, self._settings.backfill_depth) if shorter else None
 
@@ -334,10 +339,16 @@ class Cycle:
         self._moved.add(job.account[:2])
         self.board.start(job, legs, [layer for layer in layers if isinstance(layer, Shadow)])
         self._pool.forget(self.board.quota.path(job.account))
+        self._evictor.forget(evicted=False)
 
     def _block(self, line: Line, job: PendingJob, layers: tuple[Layer, ...], *, waits: bool) -> None:
         reason = self.verdict(line, job, layers)[1] if self._reasons else None
         self._blocked.setdefault(line, []).append(Blocked(job.walltime_s, reason, waits))
+
+    def _ahead(self, job: PendingJob) -> tuple[Shadow, ...]:
+        """Reservations that no eviction may cost anything: of nominated jobs, and those within nominal it runs into."""
+        ends_ms = self.board.now_ms + (self._settings.stop_s + job.walltime_s) * 1000
+        return tuple(shadow for shadow in self._firm if shadow.job.nominated or shadow.start_ms < ends_ms)
 
     def _making_room(self, job: PendingJob) -> bool:
         """Whether legs are stopping for the job already."""
@@ -351,7 +362,7 @@ class Cycle:
             for item in victim.legs:
                 leg = stopping(item.held, job.id, self.board.now_ms, self._settings.stop_s)
                 self.board.mark(item, leg)
-        self._evictor.forget()
+        self._evictor.forget(evicted=True)
         self.queue.remove(job.id)
         nominated = replace(job, nominated=True)
         self.queue.add(nominated)
@@ -363,7 +374,7 @@ class Cycle:
         if len(self.shadows) >= self._settings.reservations and not job.nominated:
             return
         taken = {leg.site for shadow in self.shadows for leg in shadow.legs}
-        free = tuple(site for site in line.usable if site not in taken)
+        free = tuple(site for site in line.usable if site not in taken or job.nominated)
         if not free or (job.sites and len(free) < len(line.usable)):
             return
         binding = any(self._binding[flavor] for flavor, _ in line.need)
@@ -371,6 +382,9 @@ class Cycle:
         if shadow is None:
             return
         self.shadows.append(shadow)
+        if job.nominated or not any(self.level(line, job)[:1]):
+            self._firm.append(shadow)
+            self._evictor.forget(evicted=False)
         if not self._reasons:
             return
         reason = self._own.get(job.id) or self._blocked[line][-1].reason

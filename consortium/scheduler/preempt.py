@@ -4,46 +4,62 @@ A job may take back GPUs by one of three rights (`EvictionRule`): from a borrowe
 nominal and the job's account stays within its own, both seen where their lines meet in the tree (so a partner never
 reaches into how another divides its own); from a guest at its own partner's site; from its own account, if the victim
 is of a lower class or could run elsewhere while the job cannot. A leg that ran for less than `min_run_s`, one that is
-stopping already, and a job of a higher class are never victims.
+stopping already or ends by itself in that time, and a job of a higher class are never victims.
 
-At each site the cheapest nodes are cleared, then every victim is spared that is not needed after all (the reverse
-pass). The site with the least loss wins. Loss is the work since the last training checkpoint plus the time to stop,
-over all legs of the victim. A disruption budget bounds evicted against requested GPUs; one victim is always allowed,
-and the budget gives way once the job has waited for `min_run_s` and `stop_s`: nominal is available within that grace.
+What is judged is the `Outlook`: what stops has stopped, and what it stops for holds it. So two jobs of an account do
+not take back its nominal twice, no borrower is pushed below its own, and nothing that is reserved for a job ahead that
+is within its own is taken from it.
+
+Borrowers go before own jobs of the account and those before guests, and within these the lowest class first. Of them
+the cheapest nodes are cleared, then every victim is spared that is not needed after all (the reverse pass). The site
+with the least loss wins. Loss is the work since the last training checkpoint plus the time to stop, over all legs of
+the victim. A disruption budget bounds evicted against requested GPUs: what stays within it goes first. One whole leg
+is always allowed, and the budget gives way once the job has waited for `min_run_s` and `stop_s`: nominal is available
+within that grace.
 
 No loops: a job is evicted for one within its nominal, which can be evicted in turn only as a guest, by a job at home.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from consortium.domain import ids
 from consortium.domain.job import Priority
-from consortium.scheduler.board import Board, Running, SiteUse
-from consortium.scheduler.fit import nodes_at
+from consortium.scheduler.board import Board, Running, Shadow
+from consortium.scheduler.outlook import Case, Outlook
 from consortium.scheduler.queue import Line
 from consortium.scheduler.types import Eviction, EvictionRule, HeldLeg, PendingJob, Settings
 
+NEVER = 1 << 30
+
 
 class Victim(NamedTuple):
-    """A running job that may be evicted, with all its legs. Sorts by what its eviction costs."""
+    """A running job that may be evicted, with all its legs. Sorts by whose turn it is, then by what it costs."""
 
+    turn: int
+    """Borrowers, then own jobs, then guests; within these the lowest class first."""
     cost: int
     """GPU-milliseconds done again or spent on stopping."""
     newest_ms: int
     """Minus its start: of equal losses the newest goes first."""
     job: str
     rule: EvictionRule
+    account: str
+    flavor: str
+    as_guest: int
+    """The turn at which it may be evicted as a guest as well; `NEVER` where it may not."""
     legs: tuple[Running, ...]
     gpus: int
     lost_gpu_ms: int
 
 
 class Choice(NamedTuple):
-    """Victims whose end lets the job start at the site. Sorts by loss."""
+    """Victims whose end lets the job start at the sites. Sorts by the budget, whose turn it is, and what is lost."""
 
+    over: bool
+    """Whether it exceeds the disruption budget."""
+    turn: int
     cost: int
     gpus: int
     site: str
@@ -59,11 +75,6 @@ def lost_ms(leg: HeldLeg, now_ms: int) -> int:
     return max(0, now_ms - kept_ms)
 
 
-def within_nominal(board: Board, job: PendingJob, flavor: str, gpus: int) -> bool:
-    """Whether the job keeps its account, and every account above it, within nominal."""
-    return not any(board.quota.above(node, flavor, gpus) for node in board.quota.path(job.account)[:-1])
-
-
 class Evictor:
     """Finds victims for the jobs of one cycle."""
 
@@ -72,84 +83,153 @@ class Evictor:
         self._settings = settings
         self._ripe: dict[str, list[Running]] = {}
         """Per site the legs that may be evicted at all."""
-        self._known: dict[tuple[str, str, Priority, bool, bool], list[Victim]] = {}
+        self._known: dict[tuple[object, ...], list[Victim]] = {}
+        self._outlooks: dict[tuple[Shadow, ...], Outlook] = {}
 
-    def choose(self, job: PendingJob, line: Line) -> Choice | None:
-        """Return whom to evict so that the job can start; None where nobody may be, or all would not suffice."""
+    def forget(self, *, evicted: bool) -> None:
+        """Note that legs have started, or have been told to stop."""
+        self._outlooks.clear()
+        self._known.clear()
+        if evicted:
+            self._ripe.clear()
+
+    def choose(self, job: PendingJob, line: Line, ahead: Sequence[Shadow] = ()) -> Choice | None:
+        """Return whom to evict so that the job can start; None where nobody may be, or all would not suffice.
+
+        `ahead` are the reservations that must not suffer: of jobs that GPUs are being taken back for, and of those that
+        are served before and are within their nominal.
+        """
         if not self._settings.preemption:
             return None
-        nominal = {flavor: within_nominal(self._board, job, flavor, gpus) for flavor, gpus in line.need}
-        if not job.sites and not any(nominal.values()):
+        nominated = tuple(shadow for shadow in ahead if shadow.job.nominated)
+        outlook = self._outlooks.get(nominated)
+        if outlook is None:
+            outlook = self._outlooks[nominated] = Outlook(self._board, self._settings.stop_s, nominated)
+        within = {flavor: outlook.within(job.account, flavor, gpus) for flavor, gpus in line.need}
+        if not job.sites and not any(any(nodes) for nodes in within.values()):
             return None
+        kept = [shadow for shadow in ahead if not shadow.job.nominated]
         if len(job.sites) > 1:
-            return self._everywhere(job, line, nominal) if all(nominal.values()) else None
-        best: Choice | None = None
-        for site in line.usable:
-            found = self._at(job, site, nominal=nominal[self._board.flavors[site]])
-            if found is not None and (best is None or found < best) and not self._too_many(job, found, job.gpus):
-                best = found
-        return best
-
-    def forget(self) -> None:
-        """Note that legs have been told to stop."""
-        self._known.clear()
-        self._ripe.clear()
-
-    def _everywhere(self, job: PendingJob, line: Line, nominal: dict[str, bool]) -> Choice | None:
-        """Make room at every site of a gang that has none; all of them or nothing."""
-        board = self._board
-        chosen: dict[str, Victim] = {}
-        sites = []
-        for site in line.usable:
-            if nodes_at(job, site, (board,), barred=board.barred(job, site, board.now_ms)) is not None:
-                continue
-            found = self._at(job, site, nominal=nominal[board.flavors[site]])
-            if found is None:
+            if not all(all(nodes[-1:]) for nodes in within.values()):
                 return None
-            sites.append(site)
-            chosen |= {victim.job: victim for victim in found.victims}
-        if not chosen:
-            return None
-        cost, count = sum(victim.cost for victim in chosen.values()), sum(victim.gpus for victim in chosen.values())
-        choice = Choice(cost, count, ", ".join(sites), tuple(chosen.values()))
-        return None if self._too_many(job, choice, job.gpus * len(job.sites)) else choice
+            tries = [(line.usable, Case(self._board, outlook, kept, job, dict(line.need)))]
+        else:
+            cases = {flavor: Case(self._board, outlook, kept, job, {flavor: gpus}) for flavor, gpus in line.need}
+            tries = [((site,), cases[self._board.flavors[site]]) for site in line.usable]
+        if any(case.allowed(()) and all(case.fits(site, ()) for site in sites) for sites, case in tries):
+            return None  # it only has to wait for what ends by itself
+        found = [choice for sites, case in tries if (choice := self._choice(case, sites, within)) is not None]
+        return min(found) if found else None
 
-    def _too_many(self, job: PendingJob, choice: Choice, gpus: int) -> bool:
-        """Whether the disruption budget forbids the choice."""
-        waited_ms = self._board.now_ms - job.created_ms
+    def _choice(self, case: Case, sites: Sequence[str], within: Mapping[str, tuple[bool, ...]]) -> Choice | None:
+        """Victims that make room at all of `sites`: within the budget if they can be, and those whose turn it is."""
+        everybody: dict[str, Victim] = {}
+        full = []
+        for site in sites:
+            if case.fits(site, ()):
+                continue  # only quota is in the way there
+            here = self._victims(case, site, within)
+            if sum(victim.gpus for victim in here) + case.outlook.use(site).free_total < case.job.gpus:
+                return None
+            everybody |= {victim.job: victim for victim in here}
+            full.append(site)
+        going = [item for victim in everybody.values() for item in victim.legs]
+        if not all(case.fits(site, going) for site in full):
+            return None
+        if not case.allowed(going):
+            everybody |= {victim.job: victim for victim in self._borrowers(case, within)}
+        asked = case.job.gpus * max(1, len(case.job.sites))
+        waited_ms = self._board.now_ms - case.job.created_ms
         patient = waited_ms < (self._settings.min_run_s + self._settings.stop_s) * 1000
-        over = choice.gpus * 100 > self._settings.disruption_percent * gpus
-        return patient and over and len(choice.victims) > 1
+        first: Choice | None = None
+        for pool in self._pools(list(everybody.values()), asked):
+            chosen = self._pick(case, full, pool)
+            if not chosen:
+                continue
+            count = sum(victim.gpus for victim in chosen)
+            legs = sum(len(victim.legs) for victim in chosen)
+            choice = Choice(
+                count * 100 > self._settings.disruption_percent * asked,
+                max(victim.turn for victim in chosen),
+                sum(victim.cost for victim in chosen),
+                count,
+                ", ".join(sites),
+                tuple(sorted(chosen)),
+            )
+            if not choice.over:
+                return choice
+            if first is None and (legs == 1 or not patient):
+                first = choice
+        return first
 
-    def _at(self, job: PendingJob, site: str, *, nominal: bool) -> Choice | None:
-        if not nominal and not job.sites:
-            return None
-        known = self._victims(job, site, nominal=nominal)
-        if sum(victim.gpus for victim in known) + self._board.sites[site].free_total < job.gpus:
-            return None
-        victims = self._down_to_nominal(job, known, self._board.flavors[site])
-        chosen = self._clear(job, site, victims) if victims else None
-        if chosen is None:
-            return None
-        chosen = self._spare(job, site, chosen)
-        if not chosen:
-            return None
-        return Choice(
-            sum(victim.cost for victim in chosen),
-            sum(victim.gpus for victim in chosen),
-            site,
-            tuple(chosen),
-        )
+    def _pools(self, victims: list[Victim], asked: int) -> Iterator[dict[str, Victim]]:
+        """Growing sets of victims: those whose turn it is first; of these the ones within the budget by themselves."""
+        most = self._settings.disruption_percent * asked // 100
+        before: list[Victim] = []
+        for turn in sorted({victim.turn for victim in victims} | {victim.as_guest for victim in victims}):
+            pool = [
+                victim if victim.as_guest <= turn else victim._replace(as_guest=NEVER)
+                for victim in victims
+                if victim.turn <= turn
+            ]
+            for part in ([victim for victim in pool if victim.gpus <= most], pool):
+                if part and part != before:
+                    yield {victim.job: victim for victim in part}
+                    before = part
 
-    def _victims(self, job: PendingJob, site: str, *, nominal: bool) -> list[Victim]:
-        """Jobs with a leg at the site that may be evicted for the job, borrowers first, cheapest first."""
-        key = site, job.account, job.priority, bool(job.sites), nominal
+    def _pick(self, case: Case, sites: Sequence[str], pool: dict[str, Victim]) -> list[Victim]:
+        """Victims of the pool after the reverse pass; empty where all that may be evicted would not suffice."""
+        allowance = Allowance(case)
+        chosen: dict[str, Victim] = {}
+        for site in sites:
+            if not case.fits(site, legs_of(chosen.values())) and not self._clear(case, site, pool, allowance, chosen):
+                return []
+        if not case.allowed(legs_of(chosen.values())):
+            for victim in sorted(pool.values()):
+                if victim.job in chosen or victim.rule is not EvictionRule.BORROWER:
+                    continue
+                if taken := allowance.take([victim]):
+                    chosen[victim.job] = taken[0]
+                    if case.allowed(legs_of(chosen.values())):
+                        break
+        return self._spare(case, sites, list(chosen.values()))
+
+    def _spare(self, case: Case, sites: Sequence[str], chosen: list[Victim]) -> list[Victim]:
+        """Spare, dearest first, each victim without whose end the job fits as well; empty where it never does."""
+
+        def suffices(victims: Sequence[Victim]) -> bool:
+            legs = legs_of(victims)
+            return all(case.fits(site, legs) for site in sites) and case.allowed(legs)
+
+        if not suffices(chosen):
+            return []
+        needed = sorted(chosen, reverse=True)
+        for victim in list(needed):
+            rest = [item for item in needed if item is not victim]
+            if suffices(rest):
+                needed = rest
+        return needed
+
+    def _victims(self, case: Case, site: str, within: Mapping[str, tuple[bool, ...]]) -> list[Victim]:
+        """Jobs with a leg at the site that may be evicted for the job."""
+        job, flavor = case.job, self._board.flavors[site]
+        key = site, case.outlook, job.account, job.priority, bool(job.sites), case.need[flavor], within[flavor]
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = self._look(job, site, nominal=nominal)
+            found = self._known[key] = self._look(case, site, flavor, within[flavor])
         return found
 
-    def _look(self, job: PendingJob, site: str, *, nominal: bool) -> list[Victim]:
+    def _borrowers(self, case: Case, within: Mapping[str, tuple[bool, ...]]) -> list[Victim]:
+        """Borrowers at any site, of the flavors the job needs: what they hold of its quota may be anywhere."""
+        return [
+            victim
+            for site in self._board.sites
+            if self._board.flavors[site] in case.need
+            for victim in self._victims(case, site, within)
+            if victim.rule is EvictionRule.BORROWER
+        ]
+
+    def _look(self, case: Case, site: str, flavor: str, within: tuple[bool, ...]) -> list[Victim]:
         board, settings = self._board, self._settings
         latest_ms = board.now_ms - settings.min_run_s * 1000
         ripe = self._ripe.get(site)
@@ -159,20 +239,17 @@ class Evictor:
                 for item in board.at[site]
                 if item.held.started_ms <= latest_ms and item.held.preemptible and not item.held.stopping_for
             ]
-        flavor = board.flavors[site]
-        home = board.sites[site].site.partner == ids.partner_of(job.account)
-        rules: dict[tuple[str, bool, bool], EvictionRule | None] = {}
+        home = bool(within[-1:]) and within[-1] and board.sites[site].site.partner == case.partner
+        rules: dict[tuple[str, Priority, bool], tuple[EvictionRule, int, int] | None] = {}
         found: list[Victim] = []
-        for item in ripe:
+        for item in case.outlook.still(ripe):
             leg = item.held
-            lower = leg.priority.rank - job.priority.rank
-            if lower < 0:
+            if leg.priority.rank < case.job.priority.rank:
                 continue
-            case = leg.account, lower > 0, leg.anywhere
-            if case not in rules:
-                rules[case] = self._right(job, leg, flavor, nominal=nominal, alone=bool(job.sites), home=home)
-            rule = rules[case]
-            if rule is None:
+            kind = leg.account, leg.priority, leg.anywhere
+            if kind not in rules:
+                rules[kind] = self._right(case, leg, flavor, within, home=home)
+            if (right := rules[kind]) is None:
                 continue
             legs = tuple(board.by_job[leg.job].values())
             if len(legs) > 1 and any(other.held.stopping_for or other.held.started_ms > latest_ms for other in legs):
@@ -180,86 +257,70 @@ class Evictor:
             lost = sum(lost_ms(other.held, board.now_ms) * other.gpus for other in legs)
             taken = sum(other.gpus for other in legs)
             cost = lost + settings.stop_s * 1000 * taken
-            found.append(Victim(cost, -leg.started_ms, leg.job, rule, legs, taken, lost))
-        found.sort(key=lambda victim: (victim.rule is not EvictionRule.BORROWER, victim[:3]))
+            rule, turn, as_guest = right
+            found.append(
+                Victim(turn, cost, -leg.started_ms, leg.job, rule, leg.account, flavor, as_guest, legs, taken, lost)
+            )
         return found
 
     def _right(
-        self, job: PendingJob, leg: HeldLeg, flavor: str, *, nominal: bool, alone: bool, home: bool
-    ) -> EvictionRule | None:
+        self, case: Case, leg: HeldLeg, flavor: str, within: tuple[bool, ...], *, home: bool
+    ) -> tuple[EvictionRule, int, int] | None:
+        """The rule by which the leg may be evicted, its turn, and its turn as a guest."""
+        job, rank = case.job, leg.priority.rank
         if leg.account == job.account:
-            lower = leg.priority.rank > job.priority.rank
-            return EvictionRule.OWN if (lower and nominal) or (alone and leg.anywhere) else None
-        if not nominal:
-            return None
-        if self._board.quota.above(self._branch(leg.account, job.account), flavor):
-            return EvictionRule.BORROWER
-        if home and leg.partner != ids.partner_of(job.account):
-            return EvictionRule.GUEST
-        return None
+            lower = rank > job.priority.rank and bool(within) and within[-1]
+            mine = lower or (bool(job.sites) and leg.anywhere)
+            return (EvictionRule.OWN, _turn(EvictionRule.OWN, rank), NEVER) if mine else None
+        as_guest = _turn(EvictionRule.GUEST, rank) if home and leg.partner != case.partner else NEVER
+        entitled = not case.outlook.over(job.account, leg.account, flavor, case.need[flavor])
+        if entitled and case.outlook.over(leg.account, job.account, flavor):
+            return EvictionRule.BORROWER, _turn(EvictionRule.BORROWER, rank), as_guest
+        return (EvictionRule.GUEST, as_guest, as_guest) if as_guest < NEVER else None
 
-    def _branch(self, account: str, other: str) -> str:
-        """The highest account above `account` that is not above `other` as well."""
-        shared = set(self._board.quota.path(other))
-        line = [node for node in self._board.quota.path(account) if node not in shared]
-        return line[-1] if line else account
-
-    def _down_to_nominal(self, job: PendingJob, victims: list[Victim], flavor: str) -> dict[str, Victim]:
-        """Leave out borrowers beyond those whose end brings their account to its nominal."""
-        left: dict[str, int] = {}
-        kept: dict[str, Victim] = {}
-        for victim in victims:
-            if victim.rule is EvictionRule.BORROWER:
-                branch = self._branch(victim.legs[0].held.account, job.account)
-                above = left.setdefault(branch, self._board.quota.above(branch, flavor))
-                if above <= 0:
-                    continue
-                left[branch] = above - victim.gpus
-            kept[victim.job] = victim
-        return kept
-
-    def _clear(self, job: PendingJob, site: str, victims: dict[str, Victim]) -> list[Victim] | None:
-        """Choose victims node by node, cheapest node per GPU first, until the job fits."""
-        use, worker = self._board.sites[site], job.gpus_per_worker
-        tenant = use.tenant(job.id, ids.partner_of(job.account))
-        barred = self._board.barred(job, site, self._board.now_ms)
+    def _clear(
+        self, case: Case, site: str, pool: Mapping[str, Victim], allowance: Allowance, chosen: dict[str, Victim]
+    ) -> bool:
+        """Choose victims node by node, cheapest node per GPU first, until the job fits at the site."""
         on_node: dict[str, list[HeldLeg]] = {}
-        for item in self._board.at[site]:
+        for item in case.outlook.legs(site):
             for node in item.held.nodes:
                 on_node.setdefault(node, []).append(item.held)
+        most = case.rooms(site, legs_of(pool.values()))
         offers: list[tuple[int, int, str, tuple[str, ...]]] = []
-        for node in use.free:
-            if node in barred or use.cordoned(node):
-                continue
-            offer = self._clear_node(job, use, node, on_node.get(node, ()), victims, tenant)
+        for node in most:
+            offer = self._clear_node(case, site, node, on_node.get(node, ()), pool)
             if offer is not None:
                 room, cost, names = offer
-                room -= room % worker
+                room = min(room - room % case.job.gpus_per_worker, most[node])
                 if room:
                     offers.append((cost * 8 // room, room, node, names))
         offers.sort(key=lambda offer: (offer[0], -offer[1], offer[2]))
-        chosen: dict[str, Victim] = {}
         room = 0
         for _, here, _, names in offers:
-            if room >= job.gpus:
+            if room >= case.job.gpus:
                 break
-            room += here
-            chosen |= {name: victims[name] for name in names}
-        return list(chosen.values()) if room >= job.gpus else None
+            taken = allowance.take([pool[name] for name in names if name not in chosen])
+            if taken is not None:
+                room += here
+                chosen |= {victim.job: victim for victim in taken}
+        return room >= case.job.gpus
 
     @staticmethod
     def _clear_node(
-        job: PendingJob, use: SiteUse, node: str, legs: Sequence[HeldLeg], victims: dict[str, Victim], tenant: str
+        case: Case, site: str, node: str, legs: Sequence[HeldLeg], pool: Mapping[str, Victim]
     ) -> tuple[int, int, tuple[str, ...]] | None:
         """Room on the node after the cheapest evictions there, their cost (a victim's share on this node), and whom.
 
         Whoever does not share the node with the job has to go; None where somebody of these may not be evicted.
         """
+        use = case.outlook.use(site)
+        tenant = use.tenant(case.job.id, case.partner)
         room, cost = use.free[node], 0
         names: list[str] = []
         rest: list[tuple[int, str, int]] = []
         for leg in legs:
-            victim, here = victims.get(leg.job), leg.nodes[node]
+            victim, here = pool.get(leg.job), leg.nodes[node]
             share = victim.cost * here // victim.gpus if victim is not None else 0
             if use.tenant(leg.job, leg.partner) != tenant:
                 if victim is None:
@@ -269,39 +330,42 @@ class Evictor:
             elif victim is not None:
                 rest.append((share // here, leg.job, here))
         for each, name, here in sorted(rest):
-            if room >= job.gpus:
+            if room >= case.job.gpus:
                 break
             names.append(name)
             room, cost = room + here, cost + each * here
         return room, cost, tuple(names)
 
-    def _spare(self, job: PendingJob, site: str, chosen: list[Victim]) -> list[Victim]:
-        """Spare, dearest first, each victim without whose end the job fits as well; empty where it never does."""
-        if not self._fits(job, site, chosen):
-            return []
-        needed = sorted(chosen, reverse=True)
-        for victim in list(needed):
-            rest = [item for item in needed if item is not victim]
-            if self._fits(job, site, rest):
-                needed = rest
-        return needed
 
-    def _fits(self, job: PendingJob, site: str, victims: Sequence[Victim]) -> bool:
-        board = self._board
-        use, quota = board.sites[site].copy(), board.quota
-        legs = [item for victim in victims for item in victim.legs]
-        for item in legs:
-            if item.site == site:
-                use.release(item.held.nodes, use.tenant(item.held.job, item.held.partner))
-            quota.release(item.held.account, item.held.flavor, item.gpus)
-        allowed = quota.available(job.account, board.flavors[site]).gpus >= job.gpus
-        for item in reversed(legs):
-            quota.charge(item.held.account, item.held.flavor, item.gpus)
-        if not allowed:
-            return False
-        barred = board.barred(job, site, board.now_ms)
-        rooms = use.rooms(use.tenant(job.id, ids.partner_of(job.account)), job.gpus_per_worker)
-        return sum(room for node, room in rooms.items() if node not in barred) >= job.gpus
+class Allowance:
+    """How much each borrower may still lose before it is down to its nominal."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._left: dict[tuple[str, str], int] = {}
+
+    def take(self, victims: Sequence[Victim]) -> list[Victim] | None:
+        """Return the victims with the right by which each goes; None, and nothing is taken, where one has to stay."""
+        left, taken = dict(self._left), []
+        for victim in victims:
+            if victim.rule is EvictionRule.BORROWER:
+                mine = self._case.job.account
+                key = self._case.outlook.branch(victim.account, mine), victim.flavor
+                if key not in left:
+                    left[key] = self._case.outlook.over(victim.account, mine, victim.flavor)
+                if left[key] <= 0:
+                    if victim.as_guest == NEVER:
+                        return None
+                    victim = victim._replace(rule=EvictionRule.GUEST, turn=victim.as_guest)
+                left[key] -= sum(item.gpus for item in victim.legs if item.held.flavor == victim.flavor)
+            taken.append(victim)
+        self._left = left
+        return taken
+
+
+def legs_of(victims: Iterable[Victim]) -> list[Running]:
+    """All legs of the victims."""
+    return [item for victim in victims for item in victim.legs]
 
 
 def evictions(job: PendingJob, choice: Choice) -> list[Eviction]:
@@ -316,3 +380,9 @@ def evictions(job: PendingJob, choice: Choice) -> list[Eviction]:
         )
         for victim in sorted(choice.victims, key=lambda victim: victim.job)
     ]
+
+
+def _turn(rule: EvictionRule, rank: int) -> int:
+    """Borrowers, own jobs, guests; within these the lowest class (of the largest rank) first."""
+    order = (EvictionRule.BORROWER, EvictionRule.OWN, EvictionRule.GUEST).index(rule)
+    return order * len(Priority) + len(Priority) - 1 - rank

@@ -1,0 +1,154 @@
+"""What room there will be once everything that is about to end has ended, and what it is promised to has started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from consortium.domain import ids
+from consortium.scheduler.board import Board, Running, Shadow, SiteUse, held_leg
+from consortium.scheduler.quota import ROOT, QuotaTree
+from consortium.scheduler.types import PendingJob
+
+
+class Outlook:
+    """The board in `stop_s`: without the legs that stop or end by then, with the nominated jobs that wait for them.
+
+    Whoever looks for room there neither takes back what comes free by itself nor counts what is promised already.
+    """
+
+    def __init__(self, board: Board, stop_s: int, nominated: Sequence[Shadow]) -> None:
+        stop_ms = stop_s * 1000
+        self._board = board
+        self._nominated = nominated
+        self._soon: list[Running] = []
+        for item in board.running:
+            if item.ends_ms > board.now_ms + stop_ms + 1000:
+                break
+            if item.held.stopping_for or item.ends_ms > board.now_ms - stop_ms:
+                self._soon.append(item)
+        self._going = frozenset(item.leg for item in self._soon)
+        self._sites: dict[str, SiteUse] = {}
+        self.start_ms = board.now_ms + stop_ms
+        self.quota = board.quota.copy()
+        for item in self._soon:
+            self.quota.release(item.held.account, item.held.flavor, item.gpus)
+        for shadow in nominated:
+            for leg in shadow.legs:
+                self.quota.charge(shadow.job.account, leg.flavor, leg.gpus)
+
+    def use(self, site: str) -> SiteUse:
+        """The site in this picture. Not to be changed."""
+        drawn = self._sites.get(site)
+        if drawn is None:
+            drawn = self._sites[site] = self._board.sites[site].copy()
+            for item in self._soon:
+                if item.site == site:
+                    drawn.release(item.held.nodes, drawn.tenant(item.held.job, item.held.partner))
+            for shadow in self._nominated:
+                for placed in shadow.legs:
+                    if placed.site == site:
+                        leg = held_leg(shadow.job, placed, self.start_ms)
+                        drawn.take(leg.nodes, drawn.tenant(leg.job, leg.partner))
+        return drawn
+
+    def legs(self, site: str) -> list[Running]:
+        """The legs that still hold GPUs of the site in this picture."""
+        return [item for item in self._board.at[site] if item.leg not in self._going]
+
+    def still(self, items: Sequence[Running]) -> list[Running]:
+        """Those of the legs that this picture shows."""
+        return [item for item in items if item.leg not in self._going]
+
+    def within(self, account: str, flavor: str, gpus: int) -> tuple[bool, ...]:
+        """Whether the account, and each above it but the root, stays within nominal with `gpus` more."""
+        return tuple(not self.quota.above(node, flavor, gpus) for node in self.quota.path(account) if node != ROOT)
+
+    def over(self, account: str, other: str, flavor: str, gpus: int = 0) -> int:
+        """GPUs above nominal, with `gpus` more, of the highest account above `account` that is not above `other` too.
+
+        Where `account` itself is above `other`, what counts is what it holds by itself against what is its own alone.
+        """
+        shared = set(self.quota.path(other))
+        branch = [node for node in self.quota.path(account) if node not in shared]
+        if branch:
+            return self.quota.above(branch[-1], flavor, gpus)
+        own = self.quota.quota(account, flavor)
+        items = (item for item in self._board.running if item.leg not in self._going)
+        held = sum(item.gpus for item in items if item.held.account == account and item.held.flavor == flavor)
+        promised = sum(
+            leg.gpus
+            for shadow in self._nominated
+            for leg in shadow.legs
+            if shadow.job.account == account and leg.flavor == flavor
+        )
+        return max(0, held + promised + gpus - (own.nominal if own else 0))
+
+    def branch(self, account: str, other: str) -> str:
+        """The account that `over` counts for; with a mark where it is that account alone."""
+        shared = set(self.quota.path(other))
+        branch = [node for node in self.quota.path(account) if node not in shared]
+        return branch[-1] if branch else f"{account}/."
+
+
+class Case:
+    """A job that room is to be made for, and every picture in which there has to be room for it."""
+
+    def __init__(
+        self, board: Board, outlook: Outlook, kept: Sequence[Shadow], job: PendingJob, need: Mapping[str, int]
+    ) -> None:
+        self._board = board
+        self._kept = kept
+        """Reservations of jobs ahead that it would run into."""
+        self.outlook = outlook
+        self.job = job
+        self.need = need
+        self.partner = ids.partner_of(job.account)
+
+    def barred(self, site: str) -> frozenset[str]:
+        """Nodes that it may not use, were it to start when what stops has stopped."""
+        return self._board.barred(self.job, site, self.outlook.start_ms)
+
+    def rooms(self, site: str, going: Sequence[Running]) -> dict[str, int]:
+        """GPUs per node it could take at the site, had the legs `going` ended, in every picture."""
+        home = self._board.sites[site].site.partner == self.partner
+        use = self._without(self.outlook.use(site), site, self.outlook.still(going))
+        rooms = dict(use.rooms(use.tenant(self.job.id, self.partner), self.job.gpus_per_worker))
+        for shadow in self._kept:
+            if home and ids.partner_of(shadow.job.account) != self.partner:
+                continue  # at home no guest is waited for
+            if (shown := shadow.use(site)) is not None:
+                later = self._without(shown, site, [item for item in going if item.ends_ms > shadow.start_ms])
+                there = later.rooms(later.tenant(self.job.id, self.partner), self.job.gpus_per_worker)
+                rooms = {node: min(room, there[node]) for node, room in rooms.items() if node in there}
+        barred = self.barred(site)
+        return {node: room for node, room in rooms.items() if node not in barred}
+
+    def fits(self, site: str, going: Sequence[Running]) -> bool:
+        """Whether there is room for its leg at the site, had the legs `going` ended."""
+        return sum(self.rooms(site, going).values()) >= self.job.gpus
+
+    def allowed(self, going: Sequence[Running]) -> bool:
+        """Whether quota allows it, had the legs `going` ended."""
+        trees: list[tuple[QuotaTree, list[Running]]] = [(self.outlook.quota, self.outlook.still(going))]
+        for shadow in self._kept:
+            if (tree := shadow.limits()) is not None:
+                trees.append((tree, [item for item in going if item.ends_ms > shadow.start_ms]))
+        return all(self._allows(tree, legs) for tree, legs in trees)
+
+    def _allows(self, tree: QuotaTree, legs: Sequence[Running]) -> bool:
+        for item in legs:
+            tree.release(item.held.account, item.held.flavor, item.gpus)
+        allowed = all(tree.available(self.job.account, flavor).gpus >= gpus for flavor, gpus in self.need.items())
+        for item in reversed(legs):
+            tree.charge(item.held.account, item.held.flavor, item.gpus)
+        return allowed
+
+    @staticmethod
+    def _without(use: SiteUse, site: str, legs: Sequence[Running]) -> SiteUse:
+        here = [item for item in legs if item.site == site]
+        if not here:
+            return use
+        use = use.copy()
+        for item in here:
+            use.release(item.held.nodes, use.tenant(item.held.job, item.held.partner))
+        return use
