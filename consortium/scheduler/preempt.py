@@ -85,6 +85,7 @@ class Evictor:
         """Per site the legs that may be evicted at all."""
         self._known: dict[tuple[object, ...], list[Victim]] = {}
         self._outlooks: dict[tuple[Shadow, ...], Outlook] = {}
+        self._parents: frozenset[str] | None = None
 
     def forget(self, *, evicted: bool) -> None:
         """Note that legs have started, or have been told to stop."""
@@ -99,14 +100,14 @@ class Evictor:
         `ahead` are the reservations that must not suffer: of jobs that GPUs are being taken back for, and of those that
         are served before and are within their nominal.
         """
-        if not self._settings.preemption:
+        if not self._settings.preemption or not self._board.running:
             return None
         nominated = tuple(shadow for shadow in ahead if shadow.job.nominated)
         outlook = self._outlooks.get(nominated)
         if outlook is None:
             outlook = self._outlooks[nominated] = Outlook(self._board, self._settings.stop_s, nominated)
         within = {flavor: outlook.within(job.account, flavor, gpus) for flavor, gpus in line.need}
-        if not job.sites and not any(any(nodes) for nodes in within.values()):
+        if not job.sites and not any(any(nodes) for nodes in within.values()) and not self._shares_below(job.account):
             return None
         kept = [shadow for shadow in ahead if not shadow.job.nominated]
         if len(job.sites) > 1:
@@ -120,6 +121,12 @@ class Evictor:
             return None  # it only has to wait for what ends by itself
         found = [choice for sites, case in tries if (choice := self._choice(case, sites, within)) is not None]
         return min(found) if found else None
+
+    def _shares_below(self, account: str) -> bool:
+        """Whether accounts below it may hold what is its own alone."""
+        if self._parents is None:
+            self._parents = frozenset(item.parent for item in self._board.accounts if item.parent)
+        return account in self._parents
 
     def _choice(self, case: Case, sites: Sequence[str], within: Mapping[str, tuple[bool, ...]]) -> Choice | None:
         """Victims that make room at all of `sites`: within the budget if they can be, and those whose turn it is."""
@@ -281,28 +288,29 @@ class Evictor:
     def _clear(
         self, case: Case, site: str, pool: Mapping[str, Victim], allowance: Allowance, chosen: dict[str, Victim]
     ) -> bool:
-        """Choose victims node by node, cheapest node per GPU first, until the job fits at the site."""
+        """Choose victims node by node, cheapest node per GPU first, of equals the newest, until the job fits."""
         on_node: dict[str, list[HeldLeg]] = {}
         for item in case.outlook.legs(site):
             for node in item.held.nodes:
                 on_node.setdefault(node, []).append(item.held)
         most = case.rooms(site, legs_of(pool.values()))
-        offers: list[tuple[int, int, str, tuple[str, ...]]] = []
+        offers: list[tuple[int, int, int, str, tuple[str, ...]]] = []
         for node in most:
             offer = self._clear_node(case, site, node, on_node.get(node, ()), pool)
             if offer is not None:
                 room, cost, names = offer
                 room = min(room - room % case.job.gpus_per_worker, most[node])
                 if room:
-                    offers.append((cost * 8 // room, room, node, names))
-        offers.sort(key=lambda offer: (offer[0], -offer[1], offer[2]))
+                    oldest = max((pool[name].newest_ms for name in names), default=0)
+                    offers.append((cost * 8 // room, -room, oldest, node, names))
+        offers.sort()
         room = 0
-        for _, here, _, names in offers:
+        for _, less, _, _, names in offers:
             if room >= case.job.gpus:
                 break
             taken = allowance.take([pool[name] for name in names if name not in chosen])
             if taken is not None:
-                room += here
+                room -= less
                 chosen |= {victim.job: victim for victim in taken}
         return room >= case.job.gpus
 
