@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from fractions import Fraction
 from typing import ClassVar
 
 from consortium.config.build import nearest
@@ -38,6 +38,11 @@ def within(config: object, **bounds: tuple[float, float]) -> None:
 def _range(name: str, pair: tuple[float, float], low: float, high: float) -> None:
     if not (low <= pair[0] <= pair[1] <= high):
         raise ValueError(f"{name} must be two numbers from {low:g} to {high:g}, the smaller first, got {list(pair)}")
+
+
+def _account(name: str) -> None:
+    if not ids.is_account(name):
+        raise ValueError(f"account {name!r} must be a partner ('fr') or a project under one ('fr/health')")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +111,7 @@ class StreamEntry:
     preemptible: bool = True
 
     def __post_init__(self) -> None:
-        if not ids.is_account(self.account):
-            raise ValueError(f"account {self.account!r} must be a partner ('fr') or a project under one ('fr/health')")
+        _account(self.account)
         within(self, from_h=(0, 100_000), until_h=(self.from_h, 100_000), per_hour=(0, 100_000))
         within(self, burst_jobs=(0, 1_000_000), burst_every_h=(0, 100_000), checkpoint_every_s=(0, 10_000_000))
         if self.burst_jobs and not self.burst_every_h:
@@ -118,6 +122,31 @@ class StreamEntry:
             raise ValueError("gpus needs counts of at least 0, and one above 0")
         _range("run_h", self.run_h, 0.001, 100_000)
         _range("walltime_factor", self.walltime_factor, 1, 1_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEntry:
+    """One job, written out."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    account: str
+    at_s: float = 0.0
+    run_s: float
+    walltime_s: int
+    gpus: int
+    """Per site."""
+    checkpoint_every_s: int = 1_800
+    priority: Priority = Priority.NORMAL
+    flavors: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
+    """The exact sites, all together; empty: any one site."""
+    preemptible: bool = True
+
+    def __post_init__(self) -> None:
+        _account(self.account)
+        within(self, at_s=(0, 1e9), run_s=(0.001, 1e9), gpus=(1, 1_000_000), checkpoint_every_s=(0, 10_000_000))
+        within(self, walltime_s=(self.run_s, 1e9))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +213,7 @@ class Scenario:
     weights: dict[str, int] = field(default_factory=dict)
     trace: TraceEntry | None = None
     streams: dict[str, StreamEntry] = field(default_factory=dict)
+    jobs: dict[str, JobEntry] = field(default_factory=dict)
     changes: dict[str, ChangeEntry] = field(default_factory=dict)
     windows: dict[str, WindowEntry] = field(default_factory=dict)
     settings: dict[str, int | bool] = field(default_factory=dict)
@@ -192,14 +222,11 @@ class Scenario:
     def __post_init__(self) -> None:
         within(self, pinned_tenths=(0, 10), cycle_s=(0, 86_400), recheck_s=(1, 864_000), history_s=(1, 864_000))
         within(self, seed=(0, 2**53))
-        for flavor, factor in self.flavors.items():
-            if not ids.is_name(flavor):
-                raise ValueError(f"flavors: {flavor!r} must be lower-case letters, digits, '.', '_' and '-'")
-            decimal("flavors", factor, "0.001", "1000")
-        if self.trace is None and not self.streams:
-            raise ValueError("streams or trace must say where the jobs come from")
+        if self.trace is None and not self.streams and not self.jobs:
+            raise ValueError("trace, streams or jobs must say what there is to do")
         self._check_sites()
         self._check_accounts()
+        self._check_flavors()
         _ = self.scheduler
 
     @property
@@ -214,46 +241,49 @@ class Scenario:
         return Settings(**self.settings)  # type: ignore[arg-type]  # checked one by one above
 
     def _check_sites(self) -> None:
-        for name, site in self.sites.items():
+        for name in self.sites:
             if not ids.is_site(name):
                 raise ValueError(f"sites: {name!r} must be a partner and a number, such as fr-1")
-            if site.flavor not in self.flavors:
-                raise ValueError(f"sites: {name} has flavor {site.flavor!r}; {nearest(site.flavor, self.flavors)}")
         if not self.sites:
             raise ValueError("sites must name at least one")
-        named = [(f"changes: {key}", [change.site]) for key, change in self.changes.items()]
-        named += [(f"windows: {key}", [window.site]) for key, window in self.windows.items()]
-        named += [(f"streams: {key}", list(stream.sites)) for key, stream in self.streams.items()]
-        for what, sites in named:
-            for site_id in sites:
-                if site_id not in self.sites:
-                    raise ValueError(f"{what} names site {site_id!r}; {nearest(site_id, self.sites)}")
+        for what, entries in (("changes", self.changes), ("windows", self.windows)):
+            for key, entry in entries.items():
+                _known("site", f"{what}: {key}", (entry.site,), self.sites)
+        for what, key, work in self._work():
+            _known("site", f"{what}: {key}", work.sites, self.sites)
 
     def _check_accounts(self) -> None:
-        partners = {ids.partner_of(site) for site in self.sites}
-        known = partners | set(self.quotas)
+        known = {ids.partner_of(site) for site in self.sites} | set(self.quotas)
         for account in known:
             if not ids.is_account(account) or ids.partner_of(account) not in known:
                 raise ValueError(f"quotas: {account!r} must be a partner or a project under one that is there")
-        named = [(f"streams: {key}", stream.account) for key, stream in self.streams.items()]
-        named += [(f"windows: {key}", window.account) for key, window in self.windows.items() if window.account]
-        named += [("weights:", account) for account in self.weights]
-        named += [("trace: files", partner) for partner in (self.trace.files if self.trace else ())]
-        for what, account in named:
-            if account not in known:
-                raise ValueError(f"{what} names account {account!r}; {nearest(account, known)}")
-        for account, quotas in self.quotas.items():
-            for flavor in quotas:
-                if flavor not in self.flavors:
-                    raise ValueError(f"quotas: {account} has flavor {flavor!r}; {nearest(flavor, self.flavors)}")
+        for what, key, work in self._work():
+            _known("account", f"{what}: {key}", (work.account,), known)
+        for key, window in self.windows.items():
+            _known("account", f"windows: {key}", (window.account,) if window.account else (), known)
+        _known("account", "weights", self.weights, known)
+        _known("account", "trace: files", self.trace.files if self.trace else (), known)
         for account, weight in self.weights.items():
             if not 1 <= weight <= 1_000_000:
                 raise ValueError(f"weights: {account} must be 1 to 1,000,000, got {weight:,}")
-        for key, stream in self.streams.items():
-            for flavor in stream.flavors:
-                if flavor not in self.flavors:
-                    raise ValueError(f"streams: {key} has flavor {flavor!r}; {nearest(flavor, self.flavors)}")
 
-    def factor(self, flavor: str) -> Fraction:
-        """Reference GPU-hours per GPU-hour of the flavor."""
-        return Fraction(self.flavors[flavor])
+    def _check_flavors(self) -> None:
+        for flavor, factor in self.flavors.items():
+            if not ids.is_name(flavor):
+                raise ValueError(f"flavors: {flavor!r} must be lower-case letters, digits, '.', '_' and '-'")
+            decimal("flavors", factor, "0.001", "1000")
+        for key, site in self.sites.items():
+            _known("flavor", f"sites: {key}", (site.flavor,), self.flavors)
+        for account, quotas in self.quotas.items():
+            _known("flavor", f"quotas: {account}", quotas, self.flavors)
+        for what, key, work in self._work():
+            _known("flavor", f"{what}: {key}", work.flavors, self.flavors)
+
+    def _work(self) -> list[tuple[str, str, StreamEntry | JobEntry]]:
+        return [("streams", *item) for item in self.streams.items()] + [("jobs", *item) for item in self.jobs.items()]
+
+
+def _known(what: str, where: str, names: Iterable[str], there: Iterable[str]) -> None:
+    for name in names:
+        if name not in there:
+            raise ValueError(f"{where}: there is no {what} {name!r}; {nearest(name, there)}")

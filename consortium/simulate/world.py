@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from consortium.config import Scenario
+from consortium.config.quota import QuotaEntry
 from consortium.config.scenario import Sharing
 from consortium.domain import ids
 from consortium.domain.decision import Reason, ReasonCode
@@ -55,36 +56,36 @@ def sites(scenario: Scenario) -> tuple[Site, ...]:
 def accounts(scenario: Scenario) -> tuple[Account, ...]:
     """Return the tree of accounts: partners under one root, or, where nothing is shared, each its own root.
 
-    A partner that the scenario gives no quotas has what its sites hold as nominal, and may borrow every other flavor.
+    A partner that the scenario gives no quotas may hold every flavor; where it gives no nominal, that is what the
+    partner's sites hold less what its projects have as theirs.
     """
     pool = scenario.sharing is Sharing.POOL
-    delivered: dict[tuple[str, str], int] = {}
-    for name, site in scenario.sites.items():
-        key = (ids.partner_of(name), site.flavor)
-        delivered[key] = delivered.get(key, 0) + site.gpus
     partners = {ids.partner_of(name) for name in (*scenario.sites, *scenario.quotas)}
     found = [Account(id="", parent=None)] if pool else []
     for name in sorted(partners | set(scenario.quotas)):
-        given = scenario.quotas.get(name)
-        quotas = []
-        for flavor in sorted(scenario.flavors if given is None else given):
-            entry = given[flavor] if given is not None else None
-            nominal = delivered.get((name, flavor), 0)
-            if entry is not None and entry.nominal is not None:
-                nominal = entry.nominal
-            quotas.append(
-                Quota(
-                    account=name,
-                    flavor=flavor,
-                    nominal=nominal,
-                    borrowing_limit=entry.borrowing_limit if entry else None,
-                    lending_limit=entry.lending_limit if entry else None,
-                )
+        entries = scenario.quotas.get(name, dict.fromkeys(scenario.flavors, QuotaEntry()))
+        quotas = tuple(
+            Quota(
+                account=name,
+                flavor=flavor,
+                nominal=_left(scenario, name, flavor) if entry.nominal is None else entry.nominal,
+                borrowing_limit=entry.borrowing_limit,
+                lending_limit=entry.lending_limit,
             )
+            for flavor, entry in sorted(entries.items())
+        )
         parent = ids.partner_of(name) if "/" in name else "" if pool else None
-        weight = scenario.weights.get(name, 1)
-        found.append(Account(id=name, parent=parent, weight=weight, quotas=tuple(quotas)))
+        found.append(Account(id=name, parent=parent, weight=scenario.weights.get(name, 1), quotas=quotas))
     return tuple(found)
+
+
+def _left(scenario: Scenario, account: str, flavor: str) -> int:
+    """GPUs of the account's own sites that no project of it has as nominal; 0 for a project."""
+    if "/" in account:
+        return 0
+    own = sum(site.gpus for name, site in scenario.sites.items() if name[:2] == account and site.flavor == flavor)
+    projects = [quotas for name, quotas in scenario.quotas.items() if name.startswith(f"{account}/")]
+    return max(0, own - sum(quotas[flavor].nominal or 0 for quotas in projects if flavor in quotas))
 
 
 def windows(scenario: Scenario) -> tuple[Window, ...]:
