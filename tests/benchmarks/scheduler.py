@@ -98,9 +98,9 @@ def committed(number: int, url: str, name: str) -> Row:
     common = spec_json()
     rows = [
         {
-            "id": job.id, "state": JobState.PENDING.value, "kind": "clean", "account": job.account,
-            "submitter": "fr/amelie", "created_ms": job.created_ms, "updated_ms": job.created_ms,
-            "version": 1, "spec": common, "spec_digest": job.id, "signature": "", "sites": list(job.sites), "denials": [], "result": {},
+            "id": job.id, "state": JobState.PENDING.value, "kind": "clean", "account": job.account, "version": 1,
+            "submitter": "fr/amelie", "created_ms": job.created_ms, "updated_ms": job.created_ms, "spec": common,
+            "spec_digest": job.id, "signature": "", "sites": list(job.sites), "denials": [], "result": {},
         }
         for job, _ in made
     ]  # fmt: skip
