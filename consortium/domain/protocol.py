@@ -159,3 +159,5 @@ class LegContext:
     tracking_run: str = ""
     tracking_experiment: str = ""
     min_sites: int = 1
+    checkpoint_every_s: int = 0
+    """How often the program is to keep its progress; 0: as often as it sees fit."""

@@ -276,12 +276,16 @@ def epoch_row(connection: Connection, leg: str, epoch: Epoch) -> Row[Any] | None
 
 
 def set_progress(connection: Connection, leg: Leg, progress: dict[str, Any], now_ms: int) -> None:
-    """Keep a leg's latest progress, and in the book of its epoch when it last moved."""
+    """Keep a leg's latest progress, and in the book of its epoch when it last moved.
+
+    Where the progress says by `kept` what would not be lost, it counts as moved when that does.
+    """
     known = connection.execute(select(t.legs.c.progress).where(t.legs.c.id == leg.id)).scalar()
     if known == progress:
         return
     connection.execute(t.legs.update().where(t.legs.c.id == leg.id).values(progress=progress))
-    connection.execute(t.epochs.update().where(_same_epoch(leg.id, leg.epoch)).values(kept_ms=now_ms))
+    if "kept" not in progress or progress["kept"] != (known or {}).get("kept"):
+        connection.execute(t.epochs.update().where(_same_epoch(leg.id, leg.epoch)).values(kept_ms=now_ms))
 
 
 def set_stopping_for(connection: Connection, leg: str, job: str) -> None:

@@ -33,6 +33,9 @@ class Exchange(Protocol):
     def progress(self, **numbers: Any) -> None:
         """Tell people where the leg stands."""
 
+    def stopping(self) -> bool:
+        """Whether the leg is to keep its progress and end soon, because its GPUs are taken back."""
+
     def send(
         self,
         artifact_class: ArtifactClass | str,

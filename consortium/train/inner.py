@@ -15,14 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from consortium.train.leg import InnerResult
 from consortium.train.model import Decoder, next_token_loss
 from consortium.train.order import DataOrder, Sequences
 from consortium.train.outer import Layout, Moments, Vector
 from consortium.train.settings import OptimParams, PretrainParams
+from consortium.train.within import InnerResult
 
 FINAL_LR_RATIO = 0.1
-_STOP, _RUN, _RESTORE = range(3)
+_STOP, _RUN, _RESTORE, _GO_ON = range(4)
 
 
 def learning_rate(step: int, total: int, config: OptimParams) -> float:
@@ -58,6 +58,9 @@ class InnerWorker:
         self._named = sorted(self._model.named_parameters())
         self.layout = Layout.of({name: tuple(parameter.shape) for name, parameter in self._named})
         self._optimizer = _adamw(self._named, params.optim)
+        self._losses = torch.zeros(1, dtype=torch.float64, device=self.device)
+        """The sum over this rank's steps since they were begun, of which there were `_steps`."""
+        self._steps = 0
         self._forward: nn.Module = nn.parallel.DistributedDataParallel(self._model) if world > 1 else self._model
 
     # -- orders, given by rank 0 ----------------------------------------------------------------------------------
@@ -67,13 +70,14 @@ class InnerWorker:
         self._model.initialise(self.params.seed)
         return self._parameters()
 
-    def run(self, outer: Vector, *, position: int, step: int, count: int) -> InnerResult:
-        """Train `count` steps from the outer state, reading on from `position`; `step` numbers the first for the rate.
+    def run(self, start: Vector | None, *, position: int, step: int, count: int) -> InnerResult:
+        """Train `count` steps, reading on from `position`; `step` numbers the first for the rate.
 
-        Rank 0 only; the other ranks must be in `follow`.
+        From `start`, or, where that is None, from where the last call ended: loss and tokens then count from where that
+        one began. Rank 0 only; the other ranks must be in `follow`.
         """
-        self._order_all(_RUN, position, step, count)
-        return self._train(self._shared(outer), position, step, count)
+        self._order_all(_GO_ON if start is None else _RUN, position, step, count)
+        return self._train(None if start is None else self._shared(start), position, step, count)
 
     def restore(self, moments: Moments) -> None:
         """Set AdamW's state on all ranks. Rank 0 only."""
@@ -94,7 +98,7 @@ class InnerWorker:
             if order == _RESTORE:
                 self._set_moments(Moments(self._shared(empty), self._shared(empty), first))
             else:
-                self._train(self._shared(empty), first, second, third)
+                self._train(None if order == _GO_ON else self._shared(empty), first, second, third)
 
     # -- AdamW's state --------------------------------------------------------------------------------------------
 
@@ -120,23 +124,27 @@ class InnerWorker:
 
     # -- the steps ------------------------------------------------------------------------------------------------
 
-    def _train(self, outer: Vector, position: int, step: int, count: int) -> InnerResult:
-        self._set_parameters(outer)
+    def _train(self, start: Vector | None, position: int, step: int, count: int) -> InnerResult:
+        if start is not None:
+            self._set_parameters(start)
+            self._losses.zero_()
+            self._steps = 0
         batch = self.params.data.batch_size * self.world
         total = self.params.outer.rounds * self.params.outer.inner_steps
-        losses = torch.zeros(1, dtype=torch.float64, device=self.device)
         self._model.train()
         for at in range(step, step + count):
             numbers = self._order.at(position, batch)[self.rank :: self.world]
             rows_BT = torch.from_numpy(self._sequences.read(numbers)).to(self.device)
-            losses += self._step(rows_BT, at, learning_rate(at, total, self.params.optim))
+            self._losses += self._step(rows_BT, at, learning_rate(at, total, self.params.optim))
             position += batch
+        self._steps += count
+        losses = self._losses.clone()
         if self.world > 1:
             dist.all_reduce(losses)
         return InnerResult(
             local=self._parameters(),
-            loss=float(losses) / (count * self.world),
-            tokens=count * batch * self.params.model.context,
+            loss=float(losses) / (self._steps * self.world),
+            tokens=self._steps * batch * self.params.model.context,
             position=position,
         )
 

@@ -2,6 +2,7 @@
 
     jobs/<job>/outer/<k>/<sha256>.f32          an outer state, momentum or moment of AdamW: fp32 little-endian
     jobs/<job>/outer/<k>/state.json            names them; written last, so that what it names is there
+    jobs/<job>/rounds/<k>/inner.json           names parameters and AdamW's state in mid-round, while it is trained
     jobs/<job>/rounds/<k>/<sha256>.f32         this site's contribution and its AdamW state after the round's steps
     jobs/<job>/rounds/<k>/contribution.json    names them; written before the commit
     jobs/<job>/rounds/<k>/certificate.json     the certificate this site took, written before it is applied
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +77,22 @@ class Contribution:
     loss: str
     tokens: int
     steps: int
+    position: int
+    moments: Moments | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """This site's inner steps in a round, as far as they are done."""
+
+    round: int
+    previous_outer: str
+    """Digest of the outer state that they began from."""
+    local: Vector
+    """Parameters after the steps."""
+    steps: int
+    loss_sum: float
+    tokens: int
     position: int
     moments: Moments | None
 
@@ -205,6 +223,70 @@ class Keep:
             moments=moments,
         )
 
+    # -- inner steps ----------------------------------------------------------------------------------------------
+
+    def save_begun(self, begun: Begun) -> None:
+        """Keep the inner steps done so far, in place of what was kept of the round before."""
+        prefix = f"{self._root}/rounds/{begun.round}"
+        old = self._begun_pointer(begun.round)
+        first, second = self._put_moments(prefix, begun.moments)
+        pointer = _Pointer(
+            round=begun.round,
+            position=begun.position,
+            tokens=begun.tokens,
+            vector=self._put(prefix, to_bytes(begun.local)),
+            first=first,
+            second=second,
+            adam_steps=begun.moments.steps if begun.moments else 0,
+            previous_outer=begun.previous_outer,
+            loss=begun.loss_sum.hex(),
+            steps=begun.steps,
+        )
+        self._put_json(f"{prefix}/inner.json", pointer)
+        if old is not None:
+            self._delete(set(_blobs(old)) - set(_blobs(pointer)))
+
+    def begun(self, number: int, size: int) -> Begun | None:
+        """Return the inner steps kept of a round, or None where there are none that read back whole."""
+        pointer = self._begun_pointer(number)
+        if pointer is None:
+            return None
+        try:
+            return Begun(
+                round=number,
+                previous_outer=pointer.previous_outer,
+                local=self._vector(pointer.vector, size),
+                steps=pointer.steps,
+                loss_sum=float.fromhex(pointer.loss),
+                tokens=pointer.tokens,
+                position=pointer.position,
+                moments=self._moments(pointer, size),
+            )
+        except (NotFoundError, VerificationError, ValueError) as fault:
+            sys.stderr.write(f"the inner steps kept for round {number} are damaged and done again: {fault}\n")
+            return None
+
+    def drop_begun(self, number: int) -> None:
+        """Forget the inner steps of a round whose contribution is kept."""
+        pointer = self._begun_pointer(number)
+        if pointer is not None:
+            self._store.delete(f"{self._root}/rounds/{number}/inner.json")
+            contribution = self._pointer(f"{self._root}/rounds/{number}/contribution.json")
+            self._delete(set(_blobs(pointer)) - set(_blobs(contribution)))
+
+    def _begun_pointer(self, number: int) -> _Pointer | None:
+        try:
+            return self._pointer(f"{self._root}/rounds/{number}/inner.json")
+        except NotFoundError:
+            return None
+        except VerificationError as fault:
+            sys.stderr.write(f"the inner steps kept for round {number} are damaged and done again: {fault.what}\n")
+            return None
+
+    def _delete(self, keys: Iterable[str]) -> None:
+        for key in sorted(keys):
+            self._store.delete(key)
+
     # -- certificates ---------------------------------------------------------------------------------------------
 
     def pin_certificate(self, certificate: Certificate) -> None:
@@ -255,3 +337,9 @@ class Keep:
             return from_json(_Pointer, self._json(key), where=key)
         except UsageError as fault:
             raise VerificationError(fault.what, where=key) from fault
+
+
+def _blobs(pointer: _Pointer) -> list[str]:
+    """The keys of the vectors that a pointer names."""
+    named = (pointer.vector, pointer.momentum, pointer.first, pointer.second)
+    return [blob.key for blob in named if blob is not None]

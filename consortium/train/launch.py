@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from consortium.domain.protocol import LegContext
-from consortium.errors import ConsortiumError, JobFailedError, UsageError
+from consortium.errors import ConsortiumError, JobFailedError, UnreachableError, UsageError
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Keep, Origin
 from consortium.train.settings import PretrainParams
@@ -100,12 +101,22 @@ def _trainer(workers: int, gpu_resource: str) -> Callable[..., Any]:
 
 
 def _cause(fault: Exception) -> ConsortiumError:
-    """Return the package's own error behind a failed run, if there is one."""
+    """Return the package's own error behind a failed run, if there is one.
+
+    A worker whose process or node was lost takes its peers with it: that is no fault of the program.
+    """
+    from ray.exceptions import RayActorError
+
     failures = dict(getattr(fault, "worker_failures", {}))
     for failure in [failures[rank] for rank in sorted(failures)]:
         for error in (failure, getattr(failure, "cause", None), failure.__cause__):
             if isinstance(error, ConsortiumError):
                 return error
+    for rank in sorted(failures):
+        lost = getattr(failures[rank], "health_check_failure", failures[rank])
+        if isinstance(lost, RayActorError):
+            said = (str(lost).strip().splitlines() or ["no reason given"])[0]
+            return UnreachableError(f"training worker {rank} was lost: {said[:300]}", fix="see the Ray cluster's logs")
     first = str(next(iter(failures.values()), fault)).strip().splitlines()
     return JobFailedError(f"training failed: {first[-1] if first else type(fault).__name__}")
 
@@ -154,6 +165,9 @@ def lead(exchange: Exchange, worker: Any, params: PretrainParams, vocab_size: in
     leg = FederatedLeg(exchange, keep, worker, params, origin, metrics)
     final = leg.run()
     worker.stop()
+    if final is None:
+        sys.stderr.write("this leg's GPUs are taken back; what it has is kept\n")
+        return
     exchange.result(
         metrics={
             "rounds": final.round,

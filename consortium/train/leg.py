@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -20,47 +19,11 @@ from consortium.domain.training import Commit, Round, RoundPhase
 from consortium.errors import ConflictError, ConsortiumError, VerificationError
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Contribution, Keep, Origin, OuterState
-from consortium.train.outer import (
-    Moments,
-    Vector,
-    aggregate,
-    digest_of,
-    nesterov,
-    norm_of,
-    to_bytes,
-)
+from consortium.train.outer import aggregate, digest_of, nesterov, norm_of, to_bytes
 from consortium.train.peers import INITIAL, JUDGED, Peers, commit_of
 from consortium.train.rounds import check_certificate
 from consortium.train.settings import PretrainParams
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InnerResult:
-    """What the inner steps of a round came to."""
-
-    local: Vector
-    """Parameters after the last step."""
-    loss: float
-    """Mean training loss over the steps, nats per token."""
-    tokens: int
-    position: int
-    """Sequences of this site's order read so far."""
-
-
-class Inner(Protocol):
-    """The inner steps of a site: `consortium.train.inner.InnerWorker`, rank 0."""
-
-    def initial(self) -> Vector:
-        """Return freshly drawn parameters."""
-
-    def run(self, outer: Vector, *, position: int, step: int, count: int) -> InnerResult:
-        """Train `count` steps from the outer state, reading on from `position`."""
-
-    def moments(self) -> Moments | None:
-        """Return the inner optimiser's state."""
-
-    def restore(self, moments: Moments) -> None:
-        """Set the inner optimiser's state."""
+from consortium.train.within import Inner, RoundTrainer, Stopped
 
 
 class Metrics(Protocol):
@@ -92,6 +55,7 @@ class FederatedLeg:
         self._size = origin.layout.size
         self._metrics = metrics
         self._peers = Peers(exchange, self._size, sleep=sleep)
+        self._trainer = RoundTrainer(exchange, keep, inner, params, self._size)
         self._job = exchange.context.job
         self._site = exchange.context.site
         self.digests: dict[str, str] = {}
@@ -99,11 +63,17 @@ class FederatedLeg:
         self.losses: dict[str, float] = {}
         """Mean training loss of each round this leg contributed to, by round."""
 
-    def run(self) -> OuterState:
-        """Take part until the last round is closed; return the final outer state.
+    def run(self) -> OuterState | None:
+        """Take part until the last round is closed; return the final outer state, None where the leg is to stop before.
 
         Raises VerificationError where a certificate, a digest or a peer's outer state does not hold.
         """
+        try:
+            return self._run()
+        except Stopped:
+            return None
+
+    def _run(self) -> OuterState:
         state = self._keep.newest(self._size)
         if state is None:
             state = self._begin()
@@ -173,14 +143,13 @@ class FederatedLeg:
         if made is None:
             made = self._make(state, number)
             self._keep.save_contribution(made)
+            self._keep.drop_begun(number)
         elif made.moments is not None:
             self._inner.restore(made.moments)
         return made if self._commit(made) else None
 
     def _make(self, state: OuterState, number: int) -> Contribution:
-        self._exchange.progress(phase="train", round=number, rounds=self._params.outer.rounds)
-        steps = self._params.outer.inner_steps
-        done = self._inner.run(state.outer, position=state.position, step=state.round * steps, count=steps)
+        done = self._trainer.train(state, number)
         gradient = np.subtract(state.outer, done.local)
         data = to_bytes(gradient)
         return Contribution(
@@ -189,11 +158,11 @@ class FederatedLeg:
             data=data,
             digest=digest_of(data),
             norm=norm_of(gradient).hex(),
-            loss=done.loss.hex(),
+            loss=(done.loss_sum / done.steps).hex(),
             tokens=done.tokens,
-            steps=steps,
+            steps=done.steps,
             position=done.position,
-            moments=self._inner.moments(),
+            moments=done.moments,
         )
 
     def _commit(self, made: Contribution) -> bool:
@@ -230,7 +199,8 @@ class FederatedLeg:
     def _await_certificate(self, number: int, made: Contribution | None) -> Round:
         """Follow the round until it is certified, judging its commits on the way."""
         judged = False
-        self._exchange.progress(phase="waiting", round=number, rounds=self._params.outer.rounds)
+        kept = f"{number - 1}.{self._params.outer.inner_steps}" if made is not None else f"{number - 1}"
+        self._exchange.progress(phase="waiting", round=number, rounds=self._params.outer.rounds, kept=kept)
         for current in self._peers.follow(number):
             if current.phase in JUDGED:
                 return current
@@ -298,7 +268,11 @@ class FederatedLeg:
         sys.stdout.write(f"round {after.round}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()) + "\n")
         sys.stdout.flush()
         self._exchange.progress(
-            phase="round closed", round=after.round, rounds=self._params.outer.rounds, tokens=after.tokens
+            phase="round closed",
+            round=after.round,
+            rounds=self._params.outer.rounds,
+            tokens=after.tokens,
+            kept=f"{after.round}.0",
         )
         try:
             self._metrics.log(values, after.round)

@@ -12,6 +12,7 @@ from consortium.train.exchange import Exchange
 from consortium.train.keep import Contribution
 from consortium.train.outer import Vector, digest_of, from_bytes
 from consortium.train.screen import Screened, screen
+from consortium.train.within import Stopped
 
 INITIAL = "outer-0"
 JUDGED = (RoundPhase.CERTIFIED, RoundPhase.CLOSED, RoundPhase.DISPUTED)
@@ -143,6 +144,7 @@ class Peers:
         """Yield the round again and again: often right after its phase changed, then less and less."""
         phase, pause_s = None, _SHORT_S
         while True:
+            self._look_up()
             current = self.look(number)
             if current is not None:
                 if current.phase is not phase:
@@ -151,10 +153,16 @@ class Peers:
             self._sleep(pause_s)
             pause_s = min(_LONG_S, pause_s * _GROWTH)
 
+    def _look_up(self) -> None:
+        """Raise Stopped where the leg is to end: what it waits with is kept."""
+        if self._exchange.stopping():
+            raise Stopped
+
     def patiently(self) -> Iterator[None]:
         """Yield again and again, at intervals that grow."""
         pause_s = _SHORT_S
         while True:
+            self._look_up()
             yield
             self._sleep(pause_s)
             pause_s = min(_LONG_S, pause_s * _GROWTH)

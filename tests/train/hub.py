@@ -161,6 +161,12 @@ class Line:
     def progress(self, **numbers: Any) -> None:
         self.hub.progress.append(numbers)
 
+    def stopping(self) -> bool:
+        return False
+
+    def failed(self, message: str, fault: str) -> None:
+        """The program says why it is about to fail."""
+
     def send(
         self,
         artifact_class: ArtifactClass | str,
@@ -255,10 +261,14 @@ def _route(line: Line, method: str, path: str, body: bytes) -> Any:
     match [method, *parts]:
         case ["GET", "context"]:
             return line.context
+        case ["GET", "stop"]:
+            return {"stop": line.stopping()}
         case ["POST", "progress"]:
             return line.progress(**json.loads(body))
         case ["POST", "failure"]:
-            return line.progress(failure=json.loads(body)["message"])
+            said = json.loads(body)
+            line.failed(said["message"], said["fault"])
+            return line.progress(failure=said["message"])
         case ["POST", "result"]:
             return line.result(metrics=json.loads(body)["metrics"])
         case ["POST", "artifacts"]:

@@ -62,6 +62,13 @@ class CrashingLine(Line):
         super().agree(topic, digest)
         self._maybe(topic, 0, "after")
 
+    asked, stop_at = 0, 0
+
+    def stopping(self) -> bool:
+        """Told to stop when it asks for the `stop_at`-th time."""
+        self.asked += 1
+        return self.asked == self.stop_at
+
 
 @dataclass
 class Site:
@@ -69,6 +76,8 @@ class Site:
     context: LegContext
     store: ObjectStore
     crash: tuple[str, int, str] | None = None
+    stop_at: int = 0
+    stopped: int = 0
     spoil: float = 1.0
     final: OuterState | None = None
     fault: BaseException | None = None
@@ -80,12 +89,15 @@ class Site:
                 self._run(self.crash)
             except CrashError:
                 self._run(None)
+            while self.final is None:
+                self.stopped, self.stop_at = self.stopped + 1, 0
+                self._run(None)
         except BaseException as fault:
             self.fault = fault
 
     def _run(self, crash: tuple[str, int, str] | None) -> None:
         line = CrashingLine(self.hub, self.context, self.store)
-        line.crash = crash
+        line.crash, line.stop_at = crash, self.stop_at
         params = PretrainParams.of(self.context.params)
         with tempfile.TemporaryDirectory() as directory:
             text = open_sequences(self.store, self.context.inputs, params.model.context, VOCAB, Path(directory))
@@ -107,10 +119,14 @@ class SpoilingWorker(InnerWorker):
     """Scales what it sends: 1 is honest."""
 
     spoil = 1.0
+    begun: Vector
 
-    def run(self, outer: Vector, **where: int) -> Any:
-        done = super().run(outer, **where)
-        return replace(done, local=outer - (outer - done.local) * np.float32(self.spoil))
+    def run(self, start: Vector | None, **where: int) -> Any:
+        self.begun = self.begun if start is None else start
+        done = super().run(start, **where)
+        if self.spoil == 1.0:
+            return done
+        return replace(done, local=self.begun - (self.begun - done.local) * np.float32(self.spoil))
 
 
 def _nap() -> None:
@@ -190,6 +206,55 @@ def test_a_crash_anywhere_repeats_nothing_and_changes_no_bit(leg, undisturbed, c
     assert len(seen) == len({(site, number) for site, number, _ in seen}) == 9
     assert len({site.final.position for site in sites}) == 1
     assert sites[0].final.position == 3 * 4 * 4
+
+
+@pytest.mark.parametrize("asked", [1, 2, 3, 4, 6, 8])
+def test_legs_that_are_told_to_stop_go_on_where_they_were_and_change_no_bit(leg, undisturbed, asked):
+    if not undisturbed:
+        calm = federation(leg)
+        together(calm)
+        undisturbed["digest"] = digests(calm).pop()
+    sites = federation(leg)
+    for site in sites:
+        site.stop_at = asked
+    together(sites)
+    assert digests(sites) == {undisturbed["digest"]}
+    assert {site.stopped for site in sites} == {1}
+    assert {site.final.position for site in sites} == {3 * 4 * 4}
+    for site in sites:
+        assert not [key for key in site.store.list(f"jobs/{JOB}/rounds/") if key.endswith("inner.json")]
+
+
+def test_a_leg_that_stops_in_mid_round_keeps_the_steps_it_did(leg):
+    (site,) = federation(leg, ("fr-1",))
+    site.stop_at = 1
+    together([site])
+    assert digests([site])
+    told = [said for said in site.hub.progress if said["phase"] == "train" and said["round"] == 1]
+    assert [(said["step"], said["kept"]) for said in told] == [(0, "0.0"), (1, "0.1"), (1, "0.1")]
+    straight = federation(leg, ("fr-1",))
+    together(straight)
+    assert digests([site]) == digests(straight)
+    commits = [one.hub.rounds[1].commits[0] for one in (site, straight[0])]
+    assert commits[0].tokens == commits[1].tokens == 4 * 4 * 16
+    assert abs(float.fromhex(commits[0].loss) - float.fromhex(commits[1].loss)) < 1e-9
+    kept = [key for key in site.store.list(f"jobs/{JOB}/rounds/1/") if key.endswith(".f32")]
+    assert len(kept) == 3, "the steps kept in mid-round are dropped once the contribution is"
+
+
+def test_damaged_inner_steps_are_done_again(leg, capsys):
+    (site,) = federation(leg, ("fr-1",))
+    site.stop_at, whole = 1, site._run
+    whole(None)
+    assert site.final is None
+    key = next(key for key in site.store.list(f"jobs/{JOB}/rounds/1/") if key.endswith(".f32"))
+    site.store.put(key, b"\0" * 16)
+    site.stop_at = 0
+    together([site])
+    assert "damaged and done again" in capsys.readouterr().err
+    straight = federation(leg, ("fr-1",))
+    together(straight)
+    assert digests([site]) == digests(straight)
 
 
 def test_a_contribution_a_hundred_times_too_large_is_refused_by_all_and_changes_nothing(leg):

@@ -98,6 +98,16 @@ def test_a_resumed_worker_goes_on_bit_for_bit():
     assert one.moments().steps == other.moments().steps == 8
 
 
+def test_steps_done_in_stretches_are_the_same_to_the_last_bit():
+    one, other = worker(), worker()
+    whole = one.run(one.initial(), position=0, step=0, count=6)
+    part = other.run(other.initial(), position=0, step=0, count=1)
+    for step, count in ((1, 3), (4, 2)):
+        part = other.run(None, position=part.position, step=step, count=count)
+    np.testing.assert_array_equal(whole.local, part.local)
+    assert (whole.loss, whole.tokens, whole.position) == (part.loss, part.tokens, part.position)
+
+
 def test_dropout_is_repeatable_from_the_step_number():
     model = PARAMS["model"] | {"dropout": 0.3}
     start = worker().initial()

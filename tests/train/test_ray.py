@@ -13,11 +13,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from consortium.domain.training import RoundPhase
-from tests.train.conftest import context, put_tokens
+from tests.train.conftest import PARAMS, context, put_tokens
 from tests.train.hub import Hub, Line, serve
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
@@ -96,6 +98,41 @@ def test_pretrain_then_evaluate_on_a_real_cluster(cluster, s3):
     assert done.returncode == 0, done.stderr[-3000:]
     loss = hub.results["fr-1"]["loss"]["fr"]
     assert loss["after"] < loss["before"]
+
+
+def test_a_worker_that_is_lost_is_not_the_programs_fault(cluster, s3):
+    store = s3.store(f"private-{secrets.token_hex(4)}")
+    store.ensure_bucket()
+    hub = Hub(("fr-1",))
+    params = {**PARAMS, "outer": {**PARAMS["outer"], "rounds": 10_000}}
+    leg = context(store, "fr-1", ("fr-1",), s3=s3, gpus=2, gpus_per_worker=1, params=params)
+
+    class Killing(Line):
+        def progress(self, **numbers: Any) -> None:
+            super().progress(**numbers)
+            if numbers.get("phase") == "round closed" and numbers["round"] == 2:
+                workers = [p for p in psutil.process_iter(["cmdline"]) if _is_worker(p, cluster)]
+                assert len(workers) == 2
+                workers[-1].kill()
+
+        def failed(self, message: str, fault: str) -> None:
+            failures.append((message, fault))
+
+    failures: list[tuple[str, str]] = []
+    done = _run("pretrain.py", Killing(hub, leg, store), cluster)
+    assert done.returncode != 0
+    assert len(failures) == 1
+    assert "was lost" in failures[0][0]
+    assert failures[0][1] == "site"
+
+
+def _is_worker(process: psutil.Process, env: dict[str, str]) -> bool:
+    """Whether a process is a training worker of this test's own cluster."""
+    try:
+        ours = process.environ().get("RAY_AUTH_TOKEN_PATH") == env["RAY_AUTH_TOKEN_PATH"]
+        return ours and any("RayTrainWorker" in part for part in process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def test_a_leg_with_wrong_inputs_ends_with_exit_code_two_and_no_traceback(cluster, s3):
