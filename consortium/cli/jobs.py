@@ -38,7 +38,9 @@ def submit(
     account: Annotated[str, typer.Option(help="Who pays: a partner or project; default: yours.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would become of it; submit nothing.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end; exit 1 if it fails.")] = False,
-    array: Annotated[int, typer.Option(metavar="N", help="Submit N jobs; %a in a value stands for 0 to N-1.")] = 0,
+    array: Annotated[
+        int, typer.Option(metavar="N", help="Submit N jobs, all or none; %a in a value stands for 0 to N-1.")
+    ] = 0,
     array_limit: Annotated[int, typer.Option(metavar="M", help="At most M of them in line or at work at a time.")] = 0,
     idempotency_key: Annotated[str, typer.Option(help="Submitting again with the same key makes no second job.")] = "",
     as_json: Json = False,

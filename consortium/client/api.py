@@ -17,6 +17,8 @@ from consortium.domain.training import Round
 from consortium.errors import UnreachableError
 
 Json = dict[str, Any]
+ARRAY_MEMBER_S = 0.2
+"""How much longer an array may take to submit per member."""
 
 
 class Client:
@@ -28,6 +30,7 @@ class Client:
 
     def __init__(self, url: str, token: str = "", *, timeout_s: float = 30.0) -> None:
         self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
         self._wire = Transport(url, token, timeout_s)
 
     def __enter__(self) -> Client:
@@ -126,7 +129,8 @@ class Client:
     def submit_array(self, members: Sequence[SignedSpec], *, idempotency_key: str = "") -> list[Job]:
         """Submit all members of a job array, all or none; return them in order of their index."""
         body = {"members": [_submission(signed) for signed in members], "idempotency_key": idempotency_key}
-        return from_json(list[Job], self._json("POST", "/jobs/array", body=body), where="jobs")
+        patience_s = self._timeout_s + len(members) * ARRAY_MEMBER_S
+        return from_json(list[Job], self._json("POST", "/jobs/array", body=body, timeout_s=patience_s), where="jobs")
 
     def dry_run(self, spec: JobSpec | SignedSpec) -> Json:
         """Return what would become of a submission: funnel, a row per site, run time, cost; nothing is stored.

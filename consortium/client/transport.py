@@ -37,11 +37,20 @@ class Transport:
         """Close the connection."""
         self._http.close()
 
-    def call(self, method: str, path: str, *, body: Any = None, query: dict[str, Any] | None = None) -> httpx.Response:
-        """Make one call and return the answer, a success."""
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        query: dict[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> httpx.Response:
+        """Make one call and return the answer, a success; `timeout_s` where it may take longer than others."""
         try:
             given = {key: value for key, value in (query or {}).items() if value not in (None, "")}
-            answer = self._http.request(method, path, json=body, params=given)
+            patience = httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s
+            answer = self._http.request(method, path, json=body, params=given, timeout=patience)
         except (httpx.TransportError, httpx.InvalidURL) as fault:
             raise UnreachableError(
                 f"the server does not answer: {str(fault) or type(fault).__name__}",
@@ -52,9 +61,9 @@ class Transport:
             return answer
         raise _error(answer)
 
-    def json(self, method: str, path: str, *, body: Any = None, query: dict[str, Any] | None = None) -> Any:
-        """Make one call and return the JSON in the answer."""
-        answer = self.call(method, path, body=body, query=query)
+    def json(self, method: str, path: str, **more: Any) -> Any:
+        """Make one call, as `call`, and return the JSON in the answer."""
+        answer = self.call(method, path, **more)
         try:
             return answer.json()
         except ValueError as fault:

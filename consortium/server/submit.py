@@ -80,8 +80,8 @@ def _submit(core: Core, claims: Claims, signed: tuple[SignedSpec, ...], idempote
                     job=made[0].id if array is None else array.id,
                 )
             )
-        answer = [render(connection, job.id) for job in made]
     core.bell.set()
+    answer: list[dict[str, Any]] = to_json(made)
     return answer
 
 

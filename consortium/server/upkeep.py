@@ -98,7 +98,7 @@ def _ran_ms(connection: Connection, job: Job) -> int:
         t.epochs.c.leg.in_([leg.id for leg in last.legs]) & (t.epochs.c.running_ms > 0)
     )
     ran: dict[str, int] = {}
-    for leg, running_ms, final_ms in connection.execute(query).tuples():
+    for leg, running_ms, final_ms in connection.execute(query):
         ran[leg] = ran.get(leg, 0) + max(0, (final_ms or job.updated_ms) - running_ms)
     return max(ran.values()) + snapshots.kept_before(connection, job.id, last.id) if ran else 0
 

@@ -54,7 +54,7 @@ def metered(connection: Connection, start_ms: int, end_ms: int) -> dict[tuple[st
     gpu_ms = func.sum((t.usage.c.end_ms - t.usage.c.start_ms) * t.usage.c.gpus)
     inside = (t.usage.c.start_ms >= start_ms) & (t.usage.c.start_ms < end_ms) & (t.usage.c.conflict == "")
     query = select(t.usage.c.account, t.usage.c.site, gpu_ms).where(inside).group_by(t.usage.c.account, t.usage.c.site)
-    return {(account, site): int(amount) for account, site, amount in sorted(connection.execute(query).tuples())}
+    return {(account, site): int(amount) for account, site, amount in sorted(connection.execute(query))}
 
 
 def metered_until(connection: Connection, legs: Iterable[str]) -> dict[str, int]:
@@ -64,5 +64,5 @@ def metered_until(connection: Connection, legs: Iterable[str]) -> dict[str, int]
     for start in range(0, len(names), 500):
         part = t.usage.c.leg.in_(names[start : start + 500])
         query = select(t.usage.c.leg, func.max(t.usage.c.end_ms)).where(part).group_by(t.usage.c.leg)
-        found |= {leg: int(until) for leg, until in connection.execute(query).tuples()}
+        found |= {leg: int(until) for leg, until in connection.execute(query)}
     return found

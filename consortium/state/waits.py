@@ -34,7 +34,7 @@ def unmet(connection: Connection, *, hopeless: bool = False) -> list[Unmet]:
         .where((t.jobs.c.state == JobState.PENDING.value) & state)
         .order_by(t.dependencies.c.job, t.dependencies.c.after)
     )
-    rows = connection.execute(query).tuples()
+    rows = connection.execute(query)
     return [Unmet(job=job, after=after, name=str(name), state=JobState(value)) for job, after, name, value in rows]
 
 
@@ -47,7 +47,7 @@ def members_at_large(connection: Connection) -> dict[str, list[str]]:
         .order_by(t.jobs.c.array, t.jobs.c.array_index, t.jobs.c.id)
     )
     found: dict[str, list[str]] = {}
-    for array, job in connection.execute(query).tuples():
+    for array, job in connection.execute(query):
         found.setdefault(array, []).append(job)
     return found
 
