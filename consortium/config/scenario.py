@@ -205,6 +205,8 @@ class Scenario:
     """The most virtual time without one while jobs wait: by then a running job may have become evictable."""
     history_s: int = 600
     """How often the fair-share history is brought up to date."""
+    estimate_every: int = 0
+    """Of so many jobs that have to wait, one is told when it starts, and that is judged; 0: none."""
     flavors: dict[str, str] = field(default_factory=lambda: {"gpu": "1.0"})
     """Flavor to its reference factor."""
     sites: dict[str, SiteEntry]
@@ -221,7 +223,7 @@ class Scenario:
 
     def __post_init__(self) -> None:
         within(self, pinned_tenths=(0, 10), cycle_s=(0, 86_400), recheck_s=(1, 864_000), history_s=(1, 864_000))
-        within(self, seed=(0, 2**53))
+        within(self, seed=(0, 2**53), estimate_every=(0, 1_000_000))
         if self.trace is None and not self.streams and not self.jobs:
             raise ValueError("trace, streams or jobs must say what there is to do")
         self._check_sites()

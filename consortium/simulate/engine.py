@@ -32,6 +32,7 @@ from consortium.scheduler import (
     observe,
 )
 from consortium.simulate import world
+from consortium.simulate.estimates import Estimates
 from consortium.simulate.events import Event, Kind
 from consortium.simulate.figures import Totals
 from consortium.simulate.workload import Job
@@ -81,11 +82,20 @@ class _Course:
 class Engine:
     """One replay. `run` once; `totals` and `now_ms` hold the outcome."""
 
-    def __init__(self, scenario: Scenario, jobs: Sequence[Job], see: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        jobs: Sequence[Job],
+        see: Callable[[Event], None],
+        estimates: Estimates | None = None,
+    ) -> None:
         self.totals = Totals()
         self.now_ms = 0
         start = world.snapshot(scenario)
         self._see = see
+        self._estimates = estimates
+        self._fresh: list[_Course] = []
+        """Where starts are estimated: jobs that no cycle has seen."""
         self._jobs = jobs
         self._scenario = scenario
         self._settings = start.settings
@@ -167,6 +177,8 @@ class Engine:
         if job.id not in self.totals.infeasible:
             course = self._courses[job.id] = _Course(job)
             self._wait(course)
+            if self._estimates:
+                self._fresh.append(course)
 
     def _wait(self, course: _Course) -> None:
         job = course.job
@@ -194,6 +206,10 @@ class Engine:
         self._changed = False
         self.totals.cycles += 1
         self._carry_out(self._scheduler.cycle(reasons=False))
+        for course in self._fresh:
+            if self._estimates and not course.legs and self._estimates.wanted():
+                self._estimates.keep(course.job.id, self._scheduler.snapshot())
+        self._fresh.clear()
 
     def _carry_out(self, plan: Plan) -> None:
         if plan.placements and not self._ticking:

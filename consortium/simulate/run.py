@@ -12,6 +12,7 @@ from typing import Any
 from consortium.config import Scenario
 from consortium.simulate.audit import Auditor
 from consortium.simulate.engine import Engine
+from consortium.simulate.estimates import Estimates
 from consortium.simulate.events import Event, EventFile
 from consortium.simulate.figures import Meter, Totals, summary
 from consortium.simulate.streams import make_jobs
@@ -53,6 +54,9 @@ def replay(
     meter = Meter(scenario, from_ms=first_ms, until_ms=last_ms, watch=plot is not None)
     with ExitStack() as stack:
         watchers = [auditor.see, meter.see]
+        estimates = Estimates(scenario.estimate_every) if scenario.estimate_every else None
+        if estimates is not None:
+            watchers.append(estimates.see)
         if events is not None:
             watchers.append(stack.enter_context(EventFile(events)).see)
 
@@ -60,21 +64,22 @@ def replay(
             for watcher in watchers:
                 watcher(event)
 
-        engine = Engine(scenario, jobs, see)
+        engine = Engine(scenario, jobs, see, estimates)
         totals = engine.run()
     auditor.close()
     meter.close(engine.now_ms)
+    wall_s = time.perf_counter() - begun
     if plot is not None:
         from consortium.simulate.plot import draw
 
         draw(plot, scenario, meter)
-    wall_s = time.perf_counter() - begun
     figures = {
         "scenario": scenario.name,
         "variant": scenario.variant,
         "seed": scenario.seed,
         **summary(jobs, totals, meter),
         "rows_without_work": empty,
+        **({"estimates": estimates.judge()} if estimates is not None else {}),
         "violations": dict(auditor.violations),
         **_speed(totals, wall_s),
     }

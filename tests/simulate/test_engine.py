@@ -16,6 +16,7 @@ from consortium.domain.partner import Cotenancy, SiteState
 from consortium.scheduler import WindowKind
 from consortium.simulate.audit import Auditor
 from consortium.simulate.engine import Engine
+from consortium.simulate.estimates import Estimates
 from consortium.simulate.events import Event, Kind
 from consortium.simulate.run import workload
 from tests.simulate.builders import H, scenario
@@ -129,6 +130,28 @@ def test_a_drained_site_finishes_what_runs_and_takes_nothing_new() -> None:
     }
     engine, _ = _run(scenario(jobs=jobs, changes=changes))
     assert engine.totals.waits_ms == {"runs": 0, "waits": 3 * H - 1_900_000}
+
+
+def test_estimated_starts_are_judged_by_what_came() -> None:
+    """`next` is told that it starts by the walltime's end of the first at the latest, and starts when that one ends.
+
+    `last` is told the same of `next` behind it; but then shorter jobs come, go first, and it starts after all of them.
+    """
+    jobs = {
+        "first": _entry(run_s=3600, walltime_s=4000, sites=("fr-1",)),
+        "next": _entry(run_s=3600, walltime_s=4000, sites=("fr-1",), at_s=100),
+        "last": _entry(run_s=3600, walltime_s=8000, sites=("fr-1",), at_s=200),
+    }
+    jobs |= {f"short-{at}": _entry(run_s=1500, walltime_s=1600, sites=("fr-1",), at_s=300 + at) for at in range(6)}
+    what = scenario(jobs=jobs)
+    estimates = Estimates(every=1)
+    engine = Engine(what, workload(what, None)[0], estimates.see, estimates)
+    engine.run()
+    told = estimates.judge()
+    assert told["jobs"] == told["sampled"] == 8
+    assert told["later"] >= 1
+    assert told["inside"] >= 1
+    assert told["inside"] + told["sooner"] + told["later"] == 8
 
 
 @st.composite
