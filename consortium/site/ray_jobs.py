@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -57,6 +57,17 @@ class _RefusedError(RuntimeError):
         super().__init__(f"it answered {status}: {(text.strip().splitlines() or [''])[-1][:300]}")
 
 
+def _job(info: Any) -> RayJob:
+    """Read what Ray's client returns of one job."""
+    return RayJob(
+        status=RayStatus(info.status.value),
+        message=info.message or "",
+        exit_code=info.driver_exit_code,
+        start_ms=info.start_time,
+        end_ms=info.end_time,
+    )
+
+
 class RayCluster:
     """One Ray cluster. Every method raises UnreachableError where the head does not answer in time."""
 
@@ -68,20 +79,35 @@ class RayCluster:
             os.environ.pop(name, None)
         self._made: Any = None
 
-    def ping(self) -> None:
-        """Raise UnreachableError unless the head answers."""
-        with self._translated():
-            self._client().get_version()
+    def submit(
+        self,
+        submission_id: str,
+        program: str,
+        python: str,
+        env: Mapping[str, str],
+        *,
+        node_label: str = "",
+        nodes: Iterable[str] = (),
+    ) -> None:
+        """Start `python -P program` as a Ray job. A submission id is used once: the cluster refuses a second.
 
-    def submit(self, submission_id: str, program: str, python: str, env: Mapping[str, str]) -> None:
-        """Start `python -P program` as a Ray job. A submission id is used once: the cluster refuses a second."""
+        Ray starts every program on the head, and a supervisor process beside it. With `node_label` both start on one
+        of the Ray nodes that carry that label with one of `nodes` as its value; the job waits while there is none.
+        """
         with self._translated():
             self._client().submit_job(
                 # -P keeps the programs' folder off sys.path: its tokenize.py would hide the standard library's
                 entrypoint=f"exec {shlex.quote(python)} -P {shlex.quote(program)}",
                 submission_id=submission_id,
                 runtime_env={"env_vars": dict(env)},
+                entrypoint_label_selector={node_label: f"in({','.join(sorted(nodes))})"} if node_label else None,
             )
+
+    def jobs(self) -> dict[str, RayJob]:
+        """Return where every job stands that the cluster knows, by submission id: one call, however many there are."""
+        with self._translated():
+            found = self._client().list_jobs()
+            return {str(info.submission_id): _job(info) for info in found if info.submission_id}
 
     def job(self, submission_id: str) -> RayJob:
         """Return where a job stands."""
@@ -92,13 +118,7 @@ class RayCluster:
                 if fault.status != HTTPStatus.NOT_FOUND:
                     raise
                 return RayJob(status=RayStatus.UNKNOWN)
-            return RayJob(
-                status=RayStatus(info.status.value),
-                message=info.message or "",
-                exit_code=info.driver_exit_code,
-                start_ms=info.start_time,
-                end_ms=info.end_time,
-            )
+            return _job(info)
 
     def stop(self, submission_id: str) -> None:
         """Ask Ray to stop a job; it is stopped when `job` says so."""

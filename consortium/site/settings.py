@@ -57,6 +57,9 @@ class SiteSettings:
     ray_dashboard_url: str
     """Where Ray's Jobs API listens (`http://127.0.0.1:PORT`)."""
     ray_token_path: str
+    ray_node_label: str = ""
+    """The label in which each Ray node carries its id among the site's nodes (`ray start --labels=NAME=ID`): programs
+    of legs start on nodes of their leg. Empty: all start on the head."""
     private_store: StoreSettings
     egress_store: StoreSettings
     """Own egress store, writable."""

@@ -282,7 +282,7 @@ def test_ray_must_answer_before_anything_is_offered(world: World) -> None:
     agent = Agent(world.settings())
     assert agent.runner.unhealthy
     with pytest.raises(UnreachableError, match="does not answer"):
-        RayCluster("http://127.0.0.1:9", world.settings().ray_token_path).ping()
+        RayCluster("http://127.0.0.1:9", world.settings().ray_token_path).jobs()
 
 
 @pytest.mark.parametrize(

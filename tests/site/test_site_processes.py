@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,17 +101,19 @@ class RayHead:
         names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
                  "metrics-export-port", "runtime-env-agent-port")  # fmt: skip
         self.ports = self.ports or {name: free_port() for name in names}
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CONSORTIUM_"))}
-        env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "OMP_NUM_THREADS": "1"}
-        env |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
         flags = [f"--{name}={port}" for name, port in self.ports.items()]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
-             "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--num-cpus=2", "--num-gpus=0",
+             "--node-ip-address=127.0.0.2", "--dashboard-host=127.0.0.1", "--num-cpus=2", "--num-gpus=0",
              '--resources={"sim_gpu": 8}', "--object-store-memory=100000000", f"--temp-dir={self.folder}", *flags],
-            env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=self.environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         wait_for("Ray head", self.answers, 120)
+
+    def environment(self) -> dict[str, str]:
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "CONSORTIUM_"))}
+        env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "OMP_NUM_THREADS": "1"}
+        return env | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
     def answers(self) -> bool:
         assert self.process is not None
@@ -123,11 +126,31 @@ class RayHead:
         except (urllib.error.URLError, OSError):
             return False
 
-    def jobs(self) -> list[str]:
+    @contextmanager
+    def joined(self, label: str) -> Iterator[None]:
+        """A second node of the cluster, with `label`."""
+        names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port",
+                 "runtime-env-agent-port")  # fmt: skip
+        node = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats",
+             f"--address=127.0.0.2:{self.ports['port']}", "--node-ip-address=127.0.0.3", "--num-cpus=1",
+             "--num-gpus=0", "--object-store-memory=100000000", f"--labels={label}",
+             *(f"--{name}={free_port()}" for name in names)],
+            env=self.environment() | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"},  # else it may not join
+            start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            yield
+        finally:
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait(timeout=20)
+
+    def jobs(self) -> dict[str, str]:
+        """Submission ids, and the Ray node that each program runs on."""
         request = urllib.request.Request(f"{self.url}/api/jobs/")
         request.add_header("Authorization", f"Bearer {self.token.read_text()}")
         with urllib.request.urlopen(request, timeout=10) as answer:
-            return [job["submission_id"] for job in json.load(answer)]
+            return {job["submission_id"]: job["driver_node_id"] for job in json.load(answer)}
 
     def kill(self) -> None:
         assert self.process is not None
@@ -348,6 +371,28 @@ def test_a_program_that_hangs_is_stopped_as_its_nodes_fault(site: Site) -> None:
     report = site.until(offer, LegState.FAILED)
     assert report.fault is Fault.NODE
     assert "no sign of life" in report.reason
+
+
+def test_where_ray_nodes_are_labelled_a_leg_starts_on_its_own_node(site: Site) -> None:
+    first = site.offer(9)
+    site.until_program_runs(first)
+    site.kill("agent")
+    changed = json.loads(site.config.read_text()) | {"ray_node_label": "consortium-node"}
+    site.config.write_text(json.dumps(changed))
+    with site.head.joined("consortium-node=n0"):
+        site.start("agent")
+        second = site.offer(10)
+        site.until_program_runs(second)
+        on, names = site.head.jobs(), [f"{offer.leg}@{offer.epoch}" for offer in (first, second)]
+        head, own = (on[name] for name in names)
+        assert own
+        assert own != head, "without a label every program starts on the head"
+        for offer in (first, second):
+            site.go(offer)
+            site.until(offer, LegState.SUCCEEDED)
+        wait_for("deletion of the Ray jobs", lambda: not site.head.jobs().keys() & set(names))
+        for offer in (first, second):
+            assert b"hello from the leg" in site.store.get(archive_key(new_leg(offer)))  # type: ignore[attr-defined]
 
 
 def test_a_ray_head_killed_in_mid_leg_is_the_sites_fault_and_billed_until_last_seen(site: Site) -> None:

@@ -18,6 +18,8 @@ from consortium.storage.objects import ObjectStore
 PIECE_CHARS = 60_000
 MAX_SENT_CHARS = 5_000_000
 """What is longer stays in the archive only."""
+MAX_READ = 32
+"""Logs of running legs read in one step: each is a call to Ray, and records wait meanwhile. The others come next."""
 log = logging.getLogger(__name__)
 
 
@@ -34,14 +36,17 @@ class LogKeeper:
         self.cluster = cluster
         self.store = store
         self.server = server
+        self._read = 0
 
     def step(self) -> None:
         """Archive what has ended, then send what has been written since."""
         for leg in self.table.unarchived():
             self._archive(leg)
-        for leg in self.table.active():
-            if leg.state is LegState.RUNNING and leg.log_policy != "withheld":
-                self._forward(leg, self.cluster.log(leg.key))
+        running = [leg for leg in self.table.active() if leg.state is LegState.RUNNING and leg.log_policy != "withheld"]
+        turn = self._read % max(1, len(running))
+        for leg in (running[turn:] + running[:turn])[:MAX_READ]:
+            self._read += 1
+            self._forward(leg, self.cluster.log(leg.key))
 
     def _archive(self, leg: SiteLeg) -> None:
         text = self.cluster.log(leg.key)

@@ -27,6 +27,8 @@ METER_MS = 10_000
 STOP_AGAIN_MS = 5_000
 SUBMIT_PATIENCE_MS = 120_000
 MAX_FAULTS = 2
+MAX_UNLISTED = 16
+"""Legs that Ray's list does not hold yet, looked at in one step: each takes two calls, and leases must end on time."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 log = logging.getLogger(__name__)
 
@@ -62,18 +64,22 @@ class Runner:
         """By kind of job: after how long without a sign of life a leg hangs. The consortium's server says."""
 
     def step(self) -> None:
-        """Look at every active leg once, and at the cluster."""
+        """Look at the cluster and at every active leg once: one call for all of them, then one per change."""
         self.end_leases()
         faults: list[str] = []
+        jobs: Mapping[str, RayJob] = {}
+        asked_ms = self.now_ms()
         try:
-            self.cluster.ping()
+            jobs = self.cluster.jobs()
         except UnreachableError as fault:
             faults = [fault.what] * MAX_FAULTS
-        for leg in self.table.active():
+        legs = [leg for leg in self.table.active() if leg.state is not LegState.HELD]
+        unlisted = [leg for leg in legs if leg.key not in jobs]
+        for leg in [leg for leg in legs if leg.key in jobs] + unlisted[:MAX_UNLISTED]:
             if len(faults) >= MAX_FAULTS:  # each may have waited out its timeout, and leases must end on time
                 break
             try:
-                self._advance(leg)
+                self._advance(leg, jobs.get(leg.key), asked_ms)
             except UnreachableError as fault:
                 faults.append(fault.what)
         self._failures = self._failures + 1 if faults else 0
@@ -113,10 +119,10 @@ class Runner:
 
     # -- one leg --------------------------------------------------------------------------------------------------
 
-    def _advance(self, leg: SiteLeg) -> None:
-        if leg.state is LegState.HELD:
-            return
-        job = self.cluster.job(leg.key)
+    def _advance(self, leg: SiteLeg, job: RayJob | None, asked_ms: int) -> None:
+        """Move one leg on. `job` is what Ray's list, asked for at `asked_ms`, says of it."""
+        if job is None:  # new, or forgotten: that is believed only of a leg that was asked for by name
+            asked_ms, job = self.now_ms(), self.cluster.job(leg.key)
         if leg.state is LegState.STARTING and job.status is RayStatus.UNKNOWN and not leg.submitted:
             self._submit(leg)
         elif leg.state is LegState.STOPPING:
@@ -124,25 +130,22 @@ class Runner:
         elif job.status.ended:
             self._finish(leg, job)
         else:
-            self._observe(leg, job)
+            self._observe(leg, job, asked_ms)
 
     def _submit(self, leg: SiteLeg) -> None:
         settings, token = self.settings, self.db.leg_token(leg.key)
-        env = {
-            "CONSORTIUM_GATEWAY": settings.gateway_url,
-            "CONSORTIUM_LEG_TOKEN": token,
-            "MLFLOW_TRACKING_URI": f"{settings.gateway_url.rstrip('/')}/mlflow",
-            "MLFLOW_TRACKING_TOKEN": token,
-            "PYTHONSAFEPATH": "1",  # as -P, for the processes that the program starts
-            "PYTHONUNBUFFERED": "1",
-            "RAY_API_SERVER_ADDRESS": settings.ray_dashboard_url,  # else Ray finds the neighbours' too
-            "RAY_COLOR_PREFIX": "0",  # logs are read in files and over the border, not on a terminal
-            **dict.fromkeys(_THREADS, "1"),
-        }
+        env = leg_environment(settings.gateway_url, settings.ray_dashboard_url, token)
         program = Path(settings.jobs_dir).resolve() / f"{leg.offer.spec.spec.kind.value}.py"
         first_ms = self._submitting.setdefault(leg.key, self.now_ms())
         try:
-            self.cluster.submit(leg.key, str(program), settings.python or sys.executable, env)
+            self.cluster.submit(
+                leg.key,
+                str(program),
+                settings.python or sys.executable,
+                env,
+                node_label=settings.ray_node_label,
+                nodes=leg.offer.nodes,
+            )
         except UnreachableError as fault:
             if self.now_ms() - first_ms > SUBMIT_PATIENCE_MS:
                 self.stop(leg, LegState.FAILED, f"Ray did not take the job: {fault.what}", Fault.SITE)
@@ -151,8 +154,8 @@ class Runner:
         self.table.change(leg, submitted=1)
         log.info("%s: submitted to Ray (%s)", leg.key, program.name)
 
-    def _observe(self, leg: SiteLeg, job: RayJob) -> None:
-        now = self.now_ms()
+    def _observe(self, leg: SiteLeg, job: RayJob, now: int) -> None:
+        """Bill and judge a leg that was alive at `now`."""
         self._seen[leg.key] = now
         if leg.started_ms is None or leg.metered_ms is None:
             start = now if job.start_ms is None else min(now, job.start_ms)
@@ -254,6 +257,21 @@ class Runner:
             seen = self._seen.get(leg.key)
             if seen is not None and leg.metered_ms is not None and seen > leg.metered_ms:
                 self._meter(leg, leg.metered_ms, seen)
+
+
+def leg_environment(gateway_url: str, ray_dashboard_url: str, token: str) -> dict[str, str]:
+    """Return the environment variables that a leg's program and its Ray workers get."""
+    return {
+        "CONSORTIUM_GATEWAY": gateway_url,
+        "CONSORTIUM_LEG_TOKEN": token,
+        "MLFLOW_TRACKING_URI": f"{gateway_url.rstrip('/')}/mlflow",
+        "MLFLOW_TRACKING_TOKEN": token,
+        "PYTHONSAFEPATH": "1",  # as -P, for the processes that the program starts
+        "PYTHONUNBUFFERED": "1",
+        "RAY_API_SERVER_ADDRESS": ray_dashboard_url,  # else Ray finds the neighbours' too
+        "RAY_COLOR_PREFIX": "0",  # logs are read in files and over the border, not on a terminal
+        **dict.fromkeys(_THREADS, "1"),
+    }
 
 
 def classify(leg: SiteLeg, job: RayJob) -> tuple[Fault, str]:

@@ -1,0 +1,106 @@
+"""The runner and the keeper of logs with many legs, against a Ray whose answers are scripted and counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from consortium.domain.job import LegState
+from consortium.site.agent.logs import MAX_READ, LogKeeper
+from consortium.site.agent.loop import Agent
+from consortium.site.agent.runner import MAX_UNLISTED
+from consortium.site.agent.server import ServerLine
+from consortium.site.legs import new_leg
+from consortium.site.ray_jobs import RayCluster, RayJob, RayStatus
+from tests.site.world import World
+
+NOW_MS = 1_750_000_000_000
+RUNNING = RayJob(status=RayStatus.RUNNING, start_ms=NOW_MS - 1000)
+
+
+class Scripted(RayCluster):
+    """Answers from `known`, leaves `hidden` out of its list, and counts the calls."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, RayJob] = {}
+        self.hidden: set[str] = set()
+        self.calls: Counter[str] = Counter()
+
+    def jobs(self) -> dict[str, RayJob]:
+        self.calls["jobs"] += 1
+        return {name: job for name, job in self.known.items() if name not in self.hidden}
+
+    def job(self, submission_id: str) -> RayJob:
+        self.calls["job"] += 1
+        return self.known.get(submission_id, RayJob(status=RayStatus.UNKNOWN))
+
+    def submit(self, submission_id: str, program: str, python: str, env: Mapping[str, str], **options: Any) -> None:
+        self.calls["submit"] += 1
+        self.known[submission_id] = RUNNING
+
+    def log(self, submission_id: str) -> str:
+        self.calls[submission_id] += 1
+        return ""
+
+
+def agent(world: World, number: int, state: LegState, **columns: Any) -> tuple[Agent, Scripted]:
+    """An agent with `number` legs in `state`."""
+    made, ray = Agent(world.settings()), Scripted()
+    made.runner.cluster = ray
+    made.runner.now_ms = lambda: NOW_MS
+    made.runner.unhealthy = ""
+    for index in range(number):
+        leg = new_leg(world.offer(index, gpus=1))
+        with made.db.write() as write:
+            made.table.add(leg, NOW_MS + 60_000, write)
+            made.table.change(leg, write, state=state.value, **columns)
+        if columns.get("submitted"):
+            ray.known[leg.key] = RUNNING
+    return made, ray
+
+
+@pytest.fixture
+def running(world: World) -> tuple[Agent, Scripted]:
+    return agent(world, 40, LegState.RUNNING, submitted=1, started_ms=NOW_MS - 1000, metered_ms=NOW_MS - 1000)
+
+
+def test_one_look_at_many_legs_is_one_call(running: tuple[Agent, Scripted]) -> None:
+    made, ray = running
+    made.runner.step()
+    assert ray.calls == {"jobs": 1}
+
+
+def test_a_leg_that_the_list_leaves_out_is_lost_only_when_its_name_is_unknown_too(
+    running: tuple[Agent, Scripted],
+) -> None:
+    made, ray = running
+    slipped, gone = sorted(ray.known)[:2]
+    ray.hidden = {slipped}
+    del ray.known[gone]
+    made.runner.step()
+    assert ray.calls == {"jobs": 1, "job": 2}
+    states = {leg.key: leg.state for leg in made.table.reported()}
+    assert states.pop(gone) is LegState.FAILED
+    assert set(states.values()) == {LegState.RUNNING}
+
+
+def test_many_new_legs_are_submitted_a_few_at_a_time_and_never_twice(world: World) -> None:
+    made, ray = agent(world, 2 * MAX_UNLISTED + 3, LegState.STARTING)
+    for submitted in (MAX_UNLISTED, 2 * MAX_UNLISTED, 2 * MAX_UNLISTED + 3, 2 * MAX_UNLISTED + 3):
+        made.runner.step()
+        assert ray.calls["submit"] == submitted
+    made.runner.step()
+    assert {leg.state for leg in made.table.active()} == {LegState.RUNNING}
+
+
+def test_logs_of_many_legs_are_read_in_turns(running: tuple[Agent, Scripted]) -> None:
+    made, ray = running
+    keeper = LogKeeper(made.table, ray, store=None, server=ServerLine(made.settings))  # type: ignore[arg-type]
+    keeper.step()
+    assert sum(ray.calls.values()) == MAX_READ
+    keeper.step()
+    assert len(ray.calls) == 40
+    assert max(ray.calls.values()) <= 2
