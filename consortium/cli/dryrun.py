@@ -71,7 +71,8 @@ def _outlook(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _page(answer: dict[str, Any], job: Job, members: int) -> None:
     where = ", ".join(job.target_sites) or "any one site that fits"
-    print(f"nothing was submitted; it would run at {where}")
+    denied_now = job.state.value == "denied"
+    print(f"nothing was submitted; it would {'be denied' if denied_now else f'run at {where}'}")
     print(answer["funnel"]["reason"]["message"].replace(job.id, "the job"))
     print()
     table(

@@ -58,7 +58,14 @@ def test_a_denied_dry_run_leaves_as_a_submission_would(fed: Any, person: As) -> 
     shown = person("fr/amelie", "submit", "clean", "inputs=[laws-es]", "sites=[fr-1]", "--dry-run")
     assert shown.code == 3
     assert "uy/residency" in shown.err
+    assert "it would be denied" in shown.out
     assert "uy/residency" in shown.out
+    fed.dataset("fr-1", "laws-fr")
+    huge = person("fr/amelie", "submit", "clean", "inputs=[laws-fr]", "gpus=64", "--dry-run")
+    assert huge.code == 4
+    (row,) = [line for line in huge.out.splitlines() if line.startswith("fr-1  ")]
+    assert row.split()[2] == "no"
+    assert "can never hold 64 GPUs" in row
 
 
 def test_an_array_is_submitted_listed_and_explained(fed: Any, person: As) -> None:
@@ -98,7 +105,7 @@ def test_an_admin_plans_and_applies_and_the_others_sign(fed: Any, person: As) ->
     assert "once an admin of fr and of uy" in person("de/bernd", "quota", "apply", weight).err
     shown = person("fr/amelie", "quota", "show")
     assert "waits for an admin of fr and of uy to sign it" in shown.out
-    assert "budget of" in shown.out or "standings" not in shown.out
+    assert "version 2" in shown.out
     file = fed.home / "agreed.yaml"
     file.write_text(json.loads(person("fr/bruno", "quota", "show", "--json").out)["document"]["text"])
     assert person("fr/bruno", "quota", "plan", str(file)).err == "nothing would change\n"
