@@ -65,31 +65,32 @@ def clear_sites(core: Core) -> None:
             for window in nodes.all_windows(core, connection, stored)
             if window.kind is WindowKind.MAINTENANCE and window.start_ms <= now_ms < window.end_ms
         ]
-        held = {item.leg: item for item in snapshots.held_legs(connection)} if begun else {}
         at_work = jobs.legs_in(connection, legs.AT_WORK) if begun else []
+        concerned = [(leg, window) for window in begun for leg in at_work if nodes.covers(window, leg.site, leg.nodes)]
+        held = snapshots.held_legs(connection) if concerned else ()
     for status in stored.values():
         if status.withdraw_ms and status.withdraw_ms <= now_ms and status.state is not SiteState.WITHDRAWN:
             _withdraw(core, status)
-    for window in begun:
-        for leg in at_work:
-            if leg.id in held and nodes.covers(window, leg.site, leg.nodes):
-                with core.db.write() as connection:
-                    _make_way(core, connection, held[leg.id], window)
+    for leg, window in concerned:
+        with core.db.write() as connection:
+            _make_way(core, connection, leg.id, window, held)
 
 
-def _make_way(core: Core, connection: Connection, held: HeldLeg, window: Window) -> None:
-    leg, now_ms = jobs.find_leg(connection, held.leg), core.clock.now_ms()
+def _make_way(core: Core, connection: Connection, leg_id: str, window: Window, held: tuple[HeldLeg, ...]) -> None:
+    leg, now_ms = jobs.find_leg(connection, leg_id), core.clock.now_ms()
     if leg is None or leg.state not in legs.AT_WORK:
         return
+    job, attempt = jobs.find_job(connection, leg.job), jobs.attempt_row(connection, leg.attempt)
+    goes_on = attempt.started_ms > 0 and len(legs.others(connection, leg)) >= max(1, job.spec.min_sites)
+    told = [item for item in held if (item.leg == leg.id if goes_on else item.job == leg.job)]
     leaves = window.id == nodes.recall(SiteStatus(id=leg.site)).id
     why = f"{leg.site} is withdrawn by its partner" if leaves else f"maintenance at {leg.site} has begun"
-    lost = max(0, now_ms - max(held.started_ms, held.checkpoint_ms)) * held.gpus
+    lost = sum(max(0, now_ms - max(item.started_ms, item.checkpoint_ms)) * item.gpus for item in told)
     message = f"{why}; {gpu_hours(lost, 2)} GPU-hours since its last training checkpoint are done again"
     rule = "withdrawal" if leaves else WindowKind.MAINTENANCE.value
-    numbers: dict[str, int | str] = {"rule": rule, "gpus": held.gpus, "lost_gpu_ms": lost}
+    numbers: dict[str, int | str] = {"rule": rule, "gpus": sum(item.gpus for item in told), "lost_gpu_ms": lost}
     reason = Reason(code=ReasonCode.PREEMPTED, message=message, numbers=numbers, site=leg.site)
-    job, attempt = jobs.find_job(connection, leg.job), jobs.attempt_row(connection, leg.attempt)
-    if attempt.started_ms and len(legs.others(connection, leg)) >= max(1, job.spec.min_sites):
+    if goes_on:
         jobs.set_leg(connection, leg, LegState.STOPPING, now_ms, reason=message)
     else:
         evict(connection, leg.job, reason, now_ms)
