@@ -159,6 +159,7 @@ def pending_job(
         preemptible=spec.preemptible,
         not_before_ms=row.not_before_ms if row is not None and held else 0,
         not_before_reason=_why_held(row) if row is not None and held else "",
+        nominated=row is not None and bool(row.nominated),
         denied={site: policy_reason(site, d) for site, d in decisions.items() if not d.allowed},
         unfit=_other_code(spec, stored),
     )

@@ -160,6 +160,7 @@ def _place(
                 version=t.jobs.c.version + 1,
                 reason=to_json(reason),
                 updated_ms=now_ms,
+                nominated=False,
             )
         )
     return [placement.job for placement in fresh]

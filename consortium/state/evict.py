@@ -19,7 +19,8 @@ def evict(connection: Connection, job_id: str, reason: Reason, now_ms: int, *, f
     """Tell all legs of a job to stop; return those that were told, none where the job holds nothing to be taken back.
 
     The job is `preempting`, or pending at once where its legs only waited for their next epochs. The legs remember
-    `for_job`, the job that starts on what they leave. Raises ConflictError where the job changes meanwhile.
+    `for_job`, the job that starts on what they leave; it is nominated. Raises ConflictError where the job changes
+    meanwhile.
     """
     job, attempt = jobs.find_job(connection, job_id), jobs.open_attempt(connection, job_id)
     if attempt is None or job.state not in (JobState.PENDING, JobState.STARTING, JobState.RUNNING):
@@ -38,6 +39,8 @@ def evict(connection: Connection, job_id: str, reason: Reason, now_ms: int, *, f
             told.append(leg.id)
     if not told:
         return ()
+    if for_job:
+        jobs.nominate(connection, for_job)
     jobs.forget_retries(connection, attempt.id)
     if stopping:
         state = None if job.state is JobState.PENDING else JobState.PREEMPTING

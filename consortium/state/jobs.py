@@ -293,6 +293,14 @@ def set_stopping_for(connection: Connection, leg: str, job: str) -> None:
     connection.execute(t.legs.update().where(t.legs.c.id == leg).values(stopping_for=job))
 
 
+def nominate(connection: Connection, job: str) -> None:
+    """Note that GPUs are taken back for a waiting job: it is served first until it is placed.
+
+    The job's version stays, since one plan may evict several jobs for it.
+    """
+    connection.execute(t.jobs.update().where(t.jobs.c.id == job).values(nominated=True))
+
+
 def forget_retries(connection: Connection, attempt_id: str) -> None:
     """Let no further epoch of an attempt's legs follow."""
     connection.execute(t.legs.update().where(t.legs.c.attempt == attempt_id).values(retry_at_ms=0))

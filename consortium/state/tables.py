@@ -57,6 +57,7 @@ jobs = Table(
     Column("array_index", Integer, nullable=False, default=0),
     _ms("start_by_ms"),
     Column("observed", Boolean, nullable=False, default=False),
+    Column("nominated", Boolean, nullable=False, default=False),
     Index("ix_jobs_state", "state", "created_ms"),
     Index("ix_jobs_array", "array"),
     Index("ix_jobs_observed", "observed", "state"),
@@ -64,6 +65,7 @@ jobs = Table(
 """`sites`: where the job must run, settled at submission; empty for any one site.
 
 `start_by_ms`: the latest start that meets its deadline; 0 without one. `observed`: whether its run time is counted.
+`nominated`: GPUs were taken back for it and it has not been placed since; it is served first.
 """
 
 dependencies = Table(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from consortium.domain.decision import ReasonCode
+from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Epoch, Fault, Job, JobState, Leg, LegState
 from consortium.scheduler.types import Eviction, EvictionRule, Placement, Plan, Window, WindowKind
 from consortium.state import Database, jobs, nodes, windows
 from consortium.state.commit import Committed, commit_plan
-from consortium.state.evict import making_way, wait_again
+from consortium.state.evict import evict, making_way, wait_again
 from tests.state.test_jobs import make_job, new_id, place, store
 
 
@@ -67,6 +67,43 @@ def test_an_eviction_tells_every_leg_to_stop_and_keeps_for_whom(db: Database) ->
     assert place(db, again, version=again.version).placed == (victim.id,)
 
 
+def test_the_job_that_gpus_are_taken_back_for_is_nominated_until_it_is_placed(db: Database) -> None:
+    def nominated(*some: Job) -> list[bool]:
+        with db.read() as connection:
+            return [jobs.job_row(connection, job.id).nominated for job in some]
+
+    victims, owner = [running(db), running(db)], store(db, make_job())
+    both = tuple(
+        Eviction(job=victim.id, for_job=owner.id, rule=EvictionRule.GUEST, gpus=2, lost_gpu_ms=0) for victim in victims
+    )
+    seen = {job.id: job.version for job in (*victims, owner)}
+    with db.write() as connection:
+        plan = Plan(placements=(), reasons={}, evictions=both)
+        done = commit_plan(connection, plan, seen, incarnation=7, now_ms=30, new_id=new_id)
+    assert done == Committed(placed=(), evicted=tuple(victim.id for victim in victims), stale=())
+    assert nominated(owner, *victims) == [True, False, False]
+    for victim in victims:
+        with db.write() as connection:
+            for leg in legs_of(db, victim):
+                jobs.set_leg(connection, leg, LegState.STOPPED, 40)
+            wait_again(connection, victim.id, None, 40)
+    assert nominated(owner, *victims) == [True, False, False], "what they left is not given to anybody else"
+    assert place(db, owner).placed == (owner.id,)
+    assert nominated(owner) == [False]
+    with db.write() as connection:
+        placed = jobs.find_job(connection, owner.id)
+        jobs.set_leg(connection, legs_of(db, owner)[0], LegState.LOST, 50)
+        jobs.update_job(connection, placed, now_ms=50, state=JobState.PENDING)
+    assert nominated(owner) == [False], "it has had its turn"
+
+
+def test_who_makes_way_for_maintenance_makes_way_for_nobody(db: Database) -> None:
+    victim, other = running(db), store(db, make_job())
+    with db.write() as connection:
+        assert evict(connection, victim.id, Reason(code=ReasonCode.PREEMPTED, message="maintenance"), 30)
+        assert [jobs.job_row(connection, job.id).nominated for job in (victim, other)] == [False, False]
+
+
 def test_an_eviction_from_an_older_view_is_left_out(db: Database) -> None:
     victim, owner = running(db), store(db, make_job())
     for seen in ({"victim_at": victim.version - 1}, {"owner_at": owner.version + 1}):
@@ -100,6 +137,7 @@ def test_a_leg_that_waits_for_its_next_epoch_gives_its_gpus_back_at_once(db: Dat
         assert jobs.find_job(connection, victim.id).state is JobState.PENDING
         assert jobs.open_attempt(connection, victim.id) is None
         assert jobs.waiting_legs(connection) == []
+        assert jobs.job_row(connection, owner.id).nominated, "they are its, although no leg of the victim stops"
 
 
 def test_a_plan_places_and_evicts_in_one_transaction(db: Database) -> None:
