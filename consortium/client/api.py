@@ -19,6 +19,8 @@ from consortium.errors import UnreachableError
 Json = dict[str, Any]
 ARRAY_MEMBER_S = 0.2
 """How much longer an array may take to submit per member."""
+SNAPSHOT_S = 300.0
+"""How long a snapshot may take: a whole cycle is decided for it."""
 
 
 class Client:
@@ -58,6 +60,10 @@ class Client:
     def federation(self) -> Json:
         """Return partners, sites, trusted keys, signed documents, the code digest."""
         return self._json("GET", "/federation")
+
+    def snapshot(self) -> bytes:
+        """Return what the scheduler decides from now and the plan it makes of it, as `snapshot replay` reads them."""
+        return self._wire.call("GET", "/snapshot", timeout_s=max(self._timeout_s, SNAPSHOT_S)).content
 
     def sites(self) -> list[Json]:
         """Return the sites with state, health, GPUs and GPUs held."""

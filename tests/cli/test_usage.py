@@ -47,7 +47,7 @@ def test_help_lists_every_command_of_the_three_users(call: Call) -> None:
     shown = call("--help")
     assert shown.code == 0
     commands = ["demo", "up", "down", "doctor", "submit", "jobs", "show", "explain", "logs", "cancel", "sites", "site"]
-    for command in [*commands, "quota", "shares", "simulate", "data", "report", "audit"]:
+    for command in [*commands, "quota", "shares", "simulate", "snapshot", "data", "report", "audit"]:
         assert f"\n  {command} " in shown.out, command
 
 

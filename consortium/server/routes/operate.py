@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from consortium import PROTOCOL_VERSION, __version__
 from consortium.domain.codec import to_json
-from consortium.server.auth import CoreArg, ReaderArg
+from consortium.domain.partner import Role
+from consortium.scheduler import schedule
+from consortium.scheduler.recorded import record
+from consortium.server import snapshots
+from consortium.server.auth import CoreArg, ReaderArg, UserArg, need
 
+log = logging.getLogger(__name__)
 router = APIRouter(tags=["operation"])
 
 
@@ -63,3 +69,17 @@ def federation(core: CoreArg, claims: ReaderArg) -> dict[str, Any]:
             for d in current.documents
         ],
     }
+
+
+@router.get("/snapshot")
+def snapshot(core: CoreArg, claims: UserArg) -> Response:
+    """What the next cycle decides from, and its plan (null where it cannot be made), in canonical JSON; admins may."""
+    need(claims, Role.ADMIN)
+    with core.db.read() as connection:
+        taken = snapshots.take(core, connection).snapshot
+    try:
+        plan = schedule(taken)
+    except Exception:  # such a snapshot is needed most of all
+        log.exception("the scheduler fails on a snapshot")
+        plan = None
+    return Response(record(taken, plan), media_type="application/json")
