@@ -1,7 +1,8 @@
 """Change single values in the text of a quota file, leaving its comments and layout as they are.
 
 A change is `accounts.fr.quotas.h100-sxm.nominal=4`, the path as it stands in the file. Entries of lists are named by
-what they are about: `budgets.fr/health.2026-11=500` (reference GPU-hours), `pledges.fr.h100-sxm.2026-11=6000` (GPU-hours).
+what they are about: `budgets.fr/health.2026-11=500` (reference GPU-hours), `pledges.fr.h100-sxm.2026-11=6000`
+(GPU-hours).
 """
 
 from __future__ import annotations
