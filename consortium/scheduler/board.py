@@ -202,6 +202,7 @@ class Board(Layer):
         "accounts",
         "at",
         "by_job",
+        "claimed",
         "flavors",
         "items",
         "now_ms",
@@ -226,6 +227,8 @@ class Board(Layer):
         self.views: dict[str, SiteView] = {}
         self.flavors: dict[str, str] = {}
         """Site to the id of its flavor."""
+        self.claimed: dict[str, str] = {}
+        """In a cycle: site to the job that waits there for what is its own; nothing on loan starts there before it."""
         self._windows: dict[str, list[Window]] = {}
         self._largest: dict[tuple[str, int], int] = {}
         self.lay(snapshot.sites, snapshot.accounts, snapshot.held, snapshot.windows)

@@ -216,6 +216,7 @@ class Cycle:
         self._pool = scheduler.pool
         self._planner = scheduler.planner
         self._evictor = Evictor(self.board, self._settings)
+        self.board.claimed = {}
         self._reasons = reasons
         self._placements: list[Placement] = []
         self._evictions: list[Eviction] = []
@@ -323,6 +324,8 @@ class Cycle:
             choice = self._evictor.choose(job, line, self._ahead(job))
             if choice is not None:
                 job = self._evict(job, choice)
+            else:
+                self._claim(line, job)
         self._reserve(line, job)
         if choice is not None:
             return line.after(key, 1 << 62, self._settings.backfill_depth)
@@ -349,6 +352,15 @@ class Cycle:
         """Reservations that no eviction may cost anything: of nominated jobs, and those within nominal it runs into."""
         ends_ms = self.board.now_ms + (self._settings.stop_s + job.walltime_s) * 1000
         return tuple(shadow for shadow in self._firm if shadow.job.nominated or shadow.start_ms < ends_ms)
+
+    def _claim(self, line: Line, job: PendingJob) -> None:
+        """Keep sites for a job that could take back what is its own there, but for legs that run for too short a time.
+
+        Else borrowers that come and go would always be too young, and the job would never start.
+        """
+        later = self._evictor.choose(job, line, self._ahead(job), ripe=False)
+        for site in later.site.split(", ") if later is not None else ():
+            self.board.claimed.setdefault(site, job.id)
 
     def _making_room(self, job: PendingJob) -> bool:
         """Whether legs are stopping for the job already."""

@@ -110,6 +110,12 @@ def find_legs(
     return _best(board, job, sites, layers, spoken_for)
 
 
+def on_loan(board: Board, job: PendingJob, site: str, gpus: int) -> bool:
+    """Whether the job would run there on what is not its account's: above nominal, or on another partner's GPUs."""
+    guest = board.sites[site].site.partner != ids.partner_of(job.account)
+    return guest or board.quota.borrowed(job.account, board.flavors[site], gpus) > 0
+
+
 def _everywhere(
     board: Board, job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]
 ) -> tuple[LegPlacement, ...] | None:
@@ -119,6 +125,8 @@ def _everywhere(
             return None
     legs = []
     for site in sites:
+        if site in board.claimed and on_loan(board, job, site, job.gpus * len(sites)):
+            return None
         nodes = nodes_at(job, site, layers, barred=board.barred(job, site, board.now_ms))
         if nodes is None:
             return None
@@ -145,6 +153,8 @@ def _best(
         if not allowed[flavor]:
             continue
         first = (borrows[flavor], site in spoken_for, use.site.partner != partner)
+        if site in board.claimed and (first[0] or first[2]):
+            continue
         if best is not None and first > best[0][:3]:
             continue
         nodes = nodes_at(job, site, layers, barred=board.barred(job, site, board.now_ms))

@@ -3,8 +3,9 @@
 A job may take back GPUs by one of three rights (`EvictionRule`): from a borrower, while that account is above its
 nominal and the job's account stays within its own, both seen where their lines meet in the tree (so a partner never
 reaches into how another divides its own); from a guest at its own partner's site; from its own account, if the victim
-is of a lower class or could run elsewhere while the job cannot. A leg that ran for less than `min_run_s`, one that is
-stopping already or ends by itself in that time, and a job of a higher class are never victims.
+is of a lower class or could run elsewhere while the job cannot. A leg that ran for less than `min_run_s`, and one that
+is stopping already or ends by itself in that time, are never victims. A class and `preemptible=false` are an account's
+own affair: they protect what it holds from its own jobs, and what is on loan from nobody.
 
 What is judged is the `Outlook`: what stops has stopped, and what it stops for holds it. So two jobs of an account do
 not take back its nominal twice, no borrower is pushed below its own, and nothing that is reserved for a job ahead that
@@ -14,8 +15,8 @@ Borrowers go before own jobs of the account and those before guests, and within 
 the cheapest nodes are cleared, then every victim is spared that is not needed after all (the reverse pass). The site
 with the least loss wins. Loss is the work since the last training checkpoint plus the time to stop, over all legs of
 the victim. A disruption budget bounds evicted against requested GPUs: what stays within it goes first. One whole leg
-is always allowed, and the budget gives way once the job has waited for `min_run_s` and `stop_s`: nominal is available
-within that grace.
+is always allowed, and the budget doubles once the job has waited for `min_run_s` and `stop_s`: nominal is available
+within that grace wherever it does not take a crowd.
 
 No loops: a job is evicted for one within its nominal, which can be evicted in turn only as a guest, by a job at home.
 """
@@ -81,7 +82,9 @@ class Evictor:
     def __init__(self, board: Board, settings: Settings) -> None:
         self._board = board
         self._settings = settings
-        self._ripe: dict[str, list[Running]] = {}
+        self._latest_ms = board.now_ms
+        """Legs that started later may not be evicted."""
+        self._ripe: dict[tuple[int, str], list[Running]] = {}
         """Per site the legs that may be evicted at all."""
         self._known: dict[tuple[object, ...], list[Victim]] = {}
         self._outlooks: dict[tuple[Shadow, ...], Outlook] = {}
@@ -94,15 +97,17 @@ class Evictor:
         if evicted:
             self._ripe.clear()
 
-    def choose(self, job: PendingJob, line: Line, ahead: Sequence[Shadow] = ()) -> Choice | None:
+    def choose(self, job: PendingJob, line: Line, ahead: Sequence[Shadow] = (), *, ripe: bool = True) -> Choice | None:
         """Return whom to evict so that the job can start; None where nobody may be, or all would not suffice.
 
+        With `ripe` false the legs that ran for less than `min_run_s` count as well: whom it could evict in a while.
         `ahead` are the reservations that must not suffer: of jobs that GPUs are being taken back for, and of those that
         are served before and are within their nominal.
         """
         if not self._settings.preemption or not self._board.running:
             return None
         nominated = tuple(shadow for shadow in ahead if shadow.job.nominated)
+        self._latest_ms = self._board.now_ms - (self._settings.min_run_s * 1000 if ripe else 0)
         outlook = self._outlooks.get(nominated)
         if outlook is None:
             outlook = self._outlooks[nominated] = Outlook(self._board, self._settings.stop_s, nominated)
@@ -165,7 +170,8 @@ class Evictor:
             )
             if not choice.over:
                 return choice
-            if first is None and (legs == 1 or not patient):
+            crowd = count * 100 > 2 * self._settings.disruption_percent * asked
+            if first is None and (legs == 1 or not (patient or crowd)):
                 first = choice
         return first
 
@@ -220,7 +226,10 @@ class Evictor:
     def _victims(self, case: Case, site: str, within: Mapping[str, tuple[bool, ...]]) -> list[Victim]:
         """Jobs with a leg at the site that may be evicted for the job."""
         job, flavor = case.job, self._board.flavors[site]
-        key = site, case.outlook, job.account, job.priority, bool(job.sites), case.need[flavor], within[flavor]
+        key = (
+            self._latest_ms, site, case.outlook, job.account, job.priority, bool(job.sites), case.need[flavor],
+            within[flavor],
+        )  # fmt: skip
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = self._look(case, site, flavor, within[flavor])
@@ -238,22 +247,18 @@ class Evictor:
 
     def _look(self, case: Case, site: str, flavor: str, within: tuple[bool, ...]) -> list[Victim]:
         board, settings = self._board, self._settings
-        latest_ms = board.now_ms - settings.min_run_s * 1000
-        ripe = self._ripe.get(site)
+        latest_ms = self._latest_ms
+        ripe = self._ripe.get((latest_ms, site))
         if ripe is None:
-            ripe = self._ripe[site] = [
-                item
-                for item in board.at[site]
-                if item.held.started_ms <= latest_ms and item.held.preemptible and not item.held.stopping_for
+            ripe = self._ripe[latest_ms, site] = [
+                item for item in board.at[site] if item.held.started_ms <= latest_ms and not item.held.stopping_for
             ]
         home = bool(within[-1:]) and within[-1] and board.sites[site].site.partner == case.partner
-        rules: dict[tuple[str, Priority, bool], tuple[EvictionRule, int, int] | None] = {}
+        rules: dict[tuple[str, Priority, bool, bool], tuple[EvictionRule, int, int] | None] = {}
         found: list[Victim] = []
         for item in case.outlook.still(ripe):
             leg = item.held
-            if leg.priority.rank < case.job.priority.rank:
-                continue
-            kind = leg.account, leg.priority, leg.anywhere
+            kind = leg.account, leg.priority, leg.anywhere, leg.preemptible
             if kind not in rules:
                 rules[kind] = self._right(case, leg, flavor, within, home=home)
             if (right := rules[kind]) is None:
@@ -274,10 +279,11 @@ class Evictor:
         self, case: Case, leg: HeldLeg, flavor: str, within: tuple[bool, ...], *, home: bool
     ) -> tuple[EvictionRule, int, int] | None:
         """The rule by which the leg may be evicted, its turn, and its turn as a guest."""
-        job, rank = case.job, leg.priority.rank
+        job, rank = case.job, leg.priority.rank if leg.preemptible else 0  # who asked not to be goes last
         if leg.account == job.account:
             lower = rank > job.priority.rank and bool(within) and within[-1]
-            mine = lower or (bool(job.sites) and leg.anywhere)
+            mine = lower or (bool(job.sites) and leg.anywhere and rank == job.priority.rank)
+            mine = mine and leg.preemptible
             return (EvictionRule.OWN, _turn(EvictionRule.OWN, rank), NEVER) if mine else None
         as_guest = _turn(EvictionRule.GUEST, rank) if home and leg.partner != case.partner else NEVER
         entitled = not case.outlook.over(job.account, leg.account, flavor, case.need[flavor])

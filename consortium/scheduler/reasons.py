@@ -13,7 +13,7 @@ from typing import NamedTuple
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.quota import Quota
 from consortium.scheduler.board import Board, Layer, Shadow, may_use
-from consortium.scheduler.fit import rooms_at
+from consortium.scheduler.fit import on_loan, rooms_at
 from consortium.scheduler.rules import Rule, decisive, site_demand
 from consortium.scheduler.types import PendingJob
 
@@ -278,6 +278,14 @@ def _quota(case: Case) -> Reason:
 
 
 def _priority(case: Case) -> Reason:
+    claimant = case.board.claimed.get(case.site, "")
+    if claimant and on_loan(case.board, case.job, case.site, site_demand(case.board, case.job)[_flavor_of(case)]):
+        return Reason(
+            code=ReasonCode.PRIORITY,
+            message=f"{claimant} waits at {case.site} for what is its own; what is borrowed starts there after it",
+            numbers={"ahead": claimant},
+            site=case.site,
+        )
     ends_ms = case.board.now_ms + case.job.walltime_s * 1000
     shadows = [layer for layer in case.layers if isinstance(layer, Shadow) and layer.start_ms < ends_ms]
     shadow = next((item for item in shadows if any(leg.site == case.site for leg in item.legs)), shadows[0])
@@ -306,6 +314,10 @@ def _gang_partner(case: Case) -> Reason:
         numbers={"sites": len(case.job.sites), "waits_for": site, "rule": rule.value},
         site=case.site,
     )
+
+
+def _flavor_of(case: Case) -> str:
+    return case.board.flavors[case.site]
 
 
 def _quota_of(case: Case) -> tuple[PendingJob, str, int, Quota | None]:

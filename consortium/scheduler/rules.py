@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from consortium.domain.partner import Site
 from consortium.scheduler.board import Board, Layer
-from consortium.scheduler.fit import demand, nodes_at, quota_allows
+from consortium.scheduler.fit import demand, nodes_at, on_loan, quota_allows
 from consortium.scheduler.types import PendingJob
 
 
@@ -105,6 +105,8 @@ def obstacle(board: Board, job: PendingJob, site: str, need: dict[str, int], lay
         return Rule.COTENANCY if nodes_at(job, site, present, cotenancy=False) is not None else Rule.CAPACITY
     if not quota_allows(job, flavor, need[flavor], present):
         return Rule.QUOTA
+    if site in board.claimed and on_loan(board, job, site, need[flavor]):
+        return Rule.PRIORITY
     if nodes_at(job, site, layers, barred=barred) is None or not quota_allows(job, flavor, need[flavor], layers):
         return Rule.PRIORITY
     return None

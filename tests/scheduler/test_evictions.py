@@ -63,11 +63,16 @@ FULL = (runs("a", {"n0": 8}), runs("b", {"n1": 8}))
         ("and stays for one that may run anywhere itself",
          LENT, job(1, gpus=8), (runs("a", {"n0": 8}, account="fr", anywhere=True), runs("b", {"n1": 8}, account="fr")),
          {}),
-        ("a higher class never goes", LENT, job(1, gpus=8),
-         (runs("a", {"n0": 8}, priority=HIGH), runs("b", {"n1": 8}, priority=HIGH)), {}),
+        ("a higher class protects nothing on loan", LENT, job(1, gpus=8),
+         (runs("a", {"n0": 8}, priority=HIGH), runs("b", {"n1": 8}, priority=HIGH)), {"a": "borrower"}),
+        ("nor does preemptible=false", LENT, job(1, gpus=8),
+         (runs("a", {"n0": 8}, preemptible=False), runs("b", {"n1": 8}, preemptible=False)), {"a": "borrower"}),
+        ("which protects from the own account", LENT, here(),
+         (runs("a", {"n0": 8}, account="fr", anywhere=True, preemptible=False), runs("b", {"n1": 8}, account="fr")),
+         {}),
         ("a lower class goes first, whatever it costs", LENT, job(1, gpus=8),
          (runs("a", {"n0": 8}, checkpoint_ms=NOW_MS), runs("b", {"n1": 8}, priority=LOW)), {"b": "borrower"}),
-        ("who cannot be preempted stays", LENT, job(1, gpus=8),
+        ("who asked not to be preempted goes last", LENT, job(1, gpus=8),
          (runs("a", {"n0": 8}, preemptible=False), runs("b", {"n1": 8})), {"b": "borrower"}),
         ("who stops already is not told again", LENT, job(1, gpus=16),
          (runs("a", {"n0": 8}, stopping_for="job-x", walltime_s=7260), runs("b", {"n1": 8})), {"b": "borrower"}),
@@ -163,7 +168,7 @@ def test_a_gang_takes_back_what_is_its_own_at_every_site_at_once_or_nowhere():
         runs("c", {"n0": 8}, "de-1", flavor=A100, account="uy"),
     )
     assert evicted(world(asks, sites=sites, accounts=accounts, held=legs)) == {"a": "borrower", "c": "borrower"}
-    stays = (*legs[:2], runs("c", {"n0": 8}, "de-1", flavor=A100, account="uy", preemptible=False))
+    stays = (*legs[:2], runs("c", {"n0": 8}, "de-1", flavor=A100, account="uy", started_ms=NOW_MS))
     assert evicted(world(asks, sites=sites, accounts=accounts, held=stays)) == {}
 
 
@@ -181,3 +186,19 @@ def test_one_flavors_borrowing_never_costs_another_flavors_nominal():
     assert evicted(world(own, sites=sites, accounts=accounts, held=lent)) == {"b": "borrower"}, (
         "and it takes back its own"
     )
+
+
+def test_borrowers_that_come_and_go_do_not_starve_a_large_job_within_nominal():
+    """Kueue#13320: each borrower is too young to be evicted, and its place is taken by the next."""
+    large = job(1, gpus=16, sites=("fr-1",))
+    young = tuple(
+        runs(f"b{number}", {f"n{number // 8}": 1}, started_ms=NOW_MS - 60_000 * (number + 1), walltime_s=1_500)
+        for number in range(15)
+    )
+    borrowers = tuple(job(100 + number, account="de", walltime_s=1_400) for number in range(4))
+    snapshot = world(large, *borrowers, sites=FR_16, accounts=LENT, held=young)
+    plan = schedule(snapshot)
+    assert plan.placements == ()
+    assert plan.evictions == ()
+    assert all(plan.reasons[item.id].numbers["ahead"] == large.id for item in borrowers)
+    assert "what is its own" in plan.reasons[borrowers[0].id].message
