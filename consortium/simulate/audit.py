@@ -4,7 +4,8 @@ It keeps its own books: GPUs per node, the site a node belongs to, what each acc
 breaches:
 
 - `capacity`: a node with more GPUs taken than it has, or one its site does not have; a start at a site or node that
-  takes none (lost, drained, withdrawn, in maintenance, reserved for others); a node shared against the site's rule.
+  takes none (lost, drained, withdrawn, in maintenance, reserved for others), or a job still there when a window begins;
+  a node shared against the site's rule.
 - `gang`: a job that does not start with all its legs, whole workers and all GPUs at one instant, that starts twice or
   before it was submitted, or that ends without having started.
 - `territory`: a leg where the job may not run, or on a flavor it does not accept.
@@ -99,10 +100,13 @@ class Auditor:
         self._tenants: dict[str, Counter[str]] = defaultdict(Counter)
         self._quotas = Quotas(world.accounts(scenario))
         self._windows = world.windows(scenario)
+        self._ahead = sorted(self._windows, key=lambda window: (-window.start_ms, window.id))
+        """Windows that have not begun; the next is the last."""
         self._states = _States(scenario)
         self._submitted: set[str] = set()
         self._legs: dict[str, dict[str, Mapping[str, int]]] = {}
         """Job to its legs: site to nodes."""
+        self._job: dict[str, Job] = {}
         self._starting: dict[str, Job] = {}
         self._now_ms = 0
 
@@ -113,6 +117,8 @@ class Auditor:
             if t_ms < self._now_ms:
                 self._break("gang", event, "is written after later events")
             self._settle()
+            while self._ahead and self._ahead[-1].start_ms - world.EPOCH_MS < t_ms:
+                self._begin(self._ahead.pop())
             self._now_ms = t_ms
         if kind is Kind.START:
             self._start(event)
@@ -137,6 +143,8 @@ class Auditor:
             return
         legs[site] = nodes
         self._starting[job.id] = job
+        if self._ahead:
+            self._job[job.id] = job
         flavor = self._flavor.get(site)
         if flavor is None or (job.allowed and site not in job.allowed) or (job.gang and site not in job.gang):
             self._break("territory", event, "may not run there")
@@ -202,6 +210,14 @@ class Auditor:
             if self._quotas.broken(account, flavor):
                 self._note("quota", f"{account} holds more {flavor} than it may at {self._now_ms / 1000:g} s")
         self._starting = {}
+
+    def _begin(self, window: Window) -> None:
+        """A window has begun: who may not use its nodes must be gone."""
+        for name, legs in self._legs.items():
+            nodes = legs.get(window.site, {})
+            taken = [node for node in nodes if not window.nodes or node in window.nodes]
+            if taken and not _reserved_for(window, self._job[name]):
+                self._note("capacity", f"{name} still runs on {taken[0]} when {window.id} begins")
 
     def _set_aside(self, event: Event) -> bool:
         """Whether a window keeps the job from one of its nodes at this instant."""

@@ -77,6 +77,10 @@ FORGED = {
         scenario(windows={"w": WindowEntry(kind=WindowKind.MAINTENANCE, site="fr-1", from_h=1, until_h=2)}),
         [submit(A), start(A, 2 * H - 1, "fr-1", {FR: 4})], {"capacity": 1},
     ),
+    "a job that still runs when a maintenance window begins": (
+        scenario(windows={"w": WindowEntry(kind=WindowKind.MAINTENANCE, site="fr-1", from_h=1, until_h=2)}),
+        [submit(A), start(A, 0, "fr-1", {FR: 4}), submit(B, 2 * H)], {"capacity": 1},
+    ),
     "a start on what is reserved for another account": (
         scenario(
             windows={"w": WindowEntry(kind=WindowKind.RESERVATION, site="fr-1", account="de", from_h=1, until_h=2)}
@@ -143,6 +147,14 @@ FORGED = {
 def test_a_forged_schedule_is_found_out(name: str) -> None:
     what, events, expected = FORGED[name]
     assert _audit(what, events) == expected
+
+
+def test_a_job_that_ends_as_the_window_begins_or_is_whom_it_is_for_breaks_nothing() -> None:
+    shut = WindowEntry(kind=WindowKind.MAINTENANCE, site="fr-1", from_h=1, until_h=2)
+    ours = WindowEntry(kind=WindowKind.RESERVATION, site="de-1", account="de", from_h=1, until_h=2)
+    events = [submit(A), submit(B), start(A, 0, "fr-1", {FR: 4}), start(B, 0, "de-1", {DE: 4})]
+    events += [finish(A, H, "fr-1", {FR: 4}), submit(WHOLE, 2 * H)]
+    assert not _audit(scenario(windows={"shut": shut, "ours": ours}), events)
 
 
 def test_a_lending_limit_still_lets_its_owner_use_all_of_it() -> None:

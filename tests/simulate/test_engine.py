@@ -69,10 +69,11 @@ def test_a_job_without_checkpoints_starts_again_from_nothing() -> None:
     assert engine.totals.waits_ms["borrower"] == 7_720_000 + 9_000_000 - 60_000 - 9_000_000
 
 
-def test_a_job_that_may_not_be_preempted_is_not() -> None:
-    jobs = BORROWED | {"borrower": _entry(run_s=9000, at_s=60, preemptible=False)}
-    engine, _ = _run(scenario(jobs=jobs))
-    assert (engine.totals.evictions, engine.totals.waits_ms["owner"]) == (0, 5_060_000)
+def test_of_two_that_borrow_the_one_that_asked_not_to_be_preempted_stays() -> None:
+    """`own` is at home, but its account holds twice its nominal: either could go, and the other asked to stay."""
+    jobs = BORROWED | {"own": _entry(run_s=20_000), "borrower": _entry(run_s=9000, at_s=60, preemptible=False)}
+    _, events = _run(scenario(jobs=jobs))
+    assert [event.job.id for event in events if event.kind is Kind.PREEMPT] == ["own"]
 
 
 def test_stopping_takes_as_long_as_the_settings_say() -> None:
