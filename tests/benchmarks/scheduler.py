@@ -107,7 +107,7 @@ def committed(number: int, url: str, name: str) -> Row:
     with db.write() as connection:
         for start in range(0, len(rows), 1000):
             connection.execute(t.jobs.insert(), rows[start : start + 1000])
-    versions = {item["id"]: 1 for item in rows}
+    versions = {job.id: 1 for job, _ in made}
     serial = iter(range(10_000_000))
 
     def commit(plan: Plan, now_ms: int) -> None:

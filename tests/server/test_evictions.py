@@ -120,19 +120,6 @@ def test_an_eviction_outlives_the_server(fed: Any) -> None:
     assert fed.job(borrower["id"])["state"] == "succeeded"
 
 
-def test_who_may_not_be_preempted_stays(fed: Any) -> None:
-    laws = fed.dataset("fr-1", "laws-fr")
-    site = fed.site("fr-1")
-    borrower = submitted(fed, laws, "de", 8, submitter="de/anna", preemptible=False)
-    offer = site.run(borrower["id"])
-    owner = submitted(fed, laws, "fr", 6)
-    fed.until(lambda: fed.job(owner["id"])["reason"])
-    for _ in range(10):
-        assert not site.poll().stops
-    site.succeed(offer)
-    site.succeed(site.run(owner["id"]))
-
-
 def test_without_preemption_in_the_settings_nobody_is_evicted(quiet_fed: Any) -> None:
     fed = quiet_fed
     fed.settings["scheduler"] = {"min_run_s": 0, "preemption": False}
