@@ -73,7 +73,7 @@ def _budget(
     evicted, asked = sum(item.gpus for item in evictions), job.gpus * max(1, len(job.sites))
     waited_ms = snapshot.now_ms - job.created_ms
     one_leg = sum(len(legs[item.job]) for item in evictions) <= 1
-    patient = waited_ms < (settings.min_run_s + settings.stop_s) * 1000
+    patient = waited_ms < settings.min_run_s * 1000
     percent = settings.disruption_percent * (1 if patient else 2)
     if not one_leg and evicted * 100 > percent * asked:
         return [f"eviction: {evicted} GPUs are evicted for {asked} of {job.id}"]

@@ -284,11 +284,11 @@ class Cycle:
         return not job.nominated, job.priority.rank, self.level(line, job)
 
     def level(self, line: Line, job: PendingJob) -> tuple[int, ...]:
-        """The fair-share level, at the site where it is lowest."""
+        """The fair-share level: at the site where it is lowest, of a gang that of the flavor where it is highest."""
         if not line.usable:
             return ()
-        need = line.need
-        return min(self._pool.level(job.account, self.board.quota, flavor, gpus) for flavor, gpus in need)
+        levels = [self._pool.level(job.account, self.board.quota, flavor, gpus) for flavor, gpus in line.need]
+        return max(levels) if job.sites else min(levels)
 
     def layers(self, job: PendingJob) -> tuple[Layer, ...]:
         """The present, and every reservation that the job would still run into if it started now."""

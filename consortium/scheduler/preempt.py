@@ -15,8 +15,8 @@ Borrowers go before own jobs of the account and those before guests, and within 
 the cheapest nodes are cleared, then every victim is spared that is not needed after all (the reverse pass). The site
 with the least loss wins. Loss is the work since the last training checkpoint plus the time to stop, over all legs of
 the victim. A disruption budget bounds evicted against requested GPUs: what stays within it goes first. One whole leg
-is always allowed, and the budget doubles once the job has waited for `min_run_s` and `stop_s`: nominal is available
-within that grace wherever it does not take a crowd.
+is always allowed, and the budget doubles once the job has waited for `min_run_s`: nominal is available within that
+time and `stop_s` wherever it does not take a crowd.
 
 No loops: a job is evicted for one within its nominal, which can be evicted in turn only as a guest, by a job at home.
 """
@@ -84,6 +84,7 @@ class Evictor:
         self._settings = settings
         self._latest_ms = board.now_ms
         """Legs that started later may not be evicted."""
+        self._ripe_only = True
         self._ripe: dict[tuple[int, str], list[Running]] = {}
         """Per site the legs that may be evicted at all."""
         self._known: dict[tuple[object, ...], list[Victim]] = {}
@@ -100,7 +101,8 @@ class Evictor:
     def choose(self, job: PendingJob, line: Line, ahead: Sequence[Shadow] = (), *, ripe: bool = True) -> Choice | None:
         """Return whom to evict so that the job can start; None where nobody may be, or all would not suffice.
 
-        With `ripe` false the legs that ran for less than `min_run_s` count as well: whom it could evict in a while.
+        With `ripe` false the legs that ran for less than `min_run_s` count as well, and the budget that it will have by
+        then: whom it could evict in a while.
         `ahead` are the reservations that must not suffer: of jobs that GPUs are being taken back for, and of those that
         are served before and are within their nominal.
         """
@@ -108,6 +110,7 @@ class Evictor:
             return None
         nominated = tuple(shadow for shadow in ahead if shadow.job.nominated)
         self._latest_ms = self._board.now_ms - (self._settings.min_run_s * 1000 if ripe else 0)
+        self._ripe_only = ripe
         outlook = self._outlooks.get(nominated)
         if outlook is None:
             outlook = self._outlooks[nominated] = Outlook(self._board, self._settings.stop_s, nominated)
@@ -152,7 +155,7 @@ class Evictor:
             everybody |= {victim.job: victim for victim in self._borrowers(case, within)}
         asked = case.job.gpus * max(1, len(case.job.sites))
         waited_ms = self._board.now_ms - case.job.created_ms
-        patient = waited_ms < (self._settings.min_run_s + self._settings.stop_s) * 1000
+        patient = self._ripe_only and waited_ms < self._settings.min_run_s * 1000
         first: Choice | None = None
         for pool in self._pools(list(everybody.values()), asked):
             chosen = self._pick(case, full, pool)

@@ -201,9 +201,9 @@ def _held_leg(row: Row[Any], stop_s: int) -> HeldLeg:
         walltime_s=walltime_s,
         checkpoint_ms=row.kept_ms if resumes else 0,
         checkpoint_every_s=int(row.spec.get("checkpoint_every_s") or 0) if resumes else 0,
-        preemptible=not stopping and bool(row.spec.get("preemptible", True)),
+        preemptible=bool(row.spec.get("preemptible", True)),
         anywhere=not row.sites,
-        stopping_for=row.stopping_for if stopping else "",
+        stopping_for=(row.stopping_for or row.job) if stopping else "",  # for nobody else where its job just ended
     )
 
 

@@ -10,7 +10,8 @@ from consortium.domain.partner import SiteState
 from consortium.scheduler import History, Pool, Settings, SiteView, fair_advance, holdings, schedule
 from consortium.scheduler.quota import QuotaTree
 from tests.builders import account, site
-from tests.scheduler.worlds import A100, H100, accounts_of, held, in_turn, started, world
+from tests.scheduler.drawn import accounts_of
+from tests.scheduler.worlds import A100, H100, held, in_turn, started, world
 
 HOUR_MS, WEEK_MS = 3_600_000, 604_800_000
 POOL = (site("fr-1", H100, (8,) * 8), site("de-1", A100, (8,) * 4))
@@ -52,6 +53,18 @@ def test_a_heavy_borrower_of_one_flavor_is_within_nominal_in_another():
     tree.charge("de", H100, 60)
     assert pool().level("de", tree, A100, 32) == ()
     assert pool().level("de", tree, A100, 33) == pool().level("de", tree, H100, 1), "above, its dominant share counts"
+
+
+def test_a_gang_over_two_flavors_comes_after_the_one_of_which_it_borrows():
+    accounts = (account("fr", {H100: 8, A100: 8}), account("de", {H100: 0, A100: 8}))
+    sites = (site("fr-1", H100), site("de-1", A100))
+    gang = in_turn(1, account="de", gpus=8, sites=("de-1", "fr-1"))
+    alone = in_turn(2, account="fr", gpus=8, sites=("fr-1",))
+    assert list(started(schedule(world(gang, alone, sites=sites, accounts=accounts)))) == [alone.id]
+    either = in_turn(1, account="de", gpus=8, flavors=(A100, H100))
+    here = in_turn(2, account="de", gpus=8, sites=("de-1",))
+    plan = schedule(world(either, here, sites=sites, accounts=accounts))
+    assert next(iter(started(plan))) == either.id, "one site of several: the flavor of which it has its own counts"
 
 
 def test_weights_divide_the_share():

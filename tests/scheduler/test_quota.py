@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consortium.errors import ConfigError
-from consortium.scheduler.check import _quotas
+from consortium.scheduler.check_quota import wrong_quotas
 from consortium.scheduler.quota import QuotaTree, Room
 from tests.builders import account
-from tests.scheduler.worlds import H100, accounts_of, held
+from tests.scheduler.drawn import accounts_of
+from tests.scheduler.worlds import H100, held
 
 THREE = (account("fr", {H100: 8}), account("de", {H100: (8, 4, None)}), account("uy", {H100: (4, None, 2)}))
 
@@ -94,10 +95,10 @@ def test_available_is_the_most_that_breaks_no_limit(accounts, moves):
     for name in names:
         room = tree.available(name, H100).gpus
         more = [held(99, "fr-1", {"n0": room + 1}, account=name)]
-        assert _quotas(accounts, legs + more, {(name, H100)})
+        assert wrong_quotas(accounts, legs + more, {(name, H100)})
         if room:
             most = [held(99, "fr-1", {"n0": room}, account=name)]
-            assert not _quotas(accounts, legs + most, {(name, H100)})
+            assert not wrong_quotas(accounts, legs + most, {(name, H100)})
             assert tree.potential(name, H100).gpus >= room
 
 

@@ -1,18 +1,17 @@
-"""Small federations for scheduler tests, by hand and by Hypothesis, and a closed simulation on virtual time."""
+"""Small federations for scheduler tests, by hand, and a closed simulation on virtual time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from hypothesis import strategies as st
-
-from consortium.domain.decision import Reason, ReasonCode
+from consortium.domain.decision import ReasonCode
 from consortium.domain.job import Priority
-from consortium.domain.partner import Cotenancy, Site, SiteState
+from consortium.domain.partner import Site, SiteState
 from consortium.domain.quota import Account
 from consortium.scheduler import (
+    Eviction,
     HeldLeg,
     History,
     PendingJob,
@@ -113,103 +112,73 @@ def code(plan: Plan, which: PendingJob) -> ReasonCode:
     return plan.reasons[which.id].code
 
 
+class Closed(NamedTuple):
+    """What a closed run came to."""
+
+    starts: dict[str, int]
+    """Job id to its first start."""
+    rest: Snapshot
+    evictions: list[Eviction]
+
+
 def run_closed(
     snapshot: Snapshot,
     *,
     watch: Callable[[Snapshot, Plan], None] = lambda before, plan: None,
     run_s: Callable[[HeldLeg], int] = lambda leg: leg.walltime_s,
-    cycles: int = 500,
-) -> tuple[dict[str, int], Snapshot]:
-    """Schedule, apply, advance to the next end, until nothing changes; job id to start, and what is left."""
+    until_ms: int = 1 << 60,
+    cycles: int = 1000,
+) -> Closed:
+    """Schedule, apply, advance to the next instant at which something may change, until nothing does.
+
+    Evicted legs stop after `stop_s`; then the job waits again, with the run time its last checkpoint keeps.
+    """
     starts: dict[str, int] = {}
+    evicted: list[Eviction] = []
+    specs = {item.id: item for item in snapshot.pending}
     now = snapshot
     for _ in range(cycles):
         plan = schedule(now)
         watch(now, plan)
-        starts |= {placement.job: now.now_ms for placement in plan.placements}
+        for placement in plan.placements:
+            starts.setdefault(placement.job, now.now_ms)
+        evicted += plan.evictions
         now = apply(now, plan)
-        ends = {leg.leg: max(leg.started_ms + run_s(leg) * 1000, now.now_ms + 1) for leg in now.held}
-        events = [*ends.values(), *(item.not_before_ms for item in now.pending if item.not_before_ms > now.now_ms)]
-        if not events:
-            return starts, now
-        next_ms = min(events)
-        now = replace(now, now_ms=next_ms, held=tuple(leg for leg in now.held if ends[leg.leg] > next_ms))
+        ends = {leg.leg: max(_end_ms(leg, run_s), now.now_ms + 1) for leg in now.held}
+        next_ms = min((at for at in _instants(now, ends) if at > now.now_ms), default=None)
+        if next_ms is None or next_ms > until_ms:
+            return Closed(starts, now, evicted)
+        left = tuple(leg for leg in now.held if ends[leg.leg] > next_ms)
+        again = {
+            leg.job: again_waiting(specs[leg.job], leg, next_ms)
+            for leg in now.held
+            if leg.stopping_for and ends[leg.leg] <= next_ms and leg.job in specs
+        }
+        for name in {leg.job for leg in left} & set(again):  # another leg of the gang has not stopped yet
+            del again[name]
+        specs |= again
+        now = replace(now, now_ms=next_ms, held=left, pending=now.pending + tuple(again.values()))
     raise AssertionError(f"still not at rest after {cycles} cycles: {len(now.pending)} jobs wait")
 
 
-_LIMIT = st.one_of(st.none(), st.integers(0, 12))
+def _end_ms(leg: HeldLeg, run_s: Callable[[HeldLeg], int]) -> int:
+    return leg.ends_ms if leg.stopping_for else leg.started_ms + run_s(leg) * 1000
 
 
-@st.composite
-def accounts_of(draw: st.DrawFn, partners: tuple[str, ...]) -> tuple[Account, ...]:
-    names = [*partners, *(f"{partner}/lab" for partner in partners if draw(st.booleans()))]
-    made = []
-    for name in names:
-        quotas: dict[str, int | tuple[int, int | None, int | None]] = {}
-        for flavor in (H100, A100):
-            if draw(st.integers(0, 9)):
-                nominal = draw(st.integers(0, 12))
-                lending = draw(st.one_of(st.none(), st.integers(0, nominal)))
-                quotas[flavor] = (nominal, draw(_LIMIT), lending)
-        made.append(account(name, quotas))
-    return tuple(made)
+def _instants(now: Snapshot, ends: dict[str, int]) -> Iterator[int]:
+    """When something may change: an end, a backoff, a window, a leg that ran for long enough, a grace that is over."""
+    rules = now.settings
+    yield from ends.values()
+    yield from (item.not_before_ms for item in now.pending)
+    yield from (window.end_ms for window in now.windows if now.pending)
+    if now.pending and now.held:
+        yield from (leg.started_ms + rules.min_run_s * 1000 for leg in now.held)
+        yield from (item.created_ms + (rules.min_run_s + rules.stop_s) * 1000 for item in now.pending)
 
 
-@st.composite
-def pending_jobs(
-    draw: st.DrawFn, accounts: tuple[str, ...], sites: tuple[str, ...], most: int = 14
-) -> list[PendingJob]:
-    no = {name: Reason(code=ReasonCode.POLICY, message=f"{name}: not for this purpose", site=name) for name in sites}
-    jobs = []
-    for number in range(draw(st.integers(1, most))):
-        worker = draw(st.sampled_from((1, 1, 1, 2, 4)))
-        named = draw(st.sampled_from((0, 0, 0, 1, 2, 3)))
-        where = tuple(sorted(draw(st.permutations(sites))[: min(named, len(sites))]))
-        barred = draw(st.sampled_from((0, 0, 0, 1)))
-        jobs.append(
-            job(
-                number,
-                account=draw(st.sampled_from(accounts)),
-                priority=draw(st.sampled_from(tuple(Priority))),
-                gpus=worker * draw(st.sampled_from((1, 1, 2, 3, 4, 8))),
-                gpus_per_worker=worker,
-                flavors=draw(st.sampled_from(((), (), (H100,), (A100,), (A100, H100)))),
-                walltime_s=draw(st.sampled_from((60, 300, 900, 3600))),
-                sites=where,
-                denied={name: no[name] for name in draw(st.permutations(sites))[:barred]},
-            )
-        )
-    return jobs
-
-
-@st.composite
-def snapshots(draw: st.DrawFn, *, all_active: bool = False) -> Snapshot:
-    """A federation of up to three states, up to four sites, jobs waiting, some legs held (by an earlier cycle)."""
-    partners = ("de", "fr", "uy")[: draw(st.integers(1, 3))]
-    sites = []
-    for partner in partners:
-        for number in range(1, draw(st.sampled_from((1, 1, 2))) + 1):
-            nodes = tuple(draw(st.lists(st.sampled_from((1, 2, 4, 8)), min_size=1, max_size=3)))
-            flavor, rule = draw(st.sampled_from((H100, A100))), draw(st.sampled_from(tuple(Cotenancy)))
-            sites.append(site(f"{partner}-{number}", flavor, nodes, rule))
-    states = tuple(SiteState) if not all_active else (SiteState.ACTIVE,)
-    picked = [SiteState.ACTIVE if draw(st.integers(0, 3)) else draw(st.sampled_from(states)) for _ in sites]
-    accounts = draw(accounts_of(partners))
-    names, homes = tuple(item.id for item in accounts), tuple(item.id for item in sites)
-    jobs = draw(pending_jobs(names, homes))
-    early = draw(st.integers(0, len(jobs)))
-    first = Snapshot(
-        now_ms=NOW_MS - 200_000,
-        sites=tuple(SiteView(site=item, state=SiteState.ACTIVE) for item in sites),
-        accounts=accounts,
-        held=(),
-        pending=tuple(jobs[:early]),
-    )
-    after = apply(first, schedule(first))
-    return replace(
-        after,
-        now_ms=NOW_MS,
-        sites=tuple(SiteView(site=item, state=state) for item, state in zip(sites, picked, strict=True)),
-        held=tuple(leg for leg in after.held if leg.ends_ms > NOW_MS),
-        pending=after.pending + tuple(jobs[early:]),
-    )
+def again_waiting(spec: PendingJob, leg: HeldLeg, now_ms: int) -> PendingJob:
+    """The evicted job as it waits again: what its last checkpoint keeps need not be run again."""
+    kept_ms = leg.checkpoint_every_s and (now_ms - leg.started_ms) // (leg.checkpoint_every_s * 1000)
+    done_ms = spec.done_ms + kept_ms * leg.checkpoint_every_s * 1000
+    left_s = max(1, spec.walltime_s - kept_ms * leg.checkpoint_every_s)
+    return replace(spec, done_ms=done_ms, walltime_s=left_s, nominated=False)

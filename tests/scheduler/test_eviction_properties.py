@@ -1,0 +1,97 @@
+"""Invariants of taking back, over federations whose GPUs are in everybody's hands."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+from hypothesis import given
+
+from consortium.domain.job import Priority
+from consortium.domain.partner import Cotenancy
+from consortium.scheduler import PendingJob, Plan, Snapshot, apply, schedule, violations
+from tests.builders import NOW_MS
+from tests.scheduler.drawn import few, lent_out
+from tests.scheduler.worlds import job, run_closed
+
+
+@few
+@given(lent_out())
+def test_nobody_is_evicted_without_right_and_nobody_is_evicted_for_ever(snapshot: Snapshot):
+    def sound(before: Snapshot, plan: Plan) -> None:
+        assert violations(before, plan) == ()
+
+    _, rest, evictions = run_closed(snapshot, watch=sound)
+    assert rest.held == ()
+    assert {item.for_job for item in evictions}.isdisjoint(item.id for item in rest.pending)
+    victims = Counter(item.job for item in evictions)
+    assert all(count <= len(snapshot.pending) for count in victims.values())
+    assert len(evictions) <= len(snapshot.pending) + len(snapshot.held)
+
+
+@few
+@given(lent_out())
+def test_an_evicted_job_makes_room_for_one_that_starts_as_soon_as_it_has_stopped(snapshot: Snapshot):
+    """No GPUs freed for a job go to somebody else, and nobody is evicted in vain."""
+    promised: dict[str, int] = {}
+
+    def note(before: Snapshot, plan: Plan) -> None:
+        for item in plan.evictions:
+            promised[item.for_job] = before.now_ms + before.settings.stop_s * 1000 + 1000
+
+    starts, _, _ = run_closed(snapshot, watch=note)
+    for name, latest_ms in promised.items():
+        assert starts[name] <= latest_ms
+
+
+def nominal_jobs(snapshot: Snapshot) -> Iterator[PendingJob]:
+    """For every account and home site the largest job within nominal that other partners' legs can make room for.
+
+    What stays: its partner's own legs, and gangs, which the disruption budget may protect.
+    """
+    legs = Counter(leg.job for leg in snapshot.held)
+    for owner in snapshot.accounts:
+        stays = tuple(leg for leg in snapshot.held if leg.partner == owner.id[:2] or legs[leg.job] > 1)
+        alone = replace(snapshot, held=stays, settings=replace(snapshot.settings, preemption=False))
+        for view in snapshot.sites:
+            if view.site.partner != owner.id[:2]:
+                continue
+            for gpus in range(view.site.gpus, 0, -1):
+                mine = job(99, account=owner.id, gpus=gpus, sites=(view.site.id,), created_ms=NOW_MS)
+                mine = replace(mine, priority=Priority.HIGH)
+                fits = bool(schedule(replace(alone, pending=(mine,))).placements)
+                if fits and within_nominal(snapshot, mine, view.site.flavor.id):
+                    yield mine
+                    break
+
+
+def within_nominal(snapshot: Snapshot, mine: PendingJob, flavor: str) -> bool:
+    """Whether what its partner and its account hold, wherever that is, leaves room for the job within nominal."""
+    for scope in {mine.account, mine.account[:2]}:
+        below = [item for item in snapshot.accounts if item.id == scope or item.id.startswith(f"{scope}/")]
+        nominal = sum(quota.nominal for item in below for quota in item.quotas if quota.flavor == flavor)
+        names = {item.id for item in below}
+        held = sum(leg.gpus for leg in snapshot.held if leg.account in names and leg.flavor == flavor)
+        if held + mine.gpus > nominal:
+            return False
+    return True
+
+
+@few
+@given(lent_out())
+def test_nominal_is_available_within_the_grace_whatever_others_borrowed(snapshot: Snapshot):
+    """At a site of its own partner, for a job of one site that comes first among its partner's own.
+
+    Somebody for whom GPUs are being freed already may still start, and then has `min_run_s`. Where partners do not
+    share nodes a small job may need a whole node, and the budget decides.
+    """
+    views = tuple(replace(view, site=replace(view.site, cotenancy=Cotenancy.OPEN)) for view in snapshot.sites)
+    snapshot = replace(snapshot, sites=views)
+    full = apply(snapshot, schedule(snapshot))
+    rules = snapshot.settings
+    grace_ms = (rules.min_run_s + 2 * rules.stop_s + 1) * 1000
+    for mine in nominal_jobs(full):
+        others = tuple(item for item in full.pending if item.account[:2] != mine.account[:2])
+        starts = run_closed(replace(full, pending=(*others, mine)), until_ms=NOW_MS + grace_ms).starts
+        assert mine.id in starts, f"{mine.account} waits for {mine.gpus} GPUs at {mine.sites[0]}"
