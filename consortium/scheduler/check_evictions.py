@@ -6,6 +6,7 @@ tell an order (placements against evictions), the doubt speaks for the plan.
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import groupby
 
 from consortium.scheduler.check_quota import Books, Used
@@ -156,8 +157,11 @@ class _Rights:
         return usage - own > sum(together) - max(together)
 
     def _within(self, account: str, other: str, flavor: str, gpus: int) -> bool:
-        own, usage = self._held(account, other, flavor, self._used)
-        return usage + gpus <= own
+        before = self._held(account, other, flavor, self._used)[1]
+        with_job = Counter(self._used)
+        with_job[self._books.home(account), flavor] += gpus
+        own, usage = self._held(account, other, flavor, with_job)
+        return usage <= own or usage == before
 
     def _branch(self, account: str, other: str) -> str:
         """The highest account above `account` that is not above `other` too; empty where `account` is above it."""

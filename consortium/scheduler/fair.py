@@ -89,7 +89,11 @@ class Pool:
 
         So a partner's own jobs and those of its projects compare: () is within nominal all the way.
         """
-        levels = [self._level(node, quota, flavor, gpus) for node in quota.path(account)[-2::-1]]
+        levels = [
+            self._level(node, quota, flavor, more) if more else 0
+            for node, more in reversed(quota.passes(account, flavor, gpus))
+            if node != ROOT
+        ]
         while levels and not levels[-1]:
             levels.pop()
         return tuple(levels)

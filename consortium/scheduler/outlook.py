@@ -61,7 +61,8 @@ class Outlook:
 
     def within(self, account: str, flavor: str, gpus: int) -> tuple[bool, ...]:
         """Whether the account, and each above it but the root, stays within nominal with `gpus` more."""
-        return tuple(not self.quota.above(node, flavor, gpus) for node in self.quota.path(account) if node != ROOT)
+        counted = self.quota.passes(account, flavor, gpus)
+        return tuple(not (more and self.quota.above(node, flavor, more)) for node, more in counted if node != ROOT)
 
     def over(self, account: str, other: str, flavor: str, gpus: int = 0) -> int:
         """GPUs above nominal, with `gpus` more, of the highest account above `account` that is not above `other` too.
@@ -70,8 +71,11 @@ class Outlook:
         """
         shared = set(self.quota.path(other))
         branch = [node for node in self.quota.path(account) if node not in shared]
+        if branch and gpus:
+            more = dict(self.quota.passes(account, flavor, gpus))[branch[-1]]
+            return self.quota.above(branch[-1], flavor, more) if more else 0
         if branch:
-            return self.quota.above(branch[-1], flavor, gpus)
+            return self.quota.above(branch[-1], flavor)
         own = self.quota.quota(account, flavor)
         items = (item for item in self._board.running if item.leg not in self._going)
         held = sum(item.gpus for item in items if item.held.account == account and item.held.flavor == flavor)

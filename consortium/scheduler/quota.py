@@ -155,6 +155,21 @@ class QuotaTree:
         key = (account, flavor)
         return max(0, self._usage.get(key, 0) + gpus - self._tree.subtree.get(key, 0))
 
+    def passes(self, account: str, flavor: str, gpus: int) -> list[tuple[str, int]]:
+        """Each account on the path, with how many of `gpus` more for the first would count there.
+
+        What an account never lends counts for nobody above it.
+        """
+        path = self._tree.path(account)
+        if not self._tree.limited(flavor):
+            return [(node, gpus) for node in path]
+        counted = []
+        for node in path:
+            counted.append((node, gpus))
+            free = self._tree.guaranteed.get((node, flavor), 0) - self._usage.get((node, flavor), 0)
+            gpus -= max(0, min(gpus, free))
+        return counted
+
     def binds(self, flavor: str, capacity: int) -> bool:
         """Whether some limit can be reached while fewer than `capacity` GPUs of the flavor are held."""
         return self._tree.limited(flavor) or self._tree.subtree.get((ROOT, flavor), 0) < capacity

@@ -59,6 +59,16 @@ def test_a_partner_and_its_projects_share_before_they_borrow_outside():
     assert tree.available("fr/law", H100) == Room(0, "borrowing_limit", "fr")
 
 
+def test_what_is_never_lent_counts_for_nobody_above():
+    tree = QuotaTree((account("fr", {H100: 4}), account("fr/law", {H100: (6, None, 2)}), account("de", {H100: 8})))
+    assert tree.passes("fr/law", H100, 6) == [("fr/law", 6), ("fr", 2), ("", 2)]
+    tree.charge("fr/law", H100, 3)
+    assert tree.passes("fr/law", H100, 6) == [("fr/law", 6), ("fr", 5), ("", 5)]
+    tree.charge("fr/law", H100, 6)
+    assert [tree.used(name, H100) for name in ("fr/law", "fr", "")] == [9, 5, 5]
+    assert tree.passes("de", H100, 3) == [("de", 3), ("", 3)]
+
+
 def test_gpus_of_a_removed_account_count_for_its_partner():
     tree = QuotaTree(THREE)
     tree.charge("fr/gone", H100, 3)
