@@ -47,8 +47,10 @@ class RunTimes:
     errors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Jobs per bin of actual/expected."""
 
-    def __post_init__(self) -> None:
-        for counts, bins in ((self.shares, _BINS), (self.errors, len(_ERROR_EDGES) + 1)):
+    @classmethod
+    def restored(cls, shares: Mapping[str, tuple[int, ...]], errors: Mapping[str, tuple[int, ...]]) -> RunTimes:
+        """Return what was kept somewhere. Raises ConfigError where it is not counts as this version keeps them."""
+        for counts, bins in ((shares, _BINS), (errors, len(_ERROR_EDGES) + 1)):
             for account in sorted(counts):
                 if len(counts[account]) != bins or min(counts[account]) < 0:
                     raise ConfigError(
@@ -56,6 +58,7 @@ class RunTimes:
                         where="run times",
                         fix="forget them",
                     )
+        return cls(shares=shares, errors=errors)
 
     def seen(self, account: str) -> int:
         """How many jobs of the account are counted."""

@@ -33,8 +33,8 @@ def save_history(connection: Connection, history: Iterable[History], as_of_ms: i
 def load_run_times(connection: Connection) -> RunTimes:
     """Return what accounts' jobs were seen to run for."""
     rows = list(connection.execute(select(t.run_times).order_by(t.run_times.c.account)))
-    return RunTimes(
-        shares={row.account: tuple(row.shares) for row in rows}, errors={row.account: tuple(row.errors) for row in rows}
+    return RunTimes.restored(
+        {row.account: tuple(row.shares) for row in rows}, {row.account: tuple(row.errors) for row in rows}
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consortium.errors import ConfigError
 from consortium.scheduler import RunTimes, accuracy, estimate, expected_s, observe
 from consortium.scheduler.estimate import ENOUGH
 
@@ -54,6 +55,14 @@ def test_an_account_is_judged_by_what_it_does_lately():
     run_times = seen(("fr", 4096, HOUR, HOUR), start=run_times)
     assert before < 100
     assert expected_s(run_times, "fr", HOUR) > 2400, "half of the first 4,096 jobs would leave less than this"
+
+
+def test_counts_of_another_make_are_refused_when_they_are_read_back():
+    run_times = seen(("fr", 3, HOUR, 40))
+    assert RunTimes.restored(run_times.shares, run_times.errors) == run_times
+    for broken in ((1, 2), (-1, *run_times.shares["fr"][1:])):
+        with pytest.raises(ConfigError, match="run times of account 'fr'"):
+            RunTimes.restored({"fr": broken}, {})
 
 
 def test_the_range_holds_eight_in_ten_and_the_error_is_reported():
