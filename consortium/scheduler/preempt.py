@@ -84,6 +84,7 @@ class Evictor:
         self._settings = settings
         self._latest_ms = board.now_ms
         """Legs that started later may not be evicted."""
+        self._oldest_ms: int | None = None
         self._ripe_only = True
         self._ripe: dict[tuple[int, str], list[Running]] = {}
         """Per site the legs that may be evicted at all."""
@@ -110,6 +111,10 @@ class Evictor:
             return None
         nominated = tuple(shadow for shadow in ahead if shadow.job.nominated)
         self._latest_ms = self._board.now_ms - (self._settings.min_run_s * 1000 if ripe else 0)
+        if self._oldest_ms is None:
+            self._oldest_ms = min(item.held.started_ms for item in self._board.running)
+        if self._oldest_ms > self._latest_ms:
+            return None
         self._ripe_only = ripe
         outlook = self._outlooks.get(nominated)
         if outlook is None:
