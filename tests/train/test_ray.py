@@ -100,6 +100,28 @@ def test_pretrain_then_evaluate_on_a_real_cluster(cluster, s3):
     assert loss["after"] < loss["before"]
 
 
+def test_a_leg_that_is_told_to_stop_ends_well_and_the_next_one_goes_on(cluster, s3):
+    store = s3.store(f"private-{secrets.token_hex(4)}")
+    store.ensure_bucket()
+    hub = Hub(("fr-1",))
+    leg = context(store, "fr-1", ("fr-1",), s3=s3, gpus=2, gpus_per_worker=1)
+
+    class Told(Line):
+        def stopping(self) -> bool:
+            return bool(hub.rounds.get(1)) and any(said.get("round") == 2 for said in hub.progress)
+
+    done = _run("pretrain.py", Told(hub, leg, store), cluster)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "what it has is kept" in done.stdout + done.stderr
+    assert hub.results == {}
+    assert hub.progress[-1]["kept"] == "1.1", "one step of the second round"
+    done = _run("pretrain.py", Line(hub, leg, store), cluster)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert hub.results["fr-1"]["rounds"] == 3
+    assert hub.results["fr-1"]["tokens"] == 3 * 4 * (4 * 2) * 16
+    assert [number for _, number, _ in hub.commits_seen] == [1, 2, 3]
+
+
 def test_a_worker_that_is_lost_is_not_the_programs_fault(cluster, s3):
     store = s3.store(f"private-{secrets.token_hex(4)}")
     store.ensure_bucket()
