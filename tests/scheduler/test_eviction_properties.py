@@ -48,17 +48,20 @@ def test_an_evicted_job_makes_room_for_one_that_starts_as_soon_as_it_has_stopped
 def nominal_jobs(snapshot: Snapshot) -> Iterator[PendingJob]:
     """For every account and home site the largest job within nominal that other partners' legs can make room for.
 
-    What stays: its partner's own legs, and gangs, which the disruption budget may protect.
+    What stays: its partner's own legs, and gangs, which the disruption budget may protect. Left out are sites where
+    GPUs are being freed for somebody already. It asks for so little work that nobody within his own comes before it.
     """
     legs = Counter(leg.job for leg in snapshot.held)
     for owner in snapshot.accounts:
         stays = tuple(leg for leg in snapshot.held if leg.partner == owner.id[:2] or legs[leg.job] > 1)
         alone = replace(snapshot, held=stays, settings=replace(snapshot.settings, preemption=False))
         for view in snapshot.sites:
-            if view.site.partner != owner.id[:2]:
+            home = view.site.id
+            promised = any(item.nominated and home in (item.sites or [home]) for item in snapshot.pending)
+            if view.site.partner != owner.id[:2] or promised:
                 continue
-            for gpus in range(view.site.gpus, 0, -1):
-                mine = job(99, account=owner.id, gpus=gpus, sites=(view.site.id,), created_ms=NOW_MS)
+            for gpus in range(min(view.site.gpus, 14), 0, -1):
+                mine = job(99, account=owner.id, gpus=gpus, sites=(home,), created_ms=NOW_MS, expected_s=1)
                 mine = replace(mine, priority=Priority.HIGH)
                 fits = bool(schedule(replace(alone, pending=(mine,))).placements)
                 if fits and within_nominal(snapshot, mine, view.site.flavor.id):
@@ -81,15 +84,14 @@ def within_nominal(snapshot: Snapshot, mine: PendingJob, flavor: str) -> bool:
 @few
 @given(lent_out())
 def test_nominal_is_available_within_the_grace_whatever_others_borrowed(snapshot: Snapshot):
-    """At a site of its own partner, for a job of one site that comes first among its partner's own.
+    """At a site of its own partner, for a job of one site that comes first of those within their own.
 
-    Somebody for whom GPUs are being freed already may still start, and then has `min_run_s`. Where partners do not
-    share nodes a small job may need a whole node, and the budget decides.
+    Where partners do not share nodes a small job may need a whole node, and the budget decides.
     """
+    rules = replace(snapshot.settings, ageing_s=172_800)
     views = tuple(replace(view, site=replace(view.site, cotenancy=Cotenancy.OPEN)) for view in snapshot.sites)
-    snapshot = replace(snapshot, sites=views)
+    snapshot = replace(snapshot, sites=views, settings=rules)
     full = apply(snapshot, schedule(snapshot))
-    rules = snapshot.settings
     grace_ms = (rules.min_run_s + 2 * rules.stop_s + 1) * 1000
     for mine in nominal_jobs(full):
         others = tuple(item for item in full.pending if item.account[:2] != mine.account[:2])

@@ -54,6 +54,8 @@ class Driver:
         getattr(self, f"_{name}")()
 
     def _submit(self) -> None:
+        if not self._specs:
+            return
         like = self._random.choice(list(self._specs.values()))
         self._number += 1
         fresh = replace(
