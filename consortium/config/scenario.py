@@ -203,7 +203,7 @@ class Scenario:
     """The least virtual time between two scheduling cycles."""
     recheck_s: int = 300
     """The most virtual time without one while jobs wait: by then a running job may have become evictable."""
-    history_s: int = 600
+    history_s: int = 1_800
     """How often the fair-share history is brought up to date."""
     estimate_every: int = 0
     """Of so many jobs that have to wait, one is told when it starts, and that is judged; 0: none."""
