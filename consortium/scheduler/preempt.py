@@ -184,7 +184,10 @@ class Evictor:
         return first
 
     def _pools(self, victims: list[Victim], asked: int) -> Iterator[dict[str, Victim]]:
-        """Growing sets of victims: those whose turn it is first; of these the ones within the budget by themselves."""
+        """Growing sets of victims: those whose turn it is first; of these the ones within the budget by themselves.
+
+        Then those of one leg, which is always allowed, and then everybody.
+        """
         most = self._settings.disruption_percent * asked // 100
         before: list[Victim] = []
         for turn in sorted({victim.turn for victim in victims} | {victim.as_guest for victim in victims}):
@@ -193,7 +196,9 @@ class Evictor:
                 for victim in victims
                 if victim.turn <= turn
             ]
-            for part in ([victim for victim in pool if victim.gpus <= most], pool):
+            small = [victim for victim in pool if victim.gpus <= most]
+            single = [victim for victim in pool if victim.gpus <= most or len(victim.legs) == 1]
+            for part in (small, single, pool):
                 if part and part != before:
                     yield {victim.job: victim for victim in part}
                     before = part
