@@ -134,7 +134,8 @@ def test_one_whole_leg_goes_rather_than_a_gang_that_loses_less():
     sites = (site("fr-1", H100, (8, 8), Cotenancy.OPEN), site("de-1", H100), site("uy-1", H100))
     gang = tuple(runs("g", {"n0": 4}, where, checkpoint_ms=NOW_MS) for where in ("fr-1", "de-1", "uy-1"))
     legs = (*gang, runs("a", {"n0": 4}), runs("own", {"n1": 8}, account="fr"))
-    assert evicted(world(here(gpus=1), sites=sites, accounts=LENT, held=legs)) == {"a": "borrower"}
+    accounts = (*LENT, account("es", {H100: 16}))
+    assert evicted(world(here(gpus=1), sites=sites, accounts=accounts, held=legs)) == {"a": "borrower"}
 
 
 def test_who_does_not_share_the_node_goes_with_all_its_jobs_there():
