@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from consortium.domain.decision import Reason, ReasonCode
@@ -11,14 +9,10 @@ from consortium.domain.job import Priority
 from consortium.domain.partner import Cotenancy, SiteState
 from consortium.errors import NotFoundError
 from consortium.scheduler import (
-    LegPlacement,
-    Placement,
-    Plan,
     StartRange,
     explain,
     never_fits,
     schedule,
-    violations,
 )  # fmt: skip
 from consortium.scheduler.fit import lay_out
 from consortium.scheduler.forecast import EARLY
@@ -320,28 +314,3 @@ def test_explain_of_a_job_that_runs_and_of_one_nobody_knows():
     assert (funnel.reason.code, funnel.reason.message) == (ReasonCode.STARTING, "holds 8 GPUs at fr-1")
     with pytest.raises(NotFoundError, match="job-nowhere"):
         explain(world(), "job-nowhere")
-
-
-def test_the_check_finds_what_a_broken_plan_would_do():
-    """The checker is what the properties rest on, so it must be able to fail."""
-
-    def placed(which, *legs: tuple[str, str, dict[str, int]]) -> Placement:
-        return Placement(job=which.id, legs=tuple(LegPlacement(site=s, flavor=f, nodes=n) for s, f, n in legs))
-
-    no = Reason(code=ReasonCode.POLICY, message="no", site="fr-1")
-    cases = {
-        "reason": (job(1), ()),
-        "gang": (job(1, sites=("de-1", "fr-1")), (("fr-1", H100, {"n0": 1}),)),
-        "territory": (job(1, sites=("de-1",)), (("fr-1", H100, {"n0": 1}),)),
-        "policy": (job(1, denied={"fr-1": no}), (("fr-1", H100, {"n0": 1}),)),
-        "flavor": (job(1, flavors=(A100,)), (("fr-1", H100, {"n0": 1}),)),
-        "capacity": (job(1, gpus=9), (("fr-1", H100, {"n0": 9}),)),
-        "cotenancy": (job(1), (("fr-1", H100, {"n1": 1}),)),
-        "quota": (job(1, gpus=9), (("de-1", A100, {"n0": 9}),)),
-        "site_state": (job(1), (("de-1", A100, {"n0": 1}),)),
-    }
-    for rule, (which, legs) in cases.items():
-        snapshot = world(which, held=(held(1, "fr-1", {"n1": 1}, account="de"),), states={"de-1": SiteState.DRAINED})
-        plan = Plan(placements=(placed(which, *legs),) if legs else (), reasons={})
-        assert any(found.startswith(rule + ":") for found in violations(snapshot, plan)), rule
-        assert violations(replace(snapshot, pending=()), Plan(placements=(), reasons={})) == ()
