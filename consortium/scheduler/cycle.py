@@ -356,8 +356,11 @@ class Cycle:
     def _claim(self, line: Line, job: PendingJob) -> None:
         """Keep sites for a job that could take back what is its own there, but for legs that run for too short a time.
 
-        Else borrowers that come and go would always be too young, and the job would never start.
+        Else borrowers that come and go would always be too young, and the job would never start. It first waits as long
+        as a leg takes to stop: most find room in that time.
         """
+        if self.board.now_ms - job.created_ms < self._settings.stop_s * 1000:
+            return
         later = self._evictor.choose(job, line, self._ahead(job), ripe=False)
         for site in later.site.split(", ") if later is not None else ():
             self.board.claimed.setdefault(site, job.id)

@@ -27,9 +27,10 @@ class Outlook:
             if item.held.stopping_for or item.ends_ms > board.now_ms - stop_ms:
                 self._soon.append(item)
         self._going = frozenset(item.leg for item in self._soon)
-        self._sites: dict[str, SiteUse] = {}
+        changes = bool(self._soon or nominated)
+        self._sites: dict[str, SiteUse] = {} if changes else board.sites
         self.start_ms = board.now_ms + stop_ms
-        self.quota = board.quota.copy()
+        self.quota = board.quota.copy() if changes else board.quota
         for item in self._soon:
             self.quota.release(item.held.account, item.held.flavor, item.gpus)
         for shadow in nominated:

@@ -16,7 +16,7 @@ the cheapest nodes are cleared, then every victim is spared that is not needed a
 with the least loss wins. Loss is the work since the last training checkpoint plus the time to stop, over all legs of
 the victim. A disruption budget bounds evicted against requested GPUs: what stays within it goes first. One whole leg
 is always allowed, and the budget doubles once the job has waited for `min_run_s`: nominal is available within that
-time and `stop_s` wherever it does not take a crowd.
+time and twice `stop_s` wherever it does not take a crowd.
 
 No loops: a job is evicted for one within its nominal, which can be evicted in turn only as a guest, by a job at home.
 """
