@@ -321,11 +321,9 @@ class Cycle:
         self._block(line, job, layers, waits=True)
         choice = None
         if not delays and not self._making_room(job):
-            choice = self._evictor.choose(job, line, self._ahead(job))
+            choice = self._choose(line, job)
             if choice is not None:
                 job = self._evict(job, choice)
-            else:
-                self._claim(line, job)
         self._reserve(line, job)
         if choice is not None:
             return line.after(key, 1 << 62, self._settings.backfill_depth)
@@ -342,7 +340,7 @@ class Cycle:
         self._moved.add(job.account[:2])
         self.board.start(job, legs, [layer for layer in layers if isinstance(layer, Shadow)])
         self._pool.forget(self.board.quota.path(job.account))
-        self._evictor.forget(evicted=False)
+        self._evictor.forget(leg.site for leg in legs)
 
     def _block(self, line: Line, job: PendingJob, layers: tuple[Layer, ...], *, waits: bool) -> None:
         reason = self.verdict(line, job, layers)[1] if self._reasons else None
@@ -353,17 +351,25 @@ class Cycle:
         ends_ms = self.board.now_ms + (self._settings.stop_s + job.walltime_s) * 1000
         return tuple(shadow for shadow in self._firm if shadow.job.nominated or shadow.start_ms < ends_ms)
 
-    def _claim(self, line: Line, job: PendingJob) -> None:
-        """Keep sites for a job that could take back what is its own there, but for legs that run for too short a time.
+    def _choose(self, line: Line, job: PendingJob) -> Choice | None:
+        """Whom the job evicts. Where only the age of legs is in the way, the job claims the sites instead.
 
-        Else borrowers that come and go would always be too young, and the job would never start. It first waits as long
-        as a leg takes to stop: most find room in that time.
+        What is on loan does not start at a claimed site behind the job. Else borrowers that come and go would always be
+        too young, and it would never start. It first waits as long as a leg takes to stop: most find room in that time.
         """
-        if self.board.now_ms - job.created_ms < self._settings.stop_s * 1000:
-            return
-        later = self._evictor.choose(job, line, self._ahead(job), ripe=False)
-        for site in later.site.split(", ") if later is not None else ():
-            self.board.claimed.setdefault(site, job.id)
+        claimed = self.board.claimed
+        claims = self.board.now_ms - job.created_ms >= self._settings.stop_s * 1000
+        claims = claims and any(site not in claimed for site in line.usable)
+        if not claims and not self._evictor.any_ripe():
+            return None
+        prospects = self._evictor.prospects(job, line, self._ahead(job))
+        choice = self._evictor.choose(prospects)
+        if claims and choice is None:
+            fresh = [prospect for prospect in prospects if any(site not in claimed for site in prospect.sites)]
+            later = self._evictor.choose(fresh, ripe=False)
+            for site in later.sites if later is not None else ():
+                claimed.setdefault(site, job.id)
+        return choice
 
     def _making_room(self, job: PendingJob) -> bool:
         """Whether legs are stopping for the job already."""
@@ -377,12 +383,12 @@ class Cycle:
             for item in victim.legs:
                 leg = stopping(item.held, job.id, self.board.now_ms, self._settings.stop_s)
                 self.board.mark(item, leg)
-        self._evictor.forget(evicted=True)
+        self._evictor.forget({item.site for victim in choice.victims for item in victim.legs})
         self.queue.remove(job.id)
         nominated = replace(job, nominated=True)
         self.queue.add(nominated)
         if self._reasons:
-            self._own[job.id] = makes_room(job, choice.site, choice.gpus, len(choice.victims))
+            self._own[job.id] = makes_room(job, ", ".join(choice.sites), choice.gpus, len(choice.victims))
         return nominated
 
     def _reserve(self, line: Line, job: PendingJob) -> None:
@@ -399,7 +405,7 @@ class Cycle:
         self.shadows.append(shadow)
         if job.nominated or not any(self.level(line, job)[:1]):
             self._firm.append(shadow)
-            self._evictor.forget(evicted=False)
+            self._evictor.forget()
         if not self._reasons:
             return
         reason = self._own.get(job.id) or self._blocked[line][-1].reason

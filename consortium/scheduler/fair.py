@@ -67,6 +67,8 @@ class Pool:
         self._credit = settings.credit_percent / 100
         self._window_ms = settings.half_life_s * 1000 / log(2)
         self._levels: dict[str, dict[tuple[str, int], int]] = {}
+        self._of_jobs: dict[str, dict[tuple[str, str, int], tuple[int, ...]]] = {}
+        """Answers of `level`, by the partner whose accounts they are of."""
 
     def factors(self, account: str, quota: QuotaTree, flavor: str = "", gpus: int = 0) -> Factors:
         """The factors of an account, were it to hold `gpus` more of `flavor`."""
@@ -89,19 +91,28 @@ class Pool:
 
         So a partner's own jobs and those of its projects compare: () is within nominal all the way.
         """
-        levels = [
-            self._level(node, quota, flavor, more) if more else 0
-            for node, more in reversed(quota.passes(account, flavor, gpus))
-            if node != ROOT
-        ]
-        while levels and not levels[-1]:
-            levels.pop()
-        return tuple(levels)
+        path = quota.path(account)
+        top = path[-2] if len(path) > 1 else account
+        known = self._of_jobs.get(top)
+        if known is None:
+            known = self._of_jobs[top] = {}
+        answer = known.get((account, flavor, gpus))
+        if answer is None:
+            levels = [
+                self._level(node, quota, flavor, more) if more else 0
+                for node, more in reversed(quota.passes(account, flavor, gpus))
+                if node != ROOT
+            ]
+            while levels and not levels[-1]:
+                levels.pop()
+            answer = known[account, flavor, gpus] = tuple(levels)
+        return answer
 
     def forget(self, nodes: Iterable[str]) -> None:
         """Note that accounts hold something else now: those of a leg's account and above."""
         for node in nodes:
             self._levels.pop(node, None)
+            self._of_jobs.pop(node, None)
 
     def _level(self, node: str, quota: QuotaTree, flavor: str, gpus: int) -> int:
         known = self._levels.get(node)

@@ -28,6 +28,8 @@ class Outlook:
                 self._soon.append(item)
         self._going = frozenset(item.leg for item in self._soon)
         changes = bool(self._soon or nominated)
+        self._over: dict[tuple[str, str, str, int], int] = {}
+        self._alone: dict[tuple[str, str], int] | None = None
         self._sites: dict[str, SiteUse] = {} if changes else board.sites
         self.start_ms = board.now_ms + stop_ms
         self.quota = board.quota.copy() if changes else board.quota
@@ -70,6 +72,13 @@ class Outlook:
 
         Where `account` itself is above `other`, what counts is what it holds by itself against what is its own alone.
         """
+        key = account, other, flavor, gpus
+        known = self._over.get(key)
+        if known is None:
+            known = self._over[key] = self._count_over(account, other, flavor, gpus)
+        return known
+
+    def _count_over(self, account: str, other: str, flavor: str, gpus: int) -> int:
         shared = set(self.quota.path(other))
         branch = [node for node in self.quota.path(account) if node not in shared]
         if branch and gpus:
@@ -78,15 +87,22 @@ class Outlook:
         if branch:
             return self.quota.above(branch[-1], flavor)
         own = self.quota.quota(account, flavor)
-        items = (item for item in self._board.running if item.leg not in self._going)
-        held = sum(item.gpus for item in items if item.held.account == account and item.held.flavor == flavor)
-        promised = sum(
-            leg.gpus
-            for shadow in self._nominated
-            for leg in shadow.legs
-            if shadow.job.account == account and leg.flavor == flavor
-        )
-        return max(0, held + promised + gpus - (own.nominal if own else 0))
+        if self._alone is None:
+            self._alone = self._count_alone()
+        return max(0, self._alone.get((account, flavor), 0) + gpus - (own.nominal if own else 0))
+
+    def _count_alone(self) -> dict[tuple[str, str], int]:
+        """GPUs per account and flavor, without what accounts below it hold."""
+        alone: dict[tuple[str, str], int] = {}
+        for item in self._board.running:
+            if item.leg not in self._going:
+                key = item.held.account, item.held.flavor
+                alone[key] = alone.get(key, 0) + item.gpus
+        for shadow in self._nominated:
+            for leg in shadow.legs:
+                key = shadow.job.account, leg.flavor
+                alone[key] = alone.get(key, 0) + leg.gpus
+        return alone
 
     def branch(self, account: str, other: str) -> str:
         """The account that `over` counts for; with a mark where it is that account alone."""
@@ -108,6 +124,8 @@ class Case:
         self.job = job
         self.need = need
         self.partner = ids.partner_of(job.account)
+        self._fits: dict[str, bool] = {}
+        self._allowed: bool | None = None
 
     def barred(self, site: str) -> frozenset[str]:
         """Nodes that it may not use, were it to start when what stops has stopped."""
@@ -130,10 +148,24 @@ class Case:
 
     def fits(self, site: str, going: Sequence[Running]) -> bool:
         """Whether there is room for its leg at the site, had the legs `going` ended."""
-        return sum(self.rooms(site, going).values()) >= self.job.gpus
+        if going:
+            return self._has_room(site, going)
+        known = self._fits.get(site)
+        if known is None:
+            known = self._fits[site] = self._has_room(site, going)
+        return known
+
+    def _has_room(self, site: str, going: Sequence[Running]) -> bool:
+        free = self.outlook.use(site).free_total + sum(item.gpus for item in going if item.site == site)
+        return free >= self.job.gpus and sum(self.rooms(site, going).values()) >= self.job.gpus
 
     def allowed(self, going: Sequence[Running]) -> bool:
         """Whether quota allows it, had the legs `going` ended."""
+        if self._allowed is None:
+            self._allowed = self._allowed_without(())
+        return self._allowed or (bool(going) and self._allowed_without(going))
+
+    def _allowed_without(self, going: Sequence[Running]) -> bool:
         trees: list[tuple[QuotaTree, list[Running]]] = [(self.outlook.quota, self.outlook.still(going))]
         for shadow in self._kept:
             if (tree := shadow.limits()) is not None:

@@ -53,6 +53,54 @@ class Victim(NamedTuple):
     legs: tuple[Running, ...]
     gpus: int
     lost_gpu_ms: int
+    ripe: bool
+    """Whether all its legs ran for `min_run_s`."""
+
+
+class Loser(NamedTuple):
+    """A running job that loses its legs if somebody may evict it."""
+
+    cost: int
+    newest_ms: int
+    job: str
+    legs: tuple[Running, ...]
+    gpus: int
+    lost_gpu_ms: int
+    ripe: bool
+    here: int
+    """GPUs of its leg at the site in question."""
+
+
+class Kind(NamedTuple):
+    """What of a running leg decides who may evict it."""
+
+    account: str
+    partner: str
+    priority: Priority
+    anywhere: bool
+    preemptible: bool
+
+
+class Key(NamedTuple):
+    """What of a job decides whom it may evict at a site."""
+
+    outlook: Outlook
+    account: str
+    priority: Priority
+    names_sites: bool
+    flavor: str
+    need: int
+    within: tuple[bool, ...]
+    home: bool
+
+
+class Prospect(NamedTuple):
+    """Sites where room could be made for a job, if all that may be evicted had run for `min_run_s`."""
+
+    sites: tuple[str, ...]
+    case: Case
+    within: Mapping[str, tuple[bool, ...]]
+    """By flavor: whether its account, and each above it but the root, stays within nominal with the job."""
 
 
 class Choice(NamedTuple):
@@ -63,7 +111,7 @@ class Choice(NamedTuple):
     turn: int
     cost: int
     gpus: int
-    site: str
+    sites: tuple[str, ...]
     victims: tuple[Victim, ...]
 
 
@@ -76,64 +124,83 @@ def lost_ms(leg: HeldLeg, now_ms: int) -> int:
     return max(0, now_ms - kept_ms)
 
 
+Right = tuple[EvictionRule, int, int]
+"""By what right somebody may be evicted, the turn, and the turn as a guest."""
+
+
 class Evictor:
     """Finds victims for the jobs of one cycle."""
 
     def __init__(self, board: Board, settings: Settings) -> None:
         self._board = board
         self._settings = settings
-        self._latest_ms = board.now_ms
+        self._latest_ms = board.now_ms - settings.min_run_s * 1000
         """Legs that started later may not be evicted."""
-        self._oldest_ms: int | None = None
-        self._ripe_only = True
-        self._ripe: dict[tuple[int, str], list[Running]] = {}
-        """Per site the legs that may be evicted at all."""
-        self._known: dict[tuple[object, ...], list[Victim]] = {}
+        self._losers: dict[str, dict[Kind, list[Loser]]] = {}
+        """Per site the jobs that may be evicted at all, but for their age."""
+        self._rights: dict[Key, dict[Kind, Right | None]] = {}
+        self._reach: dict[tuple[str, Key], int] = {}
+        self._known: dict[tuple[str, Key], list[Victim]] = {}
         self._outlooks: dict[tuple[Shadow, ...], Outlook] = {}
         self._parents: frozenset[str] | None = None
+        self._any_ripe: bool | None = None
 
-    def forget(self, *, evicted: bool) -> None:
-        """Note that legs have started, or have been told to stop."""
+    def forget(self, sites: Iterable[str] = ()) -> None:
+        """Note that legs at the sites have started, or have been told to stop, or that something was reserved."""
         self._outlooks.clear()
+        self._rights.clear()
+        self._reach.clear()
         self._known.clear()
-        if evicted:
-            self._ripe.clear()
+        for site in sites:
+            self._losers.pop(site, None)
 
-    def choose(self, job: PendingJob, line: Line, ahead: Sequence[Shadow] = (), *, ripe: bool = True) -> Choice | None:
-        """Return whom to evict so that the job can start; None where nobody may be, or all would not suffice.
+    def prospects(self, job: PendingJob, line: Line, ahead: Sequence[Shadow] = ()) -> list[Prospect]:
+        """Return where room could be made for the job; nowhere, if it only has to wait for what ends by itself.
 
-        With `ripe` false the legs that ran for less than `min_run_s` count as well, and the budget that it will have by
-        then: whom it could evict in a while.
         `ahead` are the reservations that must not suffer: of jobs that GPUs are being taken back for, and of those that
         are served before and are within their nominal.
         """
         if not self._settings.preemption or not self._board.running:
-            return None
+            return []
         nominated = tuple(shadow for shadow in ahead if shadow.job.nominated)
-        self._latest_ms = self._board.now_ms - (self._settings.min_run_s * 1000 if ripe else 0)
-        if self._oldest_ms is None:
-            self._oldest_ms = min(item.held.started_ms for item in self._board.running)
-        if self._oldest_ms > self._latest_ms:
-            return None
-        self._ripe_only = ripe
         outlook = self._outlooks.get(nominated)
         if outlook is None:
             outlook = self._outlooks[nominated] = Outlook(self._board, self._settings.stop_s, nominated)
         within = {flavor: outlook.within(job.account, flavor, gpus) for flavor, gpus in line.need}
         if not job.sites and not any(any(nodes) for nodes in within.values()) and not self._shares_below(job.account):
-            return None
+            return []
         kept = [shadow for shadow in ahead if not shadow.job.nominated]
         if len(job.sites) > 1:
             if not all(all(nodes[-1:]) for nodes in within.values()):
-                return None
+                return []
             tries = [(line.usable, Case(self._board, outlook, kept, job, dict(line.need)))]
         else:
             cases = {flavor: Case(self._board, outlook, kept, job, {flavor: gpus}) for flavor, gpus in line.need}
             tries = [((site,), cases[self._board.flavors[site]]) for site in line.usable]
         if any(case.allowed(()) and all(case.fits(site, ()) for site in sites) for sites, case in tries):
-            return None  # it only has to wait for what ends by itself
-        found = [choice for sites, case in tries if (choice := self._choice(case, sites, within)) is not None]
+            return []
+        return [
+            Prospect(sites, case, within)
+            for sites, case in tries
+            if all(case.fits(site, ()) or self._reaches(case, site, within) for site in sites)
+        ]
+
+    def choose(self, prospects: Iterable[Prospect], *, ripe: bool = True) -> Choice | None:
+        """Return whom to evict so that the job can start; None where nobody may be, or all would not suffice.
+
+        With `ripe` false the legs that ran for less than `min_run_s` count as well, and the budget that it will have by
+        then: whom it could evict in a while.
+        """
+        if ripe and not self.any_ripe():
+            return None
+        found = [choice for prospect in prospects if (choice := self._choice(prospect, ripe=ripe)) is not None]
         return min(found) if found else None
+
+    def any_ripe(self) -> bool:
+        """Whether any leg ran for `min_run_s`. What starts or stops in this cycle does not change it for the worse."""
+        if self._any_ripe is None:
+            self._any_ripe = any(item.held.started_ms <= self._latest_ms for item in self._board.running)
+        return self._any_ripe
 
     def _shares_below(self, account: str) -> bool:
         """Whether accounts below it may hold what is its own alone."""
@@ -141,14 +208,15 @@ class Evictor:
             self._parents = frozenset(item.parent for item in self._board.accounts if item.parent)
         return account in self._parents
 
-    def _choice(self, case: Case, sites: Sequence[str], within: Mapping[str, tuple[bool, ...]]) -> Choice | None:
-        """Victims that make room at all of `sites`: within the budget if they can be, and those whose turn it is."""
+    def _choice(self, prospect: Prospect, *, ripe: bool) -> Choice | None:
+        """Victims that make room at all its sites: within the budget if they can be, and those whose turn it is."""
+        sites, case, within = prospect
         everybody: dict[str, Victim] = {}
         full = []
         for site in sites:
             if case.fits(site, ()):
                 continue  # only quota is in the way there
-            here = self._victims(case, site, within)
+            here = [victim for victim in self._victims(case, site, within) if victim.ripe or not ripe]
             if sum(victim.gpus for victim in here) + case.outlook.use(site).free_total < case.job.gpus:
                 return None
             everybody |= {victim.job: victim for victim in here}
@@ -157,10 +225,10 @@ class Evictor:
         if not all(case.fits(site, going) for site in full):
             return None
         if not case.allowed(going):
-            everybody |= {victim.job: victim for victim in self._borrowers(case, within)}
+            everybody |= {victim.job: victim for victim in self._borrowers(case, within) if victim.ripe or not ripe}
         asked = case.job.gpus * max(1, len(case.job.sites))
         waited_ms = self._board.now_ms - case.job.created_ms
-        patient = self._ripe_only and waited_ms < self._settings.min_run_s * 1000
+        patient = ripe and waited_ms < self._settings.min_run_s * 1000
         first: Choice | None = None
         for pool in self._pools(list(everybody.values()), asked):
             chosen = self._pick(case, full, pool)
@@ -173,7 +241,7 @@ class Evictor:
                 max(victim.turn for victim in chosen),
                 sum(victim.cost for victim in chosen),
                 count,
-                ", ".join(sites),
+                sites,
                 tuple(sorted(chosen)),
             )
             if not choice.over:
@@ -236,17 +304,41 @@ class Evictor:
                 needed = rest
         return needed
 
-    def _victims(self, case: Case, site: str, within: Mapping[str, tuple[bool, ...]]) -> list[Victim]:
-        """Jobs with a leg at the site that may be evicted for the job."""
+    def _key(self, case: Case, site: str, within: Mapping[str, tuple[bool, ...]]) -> Key:
         job, flavor = case.job, self._board.flavors[site]
-        key = (
-            self._latest_ms, site, case.outlook, job.account, job.priority, bool(job.sites), case.need[flavor],
-            within[flavor],
-        )  # fmt: skip
-        found = self._known.get(key)
+        home = self._board.sites[site].site.partner == case.partner
+        return Key(
+            case.outlook, job.account, job.priority, bool(job.sites), flavor, case.need[flavor], within[flavor], home
+        )
+
+    def _victims(self, case: Case, site: str, within: Mapping[str, tuple[bool, ...]]) -> list[Victim]:
+        """Jobs with a leg at the site that may be evicted for the job, were they old enough."""
+        key = self._key(case, site, within)
+        found = self._known.get((site, key))
         if found is None:
-            found = self._known[key] = self._look(case, site, flavor, within[flavor])
+            found = self._known[site, key] = [
+                Victim(
+                    right[1], loser.cost, loser.newest_ms, loser.job, right[0], kind.account,
+                    self._board.flavors[site], right[2], loser.legs, loser.gpus, loser.lost_gpu_ms, loser.ripe,
+                )
+                for kind, losers in self._at(site, case.outlook).items()
+                if (right := self._right(case, key, kind)) is not None
+                for loser in losers
+            ]  # fmt: skip
         return found
+
+    def _reaches(self, case: Case, site: str, within: Mapping[str, tuple[bool, ...]]) -> bool:
+        """Whether the GPUs of all that may be evicted at the site would be enough, if they were in the right place."""
+        key = self._key(case, site, within)
+        reach = self._reach.get((site, key))
+        if reach is None:
+            reach = self._reach[site, key] = case.outlook.use(site).free_total + sum(
+                loser.here
+                for kind, losers in self._at(site, case.outlook).items()
+                if self._right(case, key, kind) is not None
+                for loser in losers
+            )
+        return reach >= case.job.gpus
 
     def _borrowers(self, case: Case, within: Mapping[str, tuple[bool, ...]]) -> list[Victim]:
         """Borrowers at any site, of the flavors the job needs: what they hold of its quota may be anywhere."""
@@ -258,49 +350,48 @@ class Evictor:
             if victim.rule is EvictionRule.BORROWER
         ]
 
-    def _look(self, case: Case, site: str, flavor: str, within: tuple[bool, ...]) -> list[Victim]:
-        board, settings = self._board, self._settings
-        latest_ms = self._latest_ms
-        ripe = self._ripe.get((latest_ms, site))
-        if ripe is None:
-            ripe = self._ripe[latest_ms, site] = [
-                item for item in board.at[site] if item.held.started_ms <= latest_ms and not item.held.stopping_for
-            ]
-        home = bool(within[-1:]) and within[-1] and board.sites[site].site.partner == case.partner
-        rules: dict[tuple[str, Priority, bool, bool], tuple[EvictionRule, int, int] | None] = {}
-        found: list[Victim] = []
-        for item in case.outlook.still(ripe):
+    def _at(self, site: str, outlook: Outlook) -> dict[Kind, list[Loser]]:
+        """Whoever may be evicted at the site at all, but for their age."""
+        found = self._losers.get(site)
+        if found is not None:
+            return found
+        found = self._losers[site] = {}
+        now_ms, stop_ms = self._board.now_ms, self._settings.stop_s * 1000
+        for item in outlook.legs(site):
             leg = item.held
-            kind = leg.account, leg.priority, leg.anywhere, leg.preemptible
-            if kind not in rules:
-                rules[kind] = self._right(case, leg, flavor, within, home=home)
-            if (right := rules[kind]) is None:
+            legs = tuple(self._board.by_job[leg.job].values())
+            if any(other.held.stopping_for for other in legs):
                 continue
-            legs = tuple(board.by_job[leg.job].values())
-            if len(legs) > 1 and any(other.held.stopping_for or other.held.started_ms > latest_ms for other in legs):
-                continue
-            lost = sum(lost_ms(other.held, board.now_ms) * other.gpus for other in legs)
-            taken = sum(other.gpus for other in legs)
-            cost = lost + settings.stop_s * 1000 * taken
-            rule, turn, as_guest = right
-            found.append(
-                Victim(turn, cost, -leg.started_ms, leg.job, rule, leg.account, flavor, as_guest, legs, taken, lost)
+            lost = sum(lost_ms(other.held, now_ms) * other.gpus for other in legs)
+            gpus = sum(other.gpus for other in legs)
+            ripe = all(other.held.started_ms <= self._latest_ms for other in legs)
+            kind = Kind(leg.account, leg.partner, leg.priority, leg.anywhere, leg.preemptible)
+            found.setdefault(kind, []).append(
+                Loser(lost + stop_ms * gpus, -leg.started_ms, leg.job, legs, gpus, lost, ripe, item.gpus)
             )
         return found
 
-    def _right(
-        self, case: Case, leg: HeldLeg, flavor: str, within: tuple[bool, ...], *, home: bool
-    ) -> tuple[EvictionRule, int, int] | None:
-        """The rule by which the leg may be evicted, its turn, and its turn as a guest."""
+    def _right(self, case: Case, key: Key, kind: Kind) -> Right | None:
+        """The rule by which legs of the kind may be evicted, their turn, and their turn as guests."""
+        known = self._rights.get(key)
+        if known is None:
+            known = self._rights[key] = {}
+        if kind not in known:
+            known[kind] = self._judge(case, kind, key)
+        return known[kind]
+
+    def _judge(self, case: Case, leg: Kind, key: Key) -> Right | None:
         job, rank = case.job, leg.priority.rank if leg.preemptible else 0  # who asked not to be goes last
+        flavor, entitled = key.flavor, key.within[-1:] == (True,)
         if leg.account == job.account:
-            lower = rank > job.priority.rank and bool(within) and within[-1]
+            lower = rank > job.priority.rank and entitled
             mine = lower or (bool(job.sites) and leg.anywhere and rank == job.priority.rank)
             mine = mine and leg.preemptible
             return (EvictionRule.OWN, _turn(EvictionRule.OWN, rank), NEVER) if mine else None
-        as_guest = _turn(EvictionRule.GUEST, rank) if home and leg.partner != case.partner else NEVER
-        entitled = not case.outlook.over(job.account, leg.account, flavor, case.need[flavor])
-        if entitled and case.outlook.over(leg.account, job.account, flavor):
+        guest = entitled and key.home and leg.partner != case.partner
+        as_guest = _turn(EvictionRule.GUEST, rank) if guest else NEVER
+        within = not case.outlook.over(job.account, leg.account, flavor, key.need)
+        if within and case.outlook.over(leg.account, job.account, flavor):
             return EvictionRule.BORROWER, _turn(EvictionRule.BORROWER, rank), as_guest
         return (EvictionRule.GUEST, as_guest, as_guest) if as_guest < NEVER else None
 
