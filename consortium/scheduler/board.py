@@ -8,12 +8,23 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from consortium.domain import ids
+from consortium.domain.job import Priority
 from consortium.domain.partner import Cotenancy, Site, SiteState
 from consortium.domain.quota import Account
 from consortium.scheduler.quota import QuotaTree
 from consortium.scheduler.types import HeldLeg, LegPlacement, PendingJob, SiteView, Snapshot, Window, WindowKind
 
 NOBODY: frozenset[str] = frozenset()
+
+
+class Kind(NamedTuple):
+    """What of a held leg decides who may evict it."""
+
+    account: str
+    partner: str
+    priority: Priority
+    anywhere: bool
+    preemptible: bool
 
 
 class Running(NamedTuple):
@@ -24,6 +35,7 @@ class Running(NamedTuple):
     leg: str
     held: HeldLeg
     gpus: int
+    kind: Kind
 
 
 class SiteUse:
@@ -205,6 +217,7 @@ class Board(Layer):
         "claimed",
         "flavors",
         "items",
+        "kinds",
         "now_ms",
         "quota",
         "running",
@@ -224,6 +237,8 @@ class Board(Layer):
         """Job to leg id to leg."""
         self.items: dict[str, Running] = {}
         """Leg id to leg."""
+        self.kinds: dict[str, dict[Kind, int]] = {}
+        """Per site the GPUs held by legs of each kind."""
         self.views: dict[str, SiteView] = {}
         self.flavors: dict[str, str] = {}
         """Site to the id of its flavor."""
@@ -250,6 +265,7 @@ class Board(Layer):
         self._largest = {}
         self.set_windows(windows)
         self.running, self.at, self.by_job, self.items = [], {site: [] for site in self.sites}, {}, {}
+        self.kinds = {site: {} for site in self.sites}
         for leg in held:
             self.hold(leg)
 
@@ -288,23 +304,30 @@ class Board(Layer):
     def hold(self, leg: HeldLeg) -> Running:
         """Let a leg hold its GPUs and quota from now on."""
         gpus = leg.gpus
-        item = Running(leg.ends_ms, leg.site, leg.leg, leg, gpus)
+        kind = Kind(leg.account, leg.partner, leg.priority, leg.anywhere, leg.preemptible)
+        item = Running(leg.ends_ms, leg.site, leg.leg, leg, gpus, kind)
         insort(self.running, item)
         insort(self.at.setdefault(leg.site, []), item)
         self.by_job.setdefault(leg.job, {})[leg.leg] = item
         self.items[leg.leg] = item
+        kinds = self.kinds.setdefault(leg.site, {})
+        kinds[kind] = kinds.get(kind, 0) + gpus
         self.take(leg, gpus)
         return item
 
     def end(self, item: Running) -> None:
         """Let a leg's GPUs and quota be free."""
         self._forget(item)
+        kinds = self.kinds[item.site]
+        kinds[item.kind] -= item.gpus
+        if not kinds[item.kind]:
+            del kinds[item.kind]
         self.release(item.held, item.gpus)
 
     def mark(self, item: Running, leg: HeldLeg) -> None:
         """Put `leg` in the place of `item`: the same GPUs, another end or another purpose."""
         self._forget(item)
-        changed = Running(leg.ends_ms, leg.site, leg.leg, leg, item.gpus)
+        changed = Running(leg.ends_ms, leg.site, leg.leg, leg, item.gpus, item.kind)
         insort(self.running, changed)
         insort(self.at[leg.site], changed)
         if (use := self.sites.get(leg.site)) is not None:

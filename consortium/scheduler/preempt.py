@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from consortium.domain.job import Priority
-from consortium.scheduler.board import Board, Running, Shadow
+from consortium.scheduler.board import Board, Kind, Running, Shadow
 from consortium.scheduler.outlook import Case, Outlook
 from consortium.scheduler.queue import Line
 from consortium.scheduler.types import Eviction, EvictionRule, HeldLeg, PendingJob, Settings
@@ -67,18 +67,6 @@ class Loser(NamedTuple):
     gpus: int
     lost_gpu_ms: int
     ripe: bool
-    here: int
-    """GPUs of its leg at the site in question."""
-
-
-class Kind(NamedTuple):
-    """What of a running leg decides who may evict it."""
-
-    account: str
-    partner: str
-    priority: Priority
-    anywhere: bool
-    preemptible: bool
 
 
 class Key(NamedTuple):
@@ -137,7 +125,7 @@ class Evictor:
         self._latest_ms = board.now_ms - settings.min_run_s * 1000
         """Legs that started later may not be evicted."""
         self._losers: dict[str, dict[Kind, list[Loser]]] = {}
-        """Per site the jobs that may be evicted at all, but for their age."""
+        """Per site, of the kinds asked for, the jobs that may be evicted at all, but for their age."""
         self._rights: dict[Key, dict[Kind, Right | None]] = {}
         self._reach: dict[tuple[str, Key], int] = {}
         self._known: dict[tuple[str, Key], list[Victim]] = {}
@@ -321,9 +309,9 @@ class Evictor:
                     right[1], loser.cost, loser.newest_ms, loser.job, right[0], kind.account,
                     self._board.flavors[site], right[2], loser.legs, loser.gpus, loser.lost_gpu_ms, loser.ripe,
                 )
-                for kind, losers in self._at(site, case.outlook).items()
+                for kind in self._board.kinds[site]
                 if (right := self._right(case, key, kind)) is not None
-                for loser in losers
+                for loser in self._of_kind(site, kind, case.outlook)
             ]  # fmt: skip
         return found
 
@@ -333,10 +321,7 @@ class Evictor:
         reach = self._reach.get((site, key))
         if reach is None:
             reach = self._reach[site, key] = case.outlook.use(site).free_total + sum(
-                loser.here
-                for kind, losers in self._at(site, case.outlook).items()
-                if self._right(case, key, kind) is not None
-                for loser in losers
+                gpus for kind, gpus in self._board.kinds[site].items() if self._right(case, key, kind) is not None
             )
         return reach >= case.job.gpus
 
@@ -350,26 +335,24 @@ class Evictor:
             if victim.rule is EvictionRule.BORROWER
         ]
 
-    def _at(self, site: str, outlook: Outlook) -> dict[Kind, list[Loser]]:
-        """Whoever may be evicted at the site at all, but for their age."""
-        found = self._losers.get(site)
-        if found is not None:
-            return found
-        found = self._losers[site] = {}
-        now_ms, stop_ms = self._board.now_ms, self._settings.stop_s * 1000
-        for item in outlook.legs(site):
-            leg = item.held
-            legs = tuple(self._board.by_job[leg.job].values())
-            if any(other.held.stopping_for for other in legs):
-                continue
-            lost = sum(lost_ms(other.held, now_ms) * other.gpus for other in legs)
-            gpus = sum(other.gpus for other in legs)
-            ripe = all(other.held.started_ms <= self._latest_ms for other in legs)
-            kind = Kind(leg.account, leg.partner, leg.priority, leg.anywhere, leg.preemptible)
-            found.setdefault(kind, []).append(
-                Loser(lost + stop_ms * gpus, -leg.started_ms, leg.job, legs, gpus, lost, ripe, item.gpus)
-            )
-        return found
+    def _of_kind(self, site: str, kind: Kind, outlook: Outlook) -> list[Loser]:
+        """Whoever of the kind may be evicted at the site at all, but for their age."""
+        losers = self._losers.setdefault(site, {})
+        if kind not in losers:
+            legs = (item for item in outlook.legs(site) if item.kind == kind)
+            losers[kind] = [loser for item in legs if (loser := self._loser(item)) is not None]
+        return losers[kind]
+
+    def _loser(self, item: Running) -> Loser | None:
+        """The leg's job, unless it stops already."""
+        legs = tuple(self._board.by_job[item.held.job].values())
+        if any(other.held.stopping_for for other in legs):
+            return None
+        lost = sum(lost_ms(other.held, self._board.now_ms) * other.gpus for other in legs)
+        gpus = sum(other.gpus for other in legs)
+        ripe = all(other.held.started_ms <= self._latest_ms for other in legs)
+        cost = lost + self._settings.stop_s * 1000 * gpus
+        return Loser(cost, -item.held.started_ms, item.held.job, legs, gpus, lost, ripe)
 
     def _right(self, case: Case, key: Key, kind: Kind) -> Right | None:
         """The rule by which legs of the kind may be evicted, their turn, and their turn as guests."""
