@@ -8,11 +8,11 @@ BIN := .venv/bin
 demo: setup
 	$(BIN)/consortium demo
 
-test: setup lint
-	$(BIN)/python -m pytest -m "not long"
+test: setup lint test-unit
+	$(BIN)/python -m pytest -m "not long and integration"
 
 test-unit: setup
-	$(BIN)/python -m pytest -m "not long and not integration"
+	$(BIN)/python -m pytest -m "not long and not integration" -n logical --maxprocesses 4
 
 test-long: setup
 	$(BIN)/python -m pytest -m long

@@ -40,6 +40,12 @@ class Embedded:
         return SigningKey.load(self.directory.client()["key_paths"][person])
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the tests with the whole federation come last: once it runs, its fifty processes share the machine."""
+    items.sort(key=lambda item: item.path.parent.name == "integration")
+
+
 @pytest.fixture(scope="session")
 def embedded() -> Iterator[Embedded]:
     """The whole embedded federation, started once per test run in a home of its own, and stopped at its end.
