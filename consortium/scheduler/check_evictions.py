@@ -144,6 +144,9 @@ class _Rights:
             return leg.account == job.account and (lower or (bool(job.sites) and leg.anywhere))
         if item.rule is EvictionRule.GUEST:
             at_home = any(self._homes.get(part.site) == job.account[:2] for part in legs[item.job])
+            both_gangs = len(job.sites) > 1 and len(legs[item.job]) > 1
+            if both_gangs and (job.priority.rank, job.id) > (leg.priority.rank, leg.job):
+                return False
             return at_home and leg.account[:2] != job.account[:2] and self._within(job.account, "", flavor, gpus)
         if leg.account == job.account or not self._within(job.account, leg.account, flavor, gpus):
             return False

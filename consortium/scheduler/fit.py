@@ -103,7 +103,8 @@ def find_legs(
 
     Best: not borrowing, then a site that no other waiting job depends on (`spoken_for`), then a site of the account's
     own partner, then the flavor it prefers, then the fewest nodes, then the least room left over on them, then the
-    site's id.
+    site's id. For a nominated job its partner's sites come before what others depend on: where room was made for it at
+    home, it stays at home, and whoever made room has no right against it there.
     """
     if job.sites:
         return _everywhere(board, job, sites, layers)
@@ -152,10 +153,11 @@ def _best(
             borrows[flavor] = board.quota.borrowed(job.account, flavor, job.gpus) > 0
         if not allowed[flavor]:
             continue
-        first = (borrows[flavor], site in spoken_for, use.site.partner != partner)
-        if site in board.claimed and (first[0] or first[2]):
+        guest = use.site.partner != partner
+        if site in board.claimed and (borrows[flavor] or guest):
             continue
-        if best is not None and first > best[0][:3]:
+        first = (borrows[flavor], job.nominated and guest, site in spoken_for, guest)
+        if best is not None and first > best[0][:4]:
             continue
         nodes = nodes_at(job, site, layers, barred=board.barred(job, site, board.now_ms))
         if nodes is None:

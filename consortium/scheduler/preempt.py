@@ -19,6 +19,8 @@ is always allowed, and the budget doubles once the job has waited for `min_run_s
 time and twice `stop_s` wherever it does not take a crowd.
 
 No loops: a job is evicted for one within its nominal, which can be evicted in turn only as a guest, by a job at home.
+A job that may run anywhere starts at home where room was made there (`fit.find_legs`). Two gangs may each be guests
+where the other is at home: of these only the earlier evicts the later, by class and then by id.
 """
 
 from __future__ import annotations
@@ -204,7 +206,7 @@ class Evictor:
         for site in sites:
             if case.fits(site, ()):
                 continue  # only quota is in the way there
-            here = [victim for victim in self._victims(case, site, within) if victim.ripe or not ripe]
+            here = _offered(self._victims(case, site, within), case.job, ripe=ripe)
             if sum(victim.gpus for victim in here) + case.outlook.use(site).free_total < case.job.gpus:
                 return None
             everybody |= {victim.job: victim for victim in here}
@@ -213,7 +215,8 @@ class Evictor:
         if not all(case.fits(site, going) for site in full):
             return None
         if not case.allowed(going):
-            everybody |= {victim.job: victim for victim in self._borrowers(case, within) if victim.ripe or not ripe}
+            borrowers = _offered(self._borrowers(case, within), case.job, ripe=ripe)
+            everybody |= {victim.job: victim for victim in borrowers}
         asked = case.job.gpus * max(1, len(case.job.sites))
         waited_ms = self._board.now_ms - case.job.created_ms
         patient = ripe and waited_ms < self._settings.min_run_s * 1000
@@ -462,6 +465,21 @@ class Allowance:
             taken.append(victim)
         self._left = left
         return taken
+
+
+def _offered(victims: Iterable[Victim], job: PendingJob, *, ripe: bool) -> list[Victim]:
+    """The victims, of `ripe` ones only if so asked; a gang has no guest's right against a gang before it."""
+    offered = [victim for victim in victims if victim.ripe or not ripe]
+    if len(job.sites) < 2:
+        return offered
+    mine = job.priority.rank, job.id
+    theirs: list[Victim] = []
+    for victim in offered:
+        if len(victim.legs) == 1 or mine < (victim.legs[0].held.priority.rank, victim.job):
+            theirs.append(victim)
+        elif victim.rule is not EvictionRule.GUEST:
+            theirs.append(victim._replace(as_guest=NEVER))
+    return theirs
 
 
 def legs_of(victims: Iterable[Victim]) -> list[Running]:
