@@ -210,3 +210,45 @@ def test_borrowers_that_come_and_go_do_not_starve_a_large_job_within_nominal():
     assert plan.evictions == ()
     assert all(plan.reasons[item.id].numbers["ahead"] == large.id for item in borrowers)
     assert "what is its own" in plan.reasons[borrowers[0].id].message
+
+
+def gang(number: int, account_id: str) -> PendingJob:
+    return job(number, account=account_id, gpus=8, sites=("de-1", "fr-1"))
+
+
+def gang_runs(number: int, account_id: str) -> tuple[HeldLeg, ...]:
+    name = job(number).id
+    return tuple(
+        runs("gang", {"n0": 8}, where, job=name, leg=f"{name}@{where}", account=account_id, anywhere=False)
+        for where in ("de-1", "fr-1")
+    )
+
+
+@pytest.mark.parametrize(
+    ("story", "asks", "legs", "expected"),
+    [
+        ("an earlier gang takes its home back from a later one", gang(1, "fr"), gang_runs(2, "de"), 1),
+        ("a later gang waits for an earlier one", gang(2, "fr"), gang_runs(1, "de"), 0),
+        ("a later gang takes its home back from a job of one site",
+         gang(2, "fr"), (runs("a", {"n0": 8}, "fr-1"),), 1),
+        ("a job of one site takes its home back from an earlier gang",
+         job(2, account="fr", gpus=8, sites=("fr-1",)), gang_runs(1, "de"), 1),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
+)  # fmt: skip
+def test_of_two_gangs_at_each_others_home_only_the_earlier_evicts_the_later(
+    story: str, asks: PendingJob, legs: tuple[HeldLeg, ...], expected: int
+):
+    own = (account("fr", {H100: 16}), account("de", {H100: 24}))
+    sites = (site("de-1", H100, (8, 8)), site("fr-1", H100, (8,)))
+    assert len(schedule(world(asks, sites=sites, accounts=own, held=legs)).evictions) == expected, story
+
+
+def test_a_job_for_which_room_was_made_at_home_stays_there():
+    """Elsewhere it would be a guest, and the gang that made room for it could have it evicted in turn."""
+    own = (account("fr", {H100: 16}), account("de", {H100: 16}))
+    sites = (site("de-1", H100, (8,)), site("fr-1", H100, (8,)))
+    bound = job(3, account="de", gpus=8, sites=("de-1",), created_ms=NOW_MS)
+    moved = job(1, account="de", gpus=8, nominated=True)
+    plan = schedule(world(moved, bound, sites=sites, accounts=own))
+    assert {placed.job: placed.legs[0].site for placed in plan.placements} == {moved.id: "de-1"}
