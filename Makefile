@@ -2,17 +2,19 @@
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-unit test-long lint setup clean
 
 demo: setup
 	$(BIN)/consortium demo
 
-test: setup lint test-unit
-	$(BIN)/python -m pytest -m "not long and integration"
+test: setup lint
+	$(BIN)/python -m pytest -m "not long" --ignore=tests/integration $(PARALLEL)
+	$(BIN)/python -m pytest -m "not long" tests/integration
 
 test-unit: setup
-	$(BIN)/python -m pytest -m "not long and not integration" -n logical --maxprocesses 4
+	$(BIN)/python -m pytest -m "not long and not integration" $(PARALLEL)
 
 test-long: setup
 	$(BIN)/python -m pytest -m long

@@ -43,7 +43,7 @@ class Embedded:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the tests with the whole federation come last: once it runs, its fifty processes share the machine."""
-    items.sort(key=lambda item: item.path.parent.name == "integration")
+    items.sort(key=lambda item: "embedded" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
