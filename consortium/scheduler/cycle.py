@@ -360,9 +360,10 @@ class Cycle:
         claimed = self.board.claimed
         claims = self.board.now_ms - job.created_ms >= self._settings.stop_s * 1000
         claims = claims and any(site not in claimed for site in line.usable)
-        if not claims and not self._evictor.any_ripe():
+        ripe = self._evictor.any_ripe()
+        if not claims and not ripe:
             return None
-        prospects = self._evictor.prospects(job, line, self._ahead(job))
+        prospects = self._evictor.prospects(job, line, self._ahead(job), but=() if ripe else claimed)
         choice = self._evictor.choose(prospects)
         if claims and choice is None:
             fresh = [prospect for prospect in prospects if any(site not in claimed for site in prospect.sites)]

@@ -120,6 +120,8 @@ def on_loan(board: Board, job: PendingJob, site: str, gpus: int) -> bool:
 def _everywhere(
     board: Board, job: PendingJob, sites: Sequence[str], layers: Sequence[Layer]
 ) -> tuple[LegPlacement, ...] | None:
+    if any(board.sites[site].free_total < job.gpus for site in sites):
+        return None
     flavors = {site: board.flavors[site] for site in sites}
     for flavor, gpus in demand(job, flavors).items():
         if not quota_allows(job, flavor, gpus, layers):

@@ -25,7 +25,7 @@ where the other is at home: of these only the earlier evicts the later, by class
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from consortium.domain.job import Priority
@@ -144,11 +144,13 @@ class Evictor:
         for site in sites:
             self._losers.pop(site, None)
 
-    def prospects(self, job: PendingJob, line: Line, ahead: Sequence[Shadow] = ()) -> list[Prospect]:
+    def prospects(
+        self, job: PendingJob, line: Line, ahead: Sequence[Shadow] = (), *, but: Container[str] = ()
+    ) -> list[Prospect]:
         """Return where room could be made for the job; nowhere, if it only has to wait for what ends by itself.
 
-        `ahead` are the reservations that must not suffer: of jobs that GPUs are being taken back for, and of those that
-        are served before and are within their nominal.
+        Sites in `but` are of no interest by themselves. `ahead` are the reservations that must not suffer: of jobs that
+        GPUs are being taken back for, and of those that are served before and are within their nominal.
         """
         if not self._settings.preemption or not self._board.running:
             return []
@@ -172,7 +174,8 @@ class Evictor:
         return [
             Prospect(sites, case, within)
             for sites, case in tries
-            if all(case.fits(site, ()) or self._reaches(case, site, within) for site in sites)
+            if any(site not in but for site in sites)
+            and all(case.fits(site, ()) or self._reaches(case, site, within) for site in sites)
         ]
 
     def choose(self, prospects: Iterable[Prospect], *, ripe: bool = True) -> Choice | None:
