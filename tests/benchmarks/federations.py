@@ -56,12 +56,19 @@ def _job(number: int, draw: random.Random, names: list[str], homes: list[str]) -
     )
 
 
-def busy(pending: int) -> Snapshot:
-    """The federation after a first cycle and the ends of the shortest jobs: a busy one with a queue."""
+def busy(pending: int, hours: int = 0) -> Snapshot:
+    """The federation after a first cycle and the ends of the shortest jobs, then a cycle every ten minutes."""
     scheduler = Scheduler(federation(pending))
     scheduler.cycle(reasons=False)
-    scheduler.advance(NOW_MS + 600_000)
+    _advance(scheduler)
+    for _ in range(6 * hours):
+        scheduler.cycle(reasons=False)
+        _advance(scheduler)
+    return scheduler.snapshot()
+
+
+def _advance(scheduler: Scheduler) -> None:
+    scheduler.advance(scheduler.now_ms + 600_000)
     for leg in scheduler.board.legs():
         if leg.ends_ms <= scheduler.now_ms:
             scheduler.end(leg.leg)
-    return scheduler.snapshot()
