@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from consortium.data.across import Decision, KeepConfig, decide, detail, met, offer, read_offer
+from consortium.data.minhash import NearConfig, sign, view
+from consortium.errors import ConfigError, VerificationError
+from tests.data.drawn import altered, text
+
+KEY = b"0123456789abcdef0123456789abcdef"
+NEAR = NearConfig()
+KEEP = KeepConfig(states=("fr", "de", "uy"))
+Collection = list[tuple[str, str]]
+
+
+def exchange(collections: Mapping[str, Collection], keep: KeepConfig = KEEP) -> tuple[Decision, dict[str, list[str]]]:
+    """Return what all states decide, and the texts each is left with."""
+    signed, sent, rows = {}, {}, {}
+    for state, collection in collections.items():
+        signed[state] = view(sign([one for one, _ in collection], NEAR, KEY), NEAR, KEY)
+        sent[state], rows[state] = offer(signed[state], [date for _, date in collection], NEAR, keep, KEY)
+    offers = {state: read_offer(data, NEAR, keep, KEY, sender=state) for state, data in sent.items()}
+    places = met(offers, keep.states)
+    details = {state: detail(signed[state], rows[state], places[state]) for state in collections}
+    decision = decide(offers, details, NEAR, keep)
+    left = {}
+    for state, collection in collections.items():
+        gone = set(rows[state][decision.gives_up[state]].tolist())
+        left[state] = [one for row, (one, _) in enumerate(collection) if row not in gone]
+    return decision, left
+
+
+SHARED, OWN = text(1), [text(at) for at in range(10, 13)]
+COLLECTIONS: dict[str, Collection] = {
+    "fr": [(OWN[0], ""), (altered(SHARED, 2, 1), "2020-05-01")],
+    "de": [(SHARED, "2019-01-01"), (OWN[1], "")],
+    "uy": [(OWN[2], ""), (altered(SHARED, 1, 2), "")],
+}
+
+
+def test_the_first_state_in_order_keeps_the_copy_and_nobody_loses_its_own() -> None:
+    _, left = exchange(COLLECTIONS)
+    assert left == {"fr": [OWN[0], altered(SHARED, 2, 1)], "de": [OWN[1]], "uy": [OWN[2]]}
+
+
+def test_or_the_one_that_published_first() -> None:
+    _, left = exchange(COLLECTIONS, replace(KEEP, keeper="published"))
+    assert left == {"fr": [OWN[0]], "de": [SHARED, OWN[1]], "uy": [OWN[2]]}
+
+
+def test_a_second_exchange_drops_nothing_and_the_order_of_messages_does_not_matter() -> None:
+    decision, left = exchange(COLLECTIONS)
+    again, _ = exchange({state: [(one, "") for one in texts] for state, texts in left.items()})
+    assert not any(len(places) for places in again.gives_up.values())
+    backwards, _ = exchange(dict(reversed(COLLECTIONS.items())))
+    assert backwards.digest() == decision.digest() != again.digest()
+
+
+def test_short_documents_are_not_offered() -> None:
+    form = text(3, 20)
+    _, left = exchange({"fr": [(form, "")], "de": [(form, "")], "uy": []})
+    assert left["de"] == [form]
+    _, left = exchange({"fr": [(form, "")], "de": [(form, "")], "uy": []}, replace(KEEP, min_words=20))
+    assert left["de"] == []
+
+
+def test_an_offer_is_the_sealed_bands_and_nothing_else() -> None:
+    texts = [text(at) for at in range(30)]
+    signed = view(sign(texts, NEAR, KEY), NEAR, KEY)
+    data, rows = offer(signed, [""] * 30, NEAR, KEEP, KEY)
+    assert len(data) == 24 + 30 * 14 * 8
+    found = read_offer(data, NEAR, KEEP, KEY, sender="fr")
+    assert not np.any(np.isin(found.bands, signed.bands))
+    assert sorted(rows.tolist()) == list(range(30)) != rows.tolist()
+    assert np.all(np.diff(found.bands[0].astype(object)) >= 0)
+    other = b"another key, as long"
+    same, _ = offer(view(sign(texts, NEAR, other), NEAR, other), [""] * 30, NEAR, KEEP, other)
+    assert not np.any(np.isin(read_offer(same, NEAR, KEEP, other, sender="fr").bands, found.bands))
+
+
+def test_only_of_documents_that_met_the_minima_are_sent() -> None:
+    signed = {state: view(sign([one for one, _ in c], NEAR, KEY), NEAR, KEY) for state, c in COLLECTIONS.items()}
+    sent = {state: offer(signed[state], ["", ""], NEAR, KEEP, KEY)[0] for state in COLLECTIONS}
+    offers = {state: read_offer(data, NEAR, KEEP, KEY, sender=state) for state, data in sent.items()}
+    assert {state: len(places) for state, places in met(offers, KEEP.states).items()} == {"fr": 1, "de": 1, "uy": 1}
+
+
+def test_offers_under_other_settings_are_refused_by_name() -> None:
+    signed = view(sign([SHARED], NEAR, KEY), NEAR, KEY)
+    data, _ = offer(signed, [""], NEAR, KEEP, KEY)
+    for near, keep, key in (
+        (replace(NEAR, threshold=0.7), KEEP, KEY),
+        (NEAR, replace(KEEP, states=("de", "fr", "uy")), KEY),
+        (NEAR, replace(KEEP, keeper="published"), KEY),
+        (NEAR, KEEP, KEY[::-1]),
+    ):
+        with pytest.raises(VerificationError, match="uy made its offer"):
+            read_offer(data, near, keep, key, sender="uy")
+    with pytest.raises(VerificationError, match="cut off"):
+        read_offer(data[:-1], NEAR, KEEP, KEY, sender="uy")
+    with pytest.raises(VerificationError, match="no offer"):
+        read_offer(b"", NEAR, KEEP, KEY, sender="uy")
+
+
+def test_details_that_do_not_fit_and_states_that_are_missing_are_refused() -> None:
+    signed = view(sign([SHARED], NEAR, KEY), NEAR, KEY)
+    data, _ = offer(signed, [""], NEAR, KEEP, KEY)
+    offers = {state: read_offer(data, NEAR, KEEP, KEY, sender=state) for state in KEEP.states}
+    with pytest.raises(VerificationError, match="the detail of de"):
+        decide(offers, {"fr": bytes(112), "de": bytes(111), "uy": bytes(112)}, NEAR, KEEP)
+    with pytest.raises(VerificationError, match="no more, no fewer"):
+        decide({"fr": offers["fr"]}, {"fr": b""}, NEAR, KEEP)
+
+
+def test_nothing_leaves_without_a_secret_key() -> None:
+    with pytest.raises(ConfigError, match="secret key"):
+        offer(view(sign([SHARED], NEAR), NEAR), [""], NEAR, KEEP, b"")
+    with pytest.raises(ConfigError, match="each once"):
+        KeepConfig(states=("fr", "fr"))
