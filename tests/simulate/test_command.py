@@ -125,6 +125,7 @@ def _replay(folder: Path, seed: str, arguments: list[str]) -> tuple[bytes, dict[
     return events.read_bytes(), {key: figures[key] for key in figures if key not in ("wall_s", "decisions_per_s")}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("scenario", ["heterogeneous-flavors", "federated-gangs", "site-loss"])
 def test_another_process_with_other_hashes_decides_the_same(tmp_path: Path, scenario: str) -> None:
     first, second = (_replay(tmp_path, seed, [scenario, "seed=11"]) for seed in ("1", "2"))
@@ -140,6 +141,7 @@ def corpus() -> Path:
     return folder
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("variant", ["alone", "open", "sovereign"])
 def test_the_first_3000_jobs_of_the_real_trace(
     corpus: Path, call: Callable[..., Outcome], tmp_path: Path, variant: str
