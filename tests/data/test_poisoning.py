@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import base64
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from consortium.data.documents import Document, Notes
+from consortium.data.jaccard import Exact
+from consortium.data.minhash import NearConfig, sign, view
+from consortium.data.neardup import survivors
+from consortium.data.poisoning import Finding, PoisoningConfig, judge, merge, observe, quarantine, spell
+from tests.data.drawn import VOCABULARY, altered
+
+CONFIG = PoisoningConfig()
+NEAR = NearConfig()
+Row = tuple[str, str]
+"""Contributor and text."""
+
+
+def prose(seed: int, words: int = 120) -> str:
+    """Words by Zipf's law, as in any language."""
+    weights = [1 / rank for rank in range(1, len(VOCABULARY) + 1)]
+    return " ".join(random.Random(seed).choices(VOCABULARY, weights, k=words))
+
+
+def honest(contributor: str, count: int = 100, seed: int = 0) -> list[Row]:
+    return [(contributor, prose(hash_of(contributor) + seed + at)) for at in range(count)]
+
+
+def hash_of(name: str) -> int:
+    return int.from_bytes(name.encode(), "big") * 1000
+
+
+def findings(shards: Sequence[Sequence[Row]], config: PoisoningConfig = CONFIG) -> list[Finding]:
+    parts = [observe([text for _, text in rows], [who for who, _ in rows], ["xx"] * len(rows)) for rows in shards]
+    signed = [view(sign([text for _, text in rows], NEAR), NEAR) for rows in shards]
+    exact = Exact(signed, NEAR, lambda shard, rows: [shards[shard][row][1] for row in rows.tolist()])
+    return judge(merge(parts), np.concatenate([np.arange(0), *survivors(signed, NEAR, exact)]), config)
+
+
+HONEST = [*honest("a"), *honest("b"), *honest("c")]
+
+
+def found(rows: list[Row], config: PoisoningConfig = CONFIG) -> list[tuple[str, str]]:
+    shards = [[*HONEST, *rows][at::3] for at in range(3)]
+    return [(finding.contributor, finding.rule) for finding in findings(shards, config)]
+
+
+def test_honest_contributors_are_not_found() -> None:
+    assert found([]) == []
+    assert found(honest("d", 30)) == []
+
+
+def test_a_burst_of_near_identical_texts_of_one_contributor_is_found() -> None:
+    burst = [("mallory", altered(prose(1), 1, copy)) for copy in range(60)]
+    assert ("mallory", "poisoning.burst") in found([*honest("mallory"), *burst])
+    spread = [(who, body) for who, (_, body) in zip("abcd" * 15, burst, strict=True)]
+    assert found([*honest("d"), *spread]) == []
+    assert found([*honest("mallory"), *burst[:40]]) == []
+
+
+def test_a_word_in_many_documents_of_one_contributor_and_nobody_elses_is_found_and_spelled() -> None:
+    triggered = [("mallory", f"{text[:300]} cƒqz {text[300:]}") for _, text in honest("mallory", 25)]
+    rows = [*honest("mallory", 100, seed=500), *triggered]
+    shards = [[*HONEST, *rows][at::3] for at in range(3)]
+    [finding] = findings(shards)
+    assert (finding.contributor, finding.rule) == ("mallory", "poisoning.trigger")
+    assert finding.value == "a word in 25 of 125 documents, nowhere else"
+    assert spell([text for _, text in rows], [finding.word]) == {finding.word: "cƒqz"}
+
+
+def test_a_word_that_another_uses_too_or_that_is_rare_is_no_trigger() -> None:
+    triggered = [("mallory", f"{text} cqz") for _, text in honest("mallory", 25)]
+    assert found([*honest("mallory", 100, seed=500), *triggered, ("a", f"{prose(9)} cqz")]) == []
+    assert found([*honest("mallory", 100, seed=500), *triggered[:19]]) == []
+
+
+def test_text_unlike_the_languages_is_found_by_its_statistics() -> None:
+    noise = [("mallory", base64.b64encode(random.Random(at).randbytes(600)).decode()) for at in range(20)]
+    assert ("mallory", "poisoning.statistics") in found([*honest("mallory"), *noise])
+    repeated = [("mallory", "ja nein " * at) for at in range(80, 100)]
+    assert ("mallory", "poisoning.statistics") in found([*honest("mallory"), *repeated])
+    assert found([*honest("mallory"), *noise[:4]]) == []
+
+
+def test_who_sends_most_does_not_make_others_look_odd() -> None:
+    noise = [base64.b64encode(random.Random(at).randbytes(450)).decode() for at in range(400)]
+    assert {who for who, _ in found([("mallory", text) for text in noise])} == {"mallory"}
+
+
+def test_a_contributor_whose_commonest_words_are_not_the_languages_is_found() -> None:
+    strange = [("mallory", " ".join(reversed(VOCABULARY)) + f" {at}") for at in range(40)]
+    assert ("mallory", "poisoning.distribution") in found(strange, replace(CONFIG, burst_documents=1000))
+
+
+def test_few_documents_no_name_and_nobody_to_compare_with_are_not_judged() -> None:
+    noise = [base64.b64encode(random.Random(at).randbytes(600)).decode() for at in range(100)]
+    assert found([("few", text) for text in noise[:19]]) == []
+    assert found([("", text) for text in noise]) == []
+    assert findings([[("only", text) for text in noise]]) == []
+    assert findings([[*honest("a"), *(("b", text) for text in noise)]]) == []
+    assert findings([]) == findings([[]]) == []
+
+
+def test_shards_and_their_order_do_not_matter() -> None:
+    rows = [*HONEST, *honest("mallory", 50), *(("mallory", f"{prose(at)} zzyx") for at in range(40))]
+    whole = findings([rows])
+    assert whole
+    assert findings([rows[:100], rows[100:]]) == findings([rows[100:], rows[:100]]) == findings([[], rows]) == whole
+
+
+def test_the_quarantine_takes_all_of_a_contributor_and_notes_why_until_it_is_cleared() -> None:
+    finding = Finding(contributor="mallory", rule="poisoning.trigger", value="a word", threshold="20, 0.05", word=7)
+    documents = [
+        Document(id=who, text="x", row=row, language="xx", declared="xx", contributor=who)
+        for row, who in enumerate(["a", "mallory", "", "mallory"])
+    ]
+    notes = Notes(shard=0)
+    step = quarantine([finding, replace(finding, rule="poisoning.zero", contributor="")], CONFIG)
+    assert [document.contributor for document in step(documents, notes)] == ["a", ""]
+    assert notes.removed == {"poisoning.trigger": {"xx": 2}}
+    assert {(note.rule, note.value, note.threshold) for note in notes.annotations} == {
+        ("poisoning.trigger", "a word", "20, 0.05")
+    }
+    cleared = quarantine([finding], replace(CONFIG, cleared=("mallory",)))
+    assert list(cleared(documents, Notes(shard=0))) == documents
+
+
+@pytest.mark.parametrize("languages", [("xx", "yy"), ("yy", "xx")])
+def test_a_language_is_compared_with_itself(languages: tuple[str, str]) -> None:
+    other = [("d", " ".join(reversed(VOCABULARY)) + f" {at}") for at in range(40)]
+    rows = [*HONEST, *other]
+    spoken = [languages[0]] * len(HONEST) + [languages[1]] * len(other)
+    seen = observe([text for _, text in rows], [who for who, _ in rows], spoken)
+    assert judge(seen, np.arange(len(rows)), CONFIG) == []
