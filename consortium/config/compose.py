@@ -123,7 +123,11 @@ def _sources(kind: JobKind, given: tuple[JobOverride, ...], root: Path) -> list[
     chosen |= {o.key: str(o.value) for o in given if o.choice}
     sources = [("", job)]
     for group, choice in sorted(chosen.items()):
-        sources.append((GROUPS[kind][group], dirs.read(root, f"{group}/{choice}.yaml")))
+        chosen_file = dirs.read(root, f"{group}/{choice}.yaml")
+        sources.append((GROUPS[kind][group], chosen_file))
+        for entry in chosen_file.data.get("defaults", []):  # what it draws on in its own group
+            if isinstance(entry, str) and entry != "_self_":
+                sources.append((GROUPS[kind][group], dirs.read(root, f"{group}/{entry}.yaml")))
     return sources
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from consortium.config.build import Locate, build, unknown
 from consortium.domain import ids
+from consortium.domain.cleaning import C4, FineWeb, GopherQuality, GopherRepetition, LineRule, RuleSet
 from consortium.domain.job import JobKind, Priority, check_throughput
 from consortium.domain.units import moment_ms
 
@@ -36,10 +37,20 @@ class CleanConfig:
     max_chars: int
     dedup: Literal["exact", "none"]
     redact: tuple[Literal["email"], ...]
+    repair: Literal["unicode", "none"] = "unicode"
+    lines: tuple[LineRule, ...] = ()
+    min_repeated_line_chars: int = 20
+    filters: tuple[RuleSet, ...] = ()
+    language_thresholds: bool = False
+    """Where a language has thresholds of its own, they replace those below."""
+    gopher_quality: GopherQuality = field(default_factory=GopherQuality)
+    gopher_repetition: GopherRepetition = field(default_factory=GopherRepetition)
+    c4: C4 = field(default_factory=C4)
+    fineweb: FineWeb = field(default_factory=FineWeb)
 
     def __post_init__(self) -> None:
         _within(self, min_language_confidence=(0, 1), min_chars=(0, 1_000_000))
-        _within(self, max_chars=(max(1, self.min_chars), 1_000_000_000))
+        _within(self, max_chars=(max(1, self.min_chars), 1_000_000_000), min_repeated_line_chars=(1, 1_000_000))
         for language in self.languages:
             if len(language) != 2 or not language.isascii() or not language.islower():
                 raise ValueError(f"language {language!r} is not an ISO 639-1 code such as 'fr'")

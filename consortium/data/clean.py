@@ -44,7 +44,7 @@ def clean_dataset(
     UsageError where no document is left.
     """
     config = replace(config, languages=tuple(sorted(config.languages or dataset.languages)))
-    config.steps()
+    config.judges()
     key = manifest.stage_key("clean", to_json(config), [shard.digest for shard in dataset.shards])
     marker = f"{prefix}/done/clean-{key}.json"
     done = manifest.finished(store, marker)

@@ -27,7 +27,8 @@ FORMAT = 1
 def stage_code() -> str:
     """Return the digest of the code a stage's output depends on: this room, the shard formats, their libraries."""
     root = Path(consortium.__file__).parent
-    files = sorted([*(root / "data").glob("*.py"), root / "storage" / "shards.py"])
+    room = root / "data"
+    files = sorted([*room.rglob("*.py"), *room.rglob("*.yaml"), root / "storage" / "shards.py"])
     whole = hashlib.sha256(f"pyarrow {pyarrow.__version__} tokenizers {tokenizers.__version__}\n".encode())
     for path in files:
         whole.update(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(root).as_posix()}\n".encode())

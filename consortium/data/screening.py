@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
@@ -18,7 +18,11 @@ import pyarrow as pa
 from consortium.data import dedup, steps
 from consortium.data.counts import Counts
 from consortium.data.documents import Annotation, Document, Notes, annotation_table, from_table, to_columns
+from consortium.data.lines import Lines, LinesConfig
+from consortium.data.quality import Quality, QualityConfig
+from consortium.data.repair import repair
 from consortium.data.steps import LanguageConfig, LengthConfig, Step, known_languages
+from consortium.domain.cleaning import C4, FineWeb, GopherQuality, GopherRepetition, LineRule, RuleSet
 from consortium.errors import ConfigError
 from consortium.storage.shards import TEXT_SCHEMA
 
@@ -35,9 +39,28 @@ class CleanConfig:
     max_chars: int
     dedup: Literal["exact", "none"] = "exact"
     redact: tuple[Literal["email"], ...] = ("email",)
+    repair: Literal["unicode", "none"] = "unicode"
+    lines: tuple[LineRule, ...] = ()
+    min_repeated_line_chars: int = 20
+    filters: tuple[RuleSet, ...] = ()
+    language_thresholds: bool = False
+    gopher_quality: GopherQuality = field(default_factory=GopherQuality)
+    gopher_repetition: GopherRepetition = field(default_factory=GopherRepetition)
+    c4: C4 = field(default_factory=C4)
+    fineweb: FineWeb = field(default_factory=FineWeb)
 
-    def steps(self) -> tuple[Step, ...]:
-        """Return the steps on single documents, in order. Raises ConfigError for a language the model does not know."""
+    def edits(self) -> tuple[Step, ...]:
+        """Return the steps that change documents and drop none, in order."""
+        c4 = self.c4 if "c4" in self.filters else None
+        cuts = LinesConfig(c4=c4, rules=self.lines, min_repeated_chars=self.min_repeated_line_chars)
+        return (
+            *((repair,) if self.repair == "unicode" else ()),
+            *((steps.redact_email,) if "email" in self.redact else ()),
+            *((Lines(cuts),) if self.lines or c4 else ()),
+        )
+
+    def judges(self) -> tuple[Step, ...]:
+        """Return the steps that drop documents and change no text. Raises ConfigError for an unknown language."""
         unknown = sorted(set(self.languages) - known_languages())
         if unknown or not self.languages:
             raise ConfigError(
@@ -45,12 +68,15 @@ class CleanConfig:
                 where="languages",
                 fix=f"one or more of {', '.join(sorted(known_languages()))}",
             )
-        redact: tuple[Step, ...] = (steps.redact_email,) if "email" in self.redact else ()
         return (
-            *redact,
             steps.length(LengthConfig(min_chars=self.min_chars, max_chars=self.max_chars)),
             steps.language(LanguageConfig(languages=self.languages, min_confidence=self.min_language_confidence)),
+            *((Quality(self.quality()),) if self.filters else ()),
         )
+
+    def quality(self) -> QualityConfig:
+        """Return the quality rules that are asked, with their thresholds."""
+        return QualityConfig(**{each.name: getattr(self, each.name) for each in fields(QualityConfig)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +113,7 @@ def screen(table: pa.Table, index: int, config: CleanConfig) -> Screened:
             chars += len(document.text)
             yield document
 
-    kept = list(steps.chain(config.steps(), counted(), notes))
+    kept = sorted(_settled(config, list(counted()), notes), key=lambda document: document.row)
     columns = {**to_columns(kept), "declared": [d.declared for d in kept], "row": [d.row for d in kept]}
     return Screened(
         candidates=pa.table([pa.array(columns[f.name], f.type) for f in CANDIDATE_SCHEMA], CANDIDATE_SCHEMA),
@@ -102,6 +128,27 @@ def screen(table: pa.Table, index: int, config: CleanConfig) -> Screened:
             chars_out=sum(len(document.text) for document in kept),
         ),
     )
+
+
+def _settled(config: CleanConfig, documents: list[Document], notes: Notes) -> Iterator[Document]:
+    """Yield what stays, as it would be left by a second run: edits until nothing changes, then the judges.
+
+    A document that turns out to be in another language than declared is edited again as what it is, and judged again
+    where that changed it.
+    """
+    edits, judges = config.edits(), config.judges()
+    for _ in range(steps.MAX_ROUNDS):
+        came = {document.row: document.language for document in documents}
+        kept = list(steps.chain(judges, steps.edited(edits, documents, notes), notes))
+        yield from (document for document in kept if document.language == came[document.row])
+        others = [document for document in kept if document.language != came[document.row]]
+        documents = []
+        for before, after in zip(others, steps.edited(edits, others, notes), strict=True):
+            if after.text == before.text:
+                yield after
+            else:
+                documents.append(after)
+    yield from documents
 
 
 def settle(candidates: pa.Table, index: int, own_start: int, survivors: npt.NDArray[np.int64]) -> Settled:

@@ -33,7 +33,7 @@ EMAIL_PLACEHOLDER = "[EMAIL]"
 
 CONTRAST = ("de", "en", "es", "fr", "it", "nl", "pt")
 """Languages that a document may turn out to be in, besides the wanted ones: what our collections really contain."""
-_LOOK_AT_CHARS = 500
+_LOOK_AT_CHARS = 300
 _NOT_LETTERS = re.compile(r"[\W\d_]+")
 
 
@@ -71,7 +71,7 @@ def language(config: LanguageConfig) -> Step:
     """Drop documents in other languages; those that stay carry the language found.
 
     The model is py3langid's naive Bayes over byte n-grams, restricted to `config.languages` and `CONTRAST`, on the
-    first 500 characters without markup and digits, in lower case: upper-case headings of laws would else look foreign.
+    first 300 characters without markup and digits, in lower case: upper-case headings of laws would else look foreign.
     """
     wanted = frozenset(config.languages)
     classify = _classifier(tuple(sorted(wanted | set(CONTRAST))))
@@ -110,6 +110,28 @@ def chain(steps: Sequence[Step], documents: Iterable[Document], notes: Notes) ->
     for step in steps:
         stream = step(stream, notes)
     yield from stream
+
+
+MAX_ROUNDS = 5
+
+
+def edited(steps: Sequence[Step], documents: Iterable[Document], notes: Notes) -> list[Document]:
+    """Run documents through steps that change and never drop, again where something changed, until nothing does.
+
+    What one edit leaves may call for another: a cut line may hold the words that made the next one look repeated. So a
+    second run over the output finds nothing to do. Spans of a later round count characters of what the earlier left.
+    """
+    result = list(documents)
+    turn = list(range(len(result)))
+    for _ in range(MAX_ROUNDS):
+        before = [result[at] for at in turn]
+        after = list(chain(steps, before, notes))
+        for at, document in zip(turn, after, strict=True):
+            result[at] = document
+        turn = [at for at, old, new in zip(turn, before, after, strict=True) if new.text != old.text]
+        if not turn:
+            break
+    return result
 
 
 def _filter(judge: Callable[[Document], Outcome]) -> Step:

@@ -66,9 +66,9 @@ def test_the_same_shard_gives_the_same_bytes() -> None:
 
 def test_unknown_and_missing_languages_are_config_errors() -> None:
     with pytest.raises(ConfigError, match="xx"):
-        replace(CONFIG, languages=("fr", "xx")).steps()
+        replace(CONFIG, languages=("fr", "xx")).judges()
     with pytest.raises(ConfigError, match="no language"):
-        replace(CONFIG, languages=()).steps()
+        replace(CONFIG, languages=()).judges()
 
 
 def test_the_earliest_of_equal_texts_survives() -> None:

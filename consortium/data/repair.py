@@ -1,0 +1,112 @@
+"""Unicode repair: ftfy where a text may need it, NFC, no control characters; most texts need none and are left alone.
+
+| what                                                     | becomes                                                  |
+|----------------------------------------------------------|----------------------------------------------------------|
+| UTF-8 read as Latin-1, Windows-125x, Mac Roman or CP437   | the characters meant (ftfy)                              |
+| HTML entities in a text without tags                     | their characters (ftfy)                                  |
+| C1 controls, ligatures, full-width Latin, lone surrogates | what they stand for (ftfy)                               |
+| `\\r`, U+0085, U+2028, U+2029                             | newlines                                                 |
+| other controls, terminal escapes, byte order marks,      | nothing                                                  |
+| zero-width spaces, soft hyphens                          |                                                          |
+| any normal form                                          | NFC                                                      |
+
+Quotation marks stay as they are: in French and German they are right.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import ftfy
+
+from consortium.data.documents import Document, Notes
+
+CONFIG = ftfy.TextFixerConfig(uncurl_quotes=False, normalization="NFC", explain=False)
+_NOTHING = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\u00ad\\u200b\\u2060\\ufeff]")
+_ASCII_SUSPECT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]|&[#A-Za-z]")
+_ROUNDS = 5
+_ENCODINGS = ("latin-1", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257", "mac_roman", "cp437")
+_ALL_LEADS = ((0xC2, 0xDF, 1), (0xE0, 0xEF, 2), (0xF0, 0xF4, 3))
+"""Lead bytes of UTF-8, from and to, and how many bytes follow."""
+_COMMON_LEADS = ((0xC2, 0xC5, 1), (0xE2, 0xE2, 2))
+"""Of Latin letters and punctuation: the other leads are letters and quotation marks in Mac Roman and CP437."""
+
+
+def _read(encoding: str, low: int, high: int) -> str:
+    """Return the signs above ASCII that the bytes from `low` to `high` are in an encoding."""
+    whole = bytes(range(low, high + 1)).decode(encoding, "ignore")
+    return "".join(sorted(sign for sign in set(whole) if ord(sign) > 127))
+
+
+def _mojibake() -> tuple[str, str, str, str]:
+    """Return what UTF-8 looks like when it is read in another encoding.
+
+    First and second sign of it, of any encoding; first signs that are rare in any text; and the pattern for all.
+    """
+    leads = follows = rare = ""
+    patterns: list[str] = []
+    for encoding in _ENCODINGS:
+        uncommon = encoding in ("mac_roman", "cp437")
+        follow = _read(encoding, 0x80, 0xBF) + "".join(map(chr, range(0x80, 0xA0)))
+        for low, high, number in _COMMON_LEADS if uncommon else _ALL_LEADS:
+            lead = _read(encoding, low, high)
+            patterns.append(f"[{re.escape(lead)}][{re.escape(follow)}]{{{number}}}")
+            leads, rare = (leads, rare + lead) if uncommon else (leads + lead, rare)
+        follows += "" if uncommon else follow
+    return leads, follows, rare, "|".join(patterns)
+
+
+_LEADS, _FOLLOWS, _RARE, _PATTERN = _mojibake()
+_SIGNS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\u200b\u2028\u2029\u2060"
+    "\u206a-\u206f\u3000\ud800-\udfff\ufb00-\ufb06\ufeff\uff01-\uffef\ufff9-\ufffd&" + re.escape(_RARE) + "]"
+)
+_PAIR = re.compile(f"[{re.escape(_LEADS)}][ {re.escape(_FOLLOWS)}]")
+_MOJIBAKE = re.compile(f"[\u00c2\u00c3] |{_PATTERN}")
+
+
+def needs_repair(text: str) -> bool:
+    """Tell whether `repaired` may change a text; False is certain, True is not. Looks from cheap to dear."""
+    if text.isascii():
+        return _ASCII_SUSPECT.search(text) is not None
+    return (
+        _SIGNS.search(text) is not None
+        or (_PAIR.search(text) is not None and _MOJIBAKE.search(text) is not None)
+        or not unicodedata.is_normalized("NFC", text)
+    )
+
+
+def repaired(text: str) -> str:
+    """Return a text that needs no repair. What repair itself uncovers (`&amp;lt;`) is repaired too."""
+    for _ in range(_ROUNDS):
+        once = unicodedata.normalize("NFC", _NOTHING.sub("", ftfy.fix_text(text, CONFIG)))
+        if once == text:
+            break
+        text = once
+    return text
+
+
+def repair(documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
+    """Repair documents; a repaired one is noted once, with the span that holds all differences."""
+    for document in documents:
+        if needs_repair(document.text):
+            text = repaired(document.text)
+            if text != document.text:
+                notes.edit(document, "repair.unicode", "", *_span(document.text, text))
+                document = replace(document, text=text)
+        yield document
+
+
+def _span(before: str, after: str) -> tuple[int, int]:
+    """Return the characters of `before` between what both begin with and what both end with."""
+    start = _alike(before, after)
+    return start, len(before) - _alike(before[start:][::-1], after[start:][::-1])
+
+
+def _alike(one: str, other: str) -> int:
+    """Return how many characters two texts begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
