@@ -13,9 +13,10 @@
 | `redact.phone`       | `[PHONE]`       | `+` or `00` and a possible number; national layouts of the configured states|
 |                      |                 | (phonenumbers); any possible number behind a word such as `Tel.`            |
 
-Where spans overlap, the rule further up wins. A text is searched again until nothing is found, because a placeholder is
-shorter than what it stands for and may bring a word nearer to a number: so a second run changes nothing. Names are not
-looked for. Every edit is noted with its kind and its span in the text as it came; the value is never written anywhere.
+Where spans overlap, a secret wins, then the longer one, then the rule further up. A text is searched again until
+nothing is found, because a placeholder is shorter than what it stands for and may bring a word nearer to a number: so a
+second run changes nothing. Names are not looked for. Every edit is noted with its kind and its span in the text as it
+came; the value is never written anywhere.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from consortium.errors import ConfigError
 
 Kind = Literal["secret", "email", "iban", "credit_card", "national_id", "ip", "phone"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""In order of precedence."""
+"""In order of precedence between equals."""
 
 _LOCAL = re.compile(r"[\w%+-](?:[\w.%+-]{0,62}[\w%+-])?(?![\w.%+-])")  # read from the end, at most 64 characters
 _DOMAIN = re.compile(r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}(?:[^\W\d_]{2,24}|xn--[a-z0-9-]{2,59})(?![\w-])")
@@ -68,11 +69,9 @@ _TOKEN = re.compile(
     r"|eyJ[A-Za-z0-9_-]{8,4096}\.[A-Za-z0-9_-]{4,8192}(?:\.[A-Za-z0-9_-]{0,1024})?"
     r")(?![A-Za-z0-9_])"
 )
-_WORDS = (
-    *("pass", "pwd", "mdp", "contrase", "kennwort", "senha"),
-    *("secret", "token", "credential", "clave", "key", "bearer"),
-)
-"""What `_ASSIGNED` begins with, in lower case."""
+_CHOSEN = ("pass", "pwd", "mdp", "contrase", "kennwort", "senha")
+_WORDS = (*_CHOSEN, "secret", "token", "credential", "clave", "key", "bearer")
+"""What `_ASSIGNED` begins with, in lower case; the first may be assigned to by a verb, the others by a sign."""
 _ASSIGNED = re.compile(
     r"(?:(?P<chosen>pass(?:word|wd|wort|phrase|e)?|pwd|mdp|contrase(?:ñ|n)a|kennwort|senha)"
     r"|secret|token|credentials?|clave|key|(?P<bearer>bearer\s))(?(bearer)|[\"']?"
@@ -158,10 +157,14 @@ def find(text: str, config: PiiConfig, language: str = "") -> list[Span]:
     if len(found) < 2:
         return found
     kept: list[Span] = []
-    for span in sorted(found, key=lambda span: (KINDS.index(span.kind), span.start - span.end, span.start)):
+    for span in sorted(found, key=_precedence):
         if all(span.end <= other.start or other.end <= span.start for other in kept):
             kept.append(span)
     return sorted(kept, key=lambda span: span.start)
+
+
+def _precedence(span: Span) -> tuple[bool, int, int, int]:
+    return span.kind != "secret", span.start - span.end, KINDS.index(span.kind), span.start
 
 
 def _none(run: Run) -> tuple[Span, ...]:
@@ -228,7 +231,7 @@ def _secrets(text: str) -> Iterator[Span]:
     lower = text.lower()
     if len(lower) != len(text):  # a few letters grow: then character by character
         lower = "".join(char.lower()[0] for char in text)
-    for word in _WORDS:
+    for word in _WORDS if ":" in text or "=" in text else (*_CHOSEN, "bearer"):
         at = lower.find(word)
         while at >= 0:
             match = _ASSIGNED.match(text, at)

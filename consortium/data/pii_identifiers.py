@@ -163,8 +163,14 @@ IDENTIFIERS: tuple[Identifier, ...] = (
     ),
     Identifier(state="si", name="EMSO", check="si.emso", cued=("13",), cue="emšo|emso"),
     Identifier(state="sk", name="RC", check="cz.rc", alone=("6/4", "6/3"), cued=("10",), cue="rodn|rč|rc"),
-    Identifier(state="us", name="SSN", check="us.ssn", alone=("3-2-4",), cued=("9", "3 2 4"), cue="ssn|security"),
-    Identifier(state="us", name="ITIN", check="us.itin", alone=("3-2-4",), cued=("9",), cue="itin|taxpayer"),
+    Identifier(
+        state="us",
+        name="SSN, ITIN or ATIN",
+        check="us_taxpayer",
+        alone=("3-2-4",),
+        cued=("9", "3 2 4"),
+        cue="ssn|security|itin|taxpayer",
+    ),
     Identifier(
         state="uy",
         name="CI",
@@ -204,6 +210,11 @@ def uy_ci(number: str) -> bool:
         return False
     total = sum(int(digit) * weight for digit, weight in zip(digits, (2, 9, 8, 7, 6, 3, 4), strict=False))
     return int(digits[7]) == -total % 10
+
+
+def us_taxpayer(number: str) -> bool:
+    """American SSN, ITIN or ATIN: no check digit, so numbers that were never given out are refused."""
+    return number[:3] not in ("000", "666") and number[3:5] != "00" and number[5:] != "0000"
 
 
 def uy_ci_misprint(number: str) -> bool:
@@ -262,6 +273,8 @@ def _is_date(day: int, month: int) -> bool:
     return True
 
 
-OWN: dict[str, Check] = {f.__name__: f for f in (uy_ci, uy_ci_misprint, es_nuss, fr_nir_13, de_rvnr, de_kvnr, gb_nino)}
+OWN: dict[str, Check] = {
+    f.__name__: f for f in (us_taxpayer, uy_ci, uy_ci_misprint, es_nuss, fr_nir_13, de_rvnr, de_kvnr, gb_nino)
+}
 SPACES = re.compile(r"[ ./\u00a0\u2007\u2009\u202f]")
 """What is taken out of an identifier with letters before its check; hyphens stay, for some mean something."""

@@ -38,15 +38,20 @@ _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _IPV4 = re.compile(rf"(?<![0-9.]){_OCTET}(?:\.{_OCTET}){{3}}(?![0-9]|\.[0-9])")
 
 _WORD = re.compile(r"[^\W\d_]+(?:[.-][^\W\d_]+)*")
-NOT_A_PERSONS = re.compile(
-    r"(?:\b(?:isbn(?:-1[03])?|issn|ean|gtin|doi|ecli|celex|siren|siret|rcs|hr[ab]|az|aktenzeichen|gesch(?:äfts)?z(?:eichen)?"
-    r"|expediente|exp|dossier|facture|rechnung(?:snummer|s-?nr)?|invoice|order|commande|bestell(?:nummer|-?nr)|factura"
-    r"|pedido|art(?:icle|[ií]culo|ikel)?|version|versión|v|jorf|bgbl|boe-?a?|ley|loi|law|d[ée]cret|decreto"
-    r"|ref(?:er[eê]nc(?:e|ia)|erenz)?|réf(?:érence)?|zeichen|matr[ií]cula|padr[oó]n|cas|einecs|eg-?nr|imo|serial"
-    r"|seriennummer|lote?|charge|code|código|artikel-?nr|id)(?![^\W\d_])|§)"
-    r"[\s:.°º#-]{0,4}(?:(?:no?|nr|nummer|num[ée]ro|n[úu]mero|number)(?![^\W\d_])[\s:.°º#-]{0,4})?$",
-    re.IGNORECASE,
+_NUMBER_OF = r"(?![^\W\d_])[\s:.°º#-]{0,4}(?:(?:no?|nr|nummer|num[ée]ro|n[úu]mero|number)(?![^\W\d_])[\s:.°º#-]{0,4})?$"
+_THINGS = (
+    r"isbn(?:-1[03])?|issn|ean|gtin|doi|ecli|celex|siren|siret|rcs|hr[ab]|cas-(?:nr|nummer|no|number)|einecs|imo|serial"
+    r"|seriennummer|lote?|expediente|facture|rechnung(?:snummer|s-?nr)?|invoice|order|commande|bestell(?:nummer|-?nr)"
+    r"|factura|pedido|aktenzeichen|charge|artikel-?nr"
 )
+_CITATIONS = (
+    r"az|gesch(?:äfts)?z(?:eichen)?|exp|dossier|art(?:icle|[ií]culo|ikel)?|version|versión|v|jorf|bgbl|boe-?a?|ley|loi|law"
+    r"|d[ée]cret|decreto|r[ée]f(?:er[eê]nc(?:e|ia)|erenz|érence)?|zeichen|matr[ií]cula|padr[oó]n|eg-?nr|code|código|id|cas"
+)
+CATALOGUED = re.compile(rf"\b(?:{_THINGS}){_NUMBER_OF}", re.IGNORECASE)
+"""A word before a number that says that it belongs to a thing."""
+CITED = re.compile(rf"(?:\b(?:{_THINGS}|{_CITATIONS})|§){_NUMBER_OF}", re.IGNORECASE)
+"""The same, or a citation: those have too few digits to be taken for a card, but may look like a telephone number."""
 NUMBERED = re.compile(r"(?:\bn[°ºo]|\bnr|№|#)[. :]*$", re.IGNORECASE)
 MONEY_BEFORE = re.compile(r"(?:[€$£]|\b(?:EUR|USD|UYU|CHF|GBP|BRL|DM|R))[ \u00a0]?$")
 UNIT_BEHIND = re.compile(
@@ -61,8 +66,12 @@ _IP_CUE = re.compile(
 )
 _FROM = re.compile(r"\b(?:from|von|depuis|desde)\s+$", re.IGNORECASE)
 _VERSION = re.compile(
-    r"(?:\bv(?:ers(?:ion|ión|ão)?)?|release|firmware|build|§+|nr|nummer|ziffer|abschnitt|kapitel|num[ée]ro|section"
-    r"|secci[oó]n|punto|point|anhang|annexe|anexo|r[úu]bri(?:que|ca)|oid|n[°º])[. :]*$",
+    r"(?:\bv(?:ers(?:ion|ión|ão)?)?|release|firmware|build|oid)[. :]*$",
+    re.IGNORECASE,
+)
+_SECTION = re.compile(
+    r"(?:§+|nr|nummer|ziffer|abschnitt|kapitel|num[ée]ro|section|secci[oó]n|punto|point|anhang|annexe|anexo"
+    r"|r[úu]bri(?:que|ca)|n[°º])[. :]*$",
     re.IGNORECASE,
 )
 
@@ -281,11 +290,11 @@ def _judged(run: Run, first: int, last: int, layout: str, rules: Rules) -> Itera
         and layout in _CARD_LAYOUTS
         and _CARD.fullmatch(number)
         and luhn.is_valid(number)
-        and not NOT_A_PERSONS.search(run.preceding(first))
+        and not CATALOGUED.search(run.preceding(first))
     ):
         yield run.span("credit_card", first, last)
     alone = any(check(number) for check in rules.alone.get(layout, ()))
-    if (alone and not NOT_A_PERSONS.search(run.preceding(first))) or any(
+    if (alone and not CATALOGUED.search(run.preceding(first))) or any(
         cue.stands_in(run.words) and check(number) for check, cue in rules.cued.get(layout, ())
     ):
         yield run.span("national_id", first, last)
@@ -329,9 +338,11 @@ def _ipv4(text: str, begin: int, finish: int) -> Iterator[Span]:
             continue
         parts = match.group().split(".")
         octets = [int(part) for part in parts]
+        if max(octets) < 100 and _SECTION.search(before):
+            continue
         if octets[0] in (0, 127, 255):  # unspecified, loopback, a mask: nobody's
             continue
-        # Sections and customs codes have small parts, customs codes all of two digits; amounts have a currency.
+        # Sections have small parts, codes of products (PRODCOM) four parts of two digits, amounts a currency.
         large = sum(octet >= 40 for octet in octets)
         pairs = set(map(len, parts)) == {2} and not _FROM.search(before)
         alone = max(octets) >= 100 or large >= (3 if pairs else 2)

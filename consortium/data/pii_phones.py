@@ -1,6 +1,6 @@
 """Telephone numbers: international ones anywhere, national ones by layout or behind a word, checked by phonenumbers.
 
-phonenumbers' own matcher over whole texts is far too slow here; it judges single candidates only.
+phonenumbers' own matcher goes over a text once per state, at a few megabytes a second; here it judges candidates only.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from phonenumbers import NumberParseException, ValidationResult
 
 from consortium.data.pii_numbers import (
     BLANKS,
+    CITED,
     DATE,
     EXTENSION,
     MAX_GROUPS,
-    NOT_A_PERSONS,
     NUMBERED,
     PLAIN,
     UNIT_BEHIND,
@@ -28,7 +28,7 @@ from consortium.data.pii_numbers import (
 
 _PLUS = re.compile(
     rf"(?<![\w+])\(?\+[ {BLANKS}]?[1-9][0-9]{{0,2}}\)?"
-    rf"(?:[ ./\-{BLANKS}\u2011]{{0,2}}(?:\([0-9]{{1,5}}\)|[0-9]+)){{1,7}}(?![0-9])"
+    rf"(?:(?:\.(?! )|[ /\-{BLANKS}\u2011]){{0,2}}(?:\([0-9]{{1,5}}\)|[0-9]+)){{1,7}}(?![0-9])"
 )
 _PHONE_CUE = re.compile(
     r"(?<![^\W\d_])(?:tfno?|t[ée]l(?:[ée]?f[oóe]no?|[ée]phon|[ée]?fax|[ée]copie|em[oó]vel|s? ?[.:/]"
@@ -42,6 +42,7 @@ _PHONE_CUE = re.compile(
 )
 _ELSEWHERE = re.compile(r"[0-9]|[.!?]\s+[^\W\d_]{2}|\n\s*\n\s*[^\W\d_]")
 """Between such a word and the number: another number, another sentence, another paragraph."""
+_WIDE = re.compile(r".{4}|\. ")
 _COUNTRY = re.compile(r"\+ ?[0-9]{1,3} ?(?:\(0\))?\s*$")  # of a number that a line break cuts in two
 _PHONE_WORDS = Cue(
     "tel|tél|tels|téls|tfn|tfno|tlf|tlm|telef|teléf|teleph|téléph|telep|télép|téléf|téléc|telemov|telemóv|telec|phone|fon|fax"
@@ -81,8 +82,9 @@ _SPOKEN = {
 _NO_LAYOUT: tuple[frozenset[str], re.Pattern[str], int] = (frozenset(), re.compile(""), VALID)
 _NO_PHONE = re.compile(
     r"(?:19|20)[0-9]{2}\D{1,3}(?:19|20)[0-9]{2}|[0-9] [0-9]{3}\.[0-9]{3}|[0-9]{1,3}(?:\.[0-9]{3}){2,}|.* 0"
+    r"|[0-9]{1,3}(?:\.[0-9]{1,3}){3}"
 )
-"""Behind a word such as `Tel.`: two years, an amount, a row of a table."""
+"""Behind a word such as `Tel.`: two years, an amount, a row of a table, an address of a computer."""
 
 
 def in_run(run: Run, regions: tuple[str, ...], language: str) -> Iterator[Span]:
@@ -113,16 +115,18 @@ def _has_phone_cue(run: Run) -> bool:
 def _phone_from(run: Run, first: int, cued: bool, regions: tuple[str, ...], language: str) -> int | None:
     """Return the last group of a telephone number that begins with group `first`, the longest reading that holds."""
     zero = run.string[run.groups[first][0]] == "0"
-    if not (zero or cued or first < 2) or not run.begins_apart(first):
+    if not (zero or cued or run.digits >= 9) or not run.begins_apart(first):
         return None
     for last in range(min(first + MAX_GROUPS, len(run.groups)) - 1, first - 1, -1):
         number = run.number(first, last)
         if len(number) < 7:
             break
-        if len(number) > 15 or any(len(separator) > 3 for separator in run.separators[first:last]):
+        if len(number) > 15 or any(map(_WIDE.search, run.separators[first:last])):
             continue
         if cued:
-            stands = not _NO_PHONE.fullmatch(run.string, *run.inner(first, last)) and grade(number, regions) > 0
+            stands = not _NO_PHONE.fullmatch(run.string, *run.inner(first, last)) and (
+                grade(number, regions) > 0 or (number.startswith("00") and grade(number[1:], regions) > 0)
+            )
         elif zero:
             stands = _zero_stands(run, first, last, number, regions, language)
         else:
@@ -135,7 +139,7 @@ def _phone_from(run: Run, first: int, cued: bool, regions: tuple[str, ...], lang
 def _may_be_phone(run: Run, first: int, last: int, cued: bool) -> bool:
     """Tell whether nothing before the number says that it is another kind of number."""
     preceding = run.preceding(first)
-    if NOT_A_PERSONS.search(preceding):
+    if CITED.search(preceding):
         return False
     return cued or first != last or not NUMBERED.search(preceding)
 
@@ -149,7 +153,10 @@ def _zero_stands(run: Run, first: int, last: int, number: str, regions: tuple[st
         return False
     home = tuple(region for region in regions if region in _SPOKEN.get(language, regions))
     if number.startswith("00"):
-        return number[2:3] not in "0" and total >= 11 and grade(number, regions) > 0
+        if number[2:3] != "0" and total >= 11 and grade(number, regions):
+            return True
+        # A misprint of an area code; without layout it is a number filled up with zeros.
+        return (opened or len(sizes) == 2) and 10 <= total <= 12 and grade(number[1:], regions) > 0
     if total < 9 or total > 13:
         return False
     how = grade(number, regions if total > 9 else home)
