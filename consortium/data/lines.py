@@ -56,23 +56,27 @@ class _Asked:
     phrases: tuple[str, ...]
     named: re.Pattern[str] | None
 
-    def clear(self, text: str, lines: list[str]) -> bool:
-        """Tell whether no line goes; False where that takes a closer look."""
+    def risky(self, text: str) -> bool:
+        """Tell whether a text may have one of the phrases."""
+        lower = text.lower()
+        return any(phrase in lower for phrase in self.phrases)
+
+    def clear(self, lines: list[str]) -> bool:
+        """Tell whether no line goes for its words, its end or its like; False where that takes a closer look."""
         if self.terminal or len(max(lines, key=len)) > self.word_chars:
             return False
         if self.few_words:
             words = self.few_words
-            short = [line for line in lines if len(line.split(None, words)) < words]
-            if short and not all(line.isspace() for line in short if line):
+            short = [line for line in lines if line and len(line.split(None, words)) < words]
+            if short and not all(map(str.isspace, short)):
                 return False
         if self.repeated_chars:
             long = [line for line in lines if len(line) >= self.repeated_chars]
-            if len(set(map(str.strip, long))) < len(long):
+            if len(long) > 1 and len(set(map(str.strip, long))) < len(long):
                 return False
-        lower = text.lower()
-        return not any(phrase in lower for phrase in self.phrases)
+        return True
 
-    def rule(self, bare: str, seen: set[str]) -> str:
+    def rule(self, bare: str, seen: set[str], risky: bool) -> str:
         """Return the rule by which a line, without white space at its ends, goes, or nothing."""
         if len(bare) > self.word_chars and any(len(word) > self.word_chars for word in bare.split()):
             return "c4.line_long_word"
@@ -80,7 +84,7 @@ class _Asked:
             return "c4.line_unterminated"
         if len(bare.split(None, self.few_words)) < self.few_words:
             return "c4.line_few_words"
-        for match in self.named.finditer(bare) if self.named is not None else ():
+        for match in self.named.finditer(bare) if risky and self.named is not None else ():
             if match.lastgroup != "boilerplate":
                 return f"c4.line_{match.lastgroup}"
             if len(bare) <= BOILERPLATE_CHARS:
@@ -105,8 +109,9 @@ class Lines:
                 document = _without_citations(document, notes)
             asked = _asked(self.config, document.language)
             lines = document.text.split("\n")
-            if not asked.clear(document.text, lines):
-                cuts, kept = _cut(asked, lines, len(document.text))
+            risky = asked.risky(document.text)
+            if risky or not asked.clear(lines):
+                cuts, kept = _cut(asked, lines, len(document.text), risky)
                 for rule, start, end in cuts:
                     notes.edit(document, rule, "", start, end)
                 if cuts:
@@ -114,7 +119,7 @@ class Lines:
             yield document
 
 
-def _cut(asked: _Asked, lines: list[str], chars: int) -> tuple[list[Cut], list[str]]:
+def _cut(asked: _Asked, lines: list[str], chars: int, risky: bool) -> tuple[list[Cut], list[str]]:
     """Return what goes, the newline behind it included, and the lines that stay."""
     cuts: list[Cut] = []
     kept: list[str] = []
@@ -122,7 +127,7 @@ def _cut(asked: _Asked, lines: list[str], chars: int) -> tuple[list[Cut], list[s
     at = 0
     for line in lines:
         bare = line.strip()
-        rule = asked.rule(bare, seen) if bare else ""
+        rule = asked.rule(bare, seen, risky) if bare else ""
         if rule:
             cuts.append((rule, at, min(at + len(line) + 1, chars)))
         else:

@@ -2,19 +2,20 @@
 
 Counting n-grams of 2 to 10 words exactly costs more than all other rules together, and most texts repeat little. So:
 
-1. All words of a batch become 64-bit hashes, and n-grams sums of these. Equal n-grams of one document have equal
-   hashes; different ones may, by accident, which can only raise a bound. So the bounds are safe, and nothing that
-   leaves this module depends on a hash, nor on its seed.
+1. All n-grams of a batch become 64-bit hashes: sums of characters times powers, taken from one running sum (Rabin and
+   Karp). Equal n-grams of one document have equal hashes; different ones may, by accident, which can only raise a
+   bound. So the bounds are safe, and what is removed does not depend on a hash.
 2. An n-gram can only be repeated where the (n-1)-gram at the same place is: each n looks at what the last one left.
 3. `top_N_gram` is bounded by the largest product of an n-gram's characters and number; `duplicate_N_gram` by the words
-   that stand in a repeated 5-gram, its first place not counted.
+   that stand in a repeated n-gram, its first place not counted.
 
-A document within its limits by these bounds stays; only the others are measured by the rules' own definitions.
+A rule whose limit is above the bound is kept; only the other rules are measured, by their own definitions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 
 import numpy as np
@@ -34,48 +35,59 @@ _PLACE = np.uint64((1 << 20) - 1)
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
-def suspects(texts: Sequence[Sequence[str]], chars: Sequence[int], limits: Sequence[GopherRepetition]) -> list[bool]:
-    """Tell, for each document of a batch, whether it must be measured. `texts` holds words, `chars` the text's length.
+def suspects(
+    texts: Sequence[Sequence[str]], chars: Sequence[int], limits: Sequence[GopherRepetition]
+) -> list[list[bool]]:
+    """Tell, for each document of a batch, which of `gopher.ngrams`' rules it must be measured for.
 
-    Raises ValueError for a batch of more than MAX_BATCH_WORDS words, unless it is one document: that one is suspect.
+    `texts` holds words, `chars` the texts' lengths. Raises ValueError for a batch of MAX_BATCH_WORDS words or more,
+    unless it is one document: that one is suspect in all.
     """
     sizes = np.fromiter(map(len, texts), np.int64, len(texts))
     total = int(sizes.sum())
+    rules = len(TOP_NGRAMS) + len(DUPLICATE_NGRAMS)
     if total >= MAX_BATCH_WORDS:
         if len(texts) > 1:
-            raise ValueError(f"a batch holds at most {MAX_BATCH_WORDS:,} words, not {total:,}")
-        return [True]
+            raise ValueError(f"a batch holds fewer than {MAX_BATCH_WORDS:,} words, not {total:,}")
+        return [[True] * rules]
     if not total:
-        return [False] * len(texts)
+        return [[False] * rules for _ in texts]
     batch = _Batch(texts, sizes, total)
+    bounds = [
+        *(batch.top_bound(n) for n in TOP_NGRAMS),
+        *(batch.duplicate_bound(n) for n in DUPLICATE_NGRAMS),
+    ]
     length = np.maximum(np.fromiter(chars, np.int64, len(texts)), 1)
-    found = np.zeros(len(texts), np.bool_)
-    for at, n in enumerate(TOP_NGRAMS):
-        bound = batch.top_bound(n)
-        found |= bound > np.array([limit.max_top_ngram_chars[at] for limit in limits]) * length
-    bound = batch.duplicate_bound(DUPLICATE_NGRAMS[0])
-    found |= bound > np.array([min(limit.max_duplicate_ngram_chars) for limit in limits]) * length
-    return [bool(suspect) for suspect in found]
+    allowed = np.array([(*each.max_top_ngram_chars, *each.max_duplicate_ngram_chars) for each in limits])
+    found: list[list[bool]] = (allowed * length[:, None] < np.array(bounds).T).tolist()
+    return found
 
 
 class _Batch:
-    """The words of a batch in one row; `advance` goes from n-grams to those one word longer."""
+    """The words of a batch in one row; `grouped` goes from n-grams to those one word longer."""
 
     def __init__(self, texts: Sequence[Sequence[str]], sizes: Ints, total: int) -> None:
-        words = list(chain.from_iterable(texts))
+        joined = " ".join(chain.from_iterable(texts))
+        signs: npt.NDArray[np.uint32] = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")
+        gaps = np.flatnonzero(signs == ord(" "))
+        begin = np.concatenate([[0], gaps + 1])
+        powers, inverses = _powers(1 << len(signs).bit_length())
+        running = np.zeros(len(signs) + 1, np.uint64)
+        np.cumsum(signs * powers[: len(signs)], out=running[1:])
+        self.before: Hashes = running[begin]
+        self.behind: Hashes = running[np.append(gaps, len(signs))]
+        self.scale: Hashes = inverses[begin]
         self.words = total
-        self.hashes: Hashes = np.fromiter(map(hash, words), np.int64, total).view(np.uint64)
-        lengths = np.fromiter(map(len, words), np.int64, total)
-        self.ends_chars: Ints = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         self.sizes = sizes
+        self.ends_chars: Ints = np.append(begin, len(signs) + 1) - np.arange(total + 1)
+        """Characters before each word and after the last, spaces not counted."""
         ends = np.cumsum(sizes)
         self.starts: Ints = ends - sizes
         self.document: Ints = np.repeat(np.arange(len(sizes)), sizes)
         self.end: Ints = np.repeat(ends, sizes)
-        self.n = 1
+        self.salt: Hashes = self.document.astype(np.uint64) * _ODD
         self.places: Ints = np.arange(total)
         """Where an n-gram stands that may be repeated."""
-        self.keys: Hashes = self.hashes + self.document.astype(np.uint64) * _ODD
 
     def chars(self, places: Ints, n: int) -> Ints:
         """Characters of the n words from each place on, spaces not counted."""
@@ -85,7 +97,7 @@ class _Batch:
         """Return the places of repeated n-grams, equal ones together and in order, and which begin a group."""
         fits = self.places + n <= self.end[self.places]
         places = self.places[fits]
-        keys = (self.keys[fits] * _ODD) + self.hashes[places + n - 1]
+        keys = (self.behind[places + n - 1] - self.before[places]) * self.scale[places] + self.salt[places]
         order = (keys & ~_PLACE) | places.astype(np.uint64)
         order.sort()
         group = order >> _PLACE_BITS
@@ -97,8 +109,7 @@ class _Batch:
         standing = (order & _PLACE).astype(np.int64)
         keep = np.zeros(self.words, np.bool_)
         keep[standing[repeated]] = True
-        inside = keep[places]
-        self.n, self.places, self.keys = n, places[inside], keys[inside]
+        self.places = places[keep[places]]
         return standing[repeated], begins[repeated]
 
     def top_bound(self, n: int) -> Ints:
@@ -116,10 +127,20 @@ class _Batch:
     def duplicate_bound(self, n: int) -> Ints:
         """Return, per document, at least the characters in repeated n-grams (and so in any longer ones)."""
         places, begins = self.grouped(n)
-        again = places[~begins]
-        steps = np.zeros(self.words + 1, np.int64)
-        steps[again] += 1
-        np.subtract.at(steps, again + n, 1)
-        covered = np.cumsum(steps)[: self.words] > 0
-        chars = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.diff(self.ends_chars) * covered)])
-        return np.asarray(chars[self.starts + self.sizes] - chars[self.starts])
+        again = np.sort(places[~begins])
+        stop = np.minimum(again + n, np.append(again[1:], self.words))
+        chars = self.ends_chars[stop] - self.ends_chars[again]
+        found = np.bincount(self.document[again], weights=chars, minlength=len(self.sizes))
+        return found.astype(np.int64)
+
+
+@lru_cache(maxsize=4)
+def _powers(number: int) -> tuple[Hashes, Hashes]:
+    """Return the powers of an odd number modulo 2^64, from the 1st on, and their inverses, from the 0th on.
+
+    So that no character is taken as it is: it would differ in the low bits alone, which the sort key has not.
+    """
+    inverse = np.uint64(pow(int(_ODD), -1, 1 << 64))
+    both = [np.full(number, base, np.uint64) for base in (_ODD, inverse)]
+    both[1][0] = 1
+    return np.cumprod(both[0]), np.cumprod(both[1])

@@ -19,7 +19,7 @@ from consortium.data.parts import Parts
 from consortium.data.rules import Rule, judge
 from consortium.domain.cleaning import C4, FineWeb, GopherQuality, GopherRepetition, RuleSet
 
-_BATCH_WORDS = 1 << 16
+_BATCH_WORDS = 1 << 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,9 @@ class Quality:
             [each.repetition for each in rules],
         )
         for (document, parts), suspect, each in zip(waiting, suspected, rules, strict=True):
-            outcome: Outcome | None = judge(each.ngrams, parts) if suspect else None
+            outcome: Outcome | None = None
+            if any(suspect):
+                outcome = judge([rule for rule, asked in zip(each.ngrams, suspect, strict=True) if asked], parts)
             if outcome is None:
                 yield document
             else:

@@ -64,8 +64,10 @@ _SIGNS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\u200b\u2028\u2029\u2060"
     "\u206a-\u206f\u3000\ud800-\udfff\ufb00-\ufb06\ufeff\uff01-\uffef\ufff9-\ufffd&" + re.escape(_RARE) + "]"
 )
-_PAIR = re.compile(f"[{re.escape(_LEADS)}][ {re.escape(_FOLLOWS)}]")
-_MOJIBAKE = re.compile(f"[\u00c2\u00c3] |{_PATTERN}")
+_PAIR = re.compile(f"[{re.escape(_LEADS)}][{re.escape(_FOLLOWS)}]")
+_MOJIBAKE = re.compile(_PATTERN)
+_LOST_BLANKS = ("\u00c2 ", "\u00c3 ")
+"""Of mojibake whose second sign was a no-break space and became a space."""
 
 
 def needs_repair(text: str) -> bool:
@@ -74,6 +76,7 @@ def needs_repair(text: str) -> bool:
         return _ASCII_SUSPECT.search(text) is not None
     return (
         _SIGNS.search(text) is not None
+        or any(pair in text for pair in _LOST_BLANKS)
         or (_PAIR.search(text) is not None and _MOJIBAKE.search(text) is not None)
         or not unicodedata.is_normalized("NFC", text)
     )

@@ -55,8 +55,8 @@ class CleanConfig:
         cuts = LinesConfig(c4=c4, rules=self.lines, min_repeated_chars=self.min_repeated_line_chars)
         return (
             *((repair,) if self.repair == "unicode" else ()),
-            *((steps.redact_email,) if "email" in self.redact else ()),
             *((Lines(cuts),) if self.lines or c4 else ()),
+            *((steps.redact_email,) if "email" in self.redact else ()),  # last: changes little, so little goes again
         )
 
     def judges(self) -> tuple[Step, ...]:

@@ -118,18 +118,24 @@ MAX_ROUNDS = 5
 def edited(steps: Sequence[Step], documents: Iterable[Document], notes: Notes) -> list[Document]:
     """Run documents through steps that change and never drop, again where something changed, until nothing does.
 
-    What one edit leaves may call for another: a cut line may hold the words that made the next one look repeated. So a
-    second run over the output finds nothing to do. Spans of a later round count characters of what the earlier left.
+    Each step must find nothing more to do in its own output. What it leaves may call for another step, though: a cut
+    may bring two lines together that look like a telephone number. So a document goes again through the steps before
+    the last one that changed it, and a second run over the output finds nothing to do. Spans of a later round count
+    characters of what the earlier one left.
     """
     result = list(documents)
-    turn = list(range(len(result)))
-    for _ in range(MAX_ROUNDS):
-        before = [result[at] for at in turn]
-        after = list(chain(steps, before, notes))
-        for at, document in zip(turn, after, strict=True):
-            result[at] = document
-        turn = [at for at, old, new in zip(turn, before, after, strict=True) if new.text != old.text]
-        if not turn:
+    again = {at: len(steps) for at in range(len(result))}
+    for turns in range(MAX_ROUNDS):
+        changed: dict[int, int] = {}
+        for number, step in enumerate(steps):
+            turn = [at for at, until in again.items() if number < until]
+            after = list(step([result[at] for at in turn], notes))
+            for at, document in zip(turn, after, strict=True):
+                if document.text != result[at].text:
+                    changed[at] = len(steps) if turns else number
+                result[at] = document
+        again = changed
+        if not any(again.values()):
             break
     return result
 
