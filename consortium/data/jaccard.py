@@ -19,8 +19,9 @@ TextsOf = Callable[[int, I64], Sequence[str]]
 
 _TAG_SHIFT = np.uint64(44)
 _TAKEN = np.uint64(20)
-_MOST_GRAMS = 1 << 21  # n-grams compared at a time: about 70 MB
-_MOST_PAIRS = 1 << 19
+_MOST_GRAMS = 1 << 20  # n-grams compared at a time: about 60 MB
+_MOST_PAIRS = 1 << 18
+_MOST_BITS = 1 << 28  # 32 MB
 
 
 class Exact:
@@ -53,26 +54,23 @@ class Exact:
         return found
 
     def _portions(self, pairs: I64, order: I64) -> Iterator[I64]:
-        ends = np.cumsum(self._words[pairs[order]].sum(axis=1))
-        first = 0
-        while first < len(order):
-            done = int(ends[first - 1]) if first else 0
-            last = int(np.searchsorted(ends, done + _MOST_GRAMS, side="right"))
-            last = min(max(first + 1, last), first + _MOST_PAIRS)
-            yield order[first:last]
-            first = last
+        waiting = [order]
+        while waiting:
+            part = waiting.pop()
+            too_many = len(part) > _MOST_PAIRS or int(self._words[np.unique(pairs[part])].sum()) > _MOST_GRAMS
+            if too_many and len(part) > 1:
+                waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+            elif len(part):
+                yield part
 
     def _compare(self, pairs: I64) -> npt.NDArray[np.float64]:
-        sets = self._sets_of(np.unique(pairs))
-        both = [sets[position] for position in pairs.T.ravel().tolist()]
-        sizes = np.array([len(one) for one in both])
-        tags = np.tile(np.arange(len(pairs), dtype=np.uint64), 2)
-        tagged = np.concatenate(both) | np.repeat(tags << _TAG_SHIFT, sizes)
-        tagged.sort()
-        twice = tagged[1:][tagged[1:] == tagged[:-1]]
-        shared = np.bincount((twice >> _TAG_SHIFT).astype(np.int64), minlength=len(pairs))
-        of_either = sizes[: len(pairs)] + sizes[len(pairs) :] - shared
-        similarity: npt.NDArray[np.float64] = shared / np.maximum(of_either, 1)
+        positions, place = np.unique(pairs, return_inverse=True)
+        of = self._sets_of(positions)
+        sets = [of[position] for position in positions.tolist()]
+        place = place.reshape(-1, 2)
+        shared = _shared(sets, place)
+        sizes = np.array([len(one) for one in sets])[place].sum(axis=1)
+        similarity: npt.NDArray[np.float64] = shared / np.maximum(sizes - shared, 1)
         return similarity
 
     def _sets_of(self, positions: I64) -> dict[int, U64]:
@@ -103,3 +101,49 @@ class Exact:
         tagged = tagged[first]
         bounds = np.searchsorted(tagged >> _TAG_SHIFT, np.arange(1, len(texts), dtype=np.uint64))
         return list(np.split(tagged & ((np.uint64(1) << _TAG_SHIFT) - np.uint64(1)), bounds))
+
+
+def _shared(sets: Sequence[U64], place: I64) -> I64:
+    """Return how many n-grams the two sets of each pair have in common; `place` [pairs, 2] are places in `sets`.
+
+    One bit per n-gram that several sets have where that fits, so that a pair costs an `and` and a count: among many
+    texts of one form every two are compared.
+    """
+    sizes = np.array([len(one) for one in sets])
+    _, number, times = np.unique(np.concatenate(sets), return_inverse=True, return_counts=True)
+    several = times > 1
+    width = int(np.count_nonzero(several)) // 64 + 1
+    if len(sets) * width > _MOST_BITS // 64:
+        return _shared_of_few(sets, place)
+    here = several[number]
+    number = (np.cumsum(several) - 1)[number[here]]
+    word = np.repeat(np.arange(len(sets)), sizes)[here] * width + number // 64  # ascending: sets are sorted
+    first = np.flatnonzero(np.concatenate([np.ones(min(1, len(word)), dtype=bool), word[1:] != word[:-1]]))
+    bits = np.zeros(len(sets) * width, dtype=np.uint64)
+    if len(word):
+        bits[word[first]] = np.add.reduceat(np.uint64(1) << (number % 64).astype(np.uint64), first)
+    table = bits.reshape(len(sets), width)
+    found = np.empty(len(place), dtype=np.int64)
+    step = max(1, _MOST_BITS // 512 // width)
+    for at in range(0, len(place), step):
+        both = table[place[at : at + step, 0]] & table[place[at : at + step, 1]]
+        found[at : at + step] = np.bitwise_count(both).sum(axis=1, dtype=np.int64)
+    return found
+
+
+def _shared_of_few(sets: Sequence[U64], place: I64) -> I64:
+    """The same by sorting each pair's n-grams: where texts have little in common, as over a whole collection."""
+    found = np.empty(len(place), dtype=np.int64)
+    ends = np.cumsum(np.array([len(one) for one in sets])[place].sum(axis=1))
+    first = 0
+    while first < len(place):
+        done = int(ends[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, done + _MOST_GRAMS, side="right")))
+        both = [sets[at] for at in place[first:last].ravel().tolist()]
+        tags = np.repeat(np.arange(last - first, dtype=np.uint64), 2) << _TAG_SHIFT
+        tagged = np.concatenate(both) | np.repeat(tags, [len(one) for one in both])
+        tagged.sort()
+        twice = tagged[1:][tagged[1:] == tagged[:-1]]
+        found[first:last] = np.bincount((twice >> _TAG_SHIFT).astype(np.int64), minlength=last - first)
+        first = last
+    return found

@@ -13,8 +13,8 @@ nothing: what shares a band there shared it here, and was found dissimilar. A re
 survivor by a chain of similar documents; it need not be similar to it.
 
 Memory: 31 bytes per document and about 100 MB, so 1 GB for 28 million documents, and what `verify` keeps. Signatures
-may be memory maps. Time goes by the pairs that share a band: thousands of texts from one form that are alike to 0.7 cost
-the square of their number.
+may be memory maps. Time goes by the pairs that share a band: thousands of texts from one form, alike to 0.7, cost the
+square of their number.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _Kind = TypeVar("_Kind", bound=np.generic)
 _PART = 1 << 20  # documents of a band sorted together: about 80 MB
 _PAIRS = 1 << 20  # pairs looked at together
 _REMEMBERED = 1 << 23  # pairs found dissimilar that are not asked about again: 64 MB
-_SIGMAS = 5.0
+_SIGMAS = 3.0
 
 
 def survivors(
@@ -111,7 +111,7 @@ class _Search:
         share = config.threshold
         self.least_equal = math.ceil(
             config.minima * (share - _SIGMAS * math.sqrt(share * (1 - share) / config.minima))
-        )  # fewer equal minima have a probability below 3e-7 at the threshold
+        )  # fewer equal minima have a probability of 0.2% at the threshold, and vanish above
 
     def join_equal(self) -> None:
         for part in range(self.parts):
