@@ -287,8 +287,7 @@ class Cycle:
         """The fair-share level: at the site where it is lowest, of a gang that of the flavor where it is highest."""
         if not line.usable:
             return ()
-        levels = [self._pool.level(job.account, self.board.quota, flavor, gpus) for flavor, gpus in line.need]
-        return max(levels) if job.sites else min(levels)
+        return self._pool.level_of(job.account, self.board.quota, line.need, everywhere=bool(job.sites))
 
     def layers(self, job: PendingJob) -> tuple[Layer, ...]:
         """The present, and every reservation that the job would still run into if it started now."""

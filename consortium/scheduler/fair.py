@@ -67,8 +67,8 @@ class Pool:
         self._credit = settings.credit_percent / 100
         self._window_ms = settings.half_life_s * 1000 / log(2)
         self._levels: dict[str, dict[tuple[str, int], int]] = {}
-        self._of_jobs: dict[str, dict[tuple[str, str, int], tuple[int, ...]]] = {}
-        """Answers of `level`, by the partner whose accounts they are of."""
+        self._of_jobs: dict[str, dict[tuple[str, tuple[tuple[str, int], ...], bool], tuple[int, ...]]] = {}
+        """Answers of `level_of`, by the partner whose accounts they are of."""
 
     def factors(self, account: str, quota: QuotaTree, flavor: str = "", gpus: int = 0) -> Factors:
         """The factors of an account, were it to hold `gpus` more of `flavor`."""
@@ -91,21 +91,28 @@ class Pool:
 
         So a partner's own jobs and those of its projects compare: () is within nominal all the way.
         """
+        levels = [
+            self._level(node, quota, flavor, more) if more else 0
+            for node, more in reversed(quota.passes(account, flavor, gpus))
+            if node != ROOT
+        ]
+        while levels and not levels[-1]:
+            levels.pop()
+        return tuple(levels)
+
+    def level_of(
+        self, account: str, quota: QuotaTree, need: tuple[tuple[str, int], ...], *, everywhere: bool
+    ) -> tuple[int, ...]:
+        """The level of a job that needs so many GPUs of all of these flavors, or of any: the highest, or the lowest."""
         path = quota.path(account)
         top = path[-2] if len(path) > 1 else account
         known = self._of_jobs.get(top)
         if known is None:
             known = self._of_jobs[top] = {}
-        answer = known.get((account, flavor, gpus))
+        answer = known.get((account, need, everywhere))
         if answer is None:
-            levels = [
-                self._level(node, quota, flavor, more) if more else 0
-                for node, more in reversed(quota.passes(account, flavor, gpus))
-                if node != ROOT
-            ]
-            while levels and not levels[-1]:
-                levels.pop()
-            answer = known[account, flavor, gpus] = tuple(levels)
+            levels = (self.level(account, quota, flavor, gpus) for flavor, gpus in need)
+            answer = known[account, need, everywhere] = max(levels) if everywhere else min(levels)
         return answer
 
     def forget(self, nodes: Iterable[str]) -> None:
