@@ -63,7 +63,7 @@ class _Asked:
 
     def clear(self, lines: list[str]) -> bool:
         """Tell whether no line goes for its words, its end or its like; False where that takes a closer look."""
-        if self.terminal or len(max(lines, key=len)) > self.word_chars:
+        if self.terminal or any(self.long_word(line) for line in lines if len(line) > self.word_chars):
             return False
         if self.few_words:
             words = self.few_words
@@ -76,9 +76,13 @@ class _Asked:
                 return False
         return True
 
+    def long_word(self, line: str) -> bool:
+        """Tell whether a line has a word that is too long."""
+        return len(line) > self.word_chars and max(map(len, line.split()), default=0) > self.word_chars
+
     def rule(self, bare: str, seen: set[str], risky: bool) -> str:
         """Return the rule by which a line, without white space at its ends, goes, or nothing."""
-        if len(bare) > self.word_chars and any(len(word) > self.word_chars for word in bare.split()):
+        if self.long_word(bare):
             return "c4.line_long_word"
         if self.terminal and (not bare.endswith(self.terminal) or bare.endswith("...")):
             return "c4.line_unterminated"

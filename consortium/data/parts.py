@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import filterfalse
 
 SIGNS = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»" + "".join(  # noqa: RUF001  signs of all scripts
     map(chr, (*range(9), *range(11, 32), *range(127, 160)))
 )
 """A word of nothing but these is a sign: datatrove's list (`utils/text.py`)."""
 _PARAGRAPHS = re.compile(r"\n{2,}")
-_LINES = re.compile(r"\n+")
 
 
 class Parts:
@@ -56,20 +56,22 @@ class Parts:
     def text_lines(self) -> list[str]:
         """What runs of newlines divide, an empty piece at either end included."""
         if self._text_lines is None:
-            self._text_lines = _LINES.split(self.text)
+            text = self.text
+            lines = [line for line in text.split("\n") if line]
+            self._text_lines = [*[""] * text.startswith("\n"), *lines, *[""] * text.endswith("\n")] or [""]
         return self._text_lines
 
     @property
     def paragraphs(self) -> list[str]:
         """What blank lines divide."""
         text = self.text.strip()
-        return _PARAGRAPHS.split(text) if "\n\n" in text else [text]
+        return _PARAGRAPHS.split(text) if "\n\n\n" in text else text.split("\n\n")
 
     @property
     def signs(self) -> tuple[int, int]:
         """How many words are signs only, and the characters in them."""
         if self._signs is None:
-            mixed = [word for word in self.words if not word.isalpha() and not word[0].isalpha()]
+            mixed = [word for word in filterfalse(str.isalpha, self.words) if not word[0].isalpha()]
             found = [word for word in mixed if not word.strip(SIGNS)]
             self._signs = len(found), sum(map(len, found))
             self._alpha_words = len(self.words) - len([1 for word in mixed if not _has_letter(word)])
@@ -119,12 +121,13 @@ def duplicate_ngram_chars(words: Sequence[str], n: int) -> int:
 
     From left to right: an n-gram that was seen counts, and the search goes on behind it.
     """
-    seen: set[str] = set()
+    grams = list(zip(*(words[i:] for i in range(n)), strict=False))
+    seen: set[tuple[str, ...]] = set()
     chars = at = 0
-    while at <= len(words) - n:
-        gram = " ".join(words[at : at + n])
+    while at < len(grams):
+        gram = grams[at]
         if gram in seen:
-            chars += len(gram) - n + 1
+            chars += sum(map(len, gram))
             at += n
         else:
             seen.add(gram)
