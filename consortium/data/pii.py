@@ -79,9 +79,13 @@ _ASSIGNED = re.compile(
     r"(?P<quote>[\"'`«“]?)\s?(?P<value>[^\s\"'`<>\[\]«»“”]{6,2048})",
     re.IGNORECASE,
 )
-_URL_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]{1,20}://[^\s/:@\[\]]{1,64}:([^\s/@\[\]]{3,128})@")
+_URL_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]{1,20}://[^\s/:@\[\]<>{}]{1,64}:([^\s/@\[\]<>{}]{3,128})@")
+_EXAMPLES = frozenset({"password", "passwd", "pass", "pwd", "guest", "secret", "token", "user"})
 _REFERENCE = re.compile(r"[$%]\{|[$%]\(|\{\{|\$[A-Z_]+$|%[A-Z_]+%|\.{3}|https?:|[a-z_][a-z_.]{3,}\(")
 """A value that stands elsewhere: `${TOKEN}`, `%(token)s`, `$TOKEN`, `getenv(...)`."""
+_CODE = re.compile(r"[,;{}]|^=|^[a-z_]\w*(?:\.[A-Za-z_]\w*)+$|^[A-Za-z_$][\w.$]*\.\w+\(|^[a-z_$]{3,}\(")
+"""An unquoted value that is a piece of a program: `a.b(c`, `x,y:z`."""
+_NAME = re.compile(r"[\w.$-]+")
 _MIN_ENTROPY_BITS = 2.5
 """Of a value's characters: below it (`aaaa1111`, `xxxxxxxx1`) a value is an example, not a secret."""
 
@@ -227,7 +231,7 @@ def _secrets(text: str) -> Iterator[Span]:
             yield from (Span("secret", *match.span()) for match in _TOKEN.finditer(text))
             break
     if "://" in text and "@" in text:
-        yield from (Span("secret", *match.span(1)) for match in _URL_PASSWORD.finditer(text))
+        yield from (Span("secret", *m.span(1)) for m in _URL_PASSWORD.finditer(text) if m[1].lower() not in _EXAMPLES)
     lower = text.lower()
     if len(lower) != len(text):  # a few letters grow: then character by character
         lower = "".join(char.lower()[0] for char in text)
@@ -236,8 +240,12 @@ def _secrets(text: str) -> Iterator[Span]:
         while at >= 0:
             match = _ASSIGNED.match(text, at)
             if match:
-                value = match["value"] if match["quote"] else match["value"].rstrip(".,;:")
-                value = value if "(" in value else value.rstrip(").,;:")
+                value = match["value"]
+                if not match["quote"]:
+                    value = value.rstrip(".,;:")
+                    value = value if "(" in value else value.rstrip(").,;:")
+                    if _CODE.search(value):
+                        value = ""
                 if _is_random(value, bool(match["chosen"]), 20 if match["bearer"] else 8):
                     yield Span("secret", match.start("value"), match.start("value") + len(value))
             at = lower.find(word, at + 1)
@@ -250,10 +258,12 @@ def _is_random(value: str, chosen: bool, min_chars: int) -> bool:
     """
     if len(value) < (6 if chosen else min_chars) or _REFERENCE.match(value) or not value.isascii():
         return False
-    digits = any(map(str.isdigit, value))
-    letters = any(map(str.isalpha, value))
-    mixed = (digits and letters) or (chosen and (digits or not value.isalnum()) and len(set(value)) >= 5)
-    return mixed and entropy_bits(value) >= _MIN_ENTROPY_BITS
+    if entropy_bits(value) < _MIN_ENTROPY_BITS:
+        return False
+    digits, named = sum(map(str.isdigit, value)), _NAME.fullmatch(value)
+    if chosen:
+        return len(set(value)) >= 5 and (digits > 0 or not named)
+    return any(map(str.isalpha, value)) and (digits > 1 or (digits > 0 and not named))
 
 
 def entropy_bits(value: str) -> float:

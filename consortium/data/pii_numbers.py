@@ -66,7 +66,7 @@ _IP_CUE = re.compile(
 )
 _FROM = re.compile(r"\b(?:from|von|depuis|desde)\s+$", re.IGNORECASE)
 _VERSION = re.compile(
-    r"(?:\bv(?:ers(?:ion|ión|ão)?)?|release|firmware|build|oid)[. :]*$",
+    r"(?:\bv(?:ers(?:ion|ión|ão)?)?|release|firmware|build|oid|identifier)[. :=('\"]*$",
     re.IGNORECASE,
 )
 _SECTION = re.compile(
@@ -340,7 +340,7 @@ def _ipv4(text: str, begin: int, finish: int) -> Iterator[Span]:
         octets = [int(part) for part in parts]
         if max(octets) < 100 and _SECTION.search(before):
             continue
-        if octets[0] in (0, 127, 255):  # unspecified, loopback, a mask: nobody's
+        if octets[0] in (0, 127) or octets[0] >= 224:  # unspecified, loopback, multicast, masks: nobody's
             continue
         # Sections have small parts, codes of products (PRODCOM) four parts of two digits, amounts a currency.
         large = sum(octet >= 40 for octet in octets)

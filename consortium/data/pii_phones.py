@@ -42,7 +42,10 @@ _PHONE_CUE = re.compile(
 )
 _ELSEWHERE = re.compile(r"[0-9]|[.!?]\s+[^\W\d_]{2}|\n\s*\n\s*[^\W\d_]")
 """Between such a word and the number: another number, another sentence, another paragraph."""
+_IN_LIST = re.compile(r"[0-9][\s,;]*$|[^\s(][^\s\w]$|[=\[{<>/*^|'\"]\s*$")
+"""Before digits in a row: another number, or a sign of a program or a formula."""
 _WIDE = re.compile(r".{4}|\. ")
+_TERM = re.compile(r"\+ [0-9]+(?:\.[0-9]+)?")  # of a sum
 _COUNTRY = re.compile(r"\+ ?[0-9]{1,3} ?(?:\(0\))?\s*$")  # of a number that a line break cuts in two
 _PHONE_WORDS = Cue(
     "tel|tél|tels|téls|tfn|tfno|tlf|tlm|telef|teléf|teleph|téléph|telep|télép|téléf|téléc|telemov|telemóv|telec|phone|fon|fax"
@@ -51,7 +54,7 @@ _PHONE_WORDS = Cue(
 )
 """Words of which `_PHONE_CUE` takes a closer look."""
 VALID = 2
-_NANP = re.compile("1?[2-9][0-9]{2}[2-9]")
+_NANP = re.compile("(?:1(?=[0-9]{10}$))?[2-9][0-9]{2}[2-9]")
 _NATIONAL: dict[tuple[str, str], tuple[frozenset[str], re.Pattern[str], int]] = {
     # By region, and by language where only that language's texts use the layout for telephones more than for other
     # things: layouts of numbers without a leading zero or a word before them, their first digits, the grade they need.
@@ -152,18 +155,20 @@ def _zero_stands(run: Run, first: int, last: int, number: str, regions: tuple[st
     if any(")" in separator or "(" in separator for separator in separators[1 if opened else 0 :]):
         return False
     home = tuple(region for region in regions if region in _SPOKEN.get(language, regions))
-    if number.startswith("00"):
+    if number.startswith("00") and sizes[0] > 1:
         if number[2:3] != "0" and total >= 11 and grade(number, regions):
             return True
         # A misprint of an area code; without layout it is a number filled up with zeros.
         return (opened or len(sizes) == 2) and 10 <= total <= 12 and grade(number[1:], regions) > 0
-    if total < 9 or total > 13:
+    if total < 9 or total > 13 or number.startswith("00") or number == "0123456789" * (len(sizes) == 1):
         return False
     how = grade(number, regions if total > 9 else home)
     if opened or (total > 9 and len(sizes) == 1):
         return how > 0
     if len(sizes) == 1:
         return how == VALID
+    if sizes == [5, 4] and separators == ["-"]:
+        return False  # an American postal code
     if sizes[0] in (3, 4, 5, 6) and min(sizes[1:]) >= 3:
         return how == VALID or (how > 0 and total > 9)
     # Customs headings look like 0805 10 20 00; only Belgian mobile numbers with that layout begin with 04[5-9].
@@ -173,6 +178,8 @@ def _zero_stands(run: Run, first: int, last: int, number: str, regions: tuple[st
 
 def _national_stands(run: Run, first: int, last: int, number: str, regions: tuple[str, ...], language: str) -> bool:
     """Tell whether a number without leading zero or word before it has a layout that a state uses for telephones."""
+    if first == last and _IN_LIST.search(run.preceding(first)):
+        return False
     if not 9 <= len(number) <= 12 or UNIT_BEHIND.match(run.text, run.start + run.groups[last][1]):
         return False
     layout = "(" * run.is_opened(first) + "".join(
@@ -214,8 +221,9 @@ def with_plus(text: str) -> Iterator[Span]:
         while sum(map(str.isdigit, body)) >= 7:
             number = re.sub(r"[^0-9]", "", body.translate(PLAIN).replace("(0)", ""))
             behind = start + len(body)
-            if len(number) <= 15 and grade(f"+{number}", ()) and not UNIT_BEHIND.match(text, behind):
-                extension = EXTENSION.match(text, behind)
+            extension = EXTENSION.match(text, behind)
+            tied = (text[behind : behind + 1].isalnum() and not extension) or UNIT_BEHIND.match(text, behind)
+            if len(number) <= 15 and not tied and not _TERM.fullmatch(body) and grade(f"+{number}", ()):
                 closed = opened and ")" in body[: body.find("(", 1)]
                 yield Span("phone", start + (opened and not closed), extension.end() if extension else behind)
                 break

@@ -122,6 +122,27 @@ def test_secrets_go_and_their_names_stay(text: str, redacted: str) -> None:
     assert redact(text, ALL)[0] == redacted
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"created": 1589478378, seed=3113794652, [2440446648, 720484], (2**32, 4292117654)',
+        "1.0377 + 3.536943175722j, 0.0864107329737, +31.03278837j, x**2 + 278326125*x",
+        "Natick, MA 01760-2098; digits in 0123456789; ObjectIdentifier('1.3.101.113')",
+        "key = G.add_edge(1, 2); redis_password=redis_password; token: keyword.$0; PublicKey = rfc8017.RsaKey88",
+        "mysql://user:password@host/db, redis://<user>:<password>@host",
+        "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08, 1d2129a1-3d38-460a-9756-e5b91fddb951",
+    ],
+)
+def test_programs_and_formulas_hold_nothing_personal(text: str) -> None:
+    assert find(text, ALL, "en") == []
+
+
+def test_ten_digits_in_a_row_are_an_american_telephone_in_english_sentences_only() -> None:
+    text = "Enquiries to 2125550123, please."
+    assert [span.kind for span in find(text, ALL, "en")] == ["phone"]
+    assert find(text, ALL, "de") == []
+
+
 @pytest.mark.parametrize("language", sorted(LOCALES))
 def test_generated_truth_is_found_and_hardly_anything_else(language: str) -> None:
     result, wrong = score(labelled(language, 150), ALL)
