@@ -21,7 +21,7 @@ from collections.abc import Callable
 from functools import partial
 
 from consortium.data.languages import Language
-from consortium.data.parts import Parts, duplicate_ngram_chars, duplicates, top_ngram_chars
+from consortium.data.parts import Parts, duplicate_ngram_chars, top_ngram_chars
 from consortium.data.rules import Rule
 from consortium.domain.cleaning import GopherQuality, GopherRepetition
 
@@ -49,10 +49,22 @@ def quality(limits: GopherQuality, language: Language) -> tuple[Rule, ...]:
 def repetition(limits: GopherRepetition) -> tuple[Rule, ...]:
     """Return the rules on repeated lines and paragraphs."""
     return (
-        Rule("repetition.duplicate_paragraphs", _duplicate_paragraphs, limits.max_duplicate_paragraphs),
-        Rule("repetition.duplicate_paragraph_chars", _duplicate_paragraph_chars, limits.max_duplicate_paragraph_chars),
-        Rule("repetition.duplicate_lines", _duplicate_lines, limits.max_duplicate_lines),
-        Rule("repetition.duplicate_line_chars", _duplicate_line_chars, limits.max_duplicate_line_chars),
+        Rule(
+            "repetition.duplicate_paragraphs",
+            lambda parts: parts.paragraph_duplicates[0],
+            limits.max_duplicate_paragraphs,
+        ),
+        Rule(
+            "repetition.duplicate_paragraph_chars",
+            lambda parts: parts.paragraph_duplicates[1] / parts.chars,
+            limits.max_duplicate_paragraph_chars,
+        ),
+        Rule("repetition.duplicate_lines", lambda parts: parts.line_duplicates[0], limits.max_duplicate_lines),
+        Rule(
+            "repetition.duplicate_line_chars",
+            lambda parts: parts.line_duplicates[1] / parts.chars,
+            limits.max_duplicate_line_chars,
+        ),
     )
 
 
@@ -108,21 +120,3 @@ def _ellipsis_lines(parts: Parts) -> float:
 
 def _alpha_words(parts: Parts) -> float:
     return parts.alpha_words / (len(parts.words) or 1)
-
-
-def _duplicate_paragraphs(parts: Parts) -> float:
-    paragraphs = parts.paragraphs
-    return duplicates(paragraphs)[0] / len(paragraphs)
-
-
-def _duplicate_paragraph_chars(parts: Parts) -> float:
-    return duplicates(parts.paragraphs)[1] / parts.chars
-
-
-def _duplicate_lines(parts: Parts) -> float:
-    lines = parts.text_lines
-    return duplicates(lines)[0] / len(lines)
-
-
-def _duplicate_line_chars(parts: Parts) -> float:
-    return duplicates(parts.text_lines)[1] / parts.chars

@@ -22,16 +22,28 @@ _PARAGRAPHS = re.compile(r"\n{2,}")
 class Parts:
     """One text, split. Attributes that cost something are computed on first use and kept."""
 
-    __slots__ = ("_alpha_words", "_full_lines", "_lines", "_signs", "_text_lines", "text", "words")
+    __slots__ = (
+        "_alpha_words",
+        "_full_lines",
+        "_line_duplicates",
+        "_lines",
+        "_mean",
+        "_paragraphs",
+        "_signs",
+        "text",
+        "words",
+    )
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.words: list[str] = text.split()
         self._lines: list[str] | None = None
         self._full_lines: list[str] | None = None
-        self._text_lines: list[str] | None = None
         self._signs: tuple[int, int] | None = None
         self._alpha_words = 0
+        self._mean = -1.0
+        self._paragraphs: tuple[float, int] | None = None
+        self._line_duplicates: tuple[float, int] | None = None
 
     @property
     def chars(self) -> int:
@@ -53,19 +65,25 @@ class Parts:
         return self._full_lines
 
     @property
-    def text_lines(self) -> list[str]:
-        """What runs of newlines divide, an empty piece at either end included."""
-        if self._text_lines is None:
+    def line_duplicates(self) -> tuple[float, int]:
+        """Share of the lines, as runs of newlines divide them, that equal an earlier one, and the characters in those.
+
+        Before a newline at the start and behind one at the end stands an empty line.
+        """
+        if self._line_duplicates is None:
             text = self.text
             lines = [line for line in text.split("\n") if line]
-            self._text_lines = [*[""] * text.startswith("\n"), *lines, *[""] * text.endswith("\n")] or [""]
-        return self._text_lines
+            pieces = [*[""] * text.startswith("\n"), *lines, *[""] * text.endswith("\n")] or [""]
+            self._line_duplicates = duplicates(pieces)
+        return self._line_duplicates
 
     @property
-    def paragraphs(self) -> list[str]:
-        """What blank lines divide."""
-        text = self.text.strip()
-        return _PARAGRAPHS.split(text) if "\n\n\n" in text else text.split("\n\n")
+    def paragraph_duplicates(self) -> tuple[float, int]:
+        """The same of what blank lines divide."""
+        if self._paragraphs is None:
+            text = self.text.strip()
+            self._paragraphs = duplicates(_PARAGRAPHS.split(text) if "\n\n\n" in text else text.split("\n\n"))
+        return self._paragraphs
 
     @property
     def signs(self) -> tuple[int, int]:
@@ -90,21 +108,24 @@ class Parts:
     @property
     def mean_word_chars(self) -> float:
         """Characters per word that is more than signs; 0 without any."""
-        signs, chars = self.signs
-        words = len(self.words) - signs
-        return (sum(map(len, self.words)) - chars) / words if words else 0.0
+        if self._mean < 0:
+            signs, chars = self.signs
+            words = len(self.words) - signs
+            self._mean = (sum(map(len, self.words)) - chars) / words if words else 0.0
+        return self._mean
 
 
 def _has_letter(word: str) -> bool:
     return any(map(str.isalpha, word))
 
 
-def duplicates(pieces: Sequence[str]) -> tuple[int, int]:
-    """Return how many pieces equal an earlier one, and the characters in those."""
+def duplicates(pieces: Sequence[str]) -> tuple[float, int]:
+    """Return the share of the pieces that equal an earlier one, and the characters in those."""
     if len(set(pieces)) == len(pieces):
-        return 0, 0
+        return 0.0, 0
     counts = Counter(pieces)
-    return len(pieces) - len(counts), sum((number - 1) * len(piece) for piece, number in counts.items())
+    chars = sum((number - 1) * len(piece) for piece, number in counts.items())
+    return (len(pieces) - len(counts)) / len(pieces), chars
 
 
 def top_ngram_chars(words: Sequence[str], n: int) -> int:
