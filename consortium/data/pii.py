@@ -33,7 +33,7 @@ from typing import Literal, get_args
 from consortium.data import pii_numbers, pii_phones
 from consortium.data.documents import Document, Notes
 from consortium.data.pii_identifiers import STATES
-from consortium.data.pii_numbers import Rules, Run, Span
+from consortium.data.pii_numbers import Rules, Span
 from consortium.errors import ConfigError
 
 Kind = Literal["secret", "email", "iban", "credit_card", "national_id", "ip", "phone"]
@@ -47,7 +47,6 @@ _AT = re.compile(
     r"(?<![\w.%+-])[\w%+-](?:[\w.%+-]{0,62}[\w%+-])? ?[(\[](?:at|arroba)[)\]] ?"
     r"(?:[^\W_][\w-]{0,62} ?(?:\.|[(\[](?:dot|punkt|punto|point)[)\]]) ?){1,4}[^\W\d_]{2,24}(?![\w-])"
 )
-_OBFUSCATED = ("(at)", "[at]", "(arroba)")
 
 _COLONS = re.compile(r":[0-9a-fA-F]{0,4}:")
 _IPV6 = re.compile(
@@ -109,11 +108,19 @@ class PiiConfig:
 
 
 def step(config: PiiConfig) -> Callable[[Iterable[Document], Notes], Iterator[Document]]:
-    """Replace personal data in documents by typed placeholders."""
+    """Replace personal data in documents by typed placeholders.
+
+    Some layouts of telephone numbers count only in a document's own language: where a step finds out the language, this
+    one belongs behind it, so that a second run looks at the same.
+    """
 
     def run(documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
+        searches: dict[str, _Search] = {}
         for document in documents:
-            text, edits = redact(document.text, config, document.declared)
+            search = searches.get(document.language)
+            if search is None:
+                search = searches[document.language] = _Search(_rules(config), document.language)
+            text, edits = search.redact(document.text)
             for kind, start, end in edits:
                 notes.edit(document, f"redact.{kind}", placeholder(kind), start, end)
             yield replace(document, text=text) if edits else document
@@ -131,48 +138,73 @@ def redact(text: str, config: PiiConfig, language: str = "") -> tuple[str, list[
 
     `language` (ISO 639-1) says which national layouts of telephone numbers may stand without a word before them.
     """
-    found = find(text, config, language)
-    if not found:
-        return text, []
-    pieces = [Span("", 0, len(text))]  # of the original: kind "" is text that still stands, else a placeholder
-    redacted = text
-    while found:
-        pieces = _cut(pieces, found)
-        redacted = "".join(text[start:end] if not kind else placeholder(kind) for kind, start, end in pieces)
-        found = find(redacted, config, language)
-    return redacted, [piece for piece in pieces if piece.kind]
+    return _Search(_rules(config), language).redact(text)
 
 
 def find(text: str, config: PiiConfig, language: str = "") -> list[Span]:
     """Return what one search finds, in order, without overlaps."""
-    rules = _rules(config)
-    phones = "phone" in rules.kinds
-    found = pii_numbers.find(
-        text, rules, partial(pii_phones.in_run, regions=rules.regions, language=language) if phones else _none
-    )
-    if phones and "+" in text:
-        found += pii_phones.with_plus(text)
-    if "email" in rules.kinds:
-        found += _emails(text)
-    if "ip" in rules.kinds and _COLONS.search(text):
-        found += _ipv6(text)
-    if "secret" in rules.kinds:
-        found += _secrets(text)
-    if len(found) < 2:
-        return found
+    return _Search(_rules(config), language).find(text)
+
+
+class _Search:
+    """The rules for texts of one language."""
+
+    __slots__ = ("phones", "rules")
+
+    def __init__(self, rules: Rules, language: str) -> None:
+        self.rules = rules
+        in_run = partial(pii_phones.in_run, regions=rules.regions, language=language)
+        self.phones = in_run if "phone" in rules.kinds else None
+
+    def redact(self, text: str) -> tuple[str, list[Span]]:
+        found = self.find(text)
+        if not found:
+            return text, []
+        pieces = [Span("", 0, len(text))]  # of the original: kind "" is text that still stands, else a placeholder
+        redacted = text
+        while found:
+            before, pieces = len(pieces), _cut(pieces, found)
+            if len(pieces) == before:  # a finding in a placeholder: no pattern allows it, and a job must never hang
+                break
+            redacted = "".join(text[start:end] if not kind else placeholder(kind) for kind, start, end in pieces)
+            found = self.find(redacted)
+        return redacted, [piece for piece in pieces if piece.kind]
+
+    def find(self, text: str) -> list[Span]:
+        kinds = self.rules.kinds
+        found = pii_numbers.find(text, self.rules, self.phones)
+        if self.phones and "+" in text:
+            found += pii_phones.with_plus(text)
+        if "email" in kinds:
+            found += _emails(text)
+        if "ip" in kinds and _COLONS.search(text):
+            found += _ipv6(text)
+        if "secret" in kinds:
+            found += _secrets(text)
+        return found if len(found) < 2 else _without_overlaps(found)
+
+
+def _without_overlaps(found: list[Span]) -> list[Span]:
+    """Return spans in order; of those that overlap, the ones that come first by precedence."""
     kept: list[Span] = []
-    for span in sorted(found, key=_precedence):
-        if all(span.end <= other.start or other.end <= span.start for other in kept):
-            kept.append(span)
-    return sorted(kept, key=lambda span: span.start)
+    cluster: list[Span] = []
+    reach = 0
+    for span in [*sorted(found, key=lambda span: span.start), None]:
+        if span is None or span.start >= reach:
+            chosen: list[Span] = []
+            for candidate in sorted(cluster, key=_precedence):
+                if all(candidate.end <= other.start or other.end <= candidate.start for other in chosen):
+                    chosen.append(candidate)
+            kept += sorted(chosen, key=lambda span: span.start)
+            cluster = []
+        if span is not None:
+            cluster.append(span)
+            reach = max(reach, span.end)
+    return kept
 
 
 def _precedence(span: Span) -> tuple[bool, int, int, int]:
     return span.kind != "secret", span.start - span.end, KINDS.index(span.kind), span.start
-
-
-def _none(run: Run) -> tuple[Span, ...]:
-    return ()
 
 
 @lru_cache(maxsize=16)
@@ -206,7 +238,7 @@ def _emails(text: str) -> Iterator[Span]:
         if local and domain:
             yield Span("email", at - local.end(), domain.end())
         at = text.find("@", at + 1)
-    if any(sign in text for sign in _OBFUSCATED):
+    if "(at)" in text or "[at]" in text or "(arroba)" in text:
         yield from (Span("email", *match.span()) for match in _AT.finditer(text))
 
 

@@ -226,13 +226,13 @@ class Run:
         return not (left or right)
 
 
-Phones = Callable[[Run], Iterable[Span]]
+Phones = Callable[[Run], Iterable[Span]] | None
 
 
 def find(text: str, rules: Rules, phones: Phones) -> list[Span]:
     """Return what looks like a number of a person, in no particular order; spans may overlap.
 
-    `phones` finds telephone numbers in a run.
+    `phones` finds telephone numbers in a run, if they are wanted.
     """
     found: list[Span] = []
     for match in _RUN.finditer(text):
@@ -260,7 +260,8 @@ def _in_run(text: str, start: int, string: str, digits: int, rules: Rules, phone
         return
     run = Run(text, start, string, digits)
     yield from _windows(run, rules)
-    yield from phones(run)
+    if phones:
+        yield from phones(run)
 
 
 def _capital_beside(text: str, start: int, end: int) -> bool:
