@@ -12,8 +12,9 @@
 | `poisoning.distribution` | the frequencies of the language's commonest words are further than `divergence`       |
 |                          | (Jensen and Shannon, 0 to 1) from those of every other contributor                    |
 
-A shard is looked at once (`observe`); `judge` compares contributors over the whole dataset. A finding is a reason to
-look, not a proof: `quarantine` sets all documents of the contributor aside until a person lists it in `cleared`.
+A shard is looked at once (`observe`); `judge` compares contributors over the whole dataset, from 24 bytes per different
+word of each contributor and 32 per document. A finding is a reason to look, not a proof: `quarantine` sets all of a
+contributor's documents aside until a person lists it in `cleared`.
 
 Known limits. 250 documents were enough to plant a trigger in models of any size tried (Souly and others, 2025): who
 sends fewer than the thresholds is not seen. Nor is a trigger made of ordinary words, one that several colluding
@@ -190,12 +191,12 @@ def _bursts(of: I64, documents: I64, clusters: I64, config: PoisoningConfig) -> 
     if not len(of):
         return
     codes, sizes = np.unique(of * len(of) + clusters, return_counts=True)
-    owners = codes // len(of)
-    for at in range(len(documents)):
-        largest = int(sizes[owners == at].max())
-        if largest >= max(config.burst_documents, config.burst_share * documents[at]):
-            value = f"{largest} of {documents[at]} documents alike"
-            yield at, "poisoning.burst", value, f"{config.burst_documents}, {config.burst_share:g}", 0
+    owners, first = np.unique(codes // len(of), return_index=True)
+    largest = np.maximum.reduceat(sizes, first)
+    least = np.maximum(config.burst_documents, config.burst_share * documents[owners])
+    for at in np.flatnonzero(largest >= least).tolist():
+        value = f"{largest[at]} of {documents[owners[at]]} documents alike"
+        yield int(owners[at]), "poisoning.burst", value, f"{config.burst_documents}, {config.burst_share:g}", 0
 
 
 def _triggers(
@@ -228,20 +229,22 @@ def _outliers(seen: Observed, of: I64, config: PoisoningConfig) -> Iterator[_Fou
     alike = spoken[usable] * 64 + lengths[usable]
     for label in np.unique(alike):
         members = usable[alike == label]
-        parts = {int(owner): members[of[members] == owner] for owner in np.unique(of[members])}
-        most = max(1, int(np.median([len(part) for part in parts.values()])))
-        some = {owner: part[:: -(-len(part) // most)] for owner, part in parts.items()}
-        for owner, own in parts.items():
-            rest = [part for whose, part in some.items() if whose != owner]
+        members = members[np.lexsort((*seen.measures[members].T, of[members]))]  # so that their order does not matter
+        owners, first = np.unique(of[members], return_index=True)
+        parts = np.split(members, first[1:])
+        most = max(1, int(np.median([len(part) for part in parts])))
+        some = [part[:: -(-len(part) // most)] for part in parts]
+        for at, own in enumerate(parts):
+            rest = some if len(some) > _MOST_COMPARED else [*some[:at], *some[at + 1 :]]
             if len(rest) >= _FEWEST_OTHERS and sum(map(len, rest)) >= config.min_documents:
                 deviation = _deviations(seen.measures[own], seen.measures[np.concatenate(rest)])
-                compared[owner] += len(own)
-                outside[owner] += np.count_nonzero(deviation > config.outlier_sigmas)
-    for at in np.flatnonzero((compared >= config.min_documents) & (outside >= config.outlier_share * compared)):
-        if outside[at] >= config.outlier_documents:
-            value = f"{outside[at]} of {compared[at]} documents unlike others'"
-            threshold = f"{config.outlier_documents}, {config.outlier_share:g}, {config.outlier_sigmas:g} deviations"
-            yield int(at), "poisoning.statistics", value, threshold, 0
+                compared[owners[at]] += len(own)
+                outside[owners[at]] += np.count_nonzero(deviation > config.outlier_sigmas)
+    least = np.maximum(config.outlier_documents, config.outlier_share * compared)
+    for owner in np.flatnonzero((compared >= config.min_documents) & (outside >= least)).tolist():
+        value = f"{outside[owner]} of {compared[owner]} documents unlike others'"
+        threshold = f"{config.outlier_documents}, {config.outlier_share:g}, {config.outlier_sigmas:g} deviations"
+        yield owner, "poisoning.statistics", value, threshold, 0
 
 
 def _deviations(own: F64, others: F64) -> F64:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from consortium.data.across import Decision, KeepConfig, decide, detail, met, offer, read_offer
 from consortium.data.minhash import NearConfig, sign, view
@@ -121,3 +124,32 @@ def test_nothing_leaves_without_a_secret_key() -> None:
         offer(view(sign([SHARED], NEAR), NEAR), [""], NEAR, KEEP, b"")
     with pytest.raises(ConfigError, match="each once"):
         KeepConfig(states=("fr", "fr"))
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_of_what_several_states_have_one_keeps_all_it_has_and_a_second_exchange_drops_nothing(seed: int) -> None:
+    draw = random.Random(seed)
+    originals = [text(seed * 100 + at, draw.randint(40, 200)) for at in range(8)]
+    collections: dict[str, Collection] = {
+        state: [
+            (altered(original, draw.randint(0, 3), hash_of(state)), draw.choice(["", "2019-05-01", "2021-01-31"]))
+            for original in originals
+            if draw.random() < 0.6
+        ]
+        for state in KEEP.states
+    }
+    keep = replace(KEEP, keeper=draw.choice(["order", "published"]))
+    decision, left = exchange(collections, keep)
+    dates = {one: date for collection in collections.values() for one, date in collection}
+    again, _ = exchange({state: [(one, dates[one]) for one in texts] for state, texts in left.items()}, keep)
+    assert not any(len(places) for places in again.gives_up.values())
+    for original in originals:  # at least one copy of everything stays in the federation
+        versions = {altered(original, changes, place) for changes in range(4) for place in range(3)}
+        if versions & dates.keys():
+            assert any(one in versions for texts in left.values() for one in texts)
+    assert set(decision.gives_up) == set(KEEP.states)
+
+
+def hash_of(state: str) -> int:
+    return KEEP.states.index(state)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -171,6 +172,17 @@ def test_signatures_of_another_key_or_config_are_refused_and_have_nothing_in_com
         view(data[:-1], CONFIG, b"one key")
     with pytest.raises(VerificationError, match="no MinHash"):
         view(b"PAR1", CONFIG)
+
+
+def test_signatures_are_the_same_bytes_on_every_machine_and_in_every_process() -> None:
+    texts = [
+        "",
+        text(1),
+        "Der Bundestag hat das folgende Gesetz beschlossen:",
+        altered(text(2), 3),
+        "L'État, c'est moi.",
+    ]
+    assert hashlib.sha256(sign(texts, CONFIG, b"key")).hexdigest()[:32] == "030a46d409a33628ffdd84bf1b949d93"
 
 
 @pytest.mark.parametrize("wrong", [{"ngram": 0}, {"bands": 0}, {"rows": 65}, {"threshold": 0.0}, {"threshold": 1.5}])
