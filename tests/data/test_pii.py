@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -235,7 +236,7 @@ def test_the_same_is_found_whatever_the_hash_seed() -> None:
     outputs = {
         subprocess.run(
             [sys.executable, "-c", program],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": "."},
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])},
             capture_output=True,
             check=True,
         ).stdout
@@ -245,7 +246,8 @@ def test_the_same_is_found_whatever_the_hash_seed() -> None:
     assert b"Span(" in outputs.pop()
 
 
-def test_long_rows_of_digits_and_signs_take_no_more_than_linear_time() -> None:
+@pytest.mark.timeout(30)
+def test_long_rows_of_digits_and_signs_do_not_run_away() -> None:
     row = "0612 " * 20_000
     assert find(row, ALL) == []
     assert find("a." * 50_000 + "@" + "b-" * 50_000, ALL) == []
