@@ -56,6 +56,12 @@ def survivors(
     return list(np.split(chosen, search.starts[1:-1])) if shards else []
 
 
+def stay(chosen: Sequence[I64]) -> list[Mask]:
+    """Return, per shard, which documents are their own survivors: `among` them near-duplicates are looked for next."""
+    starts = np.cumsum([0, *map(len, chosen)])
+    return [part == np.arange(start, start + len(part)) for part, start in zip(chosen, starts[:-1], strict=True)]
+
+
 def accept(pairs: I64) -> Mask:
     """Take every candidate whose minima allow it for similar: where the texts are not at hand."""
     return np.ones(len(pairs), dtype=bool)

@@ -2,8 +2,10 @@
 
 One core. Times include everything from the texts in memory to who survives: words, n-grams, minima, bands, reading the
 candidates again, exact Jaccard, clusters. References: datatrove 0.10 (its four MinHash stages) and rensa (signatures
-alone), measured on one core of the machine the targets were set on. The truth about near-duplicates is worked out here
-the plain way: sets of word tuples, all pairs that can reach the threshold (prefix filter: Chaudhuri and others, 2006).
+alone), measured on one core of the machine the targets were set on; with `CONSORTIUM_DATATROVE=PYTHON` (an interpreter
+that has datatrove 0.10, spacy and xxhash below 3.6) datatrove runs on some of the same texts too. The truth about
+near-duplicates is worked out here the plain way: sets of word tuples, all pairs that can reach the threshold (prefix
+filter: Chaudhuri and others, 2006).
 """
 
 from __future__ import annotations
@@ -47,6 +49,28 @@ SAMPLE = 12_000
 EVERY = 97
 WORD = re.compile(r"[^\W_]+")
 KEY = bytes(range(32))
+FEW = 4_000
+DATATROVE = """
+import json, sys, time
+from datatrove.data import Document
+from datatrove.pipeline.dedup import minhash
+from datatrove.utils.hashing import HashConfig
+folder = sys.argv[1]
+texts = json.load(open(folder + "/texts.json"))
+config = minhash.MinhashConfig(
+    hash_config=HashConfig(precision=64), num_buckets=14, hashes_per_bucket=8, n_grams=5
+)
+documents = lambda: (Document(text=text, id=str(at)) for at, text in enumerate(texts))
+sign = minhash.MinhashDedupSignature(output_folder=folder + "/signatures", config=config, language="fra")
+sign.run(iter([Document(text="un deux trois quatre cinq six", id="warm")]), 0, 1)
+begun = time.perf_counter()
+sign.run(documents(), 0, 1)
+for bucket in range(14):
+    minhash.MinhashDedupBuckets(folder + "/signatures", folder + "/buckets", config=config).run(None, bucket, 14)
+minhash.MinhashDedupCluster(folder + "/buckets", folder + "/removed", config=config).run(None, 0, 1)
+kept = len(list(minhash.MinhashDedupFilter(folder + "/removed").run(documents(), 0, 1)))
+print(json.dumps({"seconds": time.perf_counter() - begun, "kept": kept}))
+"""
 
 
 def corpora() -> Corpora:
@@ -63,6 +87,7 @@ def rows(texts: Corpora) -> Iterator[Row]:
     if texts:
         read(["warm"], hashing())
         yield from speed(texts)
+        yield from others(texts)
         yield from quality(texts)
         yield from stability(texts)
         yield from borders(texts)
@@ -82,6 +107,24 @@ def speed(texts: Corpora) -> Iterator[Row]:
             whole_s = time.perf_counter() - begun
         yield row(f"MinHash 5-grams 14x8, all stages, {name}", megabytes(part) / whole_s, "MB/s", 0.27, least=5)
         yield row(f"signatures alone, {name}", megabytes(part) / signed_s, "MB/s", 4.4)
+
+
+def others(texts: Corpora) -> Iterator[Row]:
+    """datatrove on the first texts of one corpus, where an interpreter with it is named; it takes a minute."""
+    python = os.environ.get("CONSORTIUM_DATATROVE")
+    if not python:
+        return
+    part = texts["fr"][:FEW]
+    with tempfile.TemporaryDirectory() as folder, one_core():
+        (Path(folder) / "texts.json").write_text(json.dumps(part))
+        done = subprocess.run([python, "-c", DATATROVE, folder], check=True, capture_output=True, text=True)
+        told = json.loads(done.stdout.splitlines()[-1])
+        begun = time.perf_counter()
+        kept = len(keep(part))
+        seconds = time.perf_counter() - begun
+    yield row(f"datatrove 0.10, {FEW} texts of fr, all stages", megabytes(part) / told["seconds"], "MB/s", None)
+    yield row("the same texts here", megabytes(part) / seconds, "MB/s", round(megabytes(part) / told["seconds"], 3))
+    yield row("kept here, and there (unverified, digits as one)", kept, "documents", told["kept"])
 
 
 def quality(texts: Corpora) -> Iterator[Row]:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consortium.data import neardup
+from consortium.data import dedup, neardup
 from consortium.data.jaccard import Exact
 from consortium.data.minhash import NearConfig, Signatures, sign, view
-from consortium.data.neardup import Components, accept, survivors
+from consortium.data.neardup import Components, accept, stay, survivors
 from consortium.errors import ConfigError, VerificationError
 from tests.data.drawn import altered, jaccard, text
 
@@ -130,6 +130,17 @@ def test_what_exact_dedup_removed_stands_for_nobody() -> None:
     masks = [np.array([False, True, True])]
     assert run([[longer, text(1), altered(text(1), 2)]]) == [[0, 0, 0]]
     assert run([[longer, text(1), altered(text(1), 2)]], among=masks) in ([[0, 1, 1]], [[0, 2, 2]])
+
+
+def test_after_exact_dedup_every_document_has_one_rule_and_the_counts_add_up() -> None:
+    copies = [text(1), text(1).upper(), altered(text(1), 2), text(1) + " ende ende", text(2)]
+    shards = [copies[:2], [], copies[2:]]
+    exact = dedup.survivors([b"".join(map(dedup.key, texts)) for texts in shards])
+    near = run(shards, among=stay(exact))
+    assert [part.tolist() for part in exact] == [[0, 0], [], [2, 3, 4]]
+    assert near == [[3, 1], [], [3, 3, 4]]
+    both = [np.logical_and(*pair) for pair in zip(stay(exact), stay([np.array(part) for part in near]), strict=True)]
+    assert [part.tolist() for part in both] == [[False, False], [], [False, True, True]]
 
 
 def test_without_texts_the_minima_decide() -> None:
