@@ -37,6 +37,15 @@ def test_clean_takes_one_dataset() -> None:
         compose_job("clean", ["inputs=[laws-fr,laws-de]"])
 
 
+def test_a_wrong_threshold_is_found_in_the_file_it_stands_in(copied: Dirs) -> None:
+    path = copied.configs / "clean" / "rules" / "published.yaml"
+    path.write_text(path.read_text().replace("min_sentences: 5", "min_sentences: many"))
+    line = 1 + path.read_text()[: path.read_text().index("min_sentences")].count("\n")
+    with pytest.raises(ConfigError) as fault:
+        compose_job("clean", ["clean=web"], configs=copied.configs)
+    assert fault.value.where == f"configs/clean/rules/published.yaml:{line}"
+
+
 def test_evaluate_takes_the_id_of_its_model() -> None:
     job = compose_job("evaluate", ["model=job-01arz3ndektsv4rrffq69g5fav", "rounds=[0,2,-1]"])
     assert job.model == "job-01arz3ndektsv4rrffq69g5fav"

@@ -26,6 +26,9 @@ def test_config_file_is_composed(file: str) -> None:
     elif group in CHOICES:
         job = compose_job(CHOICES[group].value, [f"{group}={name}"])
         assert job.params
+    elif (parent := group.rpartition("/")[0]) in CHOICES:
+        choices = (DIRS.configs / parent).glob("*.yaml")
+        assert any(f"- {group.removeprefix(parent + '/')}/{name}\n" in choice.read_text() for choice in choices)
     elif group == "scenario":
         assert load_scenario(name).name == name
     elif group == "scenario/variant":
