@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,17 @@ import pytest
 from consortium.state import Database
 
 
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state with all its tables and nothing in them, made once."""
+    path = tmp_path_factory.mktemp("empty") / "state.db"
+    Database(f"sqlite:///{path}").close()
+    return path
+
+
 @pytest.fixture
-def db(tmp_path: Path) -> Iterator[Database]:
+def db(empty: Path, tmp_path: Path) -> Iterator[Database]:
+    shutil.copy(empty, tmp_path / "state.db")
     database = Database(f"sqlite:///{tmp_path}/state.db")
     yield database
     database.close()
