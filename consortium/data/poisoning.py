@@ -35,6 +35,7 @@ import numpy.typing as npt
 
 from consortium.data.documents import Document, Notes, Outcome
 from consortium.data.shingles import I64, U64, Words, blocks, hashing, read
+from consortium.errors import UsageError
 
 F64 = npt.NDArray[np.float64]
 
@@ -92,9 +93,9 @@ class Finding:
 
 
 def observe(texts: Sequence[str], contributors: Sequence[str], languages: Sequence[str]) -> Observed:
-    """Look at one shard."""
+    """Look at one shard. Raises UsageError for over a million contributors and languages."""
     names = list(zip(contributors, languages, strict=True))
-    groups = tuple(sorted(set(names)))
+    groups = _fitting(set(names))
     place = {group: at for at, group in enumerate(groups)}
     of = np.array([place[name] for name in names], dtype=np.int64)
     measures = np.full((len(texts), 2), np.nan)
@@ -113,7 +114,7 @@ def observe(texts: Sequence[str], contributors: Sequence[str], languages: Sequen
 
 def merge(parts: Sequence[Observed]) -> Observed:
     """Return shards seen together; documents stay in the order of `parts`."""
-    groups = tuple(sorted({group for part in parts for group in part.groups}))
+    groups = _fitting({group for part in parts for group in part.groups})
     place = {group: at for at, group in enumerate(groups)}
     of, counted = [], []
     for part in parts:
@@ -312,6 +313,16 @@ def _entropies(words: Words) -> F64:
     share = times / lengths[owner]
     entropies: F64 = np.bincount(owner, weights=-share * np.log2(share), minlength=len(lengths)).astype(np.float64)
     return entropies
+
+
+def _fitting(groups: set[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    most = 1 << int(_GROUP_BITS)
+    if len(groups) > most:
+        raise UsageError(
+            f"{len(groups)} contributors and languages are more than the {most} that can be compared",
+            fix="name institutions as contributors, not single documents",
+        )
+    return tuple(sorted(groups))
 
 
 def _by_group(words: Words, groups: I64) -> tuple[U64, I64]:

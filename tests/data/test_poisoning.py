@@ -13,6 +13,7 @@ from consortium.data.jaccard import Exact
 from consortium.data.minhash import NearConfig, sign, view
 from consortium.data.neardup import survivors
 from consortium.data.poisoning import Finding, PoisoningConfig, judge, merge, observe, quarantine, spell
+from consortium.errors import UsageError
 from tests.data.drawn import VOCABULARY, altered
 
 CONFIG = PoisoningConfig()
@@ -137,3 +138,10 @@ def test_a_language_is_compared_with_itself(languages: tuple[str, str]) -> None:
     spoken = [languages[0]] * len(HONEST) + [languages[1]] * len(other)
     seen = observe([text for _, text in rows], [who for who, _ in rows], spoken)
     assert judge(seen, np.arange(len(rows)), CONFIG) == []
+
+
+def test_a_contributor_per_document_is_refused_before_numbers_run_into_each_other() -> None:
+    seen = observe(["a"], ["a"], ["xx"])
+    many = replace(seen, groups=tuple((f"{at}", "xx") for at in range(2**20 + 1)))
+    with pytest.raises(UsageError, match="contributors and languages"):
+        merge([many])
