@@ -20,7 +20,6 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from consortium.data import languages
 from consortium.data.documents import Document, Notes
@@ -109,10 +108,13 @@ class Lines:
 
     def __call__(self, documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
         """Yield all documents, cut where a rule says so."""
+        known: dict[str, _Asked] = {}
         for document in documents:
             if self.config.c4 is not None and "[" in document.text:
                 document = _without_citations(document, notes)
-            asked = _asked(self.config, document.language)
+            asked = known.get(document.language) or known.setdefault(
+                document.language, _asked(self.config, document.language)
+            )
             lines = document.text.split("\n")
             risky = asked.risky(document.text)
             if risky or not asked.clear(lines):
@@ -149,7 +151,6 @@ def _without_citations(document: Document, notes: Notes) -> Document:
     return document
 
 
-@lru_cache(maxsize=512)
 def _asked(config: LinesConfig, code: str) -> _Asked:
     own, english, c4 = languages.language(code), languages.language("en"), config.c4
     named = {

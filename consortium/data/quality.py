@@ -72,10 +72,13 @@ class Quality:
 
     def __call__(self, documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
         """Yield the documents that break no rule."""
-        waiting: list[tuple[Document, Parts]] = []
+        waiting: list[tuple[Document, Parts, RulesOf]] = []
         words = 0
+        known: dict[str, RulesOf] = {}
         for document in documents:
-            rules = rules_of(self.config, document.language)
+            rules = known.get(document.language) or known.setdefault(
+                document.language, rules_of(self.config, document.language)
+            )
             parts = Parts(document.text)
             outcome = judge(rules.single, parts)
             if outcome is not None:
@@ -86,21 +89,20 @@ class Quality:
                 if waiting and words + len(parts.words) > _BATCH_WORDS:
                     yield from self._weigh(waiting, notes)
                     waiting, words = [], 0
-                waiting.append((document, parts))
+                waiting.append((document, parts, rules))
                 words += len(parts.words)
         yield from self._weigh(waiting, notes)
 
-    def _weigh(self, waiting: list[tuple[Document, Parts]], notes: Notes) -> Iterator[Document]:
-        rules = [rules_of(self.config, document.language) for document, _ in waiting]
+    def _weigh(self, waiting: list[tuple[Document, Parts, RulesOf]], notes: Notes) -> Iterator[Document]:
         suspected = ngrams.suspects(
-            [parts.words for _, parts in waiting],
-            [parts.chars for _, parts in waiting],
-            [each.repetition for each in rules],
+            [parts.words for _, parts, _ in waiting],
+            [parts.chars for _, parts, _ in waiting],
+            [rules.repetition for _, _, rules in waiting],
         )
-        for (document, parts), suspect, each in zip(waiting, suspected, rules, strict=True):
+        for (document, parts, rules), suspect in zip(waiting, suspected, strict=True):
             outcome: Outcome | None = None
             if any(suspect):
-                outcome = judge([rule for rule, asked in zip(each.ngrams, suspect, strict=True) if asked], parts)
+                outcome = judge([rule for rule, asked in zip(rules.ngrams, suspect, strict=True) if asked], parts)
             if outcome is None:
                 yield document
             else:

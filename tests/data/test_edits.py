@@ -112,6 +112,14 @@ def test_a_line_goes_with_its_rule_and_span(line: str, rule: str | None) -> None
         assert left == f"{LONG}\nEt voici la fin."
 
 
+@pytest.mark.parametrize("language", [*languages.described(), "fi"])
+def test_every_phrase_of_a_language_is_found_in_any_case(language: str) -> None:
+    own = languages.language(language)
+    for phrase in (*own.policy, *own.boilerplate, "cookie policy", "JavaScript"):
+        for said in (phrase, phrase.upper(), phrase.title()):
+            assert run(WEB, f"Eins zwei drei.\nxx {said} yy", language)[0] == "Eins zwei drei."
+
+
 def test_a_cut_leaves_no_gap_and_paragraphs_stay() -> None:
     assert run(WEB, f"{LONG}\n\nTous droits réservés\n\nEt voici la fin.\n")[0] == f"{LONG}\n\nEt voici la fin."
     assert run(WEB, f"{LONG}\n\n\nEt voici la fin.\n")[0] == f"{LONG}\n\n\nEt voici la fin.\n"
