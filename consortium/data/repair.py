@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import ftfy
+from ftfy.badness import is_bad
 
 from consortium.data.documents import Document, Notes
 
@@ -28,26 +29,30 @@ CONFIG = ftfy.TextFixerConfig(uncurl_quotes=False, normalization="NFC", explain=
 _NOTHING = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\u00ad\\u200b\\u2060\\ufeff]")
 _ASCII_SUSPECT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]|&[#A-Za-z]")
 _ROUNDS = 5
-_ENCODINGS = ("latin-1", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257", "mac_roman", "cp437")
+_ENCODINGS = ("latin-1", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257", "iso8859_2", "mac_roman", "cp437")
+"""Those that ftfy tries."""
 _ALL_LEADS = ((0xC2, 0xDF, 1), (0xE0, 0xEF, 2), (0xF0, 0xF4, 3))
 """Lead bytes of UTF-8, from and to, and how many bytes follow."""
 _COMMON_LEADS = ((0xC2, 0xC5, 1), (0xE2, 0xE2, 2))
-"""Of Latin letters and punctuation: the other leads are letters and quotation marks in Mac Roman and CP437."""
+"""Of Latin letters and punctuation. The other leads are letters and quotation marks in Mac Roman and CP437: after one
+of these ftfy's own measure decides, which costs more than all the rest."""
 
 
 def _read(encoding: str, low: int, high: int) -> str:
-    """Return the signs above ASCII that the bytes from `low` to `high` are in an encoding."""
-    whole = bytes(range(low, high + 1)).decode(encoding, "ignore")
+    """Return the signs above ASCII that the bytes from `low` to `high` are in an encoding; Latin-1 where it has none."""
+    whole = "".join(bytes([byte]).decode(encoding, "ignore") or chr(byte) for byte in range(low, high + 1))
     return "".join(sorted(sign for sign in set(whole) if ord(sign) > 127))
 
 
-def _mojibake() -> tuple[str, str, str, str]:
+def _mojibake() -> tuple[str, str, str, str, str]:
     """Return what UTF-8 looks like when it is read in another encoding.
 
-    First and second sign of it, of any encoding; first signs that are rare in any text; and the pattern for all.
+    First and second sign of it, of any encoding; first signs that are rare in any text; the pattern for all; and that
+    for the first two signs of what may as well be right.
     """
     leads = follows = rare = ""
     patterns: list[str] = []
+    first = second = ""
     for encoding in _ENCODINGS:
         uncommon = encoding in ("mac_roman", "cp437")
         follow = _read(encoding, 0x80, 0xBF) + "".join(map(chr, range(0x80, 0xA0)))
@@ -55,17 +60,21 @@ def _mojibake() -> tuple[str, str, str, str]:
             lead = _read(encoding, low, high)
             patterns.append(f"[{re.escape(lead)}][{re.escape(follow)}]{{{number}}}")
             leads, rare = (leads, rare + lead) if uncommon else (leads + lead, rare)
+        if uncommon:
+            first += "".join(_read(encoding, low, high) for low, high, _ in _ALL_LEADS)
+            second += follow
         follows += "" if uncommon else follow
-    return leads, follows, rare, "|".join(patterns)
+    return leads, follows, rare, "|".join(patterns), f"[{re.escape(first)}][{re.escape(second)}]"
 
 
-_LEADS, _FOLLOWS, _RARE, _PATTERN = _mojibake()
+_LEADS, _FOLLOWS, _RARE, _PATTERN, _DOUBTFUL_PATTERN = _mojibake()
 _SIGNS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\u200b\u2028\u2029\u2060"
     "\u206a-\u206f\u3000\ud800-\udfff\ufb00-\ufb06\ufeff\uff01-\uffef\ufff9-\ufffd&" + re.escape(_RARE) + "]"
 )
 _PAIR = re.compile(f"[{re.escape(_LEADS)}][{re.escape(_FOLLOWS)}]")
 _MOJIBAKE = re.compile(_PATTERN)
+_DOUBTFUL = re.compile(_DOUBTFUL_PATTERN)
 _LOST_BLANKS = ("\u00c2 ", "\u00c3 ")
 """Of mojibake whose second sign was a no-break space and became a space."""
 
@@ -79,6 +88,7 @@ def needs_repair(text: str) -> bool:
         or any(pair in text for pair in _LOST_BLANKS)
         or (_PAIR.search(text) is not None and _MOJIBAKE.search(text) is not None)
         or not unicodedata.is_normalized("NFC", text)
+        or (_DOUBTFUL.search(text) is not None and is_bad(text))
     )
 
 
