@@ -39,7 +39,7 @@ of these ftfy's own measure decides, which costs more than all the rest."""
 
 
 def _read(encoding: str, low: int, high: int) -> str:
-    """Return the signs above ASCII that the bytes from `low` to `high` are in an encoding; Latin-1 where it has none."""
+    """Return signs above ASCII that bytes from `low` to `high` are in an encoding; Latin-1's where it has none."""
     whole = "".join(bytes([byte]).decode(encoding, "ignore") or chr(byte) for byte in range(low, high + 1))
     return "".join(sorted(sign for sign in set(whole) if ord(sign) > 127))
 
