@@ -8,6 +8,7 @@ from consortium.client.leg import LegSession, run
 from consortium.data import outputs
 from consortium.data.clean import clean_dataset
 from consortium.data.cluster import connected
+from consortium.data.progress import Meter
 from consortium.data.screening import CleanConfig
 from consortium.domain.codec import from_json
 from consortium.domain.data import ArtifactClass
@@ -19,14 +20,14 @@ def program(session: LegSession) -> None:
     context = session.context
     config = from_json(CleanConfig, context.params, where="params of the job")
     outputs.expect_inputs(context.inputs, (ArtifactClass.RAW, ArtifactClass.CLEAN))
-
-    def progress(phase: str, done: int, of: int) -> None:
-        session.progress(phase=phase, done=done, of=of)
-
+    meter = Meter(session.progress)
     session.progress(phase="connect")
     store, prefix = session.store(), context.store.prefix.rstrip("/")
     with connected():
-        stages = [clean_dataset(dataset, config, store, prefix, progress=progress) for dataset in context.inputs]
+        stages = [
+            clean_dataset(dataset, config, store, prefix, progress=meter.over(dataset.name))
+            for dataset in context.inputs
+        ]
     made = [
         outputs.clean_output(dataset, stage, session.new_id())
         for dataset, stage in zip(context.inputs, stages, strict=True)

@@ -11,6 +11,7 @@ from consortium.client.leg import LegSession, run
 from consortium.data import outputs
 from consortium.data import tokenize as stage_of
 from consortium.data.cluster import connected
+from consortium.data.progress import Meter
 from consortium.domain.codec import from_json
 from consortium.domain.data import ArtifactClass
 from consortium.tracking.tracker import Tracker
@@ -21,19 +22,16 @@ def program(session: LegSession) -> None:
     context = session.context
     config = from_json(stage_of.TokenizeConfig, context.params, where="params of the job")
     outputs.expect_inputs(context.inputs, (ArtifactClass.CLEAN,))
-
-    def progress(phase: str, done: int, of: int) -> None:
-        session.progress(phase=phase, done=done, of=of)
-
+    meter = Meter(session.progress)
     session.progress(phase="connect")
     store, prefix = session.store(), context.store.prefix.rstrip("/")
     with connected():
-        counts = stage_of.count_datasets(context.inputs, config, store, progress=progress)
+        counts = stage_of.count_datasets(context.inputs, config, store, progress=meter.over("all inputs"))
         session.progress(phase="agree", words=len(counts))
         tokenizer = stage_of.agree_on_tokenizer(counts, context.site, context.peers, session, config)
         vocabulary = stage_of.keep_tokenizer(tokenizer, store, prefix)
         stages = [
-            stage_of.tokenize_dataset(dataset, vocabulary, config, store, prefix, progress=progress)
+            stage_of.tokenize_dataset(dataset, vocabulary, config, store, prefix, progress=meter.over(dataset.name))
             for dataset in context.inputs
         ]
     made = [

@@ -15,7 +15,6 @@ So a run that was killed anywhere goes on where it was and gives the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,15 +23,13 @@ import pyarrow as pa
 
 from consortium.data import cluster, dedup, manifest
 from consortium.data.counts import Counts, total
+from consortium.data.progress import Progress
 from consortium.data.screening import CleanConfig, screen, settle
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset, Shard
 from consortium.errors import NotFoundError, UsageError
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import read_table, write_table, write_text
-
-Progress = Callable[[str, int, int], None]
-"""Called with the phase, shards done and shards in all."""
 
 
 def clean_dataset(
@@ -52,12 +49,13 @@ def clean_dataset(
         return done
     rows = [{"index": i, "key": shard.key, "digest": shard.digest} for i, shard in enumerate(dataset.shards)]
     arguments = {"store": store, "prefix": prefix, "config": config}
-    screened = cluster.each(screen_task, rows, arguments, progress=_phase(progress, "screen"))
+    screened = cluster.each(screen_task, rows, arguments, phase="screen", progress=progress)
     settled = cluster.each(
         settle_task,
         _settle_rows(screened, config),
         {"store": store, "prefix": prefix},
-        progress=_phase(progress, "settle"),
+        phase="settle",
+        progress=progress,
     )
     stage = _seal(dataset, config, store, prefix, screened, settled)
     manifest.mark_done(store, marker, stage)
@@ -180,7 +178,3 @@ def read_annotations(stage: manifest.Stage, store: ObjectStore, prefix: str) -> 
     """Return all annotations of a finished clean stage as one table, for those at home."""
     digests = [str(digest).removeprefix("sha256:") for digest in stage.manifest["annotations"]]
     return pa.concat_tables(read_table(store.get(f"{prefix}/annotations/{hexed}.parquet")) for hexed in digests)
-
-
-def _phase(progress: Progress | None, phase: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, of: progress(phase, done, of)

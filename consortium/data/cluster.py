@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from consortium.data.progress import Advance, Progress
 from consortium.errors import ConsortiumError, UnreachableError, by_slug
 
 Row = dict[str, Any]
@@ -39,10 +40,12 @@ def each(
     rows: Sequence[Row],
     arguments: dict[str, Any],
     *,
-    progress: Callable[[int, int], None] | None = None,
+    phase: str = "",
+    progress: Progress | None = None,
 ) -> list[Row]:
     """Return `function(row, **arguments)` for each row, in the order of the rows' `index`; one task per row.
 
+    `progress` hears of every row that is done; a row's `documents` and `text_bytes`, where it has them, are added up.
     A ConsortiumError of the function comes back as it was raised. Raises UnreachableError where Ray itself fails.
     """
     import ray.data
@@ -55,6 +58,7 @@ def each(
     found: list[Row] = []
     if not rows:
         return found
+    documents = text_bytes = 0
     whole = {"function": function, "arguments": arguments}
     dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(_guarded, fn_kwargs=whole)
     try:
@@ -62,8 +66,9 @@ def each(
             if row["error"]:
                 raise _restored(row["error"])
             found.append(row)
+            documents, text_bytes = documents + row.get("documents", 0), text_bytes + row.get("text_bytes", 0)
             if progress is not None:
-                progress(len(found), len(rows))
+                progress(Advance(phase, len(found), len(rows), documents, text_bytes))
     except RayError as fault:
         raise UnreachableError(f"the Ray cluster failed: {_first_line(fault)}", fix="see the site's log") from fault
     return sorted(found, key=lambda row: int(row["index"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -10,6 +11,11 @@ import pyarrow as pa
 
 UNKNOWN = "und"
 """ISO 639-2 for a language nobody declared or recognised."""
+
+
+def text_digest(text: str) -> str:
+    """Return what a text is known by at home: 32 hex digits, the first half of the SHA-256 of its UTF-8."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from consortium.data import bpe, cluster, manifest, words
+from consortium.data.progress import Progress
 from consortium.data.words import WordsConfig
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import ArtifactClass, Dataset, Shard
@@ -17,7 +18,6 @@ from consortium.storage.shards import read_table, write_tokens
 
 COUNTS = "word-counts"
 TOPIC = "tokenizer"
-Progress = Callable[[str, int, int], None]
 
 
 class Exchange(Protocol):
@@ -81,7 +81,7 @@ def count_datasets(
     shards = [shard for dataset in datasets for shard in dataset.shards]
     rows = [{"index": i, "key": shard.key, "digest": shard.digest} for i, shard in enumerate(shards)]
     arguments = {"store": store, "config": config}
-    found = cluster.each(count_task, rows, arguments, progress=_phase(progress, "count"))
+    found = cluster.each(count_task, rows, arguments, phase="count", progress=progress)
     counts: Counter[str] = Counter()
     for row in found:
         counts.update(json.loads(row["counts"]))
@@ -148,7 +148,7 @@ def tokenize_dataset(
         return done
     rows = [{"index": i, "key": shard.key, "digest": shard.digest} for i, shard in enumerate(dataset.shards)]
     arguments = {"store": store, "prefix": prefix, "config": config, "vocabulary": vocabulary}
-    found = cluster.each(tokenize_task, rows, arguments, progress=_phase(progress, "tokenize"))
+    found = cluster.each(tokenize_task, rows, arguments, phase="tokenize", progress=progress)
     reports = [json.loads(row["report"]) for row in found]
     outputs = {
         split: tuple(from_json(Shard, report[split]) for report in reports if report[split])
@@ -212,7 +212,3 @@ def _write(texts: list[str], tokenizer: Any, vocabulary: Vocabulary, store: Obje
         "documents": len(texts),
         "tokens": lengths,
     }
-
-
-def _phase(progress: Progress | None, phase: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, of: progress(phase, done, of)
