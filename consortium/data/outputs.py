@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from consortium.data import profile
+from consortium.data.counts import Counts, total
 from consortium.data.manifest import Stage
+from consortium.data.profile import Profile
+from consortium.data.suppression import AT_LEAST, clean_numbers
 from consortium.data.tokenize import Vocabulary
-from consortium.domain.data import ArtifactClass, Dataset
+from consortium.domain.codec import from_json
+from consortium.domain.data import ArtifactClass, Dataset, inherited
 from consortium.errors import ConsortiumError, UsageError
 from consortium.keys.canonical import digest_json
 from consortium.tracking.tracker import Tracker
@@ -42,6 +47,7 @@ def clean_output(source: Dataset, stage: Stage, new_id: str) -> Dataset:
         parents=(source.id,),
         manifest_digest=stage.manifest_digest,
         attributes={"manifest_key": stage.manifest_key},
+        about=inherited([source.about]),
     )
 
 
@@ -66,6 +72,7 @@ def token_outputs(
             manifest_digest=stage.manifest_digest,
             held_out=split == "heldout",
             attributes={**vocabulary.attributes(), "manifest_key": stage.manifest_key},
+            about=inherited([source.about]),
         )
         for split, suffix in (("tokens", "-tokens"), ("heldout", "-tokens-heldout"))
         if stage.outputs.get(split)
@@ -85,19 +92,25 @@ def whole_manifest(stages: Sequence[Stage]) -> tuple[dict[str, Any], str]:
     return combined, digest_json(combined)
 
 
-def clean_metrics(stages: Sequence[Stage]) -> dict[str, int]:
-    """Return the counts of clean stages as flat numbers: `documents_in`, `removed.length.min`, `edits.redact.email`."""
-    found: dict[str, int] = {}
-    for counts in (stage.manifest["counts"] for stage in stages):
-        for name in ("documents_in", "documents_out"):
-            found[name] = found.get(name, 0) + sum(counts[name].values())
-        for name in ("chars_in", "chars_out"):
-            found[name] = found.get(name, 0) + int(counts[name])
-        for rule, by_language in counts["removed"].items():
-            found[f"removed.{rule}"] = found.get(f"removed.{rule}", 0) + sum(by_language.values())
-        for rule, edits in counts["edits"].items():
-            found[f"edits.{rule}"] = found.get(f"edits.{rule}", 0) + edits
-    return found
+def clean_metrics(stages: Sequence[Stage], *, at_least: int = AT_LEAST) -> dict[str, int]:
+    """Return the counts of clean stages as flat numbers: `documents_in`, `removed.length.min`, `edits.redact.email`.
+
+    They leave home, for the server, the ledger and MLflow: `suppression.clean_numbers` hides small cells.
+    """
+    counts = total(from_json(Counts, stage.manifest["counts"], where="counts of a manifest") for stage in stages)
+    profiles = [_profiles(stage) for stage in stages]
+    if not all(profiles):
+        return clean_numbers(counts, at_least=at_least)
+    before, after = (profile.total(pair[side] for pair in profiles) for side in (0, 1))
+    return clean_numbers(counts, before, after, at_least)
+
+
+def _profiles(stage: Stage) -> tuple[Profile, ...]:
+    """Return the profiles of what came in and what stayed; nothing where the manifest has none."""
+    names = ("profile_before", "profile_after")
+    if any(name not in stage.manifest for name in names):
+        return ()
+    return tuple(from_json(Profile, stage.manifest[name], where=name) for name in names)
 
 
 def token_metrics(stages: Sequence[Stage], vocabulary: Vocabulary) -> dict[str, int]:

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from consortium.data import profile
+from consortium.data.documents import Document
 from consortium.data.manifest import Stage
 from consortium.data.outputs import clean_metrics, expect_inputs, track, whole_manifest
+from consortium.domain.codec import to_json
 from consortium.domain.data import ArtifactClass
 from consortium.errors import UsageError
 from consortium.tracking.tracker import Tracker
@@ -18,19 +23,51 @@ COUNTS = {
 }
 
 
+def document(text: str, row: int) -> Document:
+    return Document(id=f"{row}", text=text, row=row, language="fr", declared="fr")
+
+
 def stage(digest: str) -> Stage:
     return Stage(outputs={}, manifest={"counts": COUNTS}, manifest_digest=digest, manifest_key="k")
 
 
 def test_counts_of_several_datasets_are_added() -> None:
-    assert clean_metrics([stage("a"), stage("b")]) == {
+    assert clean_metrics([stage("a"), stage("b")], at_least=1) == {
         "documents_in": 12,
         "documents_out": 6,
         "chars_in": 200,
         "chars_out": 180,
         "removed.length.min": 6,
         "edits.redact.email": 8,
+        "language.fr.documents_in": 10,
+        "language.fr.documents_out": 6,
+        "language.und.documents_in": 2,
+        "language.und.documents_out": 0,
     }
+
+
+def test_small_numbers_do_not_leave_home() -> None:
+    found = clean_metrics([stage("a"), stage("b")])
+    assert found == {
+        "documents_in": 12,
+        "documents_out": 6,
+        "chars_in": 200,
+        "removed.other": 6,
+        "language.other.documents_in": 12,
+        "language.other.documents_out": 6,
+    }
+
+
+def test_lengths_are_told_where_all_stages_have_profiles() -> None:
+    before = profile.of(document("x" * 100, number) for number in range(40))
+    after = profile.of(document("x" * 100, number) for number in range(20))
+    with_profiles = replace(
+        stage("a"), manifest={"counts": COUNTS, "profile_before": to_json(before), "profile_after": to_json(after)}
+    )
+    found = clean_metrics([with_profiles, with_profiles])
+    assert 64 <= found["length.p50_in"] <= 127
+    assert 64 <= found["length.p50_out"] <= 127
+    assert "length.p50_in" not in clean_metrics([with_profiles, stage("b")])
 
 
 def test_one_stage_s_manifest_is_the_leg_s_and_several_are_listed() -> None:
