@@ -31,35 +31,44 @@ class Planner:
         all legs have ended.
         """
         board = self._board
-        found = []
-        for site in sites:
-            earliest = self._at(job, site)
-            if earliest is not None:
-                found.append((max(earliest[0], board.now_ms), site, earliest[1]))
-            elif job.sites:
+        since_ms = board.now_ms
+        while True:
+            found = self._places(job, sites, since_ms)
+            if not found:
                 return None
-        if not found:
-            return None
-        if not job.sites:
-            found = [
-                min(found, key=lambda item: (item[0], board.sites[item[1]].site.partner != job.account[:2], item[1]))
-            ]
-        start_ms = max(item[0] for item in found)
-        if binding:
-            need = demand(job, {site: board.flavors[site] for _, site, _ in found})
-            free_ms = self._quota(job, need, ahead)
-            if free_ms is None:
-                return None
-            start_ms = max(start_ms, free_ms)
+            start_ms = max(item[0] for item in found)
+            if binding:
+                need = demand(job, {site: board.flavors[site] for _, site, _ in found})
+                free_ms = self._quota(job, need, ahead)
+                if free_ms is None:
+                    return None
+                start_ms = max(start_ms, free_ms)
+            if start_ms == since_ms or not any(board.windows(site) for _, site, _ in found):
+                break
+            since_ms = start_ms  # a window may have begun where it fits earlier than it fits everywhere
         legs = tuple(
             LegPlacement(site=site, flavor=board.flavors[site], nodes=nodes) for _, site, nodes in sorted(found)
         )
         return Reserved(board, job, start_ms, legs, ahead, binding=binding)
 
-    def _at(self, job: PendingJob, site: str) -> Earliest:
+    def _places(self, job: PendingJob, sites: Sequence[str], since_ms: int) -> list[tuple[int, str, dict[str, int]]]:
+        """Where it fits from which instant on, not before `since_ms`, on which nodes: all its sites or the first."""
+        found = []
+        for site in sites:
+            earliest = self._at(job, site, since_ms)
+            if earliest is not None:
+                found.append((max(earliest[0], since_ms), site, earliest[1]))
+            elif job.sites:
+                return []
+        if job.sites or not found:
+            return found
+        home = self._board.sites
+        return [min(found, key=lambda item: (item[0], home[item[1]].site.partner != job.account[:2], item[1]))]
+
+    def _at(self, job: PendingJob, site: str, since_ms: int) -> Earliest:
         use = self._board.sites[site]
         if self._board.windows(site) or job.avoid:
-            return self._between_windows(job, site)
+            return self._between_windows(job, site, since_ms)
         tenant = use.tenant(job.id, ids.partner_of(job.account))
         key = (tenant, job.gpus_per_worker, job.gpus)
         version, answers = self._known.get(site, (-1, {}))
@@ -102,13 +111,14 @@ class Planner:
                 return None if nodes is None else (max(item.ends_ms, 1), nodes)
         return None
 
-    def _between_windows(self, job: PendingJob, site: str) -> Earliest:
-        """The same where nodes are set aside at times: try each instant at which something ends."""
+    def _between_windows(self, job: PendingJob, site: str, since_ms: int) -> Earliest:
+        """The same where nodes are set aside at times: try each instant from `since_ms` on at which something ends."""
         board = self._board
         now_ms, use = board.now_ms, board.sites[site].copy()
         tenant = use.tenant(job.id, ids.partner_of(job.account))
         ends = [max(item.ends_ms, now_ms + 1) for item in board.at[site]]
-        instants = {now_ms, *ends, *(window.end_ms for window in board.windows(site) if window.end_ms > now_ms)}
+        later = (*ends, *(window.end_ms for window in board.windows(site)))
+        instants = {since_ms, *(instant_ms for instant_ms in later if instant_ms > since_ms)}
         waiting = list(zip(ends, board.at[site], strict=True))
         for instant_ms in sorted(instants):
             while waiting and waiting[0][0] <= instant_ms:

@@ -82,6 +82,25 @@ def test_a_reservation_in_a_window_is_planned_around_the_legs_that_run():
         assert plan.reservations[0].start_ms == NOW_MS + start_h * HOUR_MS
 
 
+def test_a_gang_is_reserved_for_when_no_window_is_in_the_way_at_any_of_its_sites():
+    """fr-1 is open until maintenance begins, and de-1 from the middle of that on."""
+    asks = job(1, sites=("de-1", "fr-1"), walltime_s=1800)
+    windows = window(1, 4), window(-1, 3, WindowKind.RESERVATION, site="de-1", id="win-2", account="de")
+    (reserved,) = schedule(world(asks, accounts=ROOMY, windows=windows)).reservations
+    assert reserved.start_ms == NOW_MS + 4 * HOUR_MS
+
+
+def test_a_job_is_reserved_for_when_quota_and_windows_allow_it():
+    """Quota is free in two hours, when maintenance has begun at the site that is open until then."""
+    asks = job(1, gpus=8, sites=("fr-1",), walltime_s=1800)
+    runs = held(1, "de-1", {"n0": 4}, walltime_s=7200, account="fr")
+    sites = site("fr-1", H100, (8,)), site("de-1", H100, (8,))
+    accounts = account("fr", {H100: (8, 0, None)}), account("de", {H100: 8})
+    plan = schedule(world(asks, sites=sites, accounts=accounts, held=(runs,), windows=(window(1, 4),)))
+    (reserved,) = plan.reservations
+    assert reserved.start_ms == NOW_MS + 4 * HOUR_MS
+
+
 def test_a_cordoned_node_takes_no_new_legs_and_keeps_those_it_has():
     runs = held(1, "fr-1", {"n0": 4})
     asks = there(1, gpus=8)
