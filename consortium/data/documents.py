@@ -32,6 +32,13 @@ class Document:
     published: str = ""
     contributor: str = ""
 
+    def edited(self, text: str) -> Document:
+        """Return the document with another text; `dataclasses.replace` costs twice as much."""
+        return Document(
+            id=self.id, text=text, row=self.row, language=self.language, declared=self.declared,
+            licence=self.licence, source=self.source, published=self.published, contributor=self.contributor,
+        )  # fmt: skip
+
 
 class Outcome(NamedTuple):
     """What a filter says of a document: whether it stays, else by which rule, which value and which threshold."""
@@ -86,11 +93,14 @@ class Notes:
     annotations: list[Annotation] = field(default_factory=list)
     removed: dict[str, dict[str, int]] = field(default_factory=dict)
     edits: dict[str, int] = field(default_factory=dict)
+    gone: dict[int, str] = field(default_factory=dict)
+    """By row of what was removed: the rule."""
 
     def remove(self, document: Document, outcome: Outcome) -> None:
         """Note that `document` goes, and why."""
         by_language = self.removed.setdefault(outcome.rule, {})
         by_language[document.declared] = by_language.get(document.declared, 0) + 1
+        self.gone[document.row] = outcome.rule
         self.annotations.append(Annotation(document.id, self.shard, document.row, *outcome[1:], -1, -1))
 
     def edit(self, document: Document, rule: str, placeholder: str, start: int, end: int) -> None:

@@ -27,11 +27,14 @@ from consortium.domain.cleaning import GopherQuality, GopherRepetition
 
 TOP_NGRAMS = (2, 3, 4)
 DUPLICATE_NGRAMS = (5, 6, 7, 8, 9, 10)
+_BEGINNING_CHARS = 200
+"""Enough to meet two stop words in most texts."""
 
 
 def quality(limits: GopherQuality, language: Language) -> tuple[Rule, ...]:
     """Return the quality rules; cheap ones first."""
-    stop_words = (Rule("gopher.stop_words", _stop_words(language.stop_words), limits.min_stop_words, True),)
+    measure, bound = _stop_words(language.stop_words)
+    stop_words = (Rule("gopher.stop_words", measure, limits.min_stop_words, True, bound),)
     return (
         Rule("gopher.min_words", lambda parts: parts.real_words, limits.min_words, True),
         Rule("gopher.max_words", lambda parts: parts.real_words, limits.max_words),
@@ -39,7 +42,7 @@ def quality(limits: GopherQuality, language: Language) -> tuple[Rule, ...]:
         Rule("gopher.max_mean_word_chars", lambda parts: parts.mean_word_chars, limits.max_mean_word_chars),
         Rule("gopher.hashes", _hashes, limits.max_symbols_per_word),
         Rule("gopher.ellipses", _ellipses, limits.max_symbols_per_word),
-        Rule("gopher.bullet_lines", _bullet_lines, limits.max_bullet_lines),
+        Rule("gopher.bullet_lines", _bullet_lines, limits.max_bullet_lines, bound=_bullets_per_line),
         Rule("gopher.ellipsis_lines", _ellipsis_lines, limits.max_ellipsis_lines),
         Rule("gopher.alpha_words", _alpha_words, limits.min_alpha_words, True),
         *(stop_words if language.stop_words else ()),
@@ -92,31 +95,37 @@ def duplicate_ngram_share(parts: Parts, n: int) -> float:
     return duplicate_ngram_chars(parts.words, n) / parts.chars
 
 
-def _stop_words(stop_words: frozenset[str]) -> Callable[[Parts], int]:
-    return lambda parts: len(stop_words.intersection(parts.words))
+def _stop_words(stop_words: frozenset[str]) -> tuple[Callable[[Parts], int], Callable[[Parts], int]]:
+    """Return how many there are, and how many at the text's beginning, whose last word may be cut in two."""
+    return (
+        lambda parts: len(stop_words.intersection(parts.words)),
+        lambda parts: len(stop_words.intersection(parts.text[:_BEGINNING_CHARS].split()[:-1])),
+    )
 
 
 def _hashes(parts: Parts) -> float:
-    return parts.text.count("#") / (len(parts.words) or 1)
+    return parts.text.count("#") / (parts.counts.number or 1)
 
 
 def _ellipses(parts: Parts) -> float:
-    return (parts.text.count("...") + parts.text.count("…")) / (len(parts.words) or 1)
+    return (parts.text.count("...") + parts.text.count("…")) / (parts.counts.number or 1)
+
+
+def _bullets_per_line(parts: Parts) -> float:
+    return (parts.text.count("-") + parts.text.count("•")) / (parts.text.count("\n") or 1)
 
 
 def _bullet_lines(parts: Parts) -> float:
     lines = parts.lines
-    if "-" not in parts.text and "•" not in parts.text:
-        return 0.0
     return len([1 for line in lines if line.lstrip().startswith(("•", "-"))]) / len(lines)
 
 
 def _ellipsis_lines(parts: Parts) -> float:
-    lines = parts.lines
     if "..." not in parts.text and "…" not in parts.text:
         return 0.0
+    lines = parts.lines
     return len([1 for line in lines if line.rstrip().endswith(("...", "…"))]) / len(lines)
 
 
 def _alpha_words(parts: Parts) -> float:
-    return parts.alpha_words / (len(parts.words) or 1)
+    return parts.counts.alpha / (parts.counts.number or 1)

@@ -19,19 +19,25 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
 
 from consortium.data import languages
 from consortium.data.documents import Document, Notes
+from consortium.data.tape import Tape, batches
 from consortium.domain.cleaning import C4, LineRule
 
 CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 BOILERPLATE_CHARS = 120
 _ASCII = re.compile(rb"[\x00-\x7f]*")
+_LONG_WORD = re.compile(rb"[a-z]{6,}")
 _GAP = re.compile(r"\n(?:[^\S\n]*\n){2,}")
 
-Cut = tuple[str, int, int]
-"""A rule, and the characters it takes out."""
+Line = tuple[int, int]
+"""Where a line begins in its text, and where it ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +51,7 @@ class LinesConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """What one language's lines are asked. `named` finds phrases, by rule; `phrases` are their longest ASCII parts."""
+    """What one language's lines are asked. `named` finds phrases, by rule; each has one of `phrases` in it."""
 
     few_words: int
     word_chars: int
@@ -61,24 +67,9 @@ class _Asked:
         lower = text.encode("utf-8", "surrogatepass").lower()
         return any(phrase in lower for phrase in self.phrases)
 
-    def clear(self, lines: list[str]) -> bool:
-        """Tell whether no line goes for its words, its end or its like; False where that takes a closer look."""
-        if self.terminal or any(self.long_word(line) for line in lines if len(line) > self.word_chars):
-            return False
-        if self.few_words:
-            words = self.few_words
-            short = [line for line in lines if line and len(line.split(None, words)) < words]
-            if short and not all(map(str.isspace, short)):
-                return False
-        if self.repeated_chars:
-            long = [line for line in lines if len(line) >= self.repeated_chars]
-            if len(long) > 1 and len(set(map(str.strip, long))) < len(long):
-                return False
-        return True
-
     def long_word(self, line: str) -> bool:
         """Tell whether a line has a word that is too long."""
-        return len(line) > self.word_chars and max(map(len, line.split()), default=0) > self.word_chars
+        return len(line) > self.word_chars and max(map(len, line.split())) > self.word_chars
 
     def rule(self, bare: str, seen: set[str], risky: bool) -> str:
         """Return the rule by which a line, without white space at its ends, goes, or nothing."""
@@ -109,45 +100,70 @@ class Lines:
     def __call__(self, documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
         """Yield all documents, cut where a rule says so."""
         known: dict[str, _Asked] = {}
-        for document in documents:
-            if self.config.c4 is not None and "[" in document.text:
-                document = _without_citations(document, notes)
-            asked = known.get(document.language) or known.setdefault(
-                document.language, _asked(self.config, document.language)
-            )
-            lines = document.text.split("\n")
-            risky = asked.risky(document.text)
-            if risky or not asked.clear(lines):
-                cuts, kept = _cut(asked, lines, len(document.text), risky)
-                for rule, start, end in cuts:
-                    notes.edit(document, rule, "", start, end)
-                if cuts:
-                    document = replace(document, text=_GAP.sub("\n\n", "\n".join(kept)).strip("\n"))
-            yield document
+        for batch in batches(documents):
+            if self.config.c4 is not None:
+                batch = [
+                    _without_citations(document, notes) if "[" in document.text else document for document in batch
+                ]
+            for code in {document.language for document in batch}.difference(known):
+                known[code] = _asked(self.config, code)
+            for at, risky, lines in _suspects(batch, known):
+                batch[at] = _cut(batch[at], known[batch[at].language], risky, lines, notes)
+            yield from batch
 
 
-def _cut(asked: _Asked, lines: list[str], chars: int, risky: bool) -> tuple[list[Cut], list[str]]:
-    """Return what goes, the newline behind it included, and the lines that stay."""
-    cuts: list[Cut] = []
+def _suspects(batch: list[Document], known: dict[str, _Asked]) -> Iterator[tuple[int, bool, list[Line]]]:
+    """Yield which documents may lose a line, whether for a phrase, and which lines; no other goes."""
+    asked = [known[code] for code in sorted({document.language for document in batch})]
+    tape = Tape([document.text for document in batch])
+    begins, ends = tape.newlines[:-1] + 1, tape.newlines[1:]
+    number = np.searchsorted(tape.ends, begins)
+    chars, words = ends - begins, np.diff(np.searchsorted(tape.words, tape.newlines))
+    go = (words < asked[0].few_words) | (chars > asked[0].word_chars)  # languages differ in phrases and ends only
+    if asked[0].repeated_chars:
+        long = np.flatnonzero(chars >= asked[0].repeated_chars)
+        sums = np.add.reduceat(tape.codes * ~tape.blanks, tape.newlines, dtype=np.uint64)
+        keys = (number[long].astype(np.uint64) << np.uint64(44)) + sums[long]
+        order = np.argsort(keys)
+        alike = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
+        go[long[order[alike]]] = go[long[order[alike + 1]]] = True
+    if any(each.terminal for each in asked):
+        go[:] = True
+    risky = [False] * len(batch)
+    if any(each.risky(tape.text) for each in asked):
+        risky = [known[document.language].risky(document.text) for document in batch]
+        go |= np.array(risky)[number]
+    found = np.flatnonzero(go & (words > 0))
+    at = number[found]
+    begin = tape.begins[at]
+    rows = zip(at.tolist(), (begins[found] - begin).tolist(), (ends[found] - begin).tolist(), strict=True)
+    for text, lines in groupby(rows, key=itemgetter(0)):
+        yield text, risky[text], [(start, end) for _, start, end in lines]
+
+
+def _cut(document: Document, asked: _Asked, risky: bool, lines: list[Line], notes: Notes) -> Document:
+    """Return a document without those of `lines` that go, the newline behind each included."""
+    text = document.text
     kept: list[str] = []
     seen: set[str] = set()
     at = 0
-    for line in lines:
-        bare = line.strip()
-        rule = asked.rule(bare, seen, risky) if bare else ""
+    for start, end in lines:
+        rule = asked.rule(text[start:end].strip(), seen, risky)
         if rule:
-            cuts.append((rule, at, min(at + len(line) + 1, chars)))
-        else:
-            kept.append(line)
-        at += len(line) + 1
-    return cuts, kept
+            notes.edit(document, rule, "", start, min(end + 1, len(text)))
+            kept.append(text[at:start])
+            at = end + 1
+    if not at:
+        return document
+    left = "".join((*kept, text[at:])) if at <= len(text) else "".join(kept).removesuffix("\n")
+    return document.edited(_GAP.sub("\n\n", left).strip("\n"))
 
 
 def _without_citations(document: Document, notes: Notes) -> Document:
     while spans := [match.span() for match in CITATION.finditer(document.text)]:
         for start, end in spans:
             notes.edit(document, "c4.citation", "", start, end)
-        document = replace(document, text=CITATION.sub("", document.text))
+        document = document.edited(CITATION.sub("", document.text))
     return document
 
 
@@ -164,6 +180,18 @@ def _asked(config: LinesConfig, code: str) -> _Asked:
         word_chars=c4.max_word_chars if c4 else sys.maxsize,
         terminal=own.terminal_punctuation if c4 and c4.unterminated_lines_go else (),
         repeated_chars=config.min_repeated_chars if "repeated" in config.rules else 0,
-        phrases=tuple(max(_ASCII.findall(word.encode()), key=len) for words in named.values() for word in words),
+        phrases=_probes([max(_ASCII.findall(word.encode()), key=len) for words in named.values() for word in words]),
         named=re.compile("|".join(groups), re.IGNORECASE) if groups else None,
     )
+
+
+def _probes(parts: list[bytes]) -> tuple[bytes, ...]:
+    """Return the fewest things to search for, so that each part has one in it: `cookie` for most of the policies."""
+    shared = {word for part in parts for word in _LONG_WORD.findall(part)}
+    probes: list[bytes] = []
+    while parts:
+        word = max(sorted(shared), key=lambda word: sum(word in part for part in parts), default=b"")
+        covered = [part for part in parts if word in part]
+        probes += [word] if len(covered) > 2 else parts
+        parts = [part for part in parts if part not in covered] if len(covered) > 2 else []
+    return tuple(probes)

@@ -10,40 +10,59 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import filterfalse
+from typing import NamedTuple
 
-SIGNS = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»" + "".join(  # noqa: RUF001  signs of all scripts
-    map(chr, (*range(9), *range(11, 32), *range(127, 160)))
-)
-"""A word of nothing but these is a sign: datatrove's list (`utils/text.py`)."""
+import numpy as np
+
+from consortium.data.tape import LETTER, NO_SIGN, Tape
+
 _PARAGRAPHS = re.compile(r"\n{2,}")
+
+
+class Words(NamedTuple):
+    """How many words a text has and their characters; the same of those that are signs only; how many have a letter."""
+
+    number: int
+    chars: int
+    signs: int
+    sign_chars: int
+    alpha: int
+
+
+def counted(texts: Sequence[str]) -> list[Words]:
+    """Count the words of many texts at once."""
+    tape = Tape(texts)
+    kinds = np.bitwise_or.reduceat(tape.kinds, tape.words) if len(tape.words) else np.zeros(0, np.uint8)
+    chars = tape.word_ends - tape.words
+    signs = (kinds & NO_SIGN) == 0
+    first, last = np.searchsorted(tape.words, (tape.begins, tape.ends))
+    columns = [last - first]
+    for each in (chars, signs, chars * signs, (kinds & LETTER) != 0):
+        running = np.concatenate(([0], np.cumsum(each, dtype=np.int64)))
+        columns.append(running[last] - running[first])
+    return list(map(Words, *(column.tolist() for column in columns)))
 
 
 class Parts:
     """One text, split. Attributes that cost something are computed on first use and kept."""
 
-    __slots__ = (
-        "_alpha_words",
-        "_full_lines",
-        "_line_duplicates",
-        "_lines",
-        "_mean",
-        "_paragraphs",
-        "_signs",
-        "text",
-        "words",
-    )
+    __slots__ = ("_full_lines", "_line_duplicates", "_lines", "_paragraphs", "_words", "counts", "text")
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, counts: Words | None = None) -> None:
         self.text = text
-        self.words: list[str] = text.split()
+        self.counts = counts or counted([text])[0]
+        self._words: list[str] | None = None
         self._lines: list[str] | None = None
         self._full_lines: list[str] | None = None
-        self._signs: tuple[int, int] | None = None
-        self._alpha_words = 0
-        self._mean = -1.0
         self._paragraphs: tuple[float, int] | None = None
         self._line_duplicates: tuple[float, int] | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """Words, in order."""
+        if self._words is None:
+            self._words = self.text.split()
+        return self._words
 
     @property
     def chars(self) -> int:
@@ -86,37 +105,15 @@ class Parts:
         return self._paragraphs
 
     @property
-    def signs(self) -> tuple[int, int]:
-        """How many words are signs only, and the characters in them."""
-        if self._signs is None:
-            mixed = [word for word in filterfalse(str.isalpha, self.words) if not word[0].isalpha()]
-            found = [word for word in mixed if not word.strip(SIGNS)]
-            self._signs = len(found), sum(map(len, found))
-            self._alpha_words = len(self.words) - len([1 for word in mixed if not _has_letter(word)])
-        return self._signs
-
-    @property
     def real_words(self) -> int:
         """Words that are more than signs."""
-        return len(self.words) - self.signs[0]
-
-    @property
-    def alpha_words(self) -> int:
-        """Words with at least one letter."""
-        return self._alpha_words if self.signs else 0
+        return self.counts.number - self.counts.signs
 
     @property
     def mean_word_chars(self) -> float:
         """Characters per word that is more than signs; 0 without any."""
-        if self._mean < 0:
-            signs, chars = self.signs
-            words = len(self.words) - signs
-            self._mean = (sum(map(len, self.words)) - chars) / words if words else 0.0
-        return self._mean
-
-
-def _has_letter(word: str) -> bool:
-    return any(map(str.isalpha, word))
+        words = self.real_words
+        return (self.counts.chars - self.counts.sign_chars) / words if words else 0.0
 
 
 def duplicates(pieces: Sequence[str]) -> tuple[float, int]:

@@ -15,8 +15,9 @@ from functools import lru_cache
 
 from consortium.data import gopher, languages, ngrams, web
 from consortium.data.documents import Document, Notes, Outcome
-from consortium.data.parts import Parts
+from consortium.data.parts import Parts, counted
 from consortium.data.rules import Rule, judge
+from consortium.data.tape import batches
 from consortium.domain.cleaning import C4, FineWeb, GopherQuality, GopherRepetition, RuleSet
 
 _BATCH_WORDS = 1 << 15
@@ -75,22 +76,23 @@ class Quality:
         waiting: list[tuple[Document, Parts, RulesOf]] = []
         words = 0
         known: dict[str, RulesOf] = {}
-        for document in documents:
-            rules = known.get(document.language) or known.setdefault(
-                document.language, rules_of(self.config, document.language)
-            )
-            parts = Parts(document.text)
-            outcome = judge(rules.single, parts)
-            if outcome is not None:
-                notes.remove(document, outcome)
-            elif not rules.ngrams:
-                yield document
-            else:
-                if waiting and words + len(parts.words) > _BATCH_WORDS:
-                    yield from self._weigh(waiting, notes)
-                    waiting, words = [], 0
-                waiting.append((document, parts, rules))
-                words += len(parts.words)
+        for batch in batches(documents):
+            for document, counts in zip(batch, counted([document.text for document in batch]), strict=True):
+                rules = known.get(document.language) or known.setdefault(
+                    document.language, rules_of(self.config, document.language)
+                )
+                parts = Parts(document.text, counts)
+                outcome = judge(rules.single, parts)
+                if outcome is not None:
+                    notes.remove(document, outcome)
+                elif not rules.ngrams:
+                    yield document
+                else:
+                    if waiting and words + counts.number > _BATCH_WORDS:
+                        yield from self._weigh(waiting, notes)
+                        waiting, words = [], 0
+                    waiting.append((document, parts, rules))
+                    words += counts.number
         yield from self._weigh(waiting, notes)
 
     def _weigh(self, waiting: list[tuple[Document, Parts, RulesOf]], notes: Notes) -> Iterator[Document]:

@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import ftfy
+import numpy as np
+import numpy.typing as npt
 from ftfy.badness import is_bad
 
 from consortium.data.documents import Document, Notes
+from consortium.data.tape import Tape, batches
 
 CONFIG = ftfy.TextFixerConfig(uncurl_quotes=False, normalization="NFC", explain=False)
 _NOTHING = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\u00ad\\u200b\\u2060\\ufeff]")
@@ -44,11 +47,11 @@ def _read(encoding: str, low: int, high: int) -> str:
     return "".join(sorted(sign for sign in set(whole) if ord(sign) > 127))
 
 
-def _mojibake() -> tuple[str, str, str, str, str]:
+def _mojibake() -> tuple[str, str, str, str, str, str]:
     """Return what UTF-8 looks like when it is read in another encoding.
 
-    First and second sign of it, of any encoding; first signs that are rare in any text; the pattern for all; and that
-    for the first two signs of what may as well be right.
+    First and second sign of it, of any encoding; first signs that are rare in any text; the pattern for all; and first
+    and second sign of what may as well be right.
     """
     leads = follows = rare = ""
     patterns: list[str] = []
@@ -64,19 +67,22 @@ def _mojibake() -> tuple[str, str, str, str, str]:
             first += "".join(_read(encoding, low, high) for low, high, _ in _ALL_LEADS)
             second += follow
         follows += "" if uncommon else follow
-    return leads, follows, rare, "|".join(patterns), f"[{re.escape(first)}][{re.escape(second)}]"
+    return leads, follows, rare, "|".join(patterns), first, second
 
 
-_LEADS, _FOLLOWS, _RARE, _PATTERN, _DOUBTFUL_PATTERN = _mojibake()
+_LEADS, _FOLLOWS, _RARE, _PATTERN, _FIRSTS, _SECONDS = _mojibake()
 _SIGNS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\u200b\u2028\u2029\u2060"
     "\u206a-\u206f\u3000\ud800-\udfff\ufb00-\ufb06\ufeff\uff01-\uffef\ufff9-\ufffd&" + re.escape(_RARE) + "]"
 )
 _PAIR = re.compile(f"[{re.escape(_LEADS)}][{re.escape(_FOLLOWS)}]")
 _MOJIBAKE = re.compile(_PATTERN)
-_DOUBTFUL = re.compile(_DOUBTFUL_PATTERN)
+_DOUBTFUL = re.compile(f"[{re.escape(_FIRSTS)}][{re.escape(_SECONDS)}]")
 _LOST_BLANKS = ("\u00c2 ", "\u00c3 ")
 """Of mojibake whose second sign was a no-break space and became a space."""
+_KNOWN = 0x3000
+"""Of characters from here on it is not known that they are in NFC whatever stands before them."""
+_ALONE, _LEAD, _FOLLOW, _FIRST, _SECOND, _BLANK_LEAD = (np.uint8(1 << bit) for bit in range(6))
 
 
 def needs_repair(text: str) -> bool:
@@ -92,6 +98,39 @@ def needs_repair(text: str) -> bool:
     )
 
 
+def suspects(texts: Sequence[str]) -> list[int]:
+    """Return which of many texts `needs_repair` may be true of; it is false of all others."""
+    tape = Tape(texts)
+    special = np.flatnonzero((tape.codes - np.uint32(0x20) > 0x5E) | (tape.codes == ord("&")))
+    kinds = _kinds()[np.minimum(tape.codes[special], _KNOWN)]
+    first, second = kinds[:-1], kinds[1:]
+    pairs = ((first & _LEAD) != 0) & ((second & _FOLLOW) != 0) | ((first & _FIRST) != 0) & ((second & _SECOND) != 0)
+    found = (kinds & _ALONE) != 0
+    found[:-1] |= pairs & (np.diff(special) == 1)
+    leads = np.flatnonzero((kinds & _BLANK_LEAD) != 0)
+    found[leads] |= tape.codes[special[leads] + 1] == ord(" ")
+    return tape.texts_at(special[found])
+
+
+@lru_cache(maxsize=1)
+def _kinds() -> npt.NDArray[np.uint8]:
+    """Return, of each character up to `_KNOWN`, what it may be a part of.
+
+    Alone it calls for a look where it is one of `_SIGNS`, or may be in no normal form: is not itself in NFC, is a mark
+    or is a Hangul vowel or final, which join what stands before them.
+    """
+    kinds = np.zeros(_KNOWN + 1, np.uint8)
+    for code, sign in enumerate(map(chr, range(_KNOWN))):
+        joins = code >= 0x300 and (unicodedata.category(sign).startswith("M") or 0x1160 <= code < 0x1200)
+        if joins or _SIGNS.match(sign) or not unicodedata.is_normalized("NFC", sign):
+            kinds[code] |= _ALONE
+    kinds[_KNOWN] = _ALONE
+    parts = (_LEAD, _LEADS), (_FOLLOW, _FOLLOWS), (_FIRST, _FIRSTS), (_SECOND, _SECONDS)
+    for kind, signs in (*parts, (_BLANK_LEAD, "".join(pair[0] for pair in _LOST_BLANKS))):
+        kinds[[ord(sign) for sign in signs if ord(sign) < _KNOWN]] |= kind
+    return kinds
+
+
 def repaired(text: str) -> str:
     """Return a text that needs no repair. What repair itself uncovers (`&amp;lt;`) is repaired too."""
     for _ in range(_ROUNDS):
@@ -104,13 +143,15 @@ def repaired(text: str) -> str:
 
 def repair(documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
     """Repair documents; a repaired one is noted once, with the span that holds all differences."""
-    for document in documents:
-        if needs_repair(document.text):
-            text = repaired(document.text)
-            if text != document.text:
-                notes.edit(document, "repair.unicode", "", *_span(document.text, text))
-                document = replace(document, text=text)
-        yield document
+    for batch in batches(documents):
+        for at in suspects([document.text for document in batch]):
+            document = batch[at]
+            if needs_repair(document.text):
+                text = repaired(document.text)
+                if text != document.text:
+                    notes.edit(document, "repair.unicode", "", *_span(document.text, text))
+                    batch[at] = document.edited(text)
+        yield from batch
 
 
 def _span(before: str, after: str) -> tuple[int, int]:

@@ -33,7 +33,7 @@ def c4(limits: C4) -> tuple[Rule, ...]:
     return (
         Rule("c4.lorem_ipsum", _lorem_ipsum, 0),
         Rule("c4.curly_bracket", lambda parts: parts.text.count("{"), 0),
-        Rule("c4.min_sentences", lambda parts: sentences(parts.full_lines), limits.min_sentences, True),
+        Rule("c4.min_sentences", _sentences, limits.min_sentences, True, bound=lambda parts: len(parts.full_lines)),
     )
 
 
@@ -47,9 +47,10 @@ def fineweb(limits: FineWeb, language: Language) -> tuple[Rule, ...]:
     )
 
 
-def sentences(lines: list[str]) -> int:
-    """Return the number of sentences in lines that are not blank; a line ends a sentence."""
-    return len(lines) + len(SENTENCE_BREAK.findall("\n".join(lines)))
+def _sentences(parts: Parts) -> int:
+    """Count the sentences in lines that are not blank; a line ends a sentence, and a blank one can hold no break."""
+    text = parts.text if parts.text[-1:].strip() else "\n".join(parts.full_lines)
+    return len(parts.full_lines) + len(SENTENCE_BREAK.findall(text))
 
 
 def _lorem_ipsum(parts: Parts) -> int:
@@ -71,4 +72,4 @@ def _duplicate_line_chars(parts: Parts) -> float:
 
 
 def _newlines(parts: Parts) -> float:
-    return parts.text.count("\n") / (len(parts.words) or 1)
+    return parts.text.count("\n") / (parts.counts.number or 1)
