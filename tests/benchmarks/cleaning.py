@@ -13,7 +13,6 @@ py3langid on the whole text, measured on one core of the machine the targets wer
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -22,7 +21,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -37,8 +35,8 @@ from consortium.domain.cleaning import C4
 from consortium.domain.codec import from_json
 from consortium.storage.shards import read_table, write_table, write_text
 from tests.benchmarks import cleaning_near, cleaning_pii
+from tests.benchmarks.table import Row, arguments, row, show
 
-Row = dict[str, Any]
 Corpora = dict[str, list[Document]]
 DATATROVE_MB_S = 0.31
 SAMPLE = 8
@@ -156,33 +154,8 @@ def megabytes(documents: list[Document]) -> float:
     return sum(len(document.text.encode()) for document in documents) / 1e6
 
 
-def row(
-    what: str,
-    value: float,
-    unit: str,
-    reference: float | None,
-    *,
-    most: float | None = None,
-    least: float | None = None,
-) -> Row:
-    """One row of the table; without a bound it is told and not judged, and counts as met."""
-    met = (most is None or value <= most) and (least is None or value >= least)
-    return {
-        "what": what, "value": round(value, 3), "unit": unit,
-        "reference": reference if reference is None else round(reference, 3),
-        "target": most if least is None else least, "met": met,
-    }  # fmt: skip
-
-
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", default="rules,decisions,language,again,pii,near")
-    parser.add_argument("--datatrove", default="", help="a Python that has datatrove 0.10")
-    parser.add_argument("--every", type=int, default=1, help="take every n-th document of the corpora only")
-    choice = parser.parse_args()
-    given = corpora(choice.every)
     parts = {
         "rules": lambda: rules(given),
         "decisions": lambda: decisions(given, choice.datatrove),
@@ -191,16 +164,12 @@ def main() -> None:
         "pii": lambda: cleaning_pii.rows(folder() if given else None),
         "near": lambda: cleaning_near.rows(cleaning_near.corpora()),
     }
-    found = []
-    for part in choice.only.split(","):
-        for each in parts[part]():
-            found.append(each)
-            if not choice.json:
-                mark = "met" if each["met"] else "MISSED"
-                bound = "" if each["target"] is None else f"target {each['target']}: {mark}"
-                print(f"{each['what']:75} {each['value']:>10} {each['unit']:10} {bound}", flush=True)
-    if choice.json:
-        print(json.dumps(found, indent=1))
+    parser = arguments(__doc__, parts)
+    parser.add_argument("--datatrove", default="", help="a Python that has datatrove 0.10")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th document of the corpora only")
+    choice = parser.parse_args()
+    given = corpora(choice.every)
+    show((found for part in choice.only for found in parts[part]()), as_json=choice.json)
 
 
 if __name__ == "__main__":

@@ -8,24 +8,20 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 from phonenumbers import PhoneNumberMatcher
 
 from consortium.data.documents import Document, Notes
 from consortium.data.pii import PiiConfig, redact, step
+from tests.benchmarks.table import Row, arguments, row, show
 from tests.data.pii_truth import labelled, score
-
-Row = dict[str, Any]
 
 MIN_MB_PER_S = 12.0
 _CORPORA = {"fr": "fr", "de": "de", "uy": "es"}
@@ -38,30 +34,26 @@ _JUDGED = {
 _MATCHER_DOCUMENTS = 300
 
 
-def rows(corpora: Path | None, documents: int = 1_500) -> list[Row]:
-    """Return the rows; those that need the corpora are left out, and it is said, where there are none."""
+def rows(corpora: Path | None, documents: int = 1_500) -> Iterator[Row]:
+    """The rows; those that need the corpora are left out, and it is said, where there are none."""
     config = PiiConfig()
-    result = []
     for language in ("fr", "de", "es", "en"):
         found, _wrong = score(labelled(language, documents), config)
         what = f"{found.there.total()} values, {language}"
-        result += [
-            _row(f"PII recall, {what}", found.recall(), "share", "none", 0.99),
-            _row(f"PII precision, {what}", found.precision(), "share", "none", 0.98),
-        ]
+        yield row(f"PII recall, {what}", 100 * found.recall(), "%", least=99)
+        yield row(f"PII precision, {what}", 100 * found.precision(), "%", least=98)
     if corpora is None:
         print("no corpora: rows about the law texts left out (set CONSORTIUM_CORPORA)", file=sys.stderr)
-        return result
+        return
     differing = 0
     for name, language in _CORPORA.items():
         texts = pq.read_table(corpora / f"{name}.parquet", columns=["text"]).column("text").to_pylist()
         speed, edits = _speed(texts, language, config)
-        reference = f"PhoneNumberMatcher {_matcher_speed(texts, name):.3f}"
-        result.append(_row(f"PII, all kinds, all states, {name}", speed, "MB/s of CPU time", reference, MIN_MB_PER_S))
+        reference = _matcher_speed(texts, name)
+        yield row(f"PII, all kinds, all states, {name}, CPU time", speed, "MB/s", reference, least=MIN_MB_PER_S)
         judged = Counter(_JUDGED[name])
         differing += ((Counter(edits) - judged) + (judged - Counter(edits))).total()
-    row = _row("PII findings in the law corpora that nobody judged", float(differing), "findings", "none", 0.0)
-    return [*result, row | {"met": differing == 0}]
+    yield row("PII findings in the law corpora that nobody judged", differing, "findings", most=0)
 
 
 def _speed(texts: Sequence[str], language: str, config: PiiConfig) -> tuple[float, dict[str, int]]:
@@ -90,32 +82,13 @@ def _matcher_speed(texts: Sequence[str], state: str) -> float:
     return sum(len(text.encode()) for text in sample) / (time.process_time() - begun) / 1e6
 
 
-def _row(what: str, value: float, unit: str, reference: str, target: float) -> Row:
-    return {
-        "what": what,
-        "value": round(value, 4),
-        "unit": unit,
-        "reference": reference,
-        "target": target,
-        "met": value >= target,
-    }
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
+    parser = arguments(__doc__)
     parser.add_argument("--documents", type=int, default=1_500)
-    chosen = parser.parse_args(argv)
+    choice = parser.parse_args()
     folder = Path(os.environ.get("CONSORTIUM_CORPORA", "../shared/corpora"))
-    found = rows(folder if folder.is_dir() else None, chosen.documents)
-    if chosen.json:
-        print(json.dumps(found, indent=2))
-        return
-    for row in found:
-        print(
-            f"{row['what']:52} {row['value']:>10} {row['unit']:17} {row['reference']:28} {row['target']} {row['met']}"
-        )
+    show(rows(folder if folder.is_dir() else None, choice.documents), as_json=choice.json)
 
 
 if __name__ == "__main__":

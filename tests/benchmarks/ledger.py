@@ -6,33 +6,31 @@ The reference for appends is Tessera on POSIX files, 1,500 to 2,900 durable writ
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from consortium.keys.signing import SigningKey
 from consortium.ledger.log import Ledger
 from consortium.ledger.proofs import parse_checkpoint, verify_inclusion
+from tests.benchmarks.table import Row, arguments, row, show
 
 BATCH = 200
 
 
 def records(count: int) -> list[tuple[str, Any]]:
     """Records of about 500 bytes."""
-    row = {
+    leg = {
         "leg": "leg-01m80yw367jt17nc48fs9tnkqw",
         "epoch": "1795000000000.12",
         "job": "job-01m80yw367jt17nc48fs9tnkqw",
     }
     return [
-        (f"fr-1:{n}", {"type": "usage", "origin": "fr-1", "seq": n, "rows": [row | {"n": n}] * 3}) for n in range(count)
+        (f"fr-1:{n}", {"type": "usage", "origin": "fr-1", "seq": n, "rows": [leg | {"n": n}] * 3}) for n in range(count)
     ]
 
 
-def measure(count: int) -> list[dict[str, object]]:
+def measure(count: int) -> list[Row]:
     """The rows of the table."""
     key = SigningKey.generate()
     with tempfile.TemporaryDirectory() as folder, Ledger(folder, key, "bench") as log:
@@ -52,35 +50,18 @@ def measure(count: int) -> list[dict[str, object]]:
             verify_inclusion(data, index, checkpoint.size, proof, checkpoint.root)
         verify_s = time.perf_counter() - begun
     return [
-        _row(f"durable appends in batches of {BATCH}", count / append_s, "records/s", "Tessera, POSIX: 2900", 2900),
-        _row("inclusion proofs made", len(proofs) / prove_s, "proofs/s", "none", 1000),
-        _row("inclusion proofs verified", len(proofs) / verify_s, "proofs/s", "none", 1000),
+        row(f"durable appends in batches of {BATCH}", count / append_s, "records/s", 2900, least=2900),
+        row("inclusion proofs made", len(proofs) / prove_s, "proofs/s", least=1000),
+        row("inclusion proofs verified", len(proofs) / verify_s, "proofs/s", least=1000),
     ]
 
 
-def _row(what: str, value: float, unit: str, reference: str, target: float) -> dict[str, object]:
-    return {
-        "what": what,
-        "value": round(value),
-        "unit": unit,
-        "reference": reference,
-        "target": target,
-        "met": value >= target,
-    }
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
+    parser = arguments(__doc__)
     parser.add_argument("--records", type=int, default=20_000)
-    chosen = parser.parse_args(argv)
-    rows = measure(chosen.records)
-    if chosen.json:
-        print(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        print(f"{row['what']:40} {row['value']:>10,} {row['unit']:12} target {row['target']:>8,}  met {row['met']}")
+    choice = parser.parse_args()
+    show(measure(choice.records), as_json=choice.json)
 
 
 if __name__ == "__main__":

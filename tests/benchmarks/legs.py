@@ -10,8 +10,6 @@ References: issue 37894 of Ray (version 2.5) says that the Jobs API is unstable 
 
 from __future__ import annotations
 
-import argparse
-import json
 import secrets
 import signal
 import statistics
@@ -34,7 +32,7 @@ from consortium.local.paths import FederationDir
 from consortium.local.ports import free_ports
 from consortium.site.agent.runner import leg_environment
 from consortium.site.ray_jobs import RayCluster, RayStatus
-from tests.benchmarks.scheduler import Row, row
+from tests.benchmarks.table import Row, arguments, row, show
 
 SITE = "fr-1"
 PORTS = (
@@ -262,8 +260,7 @@ def ends(here: Site) -> Iterator[Row]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--json", action="store_true")
+    parser = arguments(__doc__)
     parser.add_argument("--most", type=int, default=128, help="legs side by side at the most")
     parser.add_argument("--connect", action="store_true", help="programs join the cluster and hold a simulated GPU")
     parser.add_argument("--bound-s", type=float, default=240, help="seconds in which a wave must run")
@@ -271,13 +268,8 @@ def main() -> None:
     parser.add_argument("--budget-s", type=float, default=300, help="seconds after which no further wave begins")
     choice = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))  # so that the head ends with it
-    rows = []
-    for found in legs(choice.most, choice.bound_s, 1000 * choice.most_gb, choice.budget_s, choice.connect):
-        rows.append(found)
-        if not choice.json:
-            print(f"{found['what']:60} {found['value']:>10} {found['unit']:6}", flush=True)
-    if choice.json:
-        print(json.dumps(rows, indent=1))
+    rows = legs(choice.most, choice.bound_s, 1000 * choice.most_gb, choice.budget_s, choice.connect)
+    show(rows, as_json=choice.json)
 
 
 if __name__ == "__main__":

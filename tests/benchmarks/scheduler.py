@@ -11,8 +11,6 @@ admissions a second that Kueue publishes, with an API server.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
@@ -28,6 +26,7 @@ from consortium.errors import UsageError
 from consortium.scheduler import Plan, Scheduler, schedule, violations
 from tests.benchmarks import queues
 from tests.benchmarks.federations import busy
+from tests.benchmarks.table import Row, arguments, row, show
 from tests.builders import new_id, spec
 
 ALONE_EASY_H = (29.89, 52.05, 86.73, 30.48, 62.25, 43.92, 13.65, 24.44, 24.90, 10.59)
@@ -35,8 +34,6 @@ ALONE_EASY_H = (29.89, 52.05, 86.73, 30.48, 62.25, 43.92, 13.65, 24.44, 24.90, 1
 
 EVERY = 150
 """Of the jobs that had to wait, one in so many is asked when it will start; asking takes long."""
-
-Row = dict[str, Any]
 
 
 def itp(trace: Path | None) -> Iterator[Row]:
@@ -171,48 +168,20 @@ def cycle(pending: int) -> Iterator[Row]:
     yield row(f"memory, {10 * pending} pending", int(found.stdout) / 1e6, "GB", None, most=2)
 
 
-def row(
-    what: str,
-    value: float,
-    unit: str,
-    reference: float | None,
-    *,
-    most: float | None = None,
-    least: float | None = None,
-) -> Row:
-    """One row of the table; without a bound it is told and not judged, and counts as met."""
-    met = (most is None or value <= most) and (least is None or value >= least)
-    return {
-        "what": what, "value": round(value, 3), "unit": unit, "reference": reference,
-        "target": most if least is None else least, "met": met,
-    }  # fmt: skip
-
-
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", default="itp,kueue,state,cycle")
-    parser.add_argument("--trace", type=Path)
-    parser.add_argument("--queues", type=int, default=100, help="queues per cohort of Kueue's workload")
-    parser.add_argument("--pending", type=int, default=100_000)
-    choice = parser.parse_args()
     parts = {
         "itp": lambda: itp(choice.trace),
         "kueue": lambda: kueue(choice.queues),
         "state": lambda: state(choice.queues),
         "cycle": lambda: cycle(choice.pending),
     }
-    rows = []
-    for part in choice.only.split(","):
-        for found in parts[part]():
-            rows.append(found)
-            if not choice.json:
-                mark = "met" if found["met"] else "MISSED"
-                bound = "" if found["target"] is None else f"target {found['target']}: {mark}"
-                print(f"{found['what']:75} {found['value']:>10} {found['unit']:8} {bound}", flush=True)
-    if choice.json:
-        print(json.dumps(rows, indent=1))
+    parser = arguments(__doc__, parts)
+    parser.add_argument("--trace", type=Path)
+    parser.add_argument("--queues", type=int, default=100, help="queues per cohort of Kueue's workload")
+    parser.add_argument("--pending", type=int, default=100_000)
+    choice = parser.parse_args()
+    show((found for part in choice.only for found in parts[part]()), as_json=choice.json)
 
 
 if __name__ == "__main__":
