@@ -10,7 +10,6 @@ filter: Chaudhuri and others, 2006).
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -39,8 +38,8 @@ from consortium.data.minhash import NearConfig, sign, view
 from consortium.data.neardup import accept, survivors
 from consortium.data.poisoning import PoisoningConfig, judge, observe
 from consortium.data.shingles import hashing, mix, read
+from tests.benchmarks.table import Row, arguments, row, show
 
-Row = dict[str, Any]
 Corpora = dict[str, list[str]]
 Gram = tuple[str, ...]
 
@@ -315,41 +314,15 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, cores)
 
 
-def row(
-    what: str,
-    value: float,
-    unit: str,
-    reference: float | None,
-    *,
-    most: float | None = None,
-    least: float | None = None,
-) -> Row:
-    """One row of the table; without a bound it is told and not judged, and counts as met."""
-    met = (most is None or value <= most) and (least is None or value >= least)
-    return {
-        "what": what, "value": round(value, 3), "unit": unit, "reference": reference,
-        "target": most if least is None else least, "met": met,
-    }  # fmt: skip
-
-
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--json", action="store_true")
+    parser = arguments(__doc__)
     parser.add_argument("--cluster", metavar="FOLDER", help="cluster the signatures in a folder, and nothing else")
     choice = parser.parse_args()
     if choice.cluster:
         cluster(choice.cluster)
-        return
-    found = []
-    for each in rows(corpora()):
-        found.append(each)
-        if not choice.json:
-            mark = "met" if each["met"] else "MISSED"
-            bound = "" if each["target"] is None else f"target {each['target']}: {mark}"
-            print(f"{each['what']:60} {each['value']:>12} {each['unit']:12} {bound}", flush=True)
-    if choice.json:
-        print(json.dumps(found, indent=1))
+    else:
+        show(rows(corpora()), as_json=choice.json)
 
 
 if __name__ == "__main__":
