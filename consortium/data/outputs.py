@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from consortium.data import profile
@@ -15,6 +16,7 @@ from consortium.domain.codec import from_json
 from consortium.domain.data import ArtifactClass, Dataset, inherited
 from consortium.errors import ConsortiumError, UsageError
 from consortium.keys.canonical import digest_json
+from consortium.storage.objects import ObjectStore
 from consortium.tracking.tracker import Tracker
 
 CLEAN_SUFFIX = "-clean"
@@ -92,25 +94,31 @@ def whole_manifest(stages: Sequence[Stage]) -> tuple[dict[str, Any], str]:
     return combined, digest_json(combined)
 
 
-def clean_metrics(stages: Sequence[Stage], *, at_least: int = AT_LEAST) -> dict[str, int]:
+def clean_metrics(
+    stages: Sequence[Stage], store: ObjectStore | None = None, *, at_least: int = AT_LEAST
+) -> dict[str, int]:
     """Return the counts of clean stages as flat numbers: `documents_in`, `removed.length.min`, `edits.redact.email`.
 
-    They leave home, for the server, the ledger and MLflow: `suppression.clean_numbers` hides small cells.
+    They leave home, for the server, the ledger and MLflow: `suppression.clean_numbers` hides small cells. With the
+    private `store`, where profiles are, they tell of lengths too.
     """
     counts = total(from_json(Counts, stage.manifest["counts"], where="counts of a manifest") for stage in stages)
-    profiles = [_profiles(stage) for stage in stages]
-    if not all(profiles):
+    profiles = [] if store is None else [profiles_of(stage.manifest, stage.manifest_key, store) for stage in stages]
+    known = [pair for pair in profiles if pair is not None]
+    if store is None or len(known) < len(stages):
         return clean_numbers(counts, at_least=at_least)
-    before, after = (profile.total(pair[side] for pair in profiles) for side in (0, 1))
+    before, after = (profile.total(pair[side] for pair in known) for side in (0, 1))
     return clean_numbers(counts, before, after, at_least)
 
 
-def _profiles(stage: Stage) -> tuple[Profile, ...]:
-    """Return the profiles of what came in and what stayed; nothing where the manifest has none."""
-    names = ("profile_before", "profile_after")
-    if any(name not in stage.manifest for name in names):
-        return ()
-    return tuple(from_json(Profile, stage.manifest[name], where=name) for name in names)
+def profiles_of(manifest: Mapping[str, Any], manifest_key: str, store: ObjectStore) -> tuple[Profile, Profile] | None:
+    """Return the profiles of what came into a clean stage and of what stayed; None where it has none."""
+    digest = str(manifest.get("profiles", ""))
+    if not digest:
+        return None
+    key = f"{manifest_key.partition('/manifests/')[0]}/profiles/{digest.removeprefix('sha256:')}.json"
+    both = json.loads(store.get(key, digest=digest))
+    return from_json(Profile, both["before"], where=key), from_json(Profile, both["after"], where=key)
 
 
 def token_metrics(stages: Sequence[Stage], vocabulary: Vocabulary) -> dict[str, int]:

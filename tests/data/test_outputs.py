@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 
 import pytest
 
@@ -11,6 +11,7 @@ from consortium.data.outputs import clean_metrics, expect_inputs, track, whole_m
 from consortium.domain.codec import to_json
 from consortium.domain.data import ArtifactClass
 from consortium.errors import UsageError
+from consortium.storage.objects import ObjectStore
 from consortium.tracking.tracker import Tracker
 
 COUNTS = {
@@ -21,6 +22,9 @@ COUNTS = {
     "chars_in": 100,
     "chars_out": 90,
 }
+
+
+SIZES = {"before": 40, "after": 20}
 
 
 def document(text: str, row: int) -> Document:
@@ -58,16 +62,21 @@ def test_small_numbers_do_not_leave_home() -> None:
     }
 
 
-def test_lengths_are_told_where_all_stages_have_profiles() -> None:
-    before = profile.of(document("x" * 100, number) for number in range(40))
-    after = profile.of(document("x" * 100, number) for number in range(20))
-    with_profiles = replace(
-        stage("a"), manifest={"counts": COUNTS, "profile_before": to_json(before), "profile_after": to_json(after)}
+@pytest.mark.integration
+def test_lengths_are_told_where_all_stages_have_profiles(store: ObjectStore) -> None:
+    both = {side: to_json(profile.of(document("x" * 100, row) for row in range(n))) for side, n in SIZES.items()}
+    digest = store.put_addressed("jobs/j/profiles", json.dumps(both).encode(), ".json").digest
+    known = Stage(
+        outputs={},
+        manifest={"counts": COUNTS, "profiles": digest},
+        manifest_digest="a",
+        manifest_key="jobs/j/manifests/0.json",
     )
-    found = clean_metrics([with_profiles, with_profiles])
+    found = clean_metrics([known, known], store)
     assert 64 <= found["length.p50_in"] <= 127
     assert 64 <= found["length.p50_out"] <= 127
-    assert "length.p50_in" not in clean_metrics([with_profiles, stage("b")])
+    assert "length.p50_in" not in clean_metrics([known, stage("b")], store)
+    assert "length.p50_in" not in clean_metrics([known, known])
 
 
 def test_one_stage_s_manifest_is_the_leg_s_and_several_are_listed() -> None:
