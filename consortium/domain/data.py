@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 
 from consortium.domain import ids
@@ -42,12 +45,81 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """Where a dataset's right to exist comes from. Dates are ISO 8601 days (`2026-11-22`); empty where nobody said."""
+
+    __left_out__ = frozenset({"legal_basis", "collected_from", "collected_until", "contributors", "consent_until"})
+
+    legal_basis: tuple[str, ...] = ()
+    """Laws, licences or consents it rests on, in the registrar's words."""
+    collected_from: str = ""
+    collected_until: str = ""
+    """The last day of collection."""
+    contributors: tuple[str, ...] = ()
+    """Who gave it: institutions, not people (it is read by every partner)."""
+    consent_until: str = ""
+    """The last day, in UTC, on which it may be read; empty: no end."""
+
+    def __post_init__(self) -> None:
+        for name in ("collected_from", "collected_until", "consent_until"):
+            check_day(name, getattr(self, name))
+        if self.collected_from and self.collected_until and self.collected_from > self.collected_until:
+            raise ValueError(f"collected_from {self.collected_from} lies after collected_until {self.collected_until}")
+        for name in ("legal_basis", "contributors"):
+            texts: tuple[str, ...] = getattr(self, name)
+            if any(not text.strip() or len(text) > _MAX_WORDS or not text.isprintable() for text in texts):
+                raise ValueError(f"{name}: 1 to {_MAX_WORDS} printable characters each")
+
+    def consent_ended(self, now_ms: int) -> bool:
+        """Tell whether the last day of consent is over."""
+        if not self.consent_until:
+            return False
+        end = datetime.combine(date.fromisoformat(self.consent_until), datetime.min.time(), UTC) + timedelta(days=1)
+        return now_ms >= int(end.timestamp()) * 1000
+
+
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_MAX_WORDS = 500
+
+
+def check_day(name: str, text: str) -> None:
+    """Raise ValueError unless `text` is empty or a day of the years 1000 to 9998 as `2026-11-22`."""
+    try:
+        good = not text or (_DAY.fullmatch(text) and 1000 <= date.fromisoformat(text).year <= 9998)
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(f"{name} must be a day such as 2026-11-22, got {text[:40]!r}")
+
+
+CONSENT_FIX = "leave it out; where its consent was renewed, register it again with the new --consent-until"
+
+
+def inherited(parents: Iterable[Description]) -> Description:
+    """Return what holds of a dataset made of all of `parents`: consent ends with the first, the rest adds up.
+
+    Where nobody said when one of them was collected, the period of the others would be wrong, and is left empty.
+    """
+    known = list(parents)
+    begins, ends = [item.collected_from for item in known], [item.collected_until for item in known]
+    return Description(
+        legal_basis=tuple(sorted({text for item in known for text in item.legal_basis})),
+        collected_from=min(begins) if begins and all(begins) else "",
+        collected_until=max(ends) if ends and all(ends) else "",
+        contributors=tuple(sorted({text for item in known for text in item.contributors})),
+        consent_until=min((item.consent_until for item in known if item.consent_until), default=""),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
     """A versioned set of shards at one home site; the id is never reused, the version of a name counts up.
 
     Who registers one signs its canonical JSON, and sites check that for as long as it is offered to them: a new field
     here would end every older signature, unless it is left out of the JSON while it has its default.
     """
+
+    __left_out__ = frozenset({"about"})
 
     id: str
     name: str
@@ -67,12 +139,19 @@ class Dataset:
     held_out: bool = False
     """True for a split that no training job may read."""
     attributes: dict[str, str] = field(default_factory=dict)
+    about: Description = field(default_factory=Description)
 
     def __post_init__(self) -> None:
         if not ids.is_name(self.name):
             raise ValueError(f"dataset name {self.name!r}: lower-case letters, digits, '.', '_' and '-' only")
         if not ids.is_site(self.site):
             raise ValueError(f"dataset {self.name} names no site as its home: {self.site!r}")
+
+    def consent_over(self, now_ms: int) -> str:
+        """Return, for people, that the consent to use it has ended and when; empty while it has not."""
+        if not self.about.consent_ended(now_ms):
+            return ""
+        return f"the consent to use {self.name}@{self.version} ended on {self.about.consent_until}"
 
     @property
     def partner(self) -> str:

@@ -38,6 +38,8 @@ class ReasonCode(StrEnum):
     """What its account may use in the period does not suffice."""
     DEADLINE = "deadline"
     """It can no longer end by then."""
+    CONSENT = "consent"
+    """The consent to use one of its inputs has ended."""
     REFUSED = "refused"
     """The site's agent refused the offer (own policy, signature, code digest, capacity)."""
     HELD = "held"

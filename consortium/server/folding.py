@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from consortium.domain.codec import from_json
-from consortium.domain.data import Dataset
+from consortium.domain.data import CONSENT_FIX, Dataset
 from consortium.domain.decision import Denial, Reason, ReasonCode
 from consortium.domain.job import Fault, Job, JobState, Leg, LegState
 from consortium.domain.protocol import LegReport
@@ -89,7 +89,8 @@ def _failed(core: Core, connection: Connection, leg: Leg, report: LegReport, now
 
 
 def _refused(core: Core, connection: Connection, leg: Leg, report: LegReport, now_ms: int) -> None:
-    if jobs.attempt_row(connection, leg.attempt).started_ms:
+    started = bool(jobs.attempt_row(connection, leg.attempt).started_ms)
+    if started and report.reason_code != ReasonCode.CONSENT:
         faults.not_its_own(core, connection, leg, LegState.REFUSED, Fault.SITE, report.reason, now_ms)
         return
     jobs.set_leg(connection, leg, LegState.REFUSED, now_ms, reason=report.reason)
@@ -98,16 +99,19 @@ def _refused(core: Core, connection: Connection, leg: Leg, report: LegReport, no
     body = {"job": leg.job, "leg": leg.id, "epoch": str(leg.epoch), "site": leg.site, "code": report.reason_code,
             "reason": report.reason, "denial": report.denial}  # fmt: skip
     core.record(connection, RecordType.REFUSAL, body)
+    code = ReasonCode.CONSENT if report.reason_code == ReasonCode.CONSENT else ReasonCode.REFUSED
     reason = Reason(
-        code=ReasonCode.POLICY if denial else ReasonCode.REFUSED,
+        code=ReasonCode.POLICY if denial else code,
         message=f"{leg.site} refused: {report.reason}",
         numbers={"code": report.reason_code, **({"clause": denial.clause} if denial else {})},
         site=leg.site,
-        fix=denial.would_pass if denial else "",
+        fix=denial.would_pass if denial else CONSENT_FIX if code is ReasonCode.CONSENT else "",
     )
     legs.release(core, connection, leg.job, reason, now_ms)
     if denial is not None:
         legs.end_job(core, connection, leg.job, JobState.DENIED, reason, denials=(denial,))
+    elif code is ReasonCode.CONSENT:  # waiting cannot mend it
+        legs.end_job(core, connection, leg.job, JobState.FAILED if started else JobState.DENIED, reason)
 
 
 def _succeeded(core: Core, connection: Connection, leg: Leg, report: LegReport, now_ms: int) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select
 
 from consortium.config import validate_params
 from consortium.domain.codec import to_json
-from consortium.domain.data import Dataset
+from consortium.domain.data import CONSENT_FIX, Dataset
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.ids import is_id
 from consortium.domain.job import Job, JobKind, JobSpec, JobState, SignedSpec
@@ -140,6 +140,9 @@ def judge_checked(core: Core, connection: Connection, signed: SignedSpec, view: 
         version=1,
         target_sites=sites,
     )
+    over = consent_over(inputs, now_ms)
+    if over is not None:
+        return _denied(job, over)
     decisions = snapshots.decide(core.federation, spec, inputs, sites)
     refused = {site: decision for site, decision in decisions.items() if not decision.allowed}
     if refused and (sites or len(refused) == len(decisions)):
@@ -159,6 +162,16 @@ def judge_checked(core: Core, connection: Connection, signed: SignedSpec, view: 
     waiting = snapshots.pending_job(job.id, spec, sites, decisions, now_ms, all_sites(connection), view.run_times)
     never = never_fits(view.snapshot, waiting)
     return job if never is None else _denied(job, never)
+
+
+def consent_over(inputs: tuple[Dataset, ...], now_ms: int) -> Reason | None:
+    """Return that the consent to use one of the inputs has ended, or None."""
+    for item in inputs:
+        said = item.consent_over(now_ms)
+        if said:
+            numbers: dict[str, int | str] = {"dataset": item.id, "consent_until": item.about.consent_until}
+            return Reason(code=ReasonCode.CONSENT, message=said, numbers=numbers, site=item.site, fix=CONSENT_FIX)
+    return None
 
 
 def _stable(spec: JobSpec) -> dict[str, Any]:

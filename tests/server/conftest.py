@@ -193,9 +193,9 @@ class Fed:
         )
         return replace(dataset, **changes)
 
-    def dataset(self, site: str, name: str, cls: ArtifactClass = ArtifactClass.RAW) -> Dataset:
+    def dataset(self, site: str, name: str, cls: ArtifactClass = ArtifactClass.RAW, **changes: Any) -> Dataset:
         """A dataset, registered by an engineer of its partner."""
-        dataset = self.new_dataset(site, name, artifact_class=cls)
+        dataset = self.new_dataset(site, name, artifact_class=cls, **changes)
         who = {"fr": "fr/amelie", "de": "de/anna", "uy": "uy/alma"}[dataset.partner]
         body = {"dataset": to_json(dataset), "signature": self.people[who].sign(canonical(dataset))}
         answer = self.call(who, "POST", "/v1/datasets", body)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from consortium.domain.data import ArtifactClass
+from consortium.domain.data import ArtifactClass, Description
 from consortium.domain.job import Fault, JobKind, LegState, Resources
 from consortium.domain.protocol import Voucher
 from consortium.keys.canonical import canonical
@@ -131,6 +131,27 @@ def test_a_refusal_by_the_sites_own_policy_denies_the_job_and_names_the_clause(f
     shown = fed.job(job["id"])
     assert shown["state"] == "denied"
     assert shown["denials"] == [denial]
+
+
+def test_a_dataset_whose_consent_has_ended_is_denied_with_the_day_and_what_to_do(fed: Any) -> None:
+    laws = fed.dataset("fr-1", "laws-fr", about=Description(consent_until="2020-02-29"))
+    fed.site("fr-1")
+    job = submitted(fed, [laws])
+    assert (job["state"], job["reason"]["code"]) == ("denied", "consent")
+    assert job["reason"]["message"] == f"the consent to use laws-fr@{laws.version} ended on 2020-02-29"
+    assert job["reason"]["numbers"] == {"dataset": laws.id, "consent_until": "2020-02-29"}
+    assert "--consent-until" in job["reason"]["fix"]
+
+
+def test_a_job_whose_inputs_consent_ends_while_it_waits_ends_with_the_sites_refusal(fed: Any) -> None:
+    laws = fed.dataset("fr-1", "laws-fr", about=Description(consent_until="9998-12-31"))
+    site = fed.site("fr-1")
+    job = submitted(fed, [laws])
+    offer = site.offer(job["id"])
+    assert offer.inputs[0].about == laws.about
+    site.say(offer.leg, offer.epoch, LegState.REFUSED, reason="the consent ended", reason_code="consent")
+    shown = fed.job(job["id"])
+    assert (shown["state"], shown["reason"]["code"]) == ("denied", "consent")
 
 
 def test_reading_another_states_raw_text_is_denied_with_clause_file_and_line(fed: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from consortium.domain.codec import to_json
-from consortium.domain.data import ArtifactClass, Dataset
+from consortium.domain.data import ArtifactClass, Dataset, Description
 from consortium.domain.job import Epoch
 from consortium.domain.partner import Cotenancy
 from consortium.domain.protocol import LegCommand, LegOffer, Voucher
@@ -215,6 +215,7 @@ CHANGES: dict[str, Any] = {
     "manifest_digest": "sha256:" + "f" * 64,
     "held_out": True,
     "attributes": {"text_bytes": "1"},
+    "about": Description(consent_until="2099-01-01"),
 }
 """What a lying server could say of LAWS instead."""
 
@@ -289,6 +290,16 @@ def test_only_a_person_of_the_datasets_partner_registers_it(world: World, admiss
         assert refusal is not None, name
         assert refusal.code == "inputs"
         assert words in refusal.reason
+
+
+def test_an_input_is_taken_to_the_end_of_the_last_day_of_its_consent(world: World, admission: Admission) -> None:
+    laws = replace(LAWS, about=Description(consent_until="2026-03-31"))
+    offer, day_ms = world.offer(inputs=(laws,)), 86_400_000
+    end_ms = 1_774_915_200_000 + day_ms  # 2026-04-01T00:00Z
+    assert admission._inputs(offer, end_ms - 1) is None
+    refusal = admission._inputs(offer, end_ms)
+    assert refusal is not None
+    assert (refusal.code, refusal.reason) == ("consent", "the consent to use laws-fr@1 ended on 2026-03-31")
 
 
 def test_an_input_for_which_nobody_vouches_is_refused(world: World, admission: Admission) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from consortium.domain.codec import to_json
 from consortium.domain.data import Dataset
+from consortium.domain.decision import ReasonCode
 from consortium.domain.ids import is_id, partner_of
 from consortium.domain.job import Epoch
 from consortium.domain.partner import Cotenancy, Site
@@ -102,8 +103,11 @@ class Admission:
         return None
 
     def _inputs(self, offer: LegOffer, now_ms: int) -> Refusal | None:
-        """Refuse what the server alone says of an input: rules on class and categories would rest on its word."""
+        """Refuse what consent no longer covers, and what the server alone says of an input: rules would rest on it."""
         for item in offer.inputs:
+            over = item.consent_over(now_ms)
+            if over:
+                return Refusal(code=ReasonCode.CONSENT.value, reason=over)
             voucher = offer.vouchers.get(item.id, Voucher())
             try:
                 if voucher.leg:
