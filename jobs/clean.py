@@ -6,33 +6,34 @@ import sys
 
 from consortium.client.leg import LegSession, run
 from consortium.data import outputs
-from consortium.data.clean import clean_dataset
+from consortium.data.between import Peers
+from consortium.data.clean import clean_datasets
 from consortium.data.cluster import connected
 from consortium.data.progress import Meter
-from consortium.data.screening import CleanConfig
+from consortium.domain.cleaning import CleanConfig
 from consortium.domain.codec import from_json
 from consortium.domain.data import ArtifactClass
 from consortium.tracking.tracker import Tracker
 
 
 def program(session: LegSession) -> None:
-    """Clean every input, then leave datasets, manifest and counts with the site."""
+    """Clean every input that is no evaluation set, then leave datasets, manifest and counts with the site."""
     context = session.context
     config = from_json(CleanConfig, context.params, where="params of the job")
     outputs.expect_inputs(context.inputs, (ArtifactClass.RAW, ArtifactClass.CLEAN))
     meter = Meter(session.progress)
     session.progress(phase="connect")
     store, prefix = session.store(), context.store.prefix.rstrip("/")
+    peers = Peers(site=context.site, sites=context.peers, exchange=session)
     with connected():
-        stages = [
-            clean_dataset(dataset, config, store, prefix, progress=meter.over(dataset.name))
-            for dataset in context.inputs
-        ]
+        found = clean_datasets(context.inputs, config, store, prefix, peers=peers, progress=meter.over)
     made = [
-        outputs.clean_output(dataset, stage, session.new_id())
-        for dataset, stage in zip(context.inputs, stages, strict=True)
+        outputs.clean_output(dataset, found[dataset.id], session.new_id())
+        for dataset in context.inputs
+        if dataset.id in found
     ]
-    metrics = outputs.clean_metrics(stages)
+    stages = list(found.values())
+    metrics = outputs.clean_metrics(stages, store)
     if context.tracking_run:
         session.progress(phase="track")
         tracked = outputs.track(

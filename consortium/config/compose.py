@@ -61,12 +61,6 @@ def compose_job(
     if known is not None:
         _check_known(common, known, locate)
     checked = build_params(name, params, locate, also=_KEYS)
-    if name is JobKind.CLEAN and len(common.inputs) > 1:
-        raise ConfigError(
-            f"a clean job takes one dataset, got {', '.join(common.inputs)}",
-            where=locate(("inputs",)),
-            fix="submit one clean job per dataset",
-        )
     fields = {key: getattr(common, key) for key in sorted(_KEYS)} | {"flavors": common.flavor_names}
     return ComposedJob(kind=name, params=checked, throughput=common.throughput, **fields)
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from consortium.config.build import Locate, build, unknown
 from consortium.domain import ids
-from consortium.domain.cleaning import C4, FineWeb, GopherQuality, GopherRepetition, LineRule, RuleSet
+from consortium.domain.cleaning import CleanConfig
 from consortium.domain.job import JobKind, Priority, check_throughput
 from consortium.domain.units import moment_ms
 
@@ -25,38 +25,6 @@ def _within(config: object, **bounds: tuple[float, float]) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CleanConfig:
-    """Params of `clean`."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
-
-    languages: tuple[str, ...]
-    """ISO 639-1 codes to keep; empty: those the dataset was registered with."""
-    min_language_confidence: float
-    min_chars: int
-    max_chars: int
-    dedup: Literal["exact", "none"]
-    redact: tuple[Literal["email"], ...]
-    repair: Literal["unicode", "none"] = "unicode"
-    lines: tuple[LineRule, ...] = ()
-    min_repeated_line_chars: int = 20
-    filters: tuple[RuleSet, ...] = ()
-    language_thresholds: bool = False
-    """Where a language has thresholds of its own, they replace those below."""
-    gopher_quality: GopherQuality = field(default_factory=GopherQuality)
-    gopher_repetition: GopherRepetition = field(default_factory=GopherRepetition)
-    c4: C4 = field(default_factory=C4)
-    fineweb: FineWeb = field(default_factory=FineWeb)
-
-    def __post_init__(self) -> None:
-        _within(self, min_language_confidence=(0, 1), min_chars=(0, 1_000_000))
-        _within(self, max_chars=(max(1, self.min_chars), 1_000_000_000), min_repeated_line_chars=(1, 1_000_000))
-        for language in self.languages:
-            if len(language) != 2 or not language.isascii() or not language.islower():
-                raise ValueError(f"language {language!r} is not an ISO 639-1 code such as 'fr'")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizeConfig:
     """Params of `tokenize`."""
 
@@ -67,10 +35,19 @@ class TokenizeConfig:
     """Words rarer than this at a site are never sent."""
     max_word_chars: int
     held_out_percent: int
+    max_per_document: int = 100
+    """What one document adds to one word's count at most."""
+    min_documents: int = 2
+    """Words that stand in fewer documents of a site are never sent."""
+    seed: int = 0
+    """Of the order of documents in the token shards."""
+    shard_tokens: int = 1 << 25
 
     def __post_init__(self) -> None:
         _within(self, vocab_size=(320, 1_000_000), min_count=(2, 1_000_000))
         _within(self, max_word_chars=(4, 256), held_out_percent=(0, 50))
+        _within(self, max_per_document=(1, 1_000_000), min_documents=(1, 1_000_000))
+        _within(self, seed=(0, 2**53 - 1), shard_tokens=(1 << 10, 1 << 26))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,9 +34,10 @@ from typing import Literal
 
 import numpy as np
 
-from consortium.data.minhash import U8, NearConfig, Signatures
+from consortium.data.minhash import U8, Signatures, mark
 from consortium.data.neardup import Components, buckets, pairs_apart
 from consortium.data.shingles import I64, U32, U64
+from consortium.domain.cleaning import NearConfig
 from consortium.errors import ConfigError, VerificationError
 
 _MAGIC = b"CSOFFER1"
@@ -114,8 +115,8 @@ def read_offer(data: bytes, near: NearConfig, keep: KeepConfig, key: bytes, *, s
     """Read an offer; raises VerificationError naming the sender where other settings or another key made it."""
     if len(data) < _HEADER.size or data[:8] != _MAGIC:
         raise VerificationError(f"what {sender} sent is no offer of signatures", where=sender)
-    _, mark, count = _HEADER.unpack_from(data)
-    if mark != _mark(near, keep, key):
+    _, made_with, count = _HEADER.unpack_from(data)
+    if made_with != _mark(near, keep, key):
         raise VerificationError(
             f"{sender} made its offer with other settings or another key",
             where=sender,
@@ -211,7 +212,7 @@ def _buckets(offers: Mapping[str, Offer], names: Sequence[str], band: int) -> tu
 
 def _mark(near: NearConfig, keep: KeepConfig, key: bytes) -> bytes:
     policy = f"{near.threshold!r} {keep.keeper} {keep.min_words} {' '.join(keep.states)}".encode()
-    return hashlib.blake2b(near.mark(key) + policy, digest_size=8, key=key, person=b"offer").digest()
+    return hashlib.blake2b(mark(near, key) + policy, digest_size=8, key=key, person=b"offer").digest()
 
 
 def _date(text: str) -> int:

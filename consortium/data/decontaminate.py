@@ -17,33 +17,15 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from consortium.data.documents import Annotation, Document, Notes, Outcome
-from consortium.data.shingles import BLOCK_CHARS, I64, MAX_NGRAM, U64, Words, blocks, hashing, read, window_sums
-from consortium.errors import ConfigError
+from consortium.data.shingles import BLOCK_CHARS, I64, U64, Words, blocks, hashing, read, window_sums
+from consortium.domain.cleaning import DecontaminateConfig
 
 RULE = "decontaminate.ngram"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecontaminateConfig:
-    """Words in a row that make a match; fewest words of a whole evaluation text; whether matching documents go."""
-
-    words: int = 13
-    min_words: int = 8
-    drop: bool = True
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_words <= self.words <= MAX_NGRAM:
-            raise ConfigError(
-                f"min_words is {self.min_words} and words is {self.words}",
-                where="decontaminate.words",
-                fix=f"1 <= min_words <= words <= {MAX_NGRAM}",
-            )
 
 
 class EvaluationSets:

@@ -22,19 +22,24 @@ def key(text: str) -> bytes:
     return hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
 
 
-def survivors(keys: Sequence[bytes]) -> list[npt.NDArray[np.int64]]:
+def survivors(
+    keys: Sequence[bytes], *, among: Sequence[npt.NDArray[np.bool_]] | None = None
+) -> list[npt.NDArray[np.int64]]:
     """Tell, for the documents of each shard in order, which document survives in their place.
 
     `keys` holds one byte string per shard, 16 bytes per document. The answer gives each document's survivor as its
-    position in the whole dataset's order; a document that is its own survivor stays.
+    position in the whole dataset's order; a document that is its own survivor stays. Those outside `among` are left
+    alone: they stand for themselves and for nobody else.
     """
     counts = [len(part) // KEY_BYTES for part in keys]
     halves = np.frombuffer(b"".join(keys), dtype="<u8").reshape(-1, 2)
+    chosen = np.arange(len(halves), dtype=np.int64)
+    taking = chosen.copy() if among is None else np.flatnonzero(np.concatenate([np.empty(0, dtype=bool), *among]))
+    halves = halves[taking]
     order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: equal keys stay in their order
     ordered = halves[order]
     starts = np.ones(len(order), dtype=bool)
     starts[1:] = np.any(ordered[1:] != ordered[:-1], axis=1)
     first_of_group = order[starts][np.cumsum(starts) - 1] if len(order) else order
-    chosen = np.empty(len(order), dtype=np.int64)
-    chosen[order] = first_of_group
+    chosen[taking[order]] = taking[first_of_group]
     return list(np.split(chosen, np.cumsum(counts)[:-1])) if counts else []

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from consortium.data.minhash import NearConfig, Signatures
+from consortium.data.minhash import Signatures
 from consortium.data.shingles import I64, U64, blocks, grams, hashing, read
+from consortium.domain.cleaning import NearConfig
 
 TextsOf = Callable[[int, I64], Sequence[str]]
 """The texts of some rows of a shard: by the shard's place in the dataset, rows ascending."""

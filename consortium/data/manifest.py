@@ -7,11 +7,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import pyarrow
-import tokenizers
 
 import consortium
 from consortium.domain.codec import from_json, to_json
@@ -21,6 +19,8 @@ from consortium.keys.canonical import canonical, digest, digest_json
 from consortium.storage.objects import ObjectStore
 
 FORMAT = 1
+_LIBRARIES = ("ftfy", "phonenumbers", "py3langid", "pyarrow", "python-stdnum", "tokenizers")
+"""Those whose version decides what stays, or its bytes."""
 
 
 @lru_cache(maxsize=1)
@@ -28,8 +28,9 @@ def stage_code() -> str:
     """Return the digest of the code a stage's output depends on: this room, the shard formats, their libraries."""
     root = Path(consortium.__file__).parent
     room = root / "data"
-    files = sorted([*room.rglob("*.py"), *room.rglob("*.yaml"), root / "storage" / "shards.py"])
-    whole = hashlib.sha256(f"pyarrow {pyarrow.__version__} tokenizers {tokenizers.__version__}\n".encode())
+    others = [root / "storage" / "shards.py", root / "domain" / "cleaning.py"]
+    files = sorted([*room.rglob("*.py"), *room.rglob("*.yaml"), *others])
+    whole = hashlib.sha256("".join(f"{name} {version(name)}\n" for name in _LIBRARIES).encode())
     for path in files:
         whole.update(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(root).as_posix()}\n".encode())
     return "sha256:" + whole.hexdigest()

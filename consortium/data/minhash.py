@@ -30,48 +30,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from consortium.data.shingles import I64, MAX_NGRAM, U32, U64, Grams, blocks, draw, grams, hashing, mix, read
-from consortium.errors import ConfigError, VerificationError
+from consortium.data.shingles import I64, U32, U64, Grams, blocks, draw, grams, hashing, mix, read
+from consortium.domain.cleaning import NearConfig
+from consortium.errors import VerificationError
 
 U8 = npt.NDArray[np.uint8]
 
 _MAGIC = b"CSMINHS1"
 _HEADER = struct.Struct("<8s8sQ")
-_MOST_MINIMA = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NearConfig:
-    """Words per n-gram, bands, minima per band, and the Jaccard similarity from which two texts are near-duplicates."""
-
-    ngram: int = 5
-    bands: int = 14
-    rows: int = 8
-    threshold: float = 0.8
-
-    def __post_init__(self) -> None:
-        for name, most in (("ngram", MAX_NGRAM), ("bands", 512), ("rows", 64)):
-            value = getattr(self, name)
-            if not 1 <= value <= most:
-                raise ConfigError(f"{name} is {value}, not between 1 and {most}", where=f"near.{name}")
-        if self.minima > _MOST_MINIMA:
-            raise ConfigError(f"bands times rows is {self.minima}, more than {_MOST_MINIMA}", where="near.bands")
-        if not 0 < self.threshold <= 1:
-            raise ConfigError(f"threshold is {self.threshold}, not above 0 and at most 1", where="near.threshold")
-
-    @property
-    def minima(self) -> int:
-        """Minima per document."""
-        return self.bands * self.rows
-
-    def chance(self, similarity: float) -> float:
-        """Return the probability that two texts of this Jaccard similarity become candidates."""
-        return 1 - (1 - similarity**self.rows) ** self.bands
-
-    def mark(self, key: bytes) -> bytes:
-        """Return 8 bytes that signatures share exactly when they can be compared."""
-        made_with = f"{self.ngram} {self.bands} {self.rows}".encode()
-        return hashlib.blake2b(made_with, digest_size=8, key=key, person=b"signatures").digest()
+def mark(config: NearConfig, key: bytes) -> bytes:
+    """Return 8 bytes that signatures share exactly when they can be compared."""
+    made_with = f"{config.ngram} {config.bands} {config.rows}".encode()
+    return hashlib.blake2b(made_with, digest_size=8, key=key, person=b"signatures").digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +66,7 @@ def sign(texts: Sequence[str], config: NearConfig, key: bytes = b"") -> bytes:
     """
     size = _HEADER.size + len(texts) * (8 * config.bands + 12 + config.minima)
     data = bytearray(size)
-    _HEADER.pack_into(data, 0, _MAGIC, config.mark(key), len(texts))
+    _HEADER.pack_into(data, 0, _MAGIC, mark(config, key), len(texts))
     into = _views(data, config)
     constants = hashing(key)
     factors = (draw(key, b"permutations", config.minima) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
@@ -115,8 +87,8 @@ def view(data: bytes | memoryview, config: NearConfig, key: bytes = b"", *, wher
     """Read signatures; a memory map will do. Raises VerificationError where another key or config made them."""
     if len(data) < _HEADER.size or bytes(data[:8]) != _MAGIC:
         raise VerificationError("these bytes are no MinHash signatures", where=where)
-    _, mark, documents = _HEADER.unpack_from(data)
-    if mark != config.mark(key):
+    _, made_with, documents = _HEADER.unpack_from(data)
+    if made_with != mark(config, key):
         raise VerificationError(
             "these signatures were made with another n-gram, bands, rows or key and cannot be compared",
             where=where,
@@ -125,6 +97,16 @@ def view(data: bytes | memoryview, config: NearConfig, key: bytes = b"", *, wher
     if len(data) != _HEADER.size + documents * (8 * config.bands + 12 + config.minima):
         raise VerificationError("these signatures are cut off", where=where)
     return _views(data, config)
+
+
+def joined(parts: Sequence[Signatures]) -> Signatures:
+    """Return several shards' signatures as one, a copy: 236 bytes per document with 14 bands of 8."""
+    return Signatures(
+        np.concatenate([part.bands for part in parts], axis=1),
+        np.concatenate([part.sums for part in parts]),
+        np.concatenate([part.words for part in parts]),
+        np.concatenate([part.minima for part in parts]),
+    )
 
 
 def _views(data: bytes | bytearray | memoryview, config: NearConfig) -> Signatures:

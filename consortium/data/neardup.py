@@ -26,8 +26,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from consortium.data.minhash import NearConfig, Signatures
+from consortium.data.minhash import Signatures
 from consortium.data.shingles import I64, U64
+from consortium.domain.cleaning import NearConfig
 
 Mask = npt.NDArray[np.bool_]
 Verify = Callable[[I64], Mask]

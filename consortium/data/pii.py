@@ -26,18 +26,20 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal, get_args
+from typing import get_args
 
 from consortium.data import pii_numbers, pii_phones
 from consortium.data.documents import Document, Notes
 from consortium.data.pii_identifiers import STATES
 from consortium.data.pii_numbers import Rules, Span
+from consortium.data.pii_suspects import suspects
+from consortium.data.tape import batches
+from consortium.domain.cleaning import PiiKind
 from consortium.errors import ConfigError
 
-Kind = Literal["secret", "email", "iban", "credit_card", "national_id", "ip", "phone"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[PiiKind, ...] = get_args(PiiKind)
 """In order of precedence between equals."""
 
 _LOCAL = re.compile(r"[\w%+-](?:[\w.%+-]{0,62}[\w%+-])?(?![\w.%+-])")  # read from the end, at most 64 characters
@@ -93,7 +95,7 @@ _MIN_ENTROPY_BITS = 2.5
 class PiiConfig:
     """What to redact, and whose identifiers and telephone layouts to know (ISO 3166 alpha-2, lower case)."""
 
-    kinds: tuple[Kind, ...] = KINDS
+    kinds: tuple[PiiKind, ...] = KINDS
     states: tuple[str, ...] = STATES
 
     def __post_init__(self) -> None:
@@ -115,15 +117,16 @@ def step(config: PiiConfig) -> Callable[[Iterable[Document], Notes], Iterator[Do
     """
 
     def run(documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
-        searches: dict[str, _Search] = {}
-        for document in documents:
-            search = searches.get(document.language)
-            if search is None:
-                search = searches[document.language] = _Search(_rules(config), document.language)
-            text, edits = search.redact(document.text)
-            for kind, start, end in edits:
-                notes.edit(document, f"redact.{kind}", placeholder(kind), start, end)
-            yield replace(document, text=text) if edits else document
+        rules = _rules(config)
+        for batch in batches(documents):
+            for at in suspects([document.text for document in batch], rules, _MARKS, _WORDS, _ASSIGNED):
+                document = batch[at]
+                text, edits = _Search(rules, document.language).redact(document.text)
+                for kind, start, end in edits:
+                    notes.edit(document, f"redact.{kind}", placeholder(kind), start, end)
+                if edits:
+                    batch[at] = document.edited(text)
+            yield from batch
 
     return run
 

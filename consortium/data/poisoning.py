@@ -13,7 +13,7 @@
 |                          | (Jensen and Shannon, 0 to 1) from those of every other contributor                    |
 
 A shard is looked at once (`observe`); `judge` compares contributors over the whole dataset, from 24 bytes per different
-word of each contributor and 32 per document. A finding is a reason to look, not a proof: `quarantine` sets all of a
+word of each contributor and 32 per document. A finding is a reason to look, not a proof: cleaning sets all of a
 contributor's documents aside until a person lists it in `cleared`.
 
 Known limits. 250 documents were enough to plant a trigger in models of any size tried (Souly and others, 2025): who
@@ -26,15 +26,17 @@ contributor, and contributors with fewer than `min_documents`, are not judged.
 
 from __future__ import annotations
 
+import io
+import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from consortium.data.documents import Document, Notes, Outcome
 from consortium.data.shingles import I64, U64, Words, blocks, hashing, read
+from consortium.domain.cleaning import PoisoningConfig
 from consortium.errors import UsageError
 
 F64 = npt.NDArray[np.float64]
@@ -46,22 +48,6 @@ _FEWEST_OTHERS = 2  # of two alone nobody can say which is odd
 _GROUP_BITS = np.uint64(20)
 _WORD_BITS = np.uint64(44)
 _LEAST_DEVIATION = (0.05, 0.02)  # bits per character; compressed share
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoisoningConfig:
-    """Thresholds of the screens; shares are of the contributor's documents. `cleared` contributors stay."""
-
-    burst_documents: int = 50
-    burst_share: float = 0.05
-    trigger_documents: int = 20
-    trigger_share: float = 0.05
-    outlier_sigmas: float = 6.0
-    outlier_share: float = 0.05
-    outlier_documents: int = 10
-    divergence: float = 0.2
-    min_documents: int = 20
-    cleared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +65,22 @@ class Observed:
     measures: F64
     words: U64
     counts: I64
+
+    def pack(self) -> bytes:
+        """Return what `unpack` reads: a line of JSON, then the arrays, one after another."""
+        into = io.BytesIO()
+        into.write(json.dumps(self.groups).encode() + b"\n")
+        for array in (self.of, self.chars, self.measures, self.words, self.counts):
+            np.save(into, array, allow_pickle=False)
+        return into.getvalue()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Observed:
+        """Read what `pack` wrote."""
+        source = io.BytesIO(data)
+        groups = tuple((contributor, language) for contributor, language in json.loads(source.readline()))
+        of, chars, measures, words, counts = (np.load(source, allow_pickle=False) for _ in range(5))
+        return cls(groups, of, chars, measures, words, counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,22 +157,13 @@ def judge(seen: Observed, clusters: I64, config: PoisoningConfig) -> list[Findin
     ]
 
 
-def quarantine(findings: Sequence[Finding], config: PoisoningConfig) -> Callable[..., Iterator[Document]]:
-    """Set aside every document of a contributor with a finding, unless it is cleared; noted by the first finding."""
+def first_findings(findings: Sequence[Finding], config: PoisoningConfig) -> dict[str, Finding]:
+    """Return the first finding of every contributor that is to be set aside: those cleared are not."""
     first: dict[str, Finding] = {}
     for finding in findings:
         if finding.contributor not in config.cleared:
             first.setdefault(finding.contributor, finding)
-
-    def run(documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
-        for document in documents:
-            finding = first.get(document.contributor) if document.contributor else None
-            if finding is None:
-                yield document
-            else:
-                notes.remove(document, Outcome(False, finding.rule, finding.value, finding.threshold))
-
-    return run
+    return first
 
 
 def spell(texts: Sequence[str], numbers: Sequence[int]) -> dict[int, str]:

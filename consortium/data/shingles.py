@@ -23,6 +23,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from consortium.domain.cleaning import MAX_NGRAM
 from consortium.errors import ConfigError
 
 U32 = npt.NDArray[np.uint32]
@@ -31,7 +32,6 @@ I64 = npt.NDArray[np.int64]
 
 BLOCK_CHARS = 1 << 17
 """Characters looked at together: what comes of them stays in a core's second-level cache."""
-MAX_NGRAM = 64
 
 _KNOWN_POINTS = 0x32400  # above: no letters are assigned (Unicode 16)
 _ALONE = ((0x0E00, 0x0F00), (0x1000, 0x10A0), (0x1780, 0x1800), (0x3040, 0x3100), (0x31F0, 0x3200), (0x3400, 0xA000),

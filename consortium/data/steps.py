@@ -2,15 +2,14 @@
 
 | rule                  | drops or changes                                                                  |
 |-----------------------|-----------------------------------------------------------------------------------|
-| `redact.email`        | replaces every e-mail address by `[EMAIL]`                                        |
 | `length.min`          | fewer characters than `min_chars`, white space at the ends not counted            |
 | `length.max`          | more characters than `max_chars`                                                  |
 | `language.none`       | no letters in the part that is looked at                                          |
 | `language.other`      | the most probable language is not among `languages`                               |
 | `language.confidence` | its probability is below `min_confidence`                                         |
-| `dedup.exact`         | the same normalised text stands earlier in the dataset (see `dedup`)              |
 
-Redaction comes first, so that a cleaned document is judged as it will stand: cleaning a clean dataset drops nothing.
+Edits (`edited`) come first and judges (`chain`) last, so that a cleaned document is judged as it will stand: cleaning a
+clean dataset drops nothing.
 """
 
 from __future__ import annotations
@@ -24,12 +23,6 @@ from typing import Any
 from consortium.data.documents import KEEP, Document, Notes, Outcome
 
 Step = Callable[[Iterable[Document], Notes], Iterator[Document]]
-
-EMAIL = re.compile(
-    r"(?<![\w.%+-])[\w%+-](?:[\w.%+-]{0,62}[\w%+-])?"  # local part, at most 64 characters, no dot at its ends
-    r"@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])"  # labels and a top-level domain
-)
-EMAIL_PLACEHOLDER = "[EMAIL]"
 
 CONTRAST = ("de", "en", "es", "fr", "it", "nl", "pt")
 """Languages that a document may turn out to be in, besides the wanted ones: what our collections really contain."""
@@ -91,17 +84,6 @@ def language(config: LanguageConfig) -> Step:
                 yield document if document.language == found else replace(document, language=found)
 
     return run
-
-
-def redact_email(documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
-    """Replace e-mail addresses by a typed placeholder; each edit is noted with its span, never with the address."""
-    for document in documents:
-        spans = [match.span() for match in EMAIL.finditer(document.text)] if "@" in document.text else []
-        if spans:
-            for start, end in spans:
-                notes.edit(document, "redact.email", EMAIL_PLACEHOLDER, start, end)
-            document = replace(document, text=EMAIL.sub(EMAIL_PLACEHOLDER, document.text))
-        yield document
 
 
 def chain(steps: Sequence[Step], documents: Iterable[Document], notes: Notes) -> Iterator[Document]:

@@ -1,16 +1,24 @@
-"""The quality rules of `clean` and their thresholds, as configs and legs both read them. Defaults are as published.
+"""The params of `clean`: its rules and their thresholds, as configs and legs both read them. Defaults are as published.
 
-A share is a fraction from 0 to 1. What each rule measures stands in `consortium.data.gopher` and `consortium.data.web`.
+A share is a fraction from 0 to 1. What each rule measures stands in the module of `consortium.data` that applies it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 RuleSet = Literal["gopher_quality", "gopher_repetition", "c4", "fineweb"]
 LineRule = Literal["boilerplate", "repeated"]
+PiiKind = Literal["secret", "email", "iban", "credit_card", "national_id", "ip", "phone"]
+PII_STATES = (
+    "ar", "at", "be", "bg", "br", "ca", "ch", "cl", "cz", "de", "dk", "ee", "es", "fi", "fr", "gb", "gr", "hr", "ie",
+    "it", "lt", "lv", "mx", "nl", "no", "pl", "pt", "ro", "se", "si", "sk", "us", "uy",
+)  # fmt: skip
+"""States (ISO 3166 alpha-2, lower case) whose identifiers are known."""
+MAX_NGRAM = 64
+_MOST_MINIMA = 4096
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
 
@@ -21,11 +29,11 @@ class _Checked:
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # type: ignore[arg-type]  # its subclasses are dataclasses
-            value = getattr(self, field.name)
+        for each in fields(self):  # type: ignore[arg-type]  # its subclasses are dataclasses
+            value = getattr(self, each.name)
             for number in value if isinstance(value, tuple) else (value,):
-                if not isinstance(number, bool) and not (math.isfinite(number) and number >= 0):
-                    raise ValueError(f"{field.name} must be a finite number of at least 0, got {number:,}")
+                if not isinstance(number, bool | str) and not (math.isfinite(number) and number >= 0):
+                    raise ValueError(f"{each.name} must be a finite number of at least 0, got {number:,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,3 +98,144 @@ class FineWeb(_Checked):
     short_line_chars: int = 30
     max_duplicate_line_chars: float = 0.01
     max_newlines_per_word: float = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NearConfig:
+    """Words per n-gram, bands, minima per band, and the Jaccard similarity from which two texts are near-duplicates."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    ngram: int = 5
+    bands: int = 14
+    rows: int = 8
+    threshold: float = 0.8
+
+    def __post_init__(self) -> None:
+        for name, most in (("ngram", MAX_NGRAM), ("bands", 512), ("rows", 64)):
+            value = getattr(self, name)
+            if not 1 <= value <= most:
+                raise ValueError(f"{name} must be 1 to {most}, got {value}")
+        if self.minima > _MOST_MINIMA:
+            raise ValueError(f"bands times rows must be at most {_MOST_MINIMA}, got {self.minima}")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold must be above 0 and at most 1, got {self.threshold}")
+
+    @property
+    def minima(self) -> int:
+        """Minima per document."""
+        return self.bands * self.rows
+
+    def chance(self, similarity: float) -> float:
+        """Return the probability that two texts of this Jaccard similarity become candidates."""
+        return 1 - (1 - similarity**self.rows) ** self.bands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecontaminateConfig:
+    """Words in a row that make a match; fewest words of a whole evaluation text; whether matching documents go."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    against: tuple[str, ...] = ()
+    """Which of the job's inputs are evaluation sets: names, name@version or ids. They are read and not cleaned."""
+    words: int = 13
+    min_words: int = 8
+    drop: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_words <= self.words <= MAX_NGRAM:
+            raise ValueError(
+                f"1 <= min_words <= words <= {MAX_NGRAM} must hold, got min_words {self.min_words}, words {self.words}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoisoningConfig(_Checked):
+    """Thresholds of the screens; shares are of the contributor's documents. `cleared` contributors stay."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    burst_documents: int = 50
+    burst_share: float = 0.05
+    trigger_documents: int = 20
+    trigger_share: float = 0.05
+    outlier_sigmas: float = 6.0
+    outlier_share: float = 0.05
+    outlier_documents: int = 10
+    divergence: float = 0.2
+    min_documents: int = 20
+    cleared: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcrossConfig:
+    """Near-duplicates between the sites of one job: whose copies stay, in which order. An empty order: none is sought.
+
+    `keeper`: the first partner in `order`, or who published first (`order` decides between equal or unknown dates).
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    order: tuple[str, ...] = ()
+    """Partners."""
+    keeper: Literal["order", "published"] = "order"
+    min_words: int = 50
+    """Shorter documents are not offered."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.order)) != len(self.order) or not self.min_words >= 1:
+            raise ValueError("across: order names partners, each once; min_words is at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanConfig:
+    """Params of `clean`."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    languages: tuple[str, ...]
+    """ISO 639-1 codes to keep; empty: those the dataset was registered with."""
+    min_language_confidence: float
+    min_chars: int
+    max_chars: int
+    dedup: Literal["near", "exact", "none"] = "exact"
+    """`near` finds exact duplicates, too."""
+    near: NearConfig = field(default_factory=NearConfig)
+    redact: tuple[PiiKind, ...] = ()
+    redact_states: tuple[str, ...] = ()
+    """Whose identifiers and telephone layouts to know (ISO 3166 alpha-2, lower case); empty: all that are known."""
+    repair: Literal["unicode", "none"] = "unicode"
+    lines: tuple[LineRule, ...] = ()
+    min_repeated_line_chars: int = 20
+    filters: tuple[RuleSet, ...] = ()
+    language_thresholds: bool = False
+    """Where a language has thresholds of its own, they replace those below."""
+    gopher_quality: GopherQuality = field(default_factory=GopherQuality)
+    gopher_repetition: GopherRepetition = field(default_factory=GopherRepetition)
+    c4: C4 = field(default_factory=C4)
+    fineweb: FineWeb = field(default_factory=FineWeb)
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
+    quarantine: bool = False
+    """Whether a contributor that a screen for poisoning finds is set aside."""
+    poisoning: PoisoningConfig = field(default_factory=PoisoningConfig)
+    across: AcrossConfig = field(default_factory=AcrossConfig)
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("min_language_confidence", 0.0, 1.0),
+            ("min_chars", 0, 1_000_000),
+            ("max_chars", max(1, self.min_chars), 1_000_000_000),
+            ("min_repeated_line_chars", 1, 1_000_000),
+        ):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise ValueError(f"{name} must be {low:,g} to {high:,g}, got {value:,}")
+        for language in self.languages:
+            if len(language) != 2 or not language.isascii() or not language.islower():
+                raise ValueError(f"language {language!r} is not an ISO 639-1 code such as 'fr'")
+        unknown = sorted(set(self.redact_states) - set(PII_STATES))
+        if unknown:
+            raise ValueError(f"redact_states: nothing is known of {', '.join(unknown)}; known: {', '.join(PII_STATES)}")
+        if self.across.order and self.dedup != "near":
+            raise ValueError("across needs dedup: near, which finds the near-duplicates at home first")

@@ -17,7 +17,7 @@ SENT: dict[JobKind, tuple[ArtifactClass, ...]] = {
     JobKind.PRETRAIN: (ArtifactClass.PSEUDO_GRADIENT, ArtifactClass.OUTER_STATE),
     JobKind.EVALUATE: (),
 }
-"""Artifact classes that the legs of a kind send to each other's sites."""
+"""Artifact classes that the legs of a kind send to each other's sites; `clean` with `across` sends one more."""
 REPORTED = (ArtifactClass.METRIC, ArtifactClass.CONTROL)
 """Artifact classes that every leg sends to the consortium."""
 
@@ -49,6 +49,13 @@ class Request:
     destination_partner: str = ""
     """Who gets it: a partner, or `consortium`."""
     destination_territory: str = ""
+
+
+def sent(spec: JobSpec) -> tuple[ArtifactClass, ...]:
+    """Return the artifact classes that the legs of a job send to each other's sites."""
+    across = spec.params.get("across") if spec.kind is JobKind.CLEAN else None
+    compared = isinstance(across, Mapping) and bool(across.get("order"))
+    return (*SENT[spec.kind], *((ArtifactClass.MINHASH,) if compared else ()))
 
 
 def requests_for_job(
@@ -144,7 +151,7 @@ def _exchange(spec: JobSpec, data: list[Dataset], hosts: Mapping[str, Site], sit
     requests = [release_request(spec, host, name, None, categories) for name in REPORTED]
     for peer_id in sorted(set(hosts) - {site_id}):
         peer = hosts[peer_id]
-        for name in SENT[spec.kind]:
+        for name in sent(spec):
             requests.append(release_request(spec, host, name, peer, categories))
             requests.append(receive_request(spec, host, name, peer))
     return requests

@@ -31,10 +31,9 @@ def test_a_later_override_wins() -> None:
     assert compose_job("tokenize", ["vocab_size=512", "vocab_size=1024"]).params["vocab_size"] == 1024
 
 
-def test_clean_takes_one_dataset() -> None:
-    assert compose_job("clean", ["inputs=[laws-fr]", "clean=strict"]).params["min_chars"] == 200
-    with pytest.raises(ConfigError, match="one dataset, got laws-fr, laws-de"):
-        compose_job("clean", ["inputs=[laws-fr,laws-de]"])
+def test_a_clean_job_takes_a_profile_and_any_number_of_datasets() -> None:
+    job = compose_job("clean", ["inputs=[laws-fr,laws-de]", "clean=strict"])
+    assert (job.params["min_chars"], job.inputs) == (200, ("laws-fr", "laws-de"))
 
 
 def test_a_wrong_threshold_is_found_in_the_file_it_stands_in(copied: Dirs) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consortium.data.across import Decision, KeepConfig, decide, detail, met, offer, read_offer
-from consortium.data.minhash import NearConfig, sign, view
+from consortium.data.minhash import sign, view
+from consortium.domain.cleaning import NearConfig
 from consortium.errors import ConfigError, VerificationError
 from tests.data.drawn import altered, text
 

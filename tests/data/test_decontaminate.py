@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consortium.data.decontaminate import RULE, DecontaminateConfig, EvaluationSets, decontaminate
+from consortium.data.decontaminate import RULE, EvaluationSets, decontaminate
 from consortium.data.documents import Document, Notes
-from consortium.errors import ConfigError
+from consortium.domain.cleaning import DecontaminateConfig
 from tests.data.drawn import text
 
 QUESTION = "Which court decides on complaints against acts of public authority under article 93 of the Basic Law?"
@@ -76,7 +76,7 @@ def test_a_match_of_numbers_alone_drops_nothing(monkeypatch: pytest.MonkeyPatch)
 def test_no_evaluation_sets_drop_nothing_and_senseless_configs_are_errors() -> None:
     assert run([text(1), ""], {})[0] == [text(1), ""]
     assert run([text(1)], {"empty": ["", "two words"]})[0] == [text(1)]
-    with pytest.raises(ConfigError, match="min_words"):
+    with pytest.raises(ValueError, match="min_words"):
         DecontaminateConfig(words=5, min_words=6)
 
 

@@ -12,9 +12,9 @@ from consortium.data import languages
 from consortium.data.documents import UNKNOWN, Document, Notes
 from consortium.data.lines import Lines, LinesConfig
 from consortium.data.repair import CONFIG, needs_repair, repair, repaired
-from consortium.data.screening import CleanConfig, screen
+from consortium.data.screening import screen
 from consortium.data.steps import Step
-from consortium.domain.cleaning import C4
+from consortium.domain.cleaning import C4, CleanConfig
 from consortium.errors import ConfigError
 from consortium.storage.shards import read_table, write_text
 

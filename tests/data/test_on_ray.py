@@ -13,8 +13,8 @@ from consortium.data import clean, manifest, outputs, tokenize
 from consortium.data.bpe import EOS_ID, load
 from consortium.data.register import register_collection
 from consortium.data.sample import Sample, generate
-from consortium.data.screening import CleanConfig
 from consortium.data.words import is_held_out
+from consortium.domain.cleaning import CleanConfig
 from consortium.domain.data import ArtifactClass, Dataset
 from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.storage.objects import ObjectStore
@@ -23,7 +23,7 @@ from tests.builders import new_id
 from tests.ray_local import Run, cluster
 
 pytestmark = pytest.mark.integration
-CLEAN = CleanConfig(languages=(), min_language_confidence=0.5, min_chars=40, max_chars=1_000_000)
+CLEAN = CleanConfig(languages=(), min_language_confidence=0.5, min_chars=40, max_chars=1_000_000, redact=("email",))
 TOKENIZE = tokenize.TokenizeConfig(vocab_size=500, min_count=3, max_word_chars=24, held_out_percent=10)
 
 
@@ -50,7 +50,7 @@ def test_a_sample_is_cleaned_to_its_truth_and_a_second_run_repeats_nothing(
     on_ray: Run, store: ObjectStore, raw: Dataset, sample: Sample
 ) -> None:
     stage = on_ray(clean.clean_dataset, raw, CLEAN, store, "jobs/j1")
-    numbers = outputs.clean_metrics([stage])
+    numbers = outputs.clean_metrics([stage], at_least=1)
     assert numbers["documents_in"] == sample.truth.documents
     assert numbers["documents_out"] == sample.truth.clean
     assert numbers["removed.dedup.exact"] == sample.truth.duplicates
@@ -117,7 +117,7 @@ def test_clean_text_becomes_token_shards_that_decode_to_it(on_ray: Run, store: O
     for dataset in (training, held_out):
         shards = [read_tokens(store.get(shard.key, digest=shard.digest)) for shard in dataset.shards]
         decoded = [tokenizer.decode(tokens.tolist()) for shard in shards for tokens in shard]
-        assert decoded == [text for text in texts if is_held_out(text, 10) is dataset.held_out]
+        assert sorted(decoded) == sorted(text for text in texts if is_held_out(text, 10) is dataset.held_out)
         assert sum(len(shard.tokens) for shard in shards) == dataset.tokens
         assert {shard.eos for shard in shards} == {EOS_ID}
     assert manifest.finished(store, "jobs/j3/done/none.json") is None

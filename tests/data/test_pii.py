@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from consortium.data.documents import Document, Notes
 from consortium.data.pii import KINDS, PiiConfig, find, redact, step
+from consortium.data.pii_identifiers import STATES
 from consortium.data.pii_numbers import Span
+from consortium.domain.cleaning import PII_STATES
 from consortium.errors import ConfigError
 from tests.data.pii_truth import LOCALES, labelled, score
 
@@ -258,3 +260,7 @@ def test_long_rows_of_digits_and_signs_do_not_run_away() -> None:
 
 def test_a_span_names_its_kind() -> None:
     assert find("a@b.org", ALL) == [Span("email", 0, 7)]
+
+
+def test_configs_know_the_same_states_as_the_table() -> None:
+    assert PII_STATES == STATES

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from consortium.data.documents import Document, Notes
 from consortium.data.jaccard import Exact
-from consortium.data.minhash import NearConfig, sign, view
+from consortium.data.minhash import sign, view
 from consortium.data.neardup import survivors
-from consortium.data.poisoning import Finding, PoisoningConfig, judge, merge, observe, quarantine, spell
+from consortium.data.poisoning import Finding, Observed, first_findings, judge, merge, observe, spell
+from consortium.domain.cleaning import NearConfig, PoisoningConfig
 from consortium.errors import UsageError
 from tests.data.drawn import VOCABULARY, altered
 
@@ -114,21 +114,21 @@ def test_shards_and_their_order_do_not_matter() -> None:
     assert findings([rows[:100], rows[100:]]) == findings([rows[100:], rows[:100]]) == findings([[], rows]) == whole
 
 
-def test_the_quarantine_takes_all_of_a_contributor_and_notes_why_until_it_is_cleared() -> None:
+def test_the_first_finding_counts_and_who_is_cleared_is_not_set_aside() -> None:
     finding = Finding(contributor="mallory", rule="poisoning.trigger", value="a word", threshold="20, 0.05", word=7)
-    documents = [
-        Document(id=who, text="x", row=row, language="xx", declared="xx", contributor=who)
-        for row, who in enumerate(["a", "mallory", "", "mallory"])
-    ]
-    notes = Notes(shard=0)
-    step = quarantine([finding, replace(finding, rule="poisoning.zero", contributor="")], CONFIG)
-    assert [document.contributor for document in step(documents, notes)] == ["a", ""]
-    assert notes.removed == {"poisoning.trigger": {"xx": 2}}
-    assert {(note.rule, note.value, note.threshold) for note in notes.annotations} == {
-        ("poisoning.trigger", "a word", "20, 0.05")
-    }
-    cleared = quarantine([finding], replace(CONFIG, cleared=("mallory",)))
-    assert list(cleared(documents, Notes(shard=0))) == documents
+    several = [finding, replace(finding, rule="poisoning.zero"), replace(finding, contributor="trent")]
+    assert first_findings(several, CONFIG) == {"mallory": finding, "trent": several[2]}
+    assert first_findings(several, replace(CONFIG, cleared=("mallory",))) == {"trent": several[2]}
+
+
+def test_what_was_observed_is_the_same_after_it_was_stored() -> None:
+    rows = [*HONEST, ("", prose(3)), ("d", "short")]
+    seen = observe([text for _, text in rows], [who for who, _ in rows], ["xx"] * len(rows))
+    again = Observed.unpack(seen.pack())
+    assert again.groups == seen.groups
+    for name in ("of", "chars", "measures", "words", "counts"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(seen, name))
+    assert seen.pack() == again.pack()
 
 
 @pytest.mark.parametrize("languages", [("xx", "yy"), ("yy", "xx")])

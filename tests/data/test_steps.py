@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import pytest
 
+from consortium.data import pii
 from consortium.data.documents import Document, Notes
-from consortium.data.steps import LanguageConfig, LengthConfig, Step, language, length, redact_email
+from consortium.data.steps import LanguageConfig, LengthConfig, Step, language, length
 
 FRENCH = "Le préfet peut, après avis de la commission, autoriser l'exploitation des installations."
 GERMAN = "Die zuständige Behörde kann nach Anhörung der Gemeinde eine Genehmigung erteilen."
 SPANISH = "El Poder Ejecutivo podrá autorizar la explotación de las instalaciones por un plazo determinado."
 PORTUGUESE = "O Poder Executivo poderá autorizar a exploração das instalações por um prazo não superior a dois anos."
+
+redact_email = pii.step(pii.PiiConfig(kinds=("email",)))
 
 
 def document(text: str, declared: str = "fr") -> Document:
