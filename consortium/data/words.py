@@ -1,8 +1,9 @@
 """Word counts, the only thing about a text that leaves for the common tokenizer: thresholded and capped.
 
-A word is what the byte-level pre-tokenizer would cut: letters, digits or signs, with the space before them. Words seen
-fewer than `min_count` times at a site, or longer than `max_word_chars`, are never sent, and of the rest at most
-`MAX_WORDS`, the most frequent.
+A word is what the byte-level pre-tokenizer would cut: letters, digits or signs, with the space before them. One
+document adds at most `max_per_document` to a word's count, so that none decides alone. Words counted fewer than
+`min_count` times at a site, or seen in fewer than `min_documents` documents, or longer than `max_word_chars`, are never
+sent, and of the rest at most `MAX_WORDS`, the most frequent.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from consortium.errors import VerificationError
 
@@ -29,6 +30,21 @@ class WordsConfig:
 
     min_count: int
     max_word_chars: int
+    max_per_document: int = 100
+    min_documents: int = 2
+
+
+@dataclass(slots=True)
+class Tally:
+    """How often words were counted, and in how many documents they stand."""
+
+    times: Counter[str] = field(default_factory=Counter)
+    documents: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Tally) -> None:
+        """Add another tally's counts; the order of additions does not show."""
+        self.times.update(other.times)
+        self.documents.update(other.documents)
 
 
 def is_held_out(text: str, percent: int) -> bool:
@@ -37,20 +53,30 @@ def is_held_out(text: str, percent: int) -> bool:
     return number % _SPLIT_PARTS < percent * _SPLIT_PARTS // 100
 
 
-def count(texts: Iterable[str]) -> Counter[str]:
-    """Count the words of texts."""
-    counts: Counter[str] = Counter()
+def count(texts: Iterable[str], config: WordsConfig) -> Tally:
+    """Count the words of documents, in none more than `max_per_document` times each, and none that is too long."""
+    tally = Tally()
     for text in texts:
-        counts.update(WORD.findall(text))
-    return counts
+        found = WORD.findall(text)
+        tally.times.update(found)
+        tally.documents.update(set(found))
+        if len(found) > config.max_per_document:
+            for word, number in Counter(found).items():
+                if number > config.max_per_document:
+                    tally.times[word] -= number - config.max_per_document
+    for word in [word for word in tally.documents if len(word) > config.max_word_chars]:
+        del tally.times[word], tally.documents[word]
+    return tally
 
 
-def threshold(counts: Mapping[str, int], config: WordsConfig) -> dict[str, int]:
+def threshold(tally: Tally, config: WordsConfig) -> dict[str, int]:
     """Return what may be sent of a site's counts, sorted by word."""
     allowed = [
         (-number, word)
-        for word, number in counts.items()
-        if number >= config.min_count and len(word) <= config.max_word_chars
+        for word, number in tally.times.items()
+        if number >= config.min_count
+        and len(word) <= config.max_word_chars
+        and tally.documents[word] >= config.min_documents
     ]
     return {word: -negative for negative, word in sorted(sorted(allowed)[:MAX_WORDS], key=lambda pair: pair[1])}
 

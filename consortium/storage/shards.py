@@ -106,21 +106,34 @@ def token_width(vocab_size: int) -> int:
 
 def write_tokens(documents: Iterable[Sequence[int]], *, eos: int, vocab_size: int) -> bytes:
     """Return a token shard of `documents`, each followed by `eos`."""
-    width = token_width(vocab_size)
-    dtype = np.dtype(f"<u{width}")
-    parts: list[npt.NDArray[np.unsignedinteger]] = []
-    offsets = [0]
+    dtype = np.dtype(f"<u{token_width(vocab_size)}")
+    parts: list[Tokens] = []
     for tokens in documents:
         array = np.asarray(tokens, dtype=np.int64)
         if array.size and (int(array.min()) < 0 or int(array.max()) >= vocab_size):
-            raise UsageError(
-                f"a token lies outside the vocabulary of {vocab_size}", where=f"document {len(offsets) - 1}"
-            )
+            raise UsageError(f"a token lies outside the vocabulary of {vocab_size}", where=f"document {len(parts)}")
         parts.append(np.append(array, eos).astype(dtype))
-        offsets.append(offsets[-1] + array.size + 1)
-    body = np.concatenate(parts).tobytes() if parts else b""
-    header = _HEADER.pack(_MAGIC, width, 0, eos, len(offsets) - 1, offsets[-1])
-    return header + np.asarray(offsets, dtype="<u8").tobytes() + body
+    return join_tokens(parts, [part.size for part in parts], eos=eos, vocab_size=vocab_size)
+
+
+def join_tokens(bodies: Sequence[Tokens], lengths: npt.ArrayLike, *, eos: int, vocab_size: int) -> bytes:
+    """Return a token shard of tokens that stand in `bodies`, one array after another.
+
+    `lengths` are the documents' numbers of tokens, the `eos` that ends each counted. Raises UsageError where they do
+    not add up to the tokens or a token lies outside the vocabulary. Holds the tokens twice: here and in the result.
+    """
+    width = token_width(vocab_size)
+    dtype = np.dtype(f"<u{width}")
+    sizes = np.asarray(lengths, dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype("<u8")
+    total = sum(body.size for body in bodies)
+    if int(offsets[-1]) != total:
+        raise UsageError(f"documents of {int(offsets[-1])} tokens in all cannot be made of {total}")
+    if any(body.size and int(body.max()) >= vocab_size for body in bodies):
+        raise UsageError(f"a token lies outside the vocabulary of {vocab_size}")
+    header = _HEADER.pack(_MAGIC, width, 0, eos, sizes.size, total)
+    plain = [np.ascontiguousarray(body, dtype=dtype).view(np.uint8) for body in bodies if body.size]
+    return b"".join([header, offsets.tobytes(), *(body.data for body in plain)])
 
 
 def read_tokens(data: bytes | memoryview | mmap.mmap, *, where: str = "shard") -> TokenShard:

@@ -138,6 +138,7 @@ def test_raw_text_becomes_clean_text_becomes_tokens(on_ray: Run, s3: S3, store: 
     assert training.attributes["tokenizer_digest"] == left["agreements"]["tokenizer"]
     assert training.attributes["vocab_size"] == "400"
     assert left["result"]["metrics"]["tokens_tokens"] == training.tokens > 0
+    assert {step["phase"] for step in left["progress"]} >= {"count", "encode", "shuffle"}
 
 
 def test_nothing_to_read_is_a_clear_error(on_ray: Run, s3: S3, store: ObjectStore) -> None:

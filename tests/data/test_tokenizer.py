@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ CONFIG = TokenizeConfig(vocab_size=600, min_count=3, max_word_chars=16, held_out
 
 def counts_of(language: str, documents: int = 150) -> dict[str, int]:
     texts = (row["text"] for row in generate(language, documents).rows)
-    return words.threshold(words.count(texts), CONFIG.words)
+    return words.threshold(words.count(texts, CONFIG.words), CONFIG.words)
 
 
 class Peers:
@@ -55,8 +56,26 @@ def test_a_word_keeps_the_space_before_it_and_nothing_is_lost() -> None:
 
 
 def test_rare_and_long_words_stay_at_home() -> None:
-    counts = {"rare": 2, "often": 3, "x" * 17: 100, "most": 9}
-    assert words.threshold(counts, CONFIG.words) == {"most": 9, "often": 3}
+    texts = ["rare " * 2 + "often most " * 3, "x" * 17 + " most" * 6]
+    config = replace(CONFIG.words, min_documents=1)
+    assert words.threshold(words.count(texts, config), config) == {" most": 9, " often": 3}
+
+
+def test_what_one_document_repeats_stays_at_home_and_does_not_decide() -> None:
+    texts = ["Dupont " * 50 + "loi " * 300, "la loi", "une loi"]
+    config = replace(CONFIG.words, max_per_document=100)
+    tally = words.count(texts, config)
+    assert (tally.times[" Dupont"], tally.times[" loi"], tally.documents[" loi"]) == (49, 102, 3)
+    assert words.threshold(tally, config) == {" loi": 102}
+    assert " Dupont" in words.threshold(tally, replace(config, min_documents=1))
+
+
+def test_counts_do_not_depend_on_who_counted_what() -> None:
+    texts = [row["text"] * 40 for row in generate("fr", 60).rows]
+    whole, parts = words.count(texts, CONFIG.words), words.Tally()
+    for start in (40, 7, 0):
+        parts.add(words.count(texts[start : {0: 7, 7: 40, 40: None}[start]], CONFIG.words))
+    assert words.threshold(parts, CONFIG.words) == words.threshold(whole, CONFIG.words)
 
 
 def test_counts_survive_packing_to_the_byte() -> None:
@@ -92,8 +111,8 @@ def test_the_tokenizer_gives_back_every_text() -> None:
 def test_the_tokenizer_is_the_same_in_other_processes_with_other_threads_and_hash_seeds() -> None:
     program = (
         "from consortium.data import bpe, words; from consortium.data.sample import generate\n"
-        "counts = words.count(row['text'] for row in generate('de', 150).rows)\n"
         "config = words.WordsConfig(min_count=3, max_word_chars=16)\n"
+        "counts = words.count((row['text'] for row in generate('de', 150).rows), config)\n"
         "print(bpe.tokenizer_digest(bpe.train(words.threshold(counts, config), 600)))"
     )
     digests = set()
