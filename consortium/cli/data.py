@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from consortium.cli.context import As, Caller, Json
 from consortium.cli.show import put_json, say, table
 
+if TYPE_CHECKING:
+    from consortium.domain.data import Description
+
+_PATHS_HELP = "Files, folders or s3://bucket/prefix of Parquet, JSONL, text, Markdown, HTML, WARC; also .gz, .zst."
+_UPLOAD_HELP = "Copy it as shards, with resume. --no-upload: its shards lie in the private store (s3://...) already."
 data_app = typer.Typer(help="Datasets and where they come from.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="DATASET", help="A name, name@version, or an id.")]
 
@@ -17,7 +21,7 @@ Name = Annotated[str, typer.Argument(metavar="DATASET", help="A name, name@versi
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(data_app, name="data")
-    data_app.command("register", help="Put a local collection into a site's private store and register it.")(register)
+    data_app.command("register", help="Put a collection into a site's private store and register it.")(register)
     data_app.command("ls", help="List datasets.")(ls)
     data_app.command("show", help="Show one dataset.")(show)
     data_app.command("trace", help="Walk a dataset or a model back to the collections behind it.")(trace)
@@ -25,35 +29,44 @@ def add_to(app: typer.Typer) -> None:
 
 def register(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Such as laws-fr.")],
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Parquet, JSONL(.gz), or a folder of text.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help=_PATHS_HELP)],
     site: Annotated[str, typer.Option(help="The site whose private store takes it; text never leaves that territory.")],
     language: Annotated[list[str], typer.Option(help="ISO 639-1; may be repeated.")] = [],  # noqa: B006  Typer copies it
     licence: Annotated[str, typer.Option(help="Default: what the documents say.")] = "",
     source: Annotated[str, typer.Option(help="Where it comes from.")] = "",
     category: Annotated[list[str], typer.Option(help="Such as personal; may be repeated.")] = [],  # noqa: B006  Typer copies it
+    legal_basis: Annotated[list[str], typer.Option(help="Law, contract or consent; may be repeated.")] = [],  # noqa: B006  Typer copies it
+    collected_from: Annotated[str, typer.Option(help="First day of collection, such as 2019-01-01.")] = "",
+    collected_until: Annotated[str, typer.Option(help="Last day of collection.")] = "",
+    contributor: Annotated[list[str], typer.Option(help="Institution that gave it; may be repeated.")] = [],  # noqa: B006  Typer copies it
+    consent_until: Annotated[str, typer.Option(help="Last day (UTC) on which jobs may read it.")] = "",
+    upload: Annotated[bool, typer.Option(help=_UPLOAD_HELP)] = True,
+    endpoint: Annotated[str, typer.Option(help="Of s3:// paths; default: as the AWS command line has it.")] = "",
     person: As = "",
     as_json: Json = False,
 ) -> None:
     """Register a collection at its home; run on the partner's own premises, where the store's keys are."""
     from consortium.domain.ids import is_site
     from consortium.errors import UsageError
-    from consortium.local.steward import register_at_home
+    from consortium.local.steward import register_at_home, register_in_place
 
     if not is_site(site):
         raise UsageError(f"{site!r} is not a site", where="--site", fix="sites look like fr-1; see `consortium sites`")
+    about = _description(legal_basis, collected_from, collected_until, contributor, consent_until)
     caller = Caller(person, partner=site[:2])
-    dataset = register_at_home(
-        caller.client(),
-        caller.key(),
-        name=name,
-        paths=paths,
-        site=site,
-        languages=tuple(language),
-        licence=licence,
-        source=source,
-        categories=tuple(category),
-        say=say,
-    )
+    described: dict[str, Any] = {
+        "languages": tuple(language),
+        "licence": licence,
+        "source": source,
+        "categories": tuple(category),
+        "about": about,
+    }
+    if upload:
+        dataset = register_at_home(
+            caller.client(), caller.key(), name=name, paths=paths, site=site, endpoint=endpoint, say=say, **described
+        )
+    else:
+        dataset = register_in_place(caller.client(), caller.key(), name=name, paths=paths, site=site, **described)
     if as_json:
         from consortium.domain.codec import to_json
 
@@ -64,6 +77,22 @@ def register(
         if dataset.attributes.get("quarantined", "0") != "0":
             say(f"  not readable: {dataset.attributes.get('quarantine_reasons', '')}")
         print(dataset.id)
+
+
+def _description(legal_basis: list[str], begin: str, end: str, contributor: list[str], consent: str) -> Description:
+    from consortium.domain.data import Description
+    from consortium.errors import UsageError
+
+    try:
+        return Description(
+            legal_basis=tuple(legal_basis),
+            collected_from=begin,
+            collected_until=end,
+            contributors=tuple(contributor),
+            consent_until=consent,
+        )
+    except ValueError as fault:
+        raise UsageError(str(fault), where="data register", fix="write days as YYYY-MM-DD") from fault
 
 
 def ls(as_json: Json = False, person: As = "") -> None:

@@ -1,22 +1,39 @@
-"""From a local collection to a dataset in the state's private store: content-addressed Parquet text shards."""
+"""From a collection to a dataset in the state's private store: content-addressed Parquet text shards.
+
+Files are read in the order of their names, in a process of their own (`readers.apart`), and cut into shards of about
+8 MiB of text; what could not be read is listed beside them. After every shard the journal (`uploads`) says how far it
+is, so a run that was killed goes on there and writes the same bytes as one that was not. Memory, whatever the size of
+the input: one shard (about ten times its text), the reader's (bounded at 3 GB of address space; 0.2 GB are usual), and
+about 0.5 kB per file and 0.3 kB per shard.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from consortium.data.documents import UNKNOWN, Document, to_columns
-from consortium.data.readers import Item, Quarantined, read
-from consortium.domain.data import ArtifactClass, Dataset, Shard
+from consortium.data.progress import Advance, Progress
+from consortium.data.readers import Item, Quarantined, Source, find
+from consortium.data.readers.apart import Reader
+from consortium.data.readers.sources import Stores
+from consortium.data.uploads import Journal
+from consortium.domain.codec import from_json, to_json
+from consortium.domain.data import ArtifactClass, Dataset, Description, Shard
 from consortium.errors import UsageError
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import write_text
 
-SHARD_TEXT_BYTES = 8 << 20
-"""Text per shard. Memory while registering stays below about ten times that."""
+SHARD_TEXT_BYTES = 4 << 20
+"""Text per shard."""
 _MAX_KEPT_REASONS = 10_000
+_MAX_KEPT_NAMES = 64
+"""Different languages and licences that are taken from documents; each document keeps its own."""
 
 
 def register_collection(
@@ -32,99 +49,241 @@ def register_collection(
     licence: str = "",
     source: str = "",
     categories: Sequence[str] = (),
+    about: Description | None = None,
     shard_text_bytes: int = SHARD_TEXT_BYTES,
-    progress: Callable[[int, int], None] | None = None,
+    stores: Stores | None = None,
+    progress: Progress | None = None,
+    note: Callable[[str], object] = lambda _: None,
 ) -> Dataset:
-    """Write the collections at `paths` into `store` and return the raw dataset they make.
+    """Write the collections at `paths` (files, folders, `s3://bucket/prefix`) into `store` and return their dataset.
 
     Empty `languages`, `licence` and `source` are taken from the documents. `territory` defaults to the site's partner.
-    `progress` is called with documents and bytes of text so far, once per shard. What could not be read stands in the
-    object that attribute `quarantine_key` names; `quarantined` counts it, by reason too.
+    Where `about` names one contributor, documents without one get it. `progress` is told bytes of the files read,
+    documents and bytes of text, since this run began; `note` what a person should know. What could not be read stands
+    in the object that attribute `quarantine_key` names; `quarantined` counts it, by reason too.
 
-    Raises NotFoundError for absent paths and UsageError where nothing in them can be read. Running it again on the
-    same input writes nothing new.
+    Raises NotFoundError for absent paths, UsageError where nothing in them can be read, ConflictError where a file
+    changes while it is read, and errors of the stores. Run again on the same input it goes on where it was; `finish`
+    ends that.
     """
-    seen = _Seen()
-    shards: list[Shard] = []
-    for batch in _batches(seen.watch(read(paths)), shard_text_bytes):
-        data = write_text(to_columns(batch))
-        key, digest = store.put_addressed(f"datasets/{name}", data, ".parquet")
-        shards.append(Shard(key=key, digest=digest, size_bytes=len(data), documents=len(batch)))
-        if progress is not None:
-            progress(seen.documents, seen.text_bytes)
-    if not shards:
-        raise UsageError(
-            f"no document could be read: {seen.summary() or 'the files are empty'}",
-            where=", ".join(str(path) for path in paths),
-            fix="each document needs a text in UTF-8 (column or key 'text', or a file of its own)",
-        )
-    return Dataset(
-        id=dataset_id,
-        name=name,
+    return Upload(
+        paths, store, name, about=about, shard_text_bytes=shard_text_bytes, stores=stores, progress=progress, note=note
+    ).run(
+        site,
+        dataset_id=dataset_id,
+        territory=territory,
         version=version,
-        site=site,
-        territory=territory or site[:2],
-        artifact_class=ArtifactClass.RAW,
-        languages=tuple(languages) or tuple(sorted(seen.languages - {UNKNOWN})),
-        licence=licence or "; ".join(sorted(seen.licences)) or "unknown",
-        source=source or ", ".join(sorted({Path(path).name for path in paths})),
-        shards=tuple(shards),
-        categories=tuple(categories),
-        attributes=seen.attributes(store, name),
+        languages=languages,
+        licence=licence,
+        source=source,
+        categories=categories,
     )
 
 
-class _Seen:
-    """What passed by while reading: counts, languages, licences and what was quarantined."""
+@dataclass(slots=True)
+class _State:
+    """Everything before item `item` of file `file`: what was counted, and the shards it is in."""
 
-    def __init__(self) -> None:
-        self.documents = 0
-        self.text_bytes = 0
-        self.languages: set[str] = set()
-        self.licences: set[str] = set()
-        self.reasons: Counter[str] = Counter()
-        self.kept: list[Quarantined] = []
+    file: int = 0
+    item: int = 0
+    documents: int = 0
+    text_bytes: int = 0
+    languages: set[str] = field(default_factory=set)
+    licences: set[str] = field(default_factory=set)
+    reasons: Counter[str] = field(default_factory=Counter)
+    kept: list[Quarantined] = field(default_factory=list)
+    shards: list[Shard] = field(default_factory=list)
 
-    def watch(self, items: Iterable[Item]) -> Iterator[Document]:
-        for item in items:
-            if isinstance(item, Quarantined):
-                self.reasons[item.reason] += 1
-                if len(self.kept) < _MAX_KEPT_REASONS:
-                    self.kept.append(item)
-                continue
-            self.documents += 1
-            self.text_bytes += len(item.text.encode())
+    def count(self, item: Item) -> None:
+        if isinstance(item, Quarantined):
+            self.reasons[item.reason] += 1
+            if len(self.kept) < _MAX_KEPT_REASONS:
+                self.kept.append(item)
+            return
+        self.documents += 1
+        self.text_bytes += len(item.text.encode())
+        if len(self.languages) < _MAX_KEPT_NAMES:
             self.languages.add(item.language)
-            if item.licence and len(self.licences) < 16:
-                self.licences.add(item.licence)
-            yield item
+        if item.licence and len(self.licences) < _MAX_KEPT_NAMES:
+            self.licences.add(item.licence)
 
-    def summary(self) -> str:
-        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
+    def entry(self, kept_before: int, shard: Shard | None) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "item": self.item,
+            "documents": self.documents,
+            "text_bytes": self.text_bytes,
+            "languages": sorted(self.languages),
+            "licences": sorted(self.licences),
+            "reasons": dict(self.reasons),
+            "quarantined": [asdict(item) for item in self.kept[kept_before:]],
+            "shard": None if shard is None else to_json(shard),
+        }
 
-    def attributes(self, store: ObjectStore, name: str) -> dict[str, str]:
+    @classmethod
+    def after(cls, entries: Sequence[dict[str, Any]]) -> _State:
+        if not entries:
+            return cls()
+        last = entries[-1]
+        return cls(
+            file=last["file"],
+            item=last["item"],
+            documents=last["documents"],
+            text_bytes=last["text_bytes"],
+            languages=set(last["languages"]),
+            licences=set(last["licences"]),
+            reasons=Counter(last["reasons"]),
+            kept=[Quarantined(**item) for entry in entries for item in entry["quarantined"]],
+            shards=[from_json(Shard, entry["shard"]) for entry in entries if entry["shard"] is not None],
+        )
+
+
+class Upload:
+    """One collection on its way into a store. `run` it; `finish` it when its dataset is registered."""
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        store: ObjectStore,
+        name: str,
+        *,
+        about: Description | None = None,
+        shard_text_bytes: int = SHARD_TEXT_BYTES,
+        stores: Stores | None = None,
+        progress: Progress | None = None,
+        note: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        self.paths = [str(path) for path in paths]
+        self.about = about or Description()
+        self._store, self._name, self._progress, self._note = store, name, progress, note
+        self._shard_text_bytes = shard_text_bytes
+        self._contributor = self.about.contributors[0] if len(self.about.contributors) == 1 else ""
+        self._sources = find(self.paths, stores=stores)
+        given = [path if path.startswith("s3://") else os.path.realpath(path) for path in self.paths]
+        how = {"shard_text_bytes": shard_text_bytes, "contributor": self._contributor}
+        self._journal = Journal(store, name, given, self._sources, how)
+
+    def run(
+        self,
+        site: str,
+        *,
+        dataset_id: str,
+        territory: str = "",
+        version: int = 1,
+        languages: Sequence[str] = (),
+        licence: str = "",
+        source: str = "",
+        categories: Sequence[str] = (),
+    ) -> Dataset:
+        """Read, write what is not there yet, and return the raw dataset; as `register_collection`."""
+        state = self._written()
+        if not state.shards:
+            raise UsageError(
+                f"no document could be read: {_summary(state) or 'the files are empty'}",
+                where=", ".join(self.paths),
+                fix="each document needs a text in UTF-8 (column or key 'text', or a file of its own)",
+            )
+        return Dataset(
+            id=dataset_id,
+            name=self._name,
+            version=version,
+            site=site,
+            territory=territory or site[:2],
+            artifact_class=ArtifactClass.RAW,
+            languages=tuple(languages) or tuple(sorted(state.languages - {UNKNOWN})),
+            licence=licence or "; ".join(sorted(state.licences)) or "unknown",
+            source=source or ", ".join(sorted({Path(path).name for path in self.paths})),
+            shards=tuple(state.shards),
+            categories=tuple(categories),
+            attributes=self._attributes(state),
+            about=self.about,
+        )
+
+    def finish(self) -> None:
+        """Forget how far it was."""
+        self._journal.forget()
+
+    def _written(self) -> _State:
+        """Write all shards that are not there yet and return what they make together."""
+        entries = self._journal.entries()
+        state = _State.after(entries)
+        if entries:
+            self._note(f"going on after {state.documents:,} documents that an earlier run wrote")
+        elif self._journal.drop_older():
+            self._note("the input, or the program, changed since an upload that was not finished: starting anew")
+        advance = _Advancing(self._sources, state, self._progress)
+        kept, held, batch = len(state.kept), 0, list[Document]()
+        number = len(entries)
+
+        def flush() -> None:
+            nonlocal kept, held, number
+            data = write_text(to_columns(batch))
+            key, found = self._store.put_addressed(f"datasets/{self._name}", data, ".parquet")
+            shard = Shard(key=key, digest=found, size_bytes=len(data), documents=len(batch))
+            state.shards.append(shard)
+            self._journal.add(number, state.entry(kept, shard))
+            number, kept, held = number + 1, len(state.kept), 0
+            batch.clear()
+
+        with Reader() as reader:
+            for item in self._items(reader, state, advance):
+                if isinstance(item, Document):
+                    if self._contributor and not item.contributor:
+                        item = replace(item, contributor=self._contributor)
+                    size = len(item.text.encode())
+                    if batch and held + size > self._shard_text_bytes:
+                        flush()
+                    batch.append(item)
+                    held += size
+                state.count(item)
+                state.item += 1
+                advance.tell(state)
+        if batch:
+            flush()
+        advance.tell(state, last=True)
+        return state
+
+    def _items(self, reader: Reader, state: _State, advance: _Advancing) -> Iterator[Item]:
+        """Yield all items from where `state` stands on: before the item that is yielded, till the caller counts it."""
+        while state.file < len(self._sources):
+            source = self._sources[state.file]
+            yield from reader.read(source, state.item, advance.moved)
+            source.check()
+            advance.passed(source)
+            state.file, state.item = state.file + 1, 0
+
+    def _attributes(self, state: _State) -> dict[str, str]:
         """Write what was quarantined beside the dataset and return its counts, all as strings."""
-        found = {"text_bytes": str(self.text_bytes), "quarantined": str(self.reasons.total())}
-        if self.kept:
-            lines = [
-                {"file": item.file, "row": item.row, "reason": item.reason, "detail": item.detail} for item in self.kept
-            ]
-            data = "".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines).encode()
-            found["quarantine_key"] = store.put_addressed(f"datasets/{name}/quarantine", data, ".jsonl").key
-            found["quarantine_reasons"] = self.summary()
+        found = {"text_bytes": str(state.text_bytes), "quarantined": str(state.reasons.total())}
+        if state.kept:
+            lines = [json.dumps(asdict(item), ensure_ascii=False, sort_keys=True) + "\n" for item in state.kept]
+            data = "".join(lines).encode()
+            found["quarantine_key"] = self._store.put_addressed(f"datasets/{self._name}/quarantine", data, ".jsonl").key
+            found["quarantine_reasons"] = _summary(state)
         return found
 
 
-def _batches(documents: Iterable[Document], text_bytes: int) -> Iterator[list[Document]]:
-    """Cut a stream of documents into lists of about `text_bytes` of text; one larger document is a list alone."""
-    batch: list[Document] = []
-    held = 0
-    for document in documents:
-        size = len(document.text.encode())
-        if batch and held + size > text_bytes:
-            yield batch
-            batch, held = [], 0
-        batch.append(document)
-        held += size
-    if batch:
-        yield batch
+class _Advancing:
+    """Tells how far this run is, in bytes of the files read; what earlier runs read does not count."""
+
+    def __init__(self, sources: Sequence[Source], state: _State, progress: Progress | None) -> None:
+        self._progress = progress
+        self._whole = sum(source.size_bytes for source in sources[state.file :])
+        self._documents, self._text_bytes = state.documents, state.text_bytes
+        self._passed = self._at = 0
+
+    def moved(self, at: int) -> None:
+        self._at = at
+
+    def passed(self, source: Source) -> None:
+        self._passed, self._at = self._passed + source.size_bytes, 0
+
+    def tell(self, state: _State, last: bool = False) -> None:
+        if self._progress is not None:
+            done = self._whole if last else max(0, min(self._passed + self._at, self._whole - 1))
+            documents, text_bytes = state.documents - self._documents, state.text_bytes - self._text_bytes
+            self._progress(Advance("register", done, self._whole, documents, text_bytes))
+
+
+def _summary(state: _State) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(state.reasons.items()))

@@ -6,10 +6,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from consortium.client.api import Client
-from consortium.data.register import register_collection
-from consortium.domain.data import Dataset
+from consortium.data.in_place import describe_in_place
+from consortium.data.progress import Meter
+from consortium.data.register import Upload
+from consortium.domain.data import Dataset, Description
 from consortium.domain.ids import make_id
 from consortium.errors import NotFoundError
 from consortium.keys.canonical import canonical
@@ -24,30 +27,34 @@ def register_at_home(
     key: SigningKey,
     *,
     name: str,
-    paths: Sequence[Path],
+    paths: Sequence[str | Path],
     site: str,
     languages: Sequence[str] = (),
     licence: str = "",
     source: str = "",
     categories: Sequence[str] = (),
+    about: Description | None = None,
+    endpoint: str = "",
     directory: FederationDir | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Dataset:
     """Write the collections at `paths` into the private store of `site` and register the next version of `name`.
 
-    Only the dataset's description leaves the site. Raises NotFoundError for a site that is not on this machine, and
-    what `register_collection` raises for unreadable input.
+    Paths are files, folders and `s3://bucket/prefix`: at `endpoint` with the caller's own credentials, or in the
+    private store itself. Killed and run again, it goes on where it was. Only the dataset's description leaves the site.
+    Raises NotFoundError for a site that is not on this machine, and what `register_collection` raises.
     """
     settings = _settings(directory or FederationDir.current(), site)
-    dataset = register_collection(
-        list(paths),
-        ObjectStore(
-            endpoint=settings.private_store.endpoint,
-            access_key=settings.private_store.access_key,
-            secret_key=settings.private_store.secret(),
-            bucket=settings.private_store.bucket,
-        ),
-        name,
+    store = private_store(settings)
+
+    def stores(bucket: str) -> ObjectStore:
+        own = bucket == store.bucket and endpoint in ("", store.endpoint)
+        return store if own else ObjectStore.ambient(bucket, endpoint)
+
+    upload = Upload(
+        list(paths), store, name, about=about, stores=stores, progress=Meter(_telling(say)).over(name), note=say
+    )
+    dataset = upload.run(
         site,
         dataset_id=make_id("ds", time.time_ns() // 1_000_000, os.urandom(10)),
         territory=settings.site.territory,
@@ -56,9 +63,60 @@ def register_at_home(
         licence=licence,
         source=source,
         categories=categories,
-        progress=lambda documents, size: say(f"  {documents:,} documents, {size / 1e6:,.1f} MB of text"),
+    )
+    registered = client.register_dataset(dataset, signature=key.sign(canonical(dataset)))
+    upload.finish()
+    return registered
+
+
+def register_in_place(
+    client: Client,
+    key: SigningKey,
+    *,
+    name: str,
+    paths: Sequence[str],
+    site: str,
+    directory: FederationDir | None = None,
+    **described: Any,
+) -> Dataset:
+    """Register text shards that lie in the private store of `site` already; `described` as in `describe_in_place`."""
+    settings = _settings(directory or FederationDir.current(), site)
+    dataset = describe_in_place(
+        list(paths),
+        private_store(settings),
+        name,
+        site,
+        dataset_id=make_id("ds", time.time_ns() // 1_000_000, os.urandom(10)),
+        territory=settings.site.territory,
+        version=client.next_version(name),
+        **described,
     )
     return client.register_dataset(dataset, signature=key.sign(canonical(dataset)))
+
+
+def private_store(settings: SiteSettings) -> ObjectStore:
+    """Return a site's private store, opened with the site's own keys."""
+    return ObjectStore(
+        endpoint=settings.private_store.endpoint,
+        access_key=settings.private_store.access_key,
+        secret_key=settings.private_store.secret(),
+        bucket=settings.private_store.bucket,
+    )
+
+
+def _telling(say: Callable[[str], None]) -> Callable[..., None]:
+    """Return what says a meter's numbers as a line: documents, MB of files read and of text per second, time left."""
+
+    def tell(*, done: int, of: int, **numbers: Any) -> None:
+        parts = [f"{numbers.get('documents', 0):,} documents", f"{done / 1e6:,.1f} of {of / 1e6:,.1f} MB read"]
+        if "mb_per_s" in numbers:
+            parts.append(f"{numbers['mb_per_s']:,} MB of text/s")
+        if done < of and "seconds_left" in numbers:
+            minutes, seconds = divmod(int(numbers["seconds_left"]), 60)
+            parts.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")
+        say("  " + ", ".join(parts))
+
+    return tell
 
 
 def _settings(directory: FederationDir, site: str) -> SiteSettings:

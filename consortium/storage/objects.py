@@ -34,6 +34,14 @@ def sha256(data: bytes | memoryview) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+class Entry(NamedTuple):
+    """An object in a listing; `etag` changes when its bytes do."""
+
+    key: str
+    size: int
+    etag: str
+
+
 class ObjectStore:
     """A bucket at an S3 endpoint. Picklable: the connection is made on first use, once per process.
 
@@ -53,6 +61,11 @@ class ObjectStore:
     def of(cls, access: StoreAccess) -> ObjectStore:
         """Return the store that a leg's context names."""
         return cls(access.endpoint, access.access_key, access.secret_key, access.bucket)
+
+    @classmethod
+    def ambient(cls, bucket: str, endpoint: str = "") -> ObjectStore:
+        """Return a bucket as the AWS command line would open it: environment, profile, `AWS_ENDPOINT_URL_S3`."""
+        return cls(endpoint, "", "", bucket)
 
     def __repr__(self) -> str:
         return f"ObjectStore({self.endpoint}/{self.bucket})"
@@ -76,12 +89,13 @@ class ObjectStore:
                 max_pool_connections=16,
             )
             with _CLIENTS:
-                self._made = boto3.session.Session().client(
+                session = boto3.session.Session()
+                self._made = session.client(
                     "s3",
-                    endpoint_url=self.endpoint,
-                    aws_access_key_id=self._access_key,
-                    aws_secret_access_key=self._secret_key,
-                    region_name="us-east-1",
+                    endpoint_url=self.endpoint or None,
+                    aws_access_key_id=self._access_key or None,
+                    aws_secret_access_key=self._secret_key or None,
+                    region_name="us-east-1" if self._access_key else session.region_name or "us-east-1",
                     config=config,
                 )
         return self._made
@@ -157,6 +171,12 @@ class ObjectStore:
         with self._translated(key):
             return int(self._client.head_object(Bucket=self.bucket, Key=_checked(key))["ContentLength"])
 
+    def state(self, key: str) -> tuple[int, str]:
+        """Return an object's size in bytes and its ETag."""
+        with self._translated(key):
+            found = self._client.head_object(Bucket=self.bucket, Key=_checked(key))
+        return int(found["ContentLength"]), str(found["ETag"])
+
     def exists(self, key: str) -> bool:
         """Tell whether the key holds an object."""
         try:
@@ -167,10 +187,16 @@ class ObjectStore:
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys below `prefix`, sorted, page by page."""
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        for entry in self.entries(prefix):
+            yield entry.key
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """Yield what lies below `prefix`, sorted by key, page by page."""
         with self._translated(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
             for page in pages:
-                yield from sorted(entry["Key"] for entry in page.get("Contents", ()))
+                for found in sorted(page.get("Contents", ()), key=lambda found: str(found["Key"])):
+                    yield Entry(found["Key"], int(found["Size"]), str(found.get("ETag", "")))
 
     def delete(self, key: str) -> None:
         """Remove an object; an absent key is no error."""
@@ -187,7 +213,7 @@ class ObjectStore:
     def _translated(self, key: str) -> Iterator[None]:
         """Turn boto3's errors into the package's own."""
         from boto3.exceptions import S3UploadFailedError
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ProfileNotFound
 
         where = f"{self.endpoint}/{self.bucket}/{key}"
         try:
@@ -196,6 +222,9 @@ class ObjectStore:
             raise self._fault(fault, where) from fault
         except S3UploadFailedError as fault:
             raise UnreachableError(f"the upload failed: {fault}", where=where, fix="try again") from fault
+        except (NoCredentialsError, ProfileNotFound) as fault:
+            fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            raise AuthError(f"no credentials for the object store: {fault}", where=where, fix=fix) from fault
         except BotoCoreError as fault:
             raise UnreachableError(
                 f"the object store does not answer: {fault}", where=where, fix="check that the store is running"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from consortium.data.progress import Advance
 from consortium.data.register import register_collection
 from consortium.data.sample import generate
 from consortium.domain.data import ArtifactClass
@@ -19,7 +20,7 @@ def test_a_collection_becomes_shards_and_the_same_again_writes_nothing_new(store
     sample = generate("es", documents=300)
     sample.write(tmp_path / "a.jsonl")
     (tmp_path / "bad.jsonl").write_text("{\n")
-    seen: list[tuple[int, int]] = []
+    seen: list[Advance] = []
     dataset = register_collection(
         [tmp_path],
         store,
@@ -27,7 +28,7 @@ def test_a_collection_becomes_shards_and_the_same_again_writes_nothing_new(store
         "uy-1",
         dataset_id=ID,
         shard_text_bytes=50_000,
-        progress=lambda n, b: seen.append((n, b)),
+        progress=seen.append,
     )
     keys = list(store.list())
     assert dataset == register_collection([tmp_path], store, "laws-es", "uy-1", dataset_id=ID, shard_text_bytes=50_000)
@@ -35,7 +36,10 @@ def test_a_collection_becomes_shards_and_the_same_again_writes_nothing_new(store
     assert (dataset.documents, dataset.artifact_class, dataset.languages) == (300, ArtifactClass.RAW, ("es",))
     assert (dataset.territory, dataset.licence) == ("uy", "sample")
     assert len(dataset.shards) > 2
-    assert seen[-1][0] == 300
+    assert (seen[-1].done, seen[-1].of, seen[-1].documents) == (
+        *[sum(p.stat().st_size for p in tmp_path.iterdir())] * 2,
+        300,
+    )
     texts = [
         text
         for shard in dataset.shards

@@ -1,0 +1,83 @@
+"""How far the upload of a collection is: a journal beside the dataset's shards, so that a killed run goes on.
+
+`datasets/NAME/uploads/WHERE-WHAT/NNNNNNNN.json` is written after shard N. WHERE stands for the paths that were given,
+WHAT for what lies there (names, sizes, times of modification or ETags) and for the code that reads it. The same
+input gives the same entries, so two runs at once write the same objects. Another WHAT behind the same
+WHERE is a changed input.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from consortium.data.manifest import stage_code
+from consortium.data.readers import Source
+from consortium.errors import NotFoundError
+from consortium.keys.canonical import canonical, digest, digest_json
+from consortium.storage.objects import ObjectStore
+
+_LIBRARIES = ("trafilatura", "lxml", "htmldate", "justext", "fastwarc", "brotli")
+"""What the bytes of shards depend on besides `stage_code`."""
+
+
+class Journal:
+    """The entries of one upload."""
+
+    def __init__(
+        self, store: ObjectStore, name: str, paths: Sequence[str], sources: Sequence[Source], how: Any
+    ) -> None:
+        self._store = store
+        where = digest_json({"paths": sorted(paths), "how": how})
+        found = [[source.name, source.path, source.size_bytes, source.stamp, source.problem] for source in sources]
+        code = [stage_code(), *(f"{library} {version(library)}" for library in _LIBRARIES)]
+        what = digest_json({"found": found, "code": code})
+        self._where = f"datasets/{name}/uploads/{_short(where)}-"
+        self._prefix = f"{self._where}{_short(what)}/"
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return what earlier runs left, in order, as far as it is whole and its shards are still there."""
+        found: list[dict[str, Any]] = []
+        while True:
+            try:
+                kept = json.loads(self._store.get(self._key(len(found))))
+            except (NotFoundError, ValueError):
+                return found
+            entry = kept.get("entry") if isinstance(kept, dict) else None
+            if not isinstance(entry, dict) or kept.get("digest") != digest(canonical(entry)):
+                return found
+            shard = entry["shard"]
+            if shard is not None and not self._stored(shard["key"], shard["size_bytes"]):
+                return found
+            found.append(entry)
+
+    def add(self, number: int, entry: dict[str, Any]) -> None:
+        """Write entry `number`."""
+        self._store.put(self._key(number), canonical({"entry": entry, "digest": digest(canonical(entry))}))
+
+    def drop_older(self) -> bool:
+        """Delete the journals of the same paths with other content; True where there were any."""
+        older = [key for key in self._store.list(self._where) if not key.startswith(self._prefix)]
+        for key in older:
+            self._store.delete(key)
+        return bool(older)
+
+    def forget(self) -> None:
+        """Delete the journal: the dataset is registered."""
+        for key in list(self._store.list(self._prefix)):
+            self._store.delete(key)
+
+    def _key(self, number: int) -> str:
+        return f"{self._prefix}{number:08d}.json"
+
+    def _stored(self, key: str, size: int) -> bool:
+        try:
+            return self._store.size(key) == size
+        except NotFoundError:
+            return False
+
+
+def _short(whole: str) -> str:
+    return whole.removeprefix("sha256:")[:16]
