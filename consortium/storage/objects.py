@@ -175,7 +175,7 @@ class ObjectStore:
         """Return an object's size in bytes and its ETag."""
         with self._translated(key):
             found = self._client.head_object(Bucket=self.bucket, Key=_checked(key))
-        return int(found["ContentLength"]), str(found["ETag"])
+        return int(found["ContentLength"]), str(found["ETag"]).strip('"')
 
     def exists(self, key: str) -> bool:
         """Tell whether the key holds an object."""
@@ -196,7 +196,7 @@ class ObjectStore:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
             for page in pages:
                 for found in sorted(page.get("Contents", ()), key=lambda found: str(found["Key"])):
-                    yield Entry(found["Key"], int(found["Size"]), str(found.get("ETag", "")))
+                    yield Entry(found["Key"], int(found["Size"]), str(found.get("ETag", "")).strip('"'))
 
     def delete(self, key: str) -> None:
         """Remove an object; an absent key is no error."""
