@@ -77,23 +77,40 @@ def _mix(value: Indices) -> Indices:
     return value ^ value >> np.uint64(31)
 
 
-class Sequences:
-    """All whole sequences of `context` + 1 tokens of a list of token arrays; arrays are not joined at their ends."""
+class Packing:
+    """Where the sequences of `context` + 1 tokens lie in token arrays of `lengths` tokens, which are not joined."""
 
-    def __init__(self, arrays: Sequence[npt.NDArray[np.unsignedinteger]], context: int) -> None:
-        self._arrays = list(arrays)
-        self._context = context
-        counts = [max(0, (len(array) - 1) // context) for array in self._arrays]
+    def __init__(self, lengths: Sequence[int], context: int) -> None:
+        self.context = context
+        counts = [max(0, (length - 1) // context) for length in lengths]
         self._ends = np.cumsum(np.asarray(counts, dtype=np.int64))
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
+    def place(self, number: int) -> tuple[int, int]:
+        """Return a sequence's array and its first token there."""
+        if not 0 <= number < len(self):
+            raise UsageError(f"there are sequences 0 to {len(self) - 1}, not {number}")
+        array = int(np.searchsorted(self._ends, number, side="right"))
+        return array, (number - (int(self._ends[array - 1]) if array else 0)) * self.context
+
+
+class Sequences:
+    """All whole sequences of `context` + 1 tokens of a list of token arrays; arrays are not joined at their ends."""
+
+    def __init__(self, arrays: Sequence[npt.NDArray[np.unsignedinteger]], context: int) -> None:
+        self._arrays = list(arrays)
+        self._packing = Packing([len(array) for array in self._arrays], context)
+
+    def __len__(self) -> int:
+        return len(self._packing)
+
     def read(self, numbers: Indices) -> npt.NDArray[np.int64]:
         """Return the sequences as an array of shape (len(numbers), context + 1)."""
-        rows = np.empty((len(numbers), self._context + 1), dtype=np.int64)
+        length = self._packing.context + 1
+        rows = np.empty((len(numbers), length), dtype=np.int64)
         for row, number in enumerate(int(number) for number in numbers):
-            shard = int(np.searchsorted(self._ends, number, side="right"))
-            start = (number - (int(self._ends[shard - 1]) if shard else 0)) * self._context
-            rows[row] = self._arrays[shard][start : start + self._context + 1]
+            array, start = self._packing.place(number)
+            rows[row] = self._arrays[array][start : start + length]
         return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from consortium.domain.data import ArtifactClass, Dataset, Shard
 from consortium.errors import UsageError, VerificationError
 from consortium.storage.shards import map_tokens
-from consortium.train.order import Sequences
+from consortium.train.order import DataOrder, Packing, Sequences
+from consortium.train.settings import PretrainParams
 
 if TYPE_CHECKING:
     from consortium.storage.objects import ObjectStore
@@ -46,6 +47,33 @@ def vocabulary(datasets: Sequence[Dataset], *, held_out: bool) -> Vocabulary:
     return found.pop()
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a sequence's tokens stand: `tokens` of them from `start` on in one shard of one dataset."""
+
+    dataset: str
+    shard: str
+    """The shard's digest; with a position it leads on to the document (`consortium.data.lineage.locate`)."""
+    start: int
+    tokens: int
+
+
+def spans_read(
+    datasets: Sequence[Dataset], params: PretrainParams, site: str, position: int, count: int
+) -> tuple[Span, ...]:
+    """Return what training at `site` reads at positions [position, position + count) of its data order.
+
+    Needs the datasets' descriptions only. Raises UsageError where they have not one whole sequence.
+    """
+    shards = [(dataset.id, shard) for dataset, shard in _in_order(datasets)]
+    packing = Packing([shard.tokens for _, shard in shards], params.model.context)
+    order = DataOrder(params.seed, site, len(packing), shuffle=params.data.shuffle)
+    places = [packing.place(int(number)) for number in order.at(position, count)]
+    return tuple(
+        Span(shards[array][0], shards[array][1].digest, start, params.model.context + 1) for array, start in places
+    )
+
+
 def open_sequences(
     store: ObjectStore, datasets: Sequence[Dataset], context: int, vocab_size: int, directory: Path
 ) -> Sequences:
@@ -54,13 +82,19 @@ def open_sequences(
     Raises VerificationError where a shard's bytes do not hash to its digest or it holds a token outside the vocabulary.
     """
     arrays = []
+    for _, shard in _in_order(datasets):
+        tokens = map_tokens(_fetched(store, shard, directory)).tokens
+        if len(tokens) and int(tokens.max()) >= vocab_size:
+            raise VerificationError(f"a token lies outside the vocabulary of {vocab_size}", where=shard.key)
+        arrays.append(tokens)
+    return Sequences(arrays, context)
+
+
+def _in_order(datasets: Sequence[Dataset]) -> Iterator[tuple[Dataset, Shard]]:
+    """Yield all shards in the order in which training numbers them."""
     for dataset in sorted(datasets, key=lambda dataset: dataset.id):
         for shard in dataset.shards:
-            tokens = map_tokens(_fetched(store, shard, directory)).tokens
-            if len(tokens) and int(tokens.max()) >= vocab_size:
-                raise VerificationError(f"a token lies outside the vocabulary of {vocab_size}", where=shard.key)
-            arrays.append(tokens)
-    return Sequences(arrays, context)
+            yield dataset, shard
 
 
 def _fetched(store: ObjectStore, shard: Shard, directory: Path) -> Path:

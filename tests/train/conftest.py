@@ -14,7 +14,7 @@ from consortium.domain.data import ArtifactClass, Dataset, Shard
 from consortium.domain.protocol import LegContext, StoreAccess
 from consortium.keys.canonical import digest
 from consortium.storage.objects import ObjectStore
-from consortium.storage.shards import write_tokens
+from consortium.storage.shards import read_tokens, write_tokens
 from tests.builders import new_id
 from tests.storage.conftest import S3
 from tests.storage.conftest import s3 as s3
@@ -82,7 +82,8 @@ def put_tokens(store: ObjectStore, site: str, *, held_out: bool = False) -> Data
     seed = sum(site.encode()) + (1000 if held_out else 0)
     data = write_tokens(documents(seed), eos=0, vocab_size=VOCAB)
     key, _ = store.put_addressed("datasets", data, ".tokens")
-    shard = Shard(key=key, digest=digest(data), size_bytes=len(data), documents=40, tokens=1000)
+    tokens = len(read_tokens(data).tokens)
+    shard = Shard(key=key, digest=digest(data), size_bytes=len(data), documents=40, tokens=tokens)
     return Dataset(
         id=new_id("ds", seed),
         name=f"laws-{site}-tokens" + ("-heldout" if held_out else ""),

@@ -8,7 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consortium.errors import UsageError
-from consortium.train.order import DataOrder, Sequences
+from consortium.storage.shards import read_tokens
+from consortium.train.order import DataOrder, Packing, Sequences
+from consortium.train.settings import PretrainParams
+from consortium.train.tokens import open_sequences, spans_read
+from tests.train.conftest import PARAMS, VOCAB, put_tokens
 
 
 @settings(max_examples=60, deadline=None)
@@ -53,6 +57,26 @@ def test_sequences_overlap_by_one_token_and_do_not_cross_shards():
     assert text.read(np.arange(4, dtype=np.uint64)).tolist() == [
         [0, 1, 2, 3, 4], [4, 5, 6, 7, 8], [100, 101, 102, 103, 104], [104, 105, 106, 107, 108]
     ]  # fmt: skip
+
+
+def test_what_was_read_leads_back_to_the_shards_tokens(s3, tmp_path):
+    """From the datasets' descriptions alone, for two datasets, over the end of a pass."""
+    store = s3.store("private-read-back")
+    store.ensure_bucket()
+    datasets = [put_tokens(store, "fr-2"), put_tokens(store, "fr-1")]
+    params = PretrainParams.of(PARAMS)
+    text = open_sequences(store, datasets, params.model.context, VOCAB, tmp_path)
+    order = DataOrder(params.seed, "fr-1", len(text))
+    position, count = len(text) - 20, 40
+    spans = spans_read(datasets, params, "fr-1", position, count)
+    held = {shard.digest: (dataset.id, shard.key) for dataset in datasets for shard in dataset.shards}
+    for span, row in zip(spans, text.read(order.at(position, count)).tolist(), strict=True):
+        dataset, key = held[span.shard]
+        assert span.dataset == dataset
+        assert read_tokens(store.get(key)).tokens[span.start : span.start + span.tokens].tolist() == row
+    assert {span.dataset for span in spans} == {dataset.id for dataset in datasets}
+    with pytest.raises(UsageError, match="sequences 0 to"):
+        Packing([40], 16).place(2)
 
 
 def test_no_whole_sequence_is_said():
