@@ -34,7 +34,7 @@ from consortium.data import pii_numbers, pii_phones
 from consortium.data.documents import Document, Notes
 from consortium.data.pii_identifiers import STATES
 from consortium.data.pii_numbers import Rules, Span
-from consortium.data.pii_suspects import suspects
+from consortium.data.pii_suspects import Secrets, suspects
 from consortium.data.tape import batches
 from consortium.domain.cleaning import PiiKind
 from consortium.errors import ConfigError
@@ -80,6 +80,7 @@ _ASSIGNED = re.compile(
     r"(?P<quote>[\"'`«“]?)\s?(?P<value>[^\s\"'`<>\[\]«»“”]{6,2048})",
     re.IGNORECASE,
 )
+_SECRETS = Secrets(_MARKS, _WORDS, _ASSIGNED)
 _URL_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]{1,20}://[^\s/:@\[\]<>{}]{1,64}:([^\s/@\[\]<>{}]{3,128})@")
 _EXAMPLES = frozenset({"password", "passwd", "pass", "pwd", "guest", "secret", "token", "user"})
 _REFERENCE = re.compile(r"[$%]\{|[$%]\(|\{\{|\$[A-Z_]+$|%[A-Z_]+%|\.{3}|https?:|[a-z_][a-z_.]{3,}\(")
@@ -118,10 +119,14 @@ def step(config: PiiConfig) -> Callable[[Iterable[Document], Notes], Iterator[Do
 
     def run(documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
         rules = _rules(config)
+        searches: dict[str, _Search] = {}
         for batch in batches(documents):
-            for at in suspects([document.text for document in batch], rules, _MARKS, _WORDS, _ASSIGNED):
+            for code in {document.language for document in batch}.difference(searches):
+                searches[code] = _Search(rules, code)
+            phones = {code: search.phones for code, search in searches.items()}
+            for at in suspects(batch, rules, phones, _SECRETS):
                 document = batch[at]
-                text, edits = _Search(rules, document.language).redact(document.text)
+                text, edits = searches[document.language].redact(document.text)
                 for kind, start, end in edits:
                     notes.edit(document, f"redact.{kind}", placeholder(kind), start, end)
                 if edits:

@@ -27,7 +27,7 @@ PLAIN = str.maketrans(dict.fromkeys(BLANKS, " ") | {"\u2011": "-"})
 _DIGITS_ONLY = str.maketrans("", "", " ./()-")
 _GROUP = re.compile(r"[0-9]+")
 DATE = re.compile(r"[0-9]{1,2}([./-])[0-9]{1,2}\1[0-9]{4}|[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_CAPITALS = re.compile(
+CAPITALS = re.compile(
     rf"[A-Z]{{2}}(?:[0-9]{{2}}[ \-{BLANKS}]?[A-Z0-9]{{4}}|[A-Z] ?[A-Z]{{3}} ?[0-9LMNPQRSTUV]{{2}}[A-Z])"
 )
 _IBAN = re.compile(rf"[A-Z]{{2}}[0-9]{{2}}(?:[ .\-{BLANKS}]?[A-Z0-9]{{1,4}}){{3,8}}")
@@ -236,18 +236,17 @@ def find(text: str, rules: Rules, phones: Phones) -> list[Span]:
     """
     found: list[Span] = []
     for match in _RUN.finditer(text):
-        string = match.group()
-        if not string.isascii():
-            string = string.translate(PLAIN)
-        digits = len(string.translate(_DIGITS_ONLY))
-        if digits >= 6 or string.count(".") >= 3:
-            found += _in_run(text, match.start(), string, digits, rules, phones)
+        found += in_run(text, match.start(), match.group(), rules, phones)
     if rules.kinds & {"iban", "national_id"}:
         found += _with_capitals(text, rules)
     return found
 
 
-def _in_run(text: str, start: int, string: str, digits: int, rules: Rules, phones: Phones) -> Iterator[Span]:
+def in_run(text: str, start: int, string: str, rules: Rules, phones: Phones) -> Iterator[Span]:
+    """Find numbers in a run of digits and signs that begins at `start`."""
+    if not string.isascii():
+        string = string.translate(PLAIN)
+    digits = len(string.translate(_DIGITS_ONLY))
     end = start + len(string)
     if "ip" in rules.kinds and string.count(".") >= 3:
         yield from _ipv4(text, start, end)
@@ -303,7 +302,7 @@ def _judged(run: Run, first: int, last: int, layout: str, rules: Rules) -> Itera
 
 def _with_capitals(text: str, rules: Rules) -> Iterator[Span]:
     """IBAN, and identifiers that begin with capitals."""
-    for match in _CAPITALS.finditer(text):
+    for match in CAPITALS.finditer(text):
         at = match.start()
         if at and text[at - 1].isalnum():
             continue

@@ -66,6 +66,11 @@ class Tape:
         return np.flatnonzero(self.codes - np.uint32(0x20) > 0x5E)
 
     @cached_property
+    def low_bytes(self) -> bytes:
+        """The lower byte of each character: Latin-1 is itself, what lies beyond looks like it."""
+        return self.codes.astype(np.uint8).tobytes()
+
+    @cached_property
     def newlines(self) -> Ints:
         """Places of newlines, from the one before the first text to the one behind the last."""
         found: Ints = self.special[self.codes[self.special] == 0x0A]
@@ -75,7 +80,7 @@ class Tape:
     def kinds(self) -> npt.NDArray[np.uint8]:
         """What each character is: `BLANK`, `LETTER`, `NO_SIGN`."""
         table = _kinds()
-        kinds = np.frombuffer(bytearray(self.codes.astype(np.uint8)).translate(table[:256].tobytes()), np.uint8)
+        kinds = np.frombuffer(bytearray(self.low_bytes.translate(table[:256].tobytes())), np.uint8)
         kinds[self.special] = table[self.codes[self.special]]
         return kinds
 

@@ -230,6 +230,34 @@ def test_a_redacted_text_holds_nothing_more_and_all_else_stands(text: str) -> No
     assert rebuilt + text[at:] == redacted
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(_PIECES, max_size=9).map("".join), max_size=6), st.sampled_from(["fr", "de", "es", "en"]))
+def test_many_texts_are_redacted_at_once_as_each_would_be_alone(texts: list[str], language: str) -> None:
+    documents = [Document(id="d", text=text, row=at, language=language, declared="") for at, text in enumerate(texts)]
+    notes = Notes(0)
+    left = [document.text for document in step(ALL)(documents, notes)]
+    alone = [redact(text, ALL, language) for text in texts]
+    assert left == [text for text, _ in alone]
+    noted = [(note.row, note.rule, note.start, note.end) for note in notes.annotations]
+    spans = [(at, f"redact.{kind}", start, end) for at, (_, found) in enumerate(alone) for kind, start, end in found]
+    assert noted == spans
+
+
+@pytest.mark.parametrize("language", ["fr", "de", "es", "en"])
+def test_whatever_is_found_in_the_generated_truth_is_suspected(language: str) -> None:
+    texts = [sentence for text in labelled(language, 300, 7) for sentence in text.text.split("\n")]
+    documents = [Document(id="d", text=text, row=at, language=language, declared="") for at, text in enumerate(texts)]
+    left = [document.text for document in step(ALL)(documents, Notes(0))]
+    assert left == [redact(text, ALL, language)[0] for text in texts]
+    assert left != texts
+
+
+def test_a_letter_that_is_ascii_in_lower_case_hides_no_secret() -> None:
+    for text in ("to\u212aen = x9Yz7pQw5", "credent\u0130als: x9Yz7pQw5"):
+        [left] = step(ALL)([Document(id="d", text=text, row=0, language="en", declared="")], Notes(0))
+        assert left.text == redact(text, ALL)[0]
+
+
 def test_the_same_is_found_whatever_the_hash_seed() -> None:
     program = (
         "from consortium.data.pii import *\nfrom tests.data.pii_truth import labelled\n"
