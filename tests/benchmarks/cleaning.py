@@ -25,13 +25,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from consortium.config import compose_job
-from consortium.data import languages, pii, steps
+from consortium.data import languages, screening, steps
 from consortium.data.documents import Document, Notes, annotation_table, to_columns
 from consortium.data.lines import Lines, LinesConfig
 from consortium.data.quality import Quality, QualityConfig
-from consortium.data.screening import CleanConfig, screen
+from consortium.data.screening import screen
 from consortium.data.web import SENTENCE_BREAK
-from consortium.domain.cleaning import C4
+from consortium.domain.cleaning import C4, CleanConfig
 from consortium.domain.codec import from_json
 from consortium.storage.shards import read_table, write_table, write_text
 from tests.benchmarks import cleaning_near, cleaning_pii
@@ -71,14 +71,15 @@ def profile(name: str, language: str) -> CleanConfig:
 
 
 def rules(given: Corpora) -> Iterator[Row]:
-    """Speed of the text rules, alone and with personal data and writing."""
+    """Speed of the text rules: alone, with personal data and writing, and of the whole pass over single documents."""
     for name, documents in given.items():
         config = profile("web", documents[0].language)
-        text_edits = replace(config, redact=()).edits()
-        quality = Quality(config.quality())
+        text_rules = replace(config, redact=())
+        *_, quality = screening.judges(config)
+        size = megabytes(documents)
         for what, edits, writes, target in (
-            (f"{name}: repair, line rules, Gopher, C4, FineWeb", text_edits, False, None),
-            (f"{name}: the same with personal data and writing", (*text_edits, pii.step(pii.PiiConfig())), True, 5),
+            (f"{name}: repair, line rules, Gopher, C4, FineWeb", screening.edits(text_rules), False, None),
+            (f"{name}: the same with personal data and writing", screening.edits(config), True, 5),
         ):
             notes = Notes(0)
             begun = time.process_time()
@@ -87,7 +88,14 @@ def rules(given: Corpora) -> Iterator[Row]:
                 write_text(to_columns(kept))
                 write_table(annotation_table(notes.annotations))
             seconds = time.process_time() - begun
-            yield row(what, megabytes(documents) / seconds, "MB/s", DATATROVE_MB_S, least=target)
+            yield row(what, size / seconds, "MB/s", DATATROVE_MB_S, least=target)
+        shard = write_text(to_columns(documents))
+        begun = time.process_time()
+        screened = screening.screen(read_table(shard), 0, config)
+        for table in (screened.candidates, screened.annotations, screened.arrivals):
+            write_table(table)
+        seconds = time.process_time() - begun
+        yield row(f"{name}: with length, language, index, read and written", size / seconds, "MB/s")
 
 
 def decisions(given: Corpora, python: str) -> Iterator[Row]:
