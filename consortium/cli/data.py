@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -117,13 +118,17 @@ def show(dataset: Name, as_json: Json = False, person: As = "") -> None:
     """Show a dataset."""
     from consortium.domain.codec import to_json
 
-    found = to_json(Caller(person).client().dataset(dataset))
+    described = Caller(person).client().dataset(dataset)
+    found = to_json(described)
     if as_json:
         put_json(found)
         return
-    shards = found.pop("shards")
-    for key, value in found.items():
+    shards, about = found.pop("shards"), found.pop("about", {})
+    for key, value in (found | about).items():
         print(f"{key:16} {_plain(value)}")
+    over = described.consent_over(time.time_ns() // 1_000_000)
+    if over:
+        say(f"{over}: no job may read it")
     print(f"{'shards':16} {len(shards)}")
     for shard in shards:
         print(f"  {shard['digest']}  {shard['documents']:,} documents  {shard['size_bytes']:,} bytes")

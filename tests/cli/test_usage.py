@@ -68,6 +68,21 @@ def test_bad_usage_exits_2(call: Call, arguments: list[str]) -> None:
     _clear(call(*arguments), 2)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--consent-until", "31.12.2030", "consent_until must be a day such as 2026-11-22, got '31.12.2030'"),
+        ("--collected-until", "2000-01-01", "collected_from 2001-01-01 lies after collected_until 2000-01-01"),
+        ("--contributor", " ", "contributors: 1 to 500 printable characters each"),
+    ],
+)
+def test_a_description_that_cannot_be_is_refused_before_anything_is_read(
+    call: Call, option: str, value: str, said: str
+) -> None:
+    command = ["data", "register", "laws", "/nowhere", "--site", "fr-1", "--collected-from", "2001-01-01"]
+    _clear(call(*command, option, value), 2, said)
+
+
 def test_without_a_federation_every_command_says_how_to_start_one(call: Call) -> None:
     for arguments in (["jobs"], ["sites"], ["quota", "show"], ["data", "ls"], ["submit", "clean", "inputs=[x]"]):
         _clear(call(*arguments), 5, "there is no federation here", "consortium up")
