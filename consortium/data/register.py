@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,6 +33,8 @@ from consortium.storage.shards import write_text
 SHARD_TEXT_BYTES = 4 << 20
 """Text per shard."""
 _MAX_KEPT_REASONS = 10_000
+_LICENCE = re.compile(r"[^\W_][\w .,:;/()+&'-]{0,79}")
+"""What may stand in the description, which every partner reads, as a document's licence: a name, not a text."""
 _MAX_KEPT_NAMES = 64
 """Different languages and licences that are taken from documents; each document keeps its own."""
 
@@ -104,7 +107,7 @@ class _State:
         self.text_bytes += len(item.text.encode())
         if len(self.languages) < _MAX_KEPT_NAMES:
             self.languages.add(item.language)
-        if item.licence and len(self.licences) < _MAX_KEPT_NAMES:
+        if _LICENCE.fullmatch(item.licence) and len(self.licences) < _MAX_KEPT_NAMES:
             self.licences.add(item.licence)
 
     def entry(self, kept_before: int, shard: Shard | None) -> dict[str, Any]:

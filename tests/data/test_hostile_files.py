@@ -18,9 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consortium.data.documents import Document
-from consortium.data.readers import Quarantined, find, read
+from consortium.data.readers import Quarantined, apart, find, read
 from consortium.data.readers.apart import Reader
-from consortium.errors import UsageError
+from consortium.data.register import register_collection
+from consortium.domain.codec import to_json
+from consortium.errors import JobFailedError, UsageError
+from consortium.storage.objects import ObjectStore
 from tests.data.archives import page, record, zstd
 
 PACKED: dict[str, Any] = {"": bytes, ".gz": gzip.compress, ".zst": zstd}
@@ -239,6 +242,49 @@ def test_a_page_that_takes_too_long_is_quarantined_and_the_next_is_read(tmp_path
         found = list(reader.read(source))
     assert [i.id for i in found if isinstance(i, Document)] == ["urn:uuid:1", "urn:uuid:3"]
     assert [(i.row, i.reason) for i in found if isinstance(i, Quarantined)] == [(1, "timeout")]
+
+
+def test_a_file_of_pages_that_take_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "MAX_DEATHS", 2)
+    slow = page(body="<b>x</b>" * 60_000)
+    (tmp_path / "x.warc").write_bytes(b"".join(record(slow, number=n) for n in range(1, 9)))
+    [source] = find([tmp_path])
+    with Reader(page_cpu_s=0.2) as reader:
+        found = list(reader.read(source))
+    assert [(i.row, i.reason) for i in found if isinstance(i, Quarantined)] == [
+        (0, "timeout"),
+        (1, "timeout"),
+        (-1, "timeout"),
+    ]
+    assert found[-1].detail.startswith("from item 2 on")
+
+
+def test_a_reader_that_somebody_ends_is_not_the_files_fault(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(LINES * 20)
+    [source] = find([tmp_path])
+    with Reader() as reader:
+        items = reader.read(source)
+        next(items)
+        assert reader._child is not None
+        reader._child.kill()
+        with pytest.raises(JobFailedError, match="signal 9"):
+            list(items)
+        assert len(list(reader.read(source))) == 40_000
+
+
+@pytest.mark.integration
+def test_a_text_that_stands_where_a_name_should_does_not_leave_with_the_description(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    secret = "Il était une fois un texte qui ne devait pas sortir du territoire. " * 3
+    rows = [
+        {"text": "a", "lang": secret, "licence": secret},
+        {"text": "b", "lang": "fr-CA", "licence": "Licence Ouverte 2.0"},
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = register_collection([tmp_path], store, "x", "fr-1", dataset_id="ds-00000000000000000000000001")
+    assert (made.languages, made.licence) == (("fr-CA",), "Licence Ouverte 2.0")
+    assert "fois" not in json.dumps(to_json(made))
 
 
 def test_a_file_that_takes_too_much_memory_is_quarantined_and_the_next_is_read(tmp_path: Path) -> None:

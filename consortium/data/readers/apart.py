@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import fields
 from typing import IO, Any
 
 from consortium.data.documents import Document
@@ -33,6 +33,8 @@ MEMORY_BYTES = 3 << 30
 """Address space of the child: its libraries take about 1 GB of it, much of which is never touched."""
 PAGE_CPU_S = 20.0
 """Seconds of computing for one page or record; the slowest of real ones take about one."""
+MAX_DEATHS = 20
+"""Items of one file that may cost the child its life before the rest of the file is given up."""
 _FLUSH_ITEMS = 256
 _FLUSH_CHARS = 1 << 20
 _MAX_ANSWER_BYTES = 256 << 20
@@ -65,6 +67,7 @@ class Reader:
                 self.close()
 
     def _read(self, source: Source, start: int, moved: Callable[[int], None]) -> Iterator[Item]:
+        deaths = 0
         while True:
             answers = self._ask(source, start)
             begun = -1
@@ -84,7 +87,8 @@ class Reader:
                 elif "end" in answer:
                     return
             reason, detail = self._died()
-            if begun < start:
+            deaths += 1
+            if begun < start or deaths > MAX_DEATHS:
                 yield Quarantined(file=source.name, row=-1, reason=reason, detail=f"from item {start} on: {detail}")
                 return
             yield Quarantined(file=source.name, row=begun, reason=reason, detail=detail)
@@ -136,15 +140,21 @@ class Reader:
         assert said is not None
         try:
             code = child.wait(timeout=5)
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired:  # it lives, and speaks nonsense
             child.kill()
-            code = child.wait()
+            child.wait()
+            code = -signal.SIGABRT
         said.seek(0)
         words = said.read().decode("utf-8", "replace").strip().splitlines()
         last = words[-1][:200] if words else ""
         self.close()
         if not self._answered:
             raise JobFailedError(f"the reader could not start: {last}", fix="check the installation: consortium doctor")
+        if code in (-signal.SIGKILL, -signal.SIGTERM):
+            raise JobFailedError(
+                f"somebody ended the reader with signal {-code}: the machine may be out of memory",
+                fix="run it again: it goes on where it was",
+            )
         if code == -signal.SIGVTALRM:
             return "timeout", f"it took more than {self._page_cpu_s:g} s of computing"
         if "MemoryError" in last:
@@ -154,6 +164,10 @@ class Reader:
 
 def _item(values: dict[str, Any]) -> Item:
     return Quarantined(**values) if "reason" in values else Document(**values)
+
+
+_DOCUMENT = tuple(field.name for field in fields(Document))
+_QUARANTINED = tuple(field.name for field in fields(Quarantined))
 
 
 class _Child:
@@ -177,7 +191,8 @@ class _Child:
                 signal.setitimer(signal.ITIMER_VIRTUAL, self._page_cpu_s)
             made = item()
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            self._held.append(asdict(made))
+            names = _DOCUMENT if isinstance(made, Document) else _QUARANTINED
+            self._held.append({name: getattr(made, name) for name in names})
             self._chars += len(made.text) if isinstance(made, Document) else 0
             if len(self._held) >= _FLUSH_ITEMS or self._chars >= _FLUSH_CHARS:
                 self._flush()

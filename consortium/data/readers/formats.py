@@ -78,11 +78,21 @@ def _parquet(name: str, file: BinaryIO) -> Iterator[Later]:
                 yield _stopped(name, "no_text_column", detail[:300])
                 return
             for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=wanted, use_threads=False):
+                rows = _rows(batch)
                 for at in range(batch.num_rows):
-                    yield partial(_row, batch, at, name, row)
+                    yield partial(document, rows[at], name, row) if rows else partial(_row, batch, at, name, row)
                     row += 1
     except (pa.ArrowException, OSError, MemoryError, ValueError) as fault:
         yield _stopped(name, "parquet", f"unreadable from row {row} on: {first_line(fault)}")
+
+
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Return a batch's rows; nothing where one of them cannot be, and each must be looked at alone."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError):
+        return []
+    return rows
 
 
 def _row(batch: pa.RecordBatch, at: int, name: str, row: int) -> Item:

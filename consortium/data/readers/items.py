@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ MAX_FIELD_CHARS = 2_048
 """An id, source or licence that is longer is no id, source or licence."""
 
 TEXT_NAMES = ("text", "content", "body")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,3}")
+"""A tag as BCP 47 has it, roughly; anything else is no language, and would leave home with the description."""
 FIELDS = {
     "id": ("id", "_id", "doc_id", "url"),
     "language": ("language", "lang"),
@@ -54,7 +57,8 @@ def document(values: Mapping[str, Any], file: str, row: int) -> Item:
         found = {field: _string(values, names) for field, names in FIELDS.items()}
     except ValueError as fault:
         return Quarantined(file=file, row=row, reason="too_large", detail=first_line(fault))
-    language = found.pop("language") or UNKNOWN
+    language = found.pop("language")
+    language = language if _LANGUAGE.fullmatch(language) else UNKNOWN
     return Document(
         **{**found, "id": found["id"] or f"{file}#{row}"}, text=text, row=row, language=language, declared=language
     )

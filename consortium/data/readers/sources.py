@@ -152,6 +152,9 @@ def _objects(given: str, stores: Stores) -> Iterator[Source]:
         name = entry.key[len(folder) :].lstrip("/")
         if name and not name.endswith("/") and not any(part.startswith(".") for part in name.split("/")):
             path = f"{_S3}{bucket}/{entry.key}"
+            if any(part in ("", ".", "..") for part in entry.key.split("/")):
+                yield Source(name=name, path=path, problem=("format", "a key with empty or dot segments"))
+                continue
             yield Source(name=name, path=path, size_bytes=entry.size, stamp=entry.etag, store=store, key=entry.key)
     if not seen:
         raise NotFoundError("no such object or prefix", where=given, fix="check bucket, prefix and --endpoint")

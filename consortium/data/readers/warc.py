@@ -65,15 +65,14 @@ def _record(record: Any, name: str, row: int) -> Item:
             return refused("truncated", f"the record has {len(body)} of {whole - head} bytes")
         for encoding in encodings:
             body = _decode(encoding, body)
-    except (ValueError, UnicodeDecodeError) as fault:
+        address = (record.headers.get("WARC-Target-URI") or "").strip("<>")
+        crawled = (record.headers.get("WARC-Date") or "")[:40]
+    except (ValueError, *streams.FAULTS) as fault:
         return refused("http", first_line(fault))
-    except streams.FAULTS as fault:
-        return refused("http", first_line(fault))
-    address = (record.headers.get("WARC-Target-URI") or "").strip("<>")
     values = {
         "id": (record.record_id or "").strip("<>") or address or f"{name}#{row}",
         "source": _host(address),
-        "published": (record.headers.get("WARC-Date") or "")[:40],
+        "published": crawled,
     }
     if media in _PAGES:
         return pages.page(body, name, row, values, charset)
