@@ -27,7 +27,7 @@ import numpy as np
 
 from consortium.data import languages
 from consortium.data.documents import Document, Notes
-from consortium.data.tape import Tape, batches
+from consortium.data.tape import Tape, batches, is_long
 from consortium.domain.cleaning import C4, LineRule
 
 CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
@@ -115,7 +115,11 @@ class Lines:
 def _suspects(batch: list[Document], known: dict[str, _Asked]) -> Iterator[tuple[int, bool, list[Line]]]:
     """Yield which documents may lose a line, whether for a phrase, and which lines; no other goes."""
     asked = [known[code] for code in sorted({document.language for document in batch})]
-    tape = Tape([document.text for document in batch])
+    texts = [document.text for document in batch]
+    if is_long(texts):
+        yield 0, asked[0].risky(texts[0]), list(_lines(texts[0]))
+        return
+    tape = Tape(texts)
     begins, ends = tape.newlines[:-1] + 1, tape.newlines[1:]
     number = np.searchsorted(tape.ends, begins)
     chars, words = ends - begins, np.diff(np.searchsorted(tape.words, tape.newlines))
@@ -139,6 +143,16 @@ def _suspects(batch: list[Document], known: dict[str, _Asked]) -> Iterator[tuple
     rows = zip(at.tolist(), (begins[found] - begin).tolist(), (ends[found] - begin).tolist(), strict=True)
     for text, lines in groupby(rows, key=itemgetter(0)):
         yield text, risky[text], [(start, end) for _, start, end in lines]
+
+
+def _lines(text: str) -> Iterator[Line]:
+    """Yield the lines that are not blank."""
+    begin = 0
+    for line in text.split("\n"):
+        end = begin + len(line)
+        if line and not line.isspace():
+            yield begin, end
+        begin = end + 1
 
 
 def _cut(document: Document, asked: _Asked, risky: bool, lines: list[Line], notes: Notes) -> Document:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from consortium.data.tape import LETTER, NO_SIGN, Tape
+from consortium.data.tape import LETTER, LONG_CHARS, NO_SIGN, Tape, is_long
 
+_BLANK = re.compile(r"\s")
 _PARAGRAPHS = re.compile(r"\n{2,}")
 
 
@@ -30,7 +31,23 @@ class Words(NamedTuple):
 
 
 def counted(texts: Sequence[str]) -> list[Words]:
-    """Count the words of many texts at once."""
+    """Count the words of many texts at once; a long one's in pieces, cut at white space."""
+    if not is_long(texts):
+        return _counted(texts)
+    pieces = (_counted([piece])[0] for piece in _pieces(texts[0]))
+    return [Words(*map(sum, zip(*pieces, strict=True)))]
+
+
+def _pieces(text: str) -> Iterator[str]:
+    begin = 0
+    while begin < len(text):
+        blank = _BLANK.search(text, begin + LONG_CHARS)
+        end = blank.start() if blank else len(text)
+        yield text[begin:end]
+        begin = end
+
+
+def _counted(texts: Sequence[str]) -> list[Words]:
     tape = Tape(texts)
     kinds = np.bitwise_or.reduceat(tape.kinds, tape.words) if len(tape.words) else np.zeros(0, np.uint8)
     chars = tape.word_ends - tape.words

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from ftfy.badness import is_bad
 
 from consortium.data.documents import Document, Notes
-from consortium.data.tape import Tape, batches
+from consortium.data.tape import Tape, batches, is_long
 
 CONFIG = ftfy.TextFixerConfig(uncurl_quotes=False, normalization="NFC", explain=False)
 _NOTHING = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\u00ad\\u200b\\u2060\\ufeff]")
@@ -100,6 +100,8 @@ def needs_repair(text: str) -> bool:
 
 def suspects(texts: Sequence[str]) -> list[int]:
     """Return which of many texts `needs_repair` may be true of; it is false of all others."""
+    if is_long(texts):
+        return [0]
     tape = Tape(texts)
     special = np.flatnonzero((tape.codes - np.uint32(0x20) > 0x5E) | (tape.codes == ord("&")))
     kinds = _kinds()[np.minimum(tape.codes[special], _KNOWN)]

@@ -20,6 +20,8 @@ Flags = npt.NDArray[np.bool_]
 
 _BATCH_CHARS = 1 << 17
 """So that a tape and what is made of it stay in a core's cache."""
+LONG_CHARS = 1 << 20
+"""A longer text is no matter for a tape, which takes some twenty bytes per character: it is looked at by itself."""
 BLANK, LETTER, NO_SIGN = (np.uint8(1 << bit) for bit in range(3))
 """What a character is: white space (`str.isspace`), a letter (`str.isalpha`), neither white space nor a sign."""
 SIGNS = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»" + "".join(  # noqa: RUF001  signs of all scripts
@@ -29,10 +31,13 @@ SIGNS = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Yield documents in their order, as many at once as make a tape."""
+    """Yield documents in their order, as many at once as make a tape; a long one alone."""
     batch: list[Document] = []
     chars = 0
     for document in documents:
+        if batch and len(document.text) > LONG_CHARS:
+            yield batch
+            batch, chars = [], 0
         batch.append(document)
         chars += len(document.text)
         if chars >= _BATCH_CHARS:
@@ -40,6 +45,11 @@ def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
             batch, chars = [], 0
     if batch:
         yield batch
+
+
+def is_long(texts: Sequence[str]) -> bool:
+    """Tell whether these are one text that is too long for a tape."""
+    return len(texts) == 1 and len(texts[0]) > LONG_CHARS
 
 
 class Tape:

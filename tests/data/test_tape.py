@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from consortium.data.documents import Document, Notes
 from consortium.data.lines import Lines, LinesConfig
 from consortium.data.parts import Words, counted
-from consortium.data.repair import needs_repair, suspects
-from consortium.data.tape import SIGNS, batches
+from consortium.data.pii import PiiConfig, step
+from consortium.data.repair import needs_repair, repair, suspects
+from consortium.data.tape import LONG_CHARS, SIGNS, batches
 from consortium.domain.cleaning import C4
 
 
@@ -45,13 +46,31 @@ pieces = st.sampled_from(
 @given(st.lists(st.one_of(st.text(max_size=20), st.lists(pieces, max_size=9).map("".join)), max_size=8))
 @settings(max_examples=300, deadline=None)
 def test_words_of_many_texts_are_counted_as_python_splits_them(texts: list[str]) -> None:
-    def alone(text: str) -> Words:
-        words = text.split()
-        signs = [word for word in words if not word.strip(SIGNS)]
-        letters = [word for word in words if any(map(str.isalpha, word))]
-        return Words(len(words), sum(map(len, words)), len(signs), sum(map(len, signs)), len(letters))
+    assert counted(texts) == [words_of(text) for text in texts]
 
-    assert counted(texts) == [alone(text) for text in texts]
+
+def words_of(text: str) -> Words:
+    words = text.split()
+    signs = [word for word in words if not word.strip(SIGNS)]
+    letters = [word for word in words if any(map(str.isalpha, word))]
+    return Words(len(words), sum(map(len, words)), len(signs), sum(map(len, signs)), len(letters))
+
+
+def test_a_text_too_long_for_a_tape_is_looked_at_by_itself() -> None:
+    begin = "é " * (LONG_CHARS // 2 + 1)
+    long = f"{begin}deux mots\n \nL'Ã©tat répond, Tél. 01 42 76 40 40.\n\nmot — {'x' * LONG_CHARS} fin"
+    documents = [
+        Document(id=str(at), text=text, row=at, language="fr", declared="fr")
+        for at, text in enumerate(["a b", long, "c"])
+    ]
+    assert [len(batch) for batch in batches(documents)] == [1, 1, 1]
+    assert counted([long]) == [words_of(long)]
+    notes = Notes(0)
+    edited = list(step(PiiConfig())(WEB(repair(documents, notes), notes), notes))
+    assert [each.text for each in edited] == ["", f"{begin}deux mots\n \nL'état répond, Tél. [PHONE].", ""]
+    assert notes.edits == {
+        "repair.unicode": 1, "c4.line_few_words": 2, "c4.line_long_word": 1, "redact.phone": 1,
+    }  # fmt: skip
 
 
 WEB = Lines(LinesConfig(c4=C4(), rules=("boilerplate", "repeated"), min_repeated_chars=20))
