@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from tests.benchmarks import cleaning_near, cleaning_pii
 from tests.benchmarks.table import Row, arguments, row, show
 
 Corpora = dict[str, list[Document]]
+PARTS = ("rules", "decisions", "language", "again", "pii", "near")
 DATATROVE_MB_S = 0.31
 SAMPLE = 8
 """Every eighth document is compared with datatrove."""
@@ -164,7 +165,12 @@ def megabytes(documents: list[Document]) -> float:
 
 def main() -> None:
     """Print the table."""
-    parts = {
+    parser = arguments(__doc__, PARTS)
+    parser.add_argument("--datatrove", default="", help="a Python that has datatrove 0.10")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th document of the corpora only")
+    choice = parser.parse_args()
+    given = corpora(choice.every)
+    parts: dict[str, Callable[[], Iterator[Row]]] = {
         "rules": lambda: rules(given),
         "decisions": lambda: decisions(given, choice.datatrove),
         "language": lambda: language(given),
@@ -172,11 +178,6 @@ def main() -> None:
         "pii": lambda: cleaning_pii.rows(folder() if given else None),
         "near": lambda: cleaning_near.rows(cleaning_near.corpora()),
     }
-    parser = arguments(__doc__, parts)
-    parser.add_argument("--datatrove", default="", help="a Python that has datatrove 0.10")
-    parser.add_argument("--every", type=int, default=1, help="take every n-th document of the corpora only")
-    choice = parser.parse_args()
-    given = corpora(choice.every)
     show((found for part in choice.only for found in parts[part]()), as_json=choice.json)
 
 
