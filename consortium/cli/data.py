@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from consortium.cli import data_home
 from consortium.cli.context import As, Caller, Json
 from consortium.cli.show import put_json, say, table
 
@@ -26,6 +27,7 @@ def add_to(app: typer.Typer) -> None:
     data_app.command("ls", help="List datasets.")(ls)
     data_app.command("show", help="Show one dataset.")(show)
     data_app.command("trace", help="Walk a dataset or a model back to the collections behind it.")(trace)
+    data_home.add_to(data_app)
 
 
 def register(

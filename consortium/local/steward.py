@@ -44,7 +44,7 @@ def register_at_home(
     private store itself. Killed and run again, it goes on where it was. Only the dataset's description leaves the site.
     Raises NotFoundError for a site that is not on this machine, and what `register_collection` raises.
     """
-    settings = _settings(directory or FederationDir.current(), site)
+    settings = settings_of(directory or FederationDir.current(), site)
     store = private_store(settings)
 
     def stores(bucket: str) -> ObjectStore:
@@ -80,7 +80,7 @@ def register_in_place(
     **described: Any,
 ) -> Dataset:
     """Register text shards that lie in the private store of `site` already; `described` as in `describe_in_place`."""
-    settings = _settings(directory or FederationDir.current(), site)
+    settings = settings_of(directory or FederationDir.current(), site)
     dataset = describe_in_place(
         list(paths),
         private_store(settings),
@@ -119,7 +119,8 @@ def _telling(say: Callable[[str], None]) -> Callable[..., None]:
     return tell
 
 
-def _settings(directory: FederationDir, site: str) -> SiteSettings:
+def settings_of(directory: FederationDir, site: str) -> SiteSettings:
+    """Return the settings of a site on this machine. Raises NotFoundError for any other."""
     path = directory.site(site) / "config.json"
     if not path.exists():
         known = sorted(p.name for p in (directory.root / "sites").glob("*") if p.is_dir())
