@@ -26,12 +26,13 @@ from consortium.data.documents import (
     to_columns,
 )
 from consortium.data.grouping import Reason
+from consortium.data.language import known_languages
 from consortium.data.lines import Lines, LinesConfig
 from consortium.data.profile import Profile
 from consortium.data.quality import Quality, QualityConfig
 from consortium.data.repair import repair
 from consortium.data.shingles import I64
-from consortium.data.steps import LanguageConfig, LengthConfig, Step, known_languages
+from consortium.data.steps import LanguageConfig, LengthConfig, Step
 from consortium.domain.cleaning import PII_STATES, CleanConfig
 from consortium.errors import ConfigError
 from consortium.storage.shards import TEXT_SCHEMA

@@ -17,10 +17,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from itertools import islice
 
 from consortium.data.documents import KEEP, Document, Notes, Outcome
+from consortium.data.language import BATCH, identifier
 
 Step = Callable[[Iterable[Document], Notes], Iterator[Document]]
 
@@ -67,27 +67,28 @@ def language(config: LanguageConfig) -> Step:
     first 300 characters without markup and digits, in lower case: upper-case headings of laws would else look foreign.
     """
     wanted = frozenset(config.languages)
-    classify = _classifier(tuple(sorted(wanted | set(CONTRAST))))
+    identify = identifier(tuple(sorted(wanted | set(CONTRAST))))
     wants, threshold = ",".join(sorted(wanted)), f"{config.min_confidence:g}"
 
     def run(documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
-        for document in documents:
-            letters = _NOT_LETTERS.sub(" ", document.text[:_LOOK_AT_CHARS]).strip().lower()
-            found, confidence = classify(letters) if letters else ("", 0.0)
-            if not found:
-                notes.remove(document, Outcome(False, "language.none", "0", "1"))
-            elif found not in wanted:
-                notes.remove(document, Outcome(False, "language.other", f"{found} {confidence:.3f}", wants))
-            elif confidence < config.min_confidence:
-                notes.remove(document, Outcome(False, "language.confidence", f"{confidence:.3f}", threshold))
-            else:
-                yield document if document.language == found else replace(document, language=found)
+        left = iter(documents)
+        while held := list(islice(left, BATCH)):
+            letters = [_NOT_LETTERS.sub(" ", document.text[:_LOOK_AT_CHARS]).strip().lower() for document in held]
+            for document, looked_at, (found, confidence) in zip(held, letters, identify(letters), strict=True):
+                if not looked_at:
+                    notes.remove(document, Outcome(False, "language.none", "0", "1"))
+                elif found not in wanted:
+                    notes.remove(document, Outcome(False, "language.other", f"{found} {confidence:.3f}", wants))
+                elif confidence < config.min_confidence:
+                    notes.remove(document, Outcome(False, "language.confidence", f"{confidence:.3f}", threshold))
+                else:
+                    yield document if document.language == found else replace(document, language=found)
 
     return run
 
 
 def chain(steps: Sequence[Step], documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
-    """Run documents through the steps, one document in memory per step at a time."""
+    """Run documents through the steps; a step holds back no more than it looks at together."""
     stream: Iterable[Document] = documents
     for step in steps:
         stream = step(stream, notes)
@@ -132,22 +133,3 @@ def _filter(judge: Callable[[Document], Outcome]) -> Step:
                 notes.remove(document, outcome)
 
     return run
-
-
-@lru_cache(maxsize=8)
-def _classifier(languages: tuple[str, ...]) -> Callable[[str], tuple[str, float]]:
-    """Return the classifier for a set of languages; the model is loaded once per process and set."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier: Any = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    identifier.set_languages(languages)
-    classify: Callable[[str], tuple[str, float]] = identifier.classify
-    return classify
-
-
-@lru_cache(maxsize=1)
-def known_languages() -> frozenset[str]:
-    """Return the languages the model knows."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return frozenset(LanguageIdentifier.from_model_file(MODEL_FILE).labels)

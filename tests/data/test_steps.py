@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from consortium.data import pii
 from consortium.data.documents import Document, Notes
+from consortium.data.language import identifier
 from consortium.data.steps import LanguageConfig, LengthConfig, Step, language, length
 
 FRENCH = "Le préfet peut, après avis de la commission, autoriser l'exploitation des installations."
@@ -77,6 +81,33 @@ def test_what_stays_carries_the_language_found_and_counts_by_the_one_declared() 
     step = language(LanguageConfig(languages=("de", "fr"), min_confidence=0.5))
     [kept] = step([document(GERMAN, declared="fr")], notes)
     assert (kept.language, kept.declared) == ("de", "fr")
+
+
+def test_many_texts_at_once_are_told_as_py3langid_tells_them_one_by_one() -> None:
+    asked = ("de", "en", "es", "fr", "it", "nl", "pt", "sr", "zh")
+    reference: Any = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    reference.set_languages(asked)
+    texts = [
+        FRENCH,
+        GERMAN,
+        SPANISH,
+        PORTUGUESE,
+        "",
+        "x",
+        "日本語の文章",
+        "e\u0301te\u0301",
+        "\ud800",
+        "закон о држави",  # noqa: RUF001  Serbian
+    ]
+    texts += [(FRENCH + GERMAN)[at : at + at % 97] for at in range(150)]
+    found = identifier(asked)([text.lower() for text in texts])
+    assert len(found) == len(texts)
+    for text, (language_found, probability) in zip(texts, found, strict=True):
+        expected, chance = reference.classify(text.lower())
+        assert probability == pytest.approx(chance, abs=1e-5)
+        assert language_found == expected or probability == pytest.approx(1 / len(asked), abs=0.01)
+    for text, alone in zip(texts, found, strict=True):
+        assert identifier(asked)([text.lower()]) == [alone]  # whatever stands beside it
 
 
 @pytest.mark.parametrize(
