@@ -1,4 +1,4 @@
-"""Commands on datasets for those at home, where the private store's keys are: `data report`, `data explain`."""
+"""Commands on datasets for those at home, where the private store's keys are: pages, statistics, single documents."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ Name = Annotated[str, typer.Argument(metavar="DATASET", help="A name, name@versi
 def add_to(data_app: typer.Typer) -> None:
     """Add the commands to the group `data`."""
     data_app.command("report", help="Write a dataset's page (HTML): what came in, what went and why, samples.")(report)
+    data_app.command("statistic", help="Print what may be told of a dataset: languages, sources, lengths.")(statistic)
     data_app.command("explain", help="Say what cleaning did to one document, and how every rule scores it.")(explain)
 
 
@@ -49,6 +50,21 @@ def report(
     if facts.samples:
         say(f"it shows pieces of the collection's text: it stays with {found.partner}")
     print(path)
+
+
+def statistic(
+    dataset: Name,
+    at_least: Annotated[int, typer.Option(help="Documents in the smallest cell that is told.", min=3)] = 10,
+    person: As = "",
+) -> None:
+    """Print the statistic of a text dataset as JSON, small cells suppressed."""
+    from consortium.domain.codec import to_json
+    from consortium.local.dataset_home import dataset_statistic
+
+    found = dataset_statistic(Caller(person).client().dataset(dataset), at_least=at_least)
+    if found.withheld:
+        say(f"it has fewer than {at_least} documents: nothing can be told of it")
+    put_json(to_json(found))
 
 
 def explain(

@@ -1,16 +1,17 @@
-"""What a partner's people ask of a dataset on their own premises, where the store's keys are: its page, a document."""
+"""What a partner's people ask at home, where the store's keys are: a dataset's page, its statistic, one document."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from consortium.client.api import Client
+from consortium.data.suppression import Statistic
 from consortium.domain.data import Dataset
 from consortium.domain.ids import partner_of
 from consortium.errors import ConsortiumError, NotFoundError
 from consortium.local.paths import FederationDir
 from consortium.local.steward import private_store, settings_of
-from consortium.reports.dataset import Facts, Run, facts_at_home, facts_from_server
+from consortium.reports.dataset import Facts, Run, facts_at_home, facts_from_server, statistic_at_home
 from consortium.reports.story import Story, stories
 from consortium.storage.objects import ObjectStore
 
@@ -30,6 +31,11 @@ def document_stories(
 ) -> tuple[Story, ...]:
     """Return what happened to a document. Raises NotFoundError where the dataset's home is not here."""
     return stories(dataset, document, _home(dataset, directory), client.dataset)
+
+
+def dataset_statistic(dataset: Dataset, *, at_least: int, directory: FederationDir | None = None) -> Statistic:
+    """Return what may leave home of a text dataset. Raises NotFoundError where its home is not here."""
+    return statistic_at_home(dataset, _home(dataset, directory), at_least)
 
 
 def _home(dataset: Dataset, directory: FederationDir | None) -> ObjectStore:

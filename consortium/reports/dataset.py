@@ -17,10 +17,11 @@ from consortium.data.counts import Counts
 from consortium.data.documents import Annotation, Document, from_table
 from consortium.data.outputs import profiles_of
 from consortium.data.profile import Profile
+from consortium.data.suppression import AT_LEAST, Statistic, suppressed
 from consortium.domain.cleaning import CleanConfig
 from consortium.domain.codec import from_json
-from consortium.domain.data import ArtifactClass, Dataset
-from consortium.errors import ConsortiumError, NotFoundError, VerificationError
+from consortium.domain.data import NEVER_CROSS, Dataset
+from consortium.errors import ConsortiumError, NotFoundError, UsageError, VerificationError
 from consortium.reports.history import Passage, replay, shortened, without_personal_data
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import read_table
@@ -87,9 +88,11 @@ def facts_at_home(
     """
     manifest = manifest_of(dataset, store)
     if manifest.get("stage") != "clean":
-        found = None if manifest or dataset.artifact_class is not ArtifactClass.RAW else _read(dataset, store)
-        large = "" if found or manifest else f"it is not profiled: it has more than {_PROFILED_BYTES >> 20} MB in store"
-        return Facts(dataset=dataset, manifest=manifest, after=found, run=run, missing=(large,) if large else ())
+        text = not manifest and dataset.artifact_class in NEVER_CROSS
+        if text and dataset.size_bytes > _PROFILED_BYTES:
+            large = f"it has more than {_PROFILED_BYTES >> 20} MB in store and is not read for this page"
+            return Facts(dataset=dataset, run=run, missing=(large,))
+        return Facts(dataset=dataset, manifest=manifest, after=_profile(dataset, store) if text else None, run=run)
     counts = from_json(Counts, manifest["counts"], where=str(dataset.attributes["manifest_key"])).check()
     before, after = profiles_of(manifest, dataset.attributes["manifest_key"], store) or (None, None)
     missing: list[str] = []
@@ -109,6 +112,21 @@ def facts_at_home(
         run=run,
         missing=tuple(missing),
     )
+
+
+def statistic_at_home(dataset: Dataset, store: ObjectStore, at_least: int = AT_LEAST) -> Statistic:
+    """Return what may be told outside of what a text dataset is made of: class `statistic`, small cells suppressed.
+
+    Raises UsageError for a dataset that is not text, or a bound below 3.
+    """
+    if dataset.artifact_class not in NEVER_CROSS:
+        raise UsageError(
+            f"{dataset.name} is {dataset.artifact_class.value}, not text",
+            where=dataset.id,
+            fix="name the clean or raw dataset it was made from; `consortium data trace` shows it",
+        )
+    both = profiles_of(manifest_of(dataset, store), dataset.attributes.get("manifest_key", ""), store)
+    return suppressed(both[1] if both else _profile(dataset, store), at_least)
 
 
 def manifest_of(dataset: Dataset, store: ObjectStore) -> dict[str, Any]:
@@ -231,9 +249,8 @@ def facts_from_server(dataset: Dataset, numbers: Mapping[str, Any], why: Consort
     return Facts(dataset=dataset, numbers=known, run=run, missing=(said,))
 
 
-def _read(dataset: Dataset, store: ObjectStore) -> Profile | None:
-    if dataset.size_bytes > _PROFILED_BYTES:
-        return None
+def _profile(dataset: Dataset, store: ObjectStore) -> Profile:
+    """Read a text dataset, shard by shard."""
     tables = (read_table(store.get(shard.key, digest=shard.digest), where=shard.key) for shard in dataset.shards)
     return profile.total(profile.of(from_table(table)) for table in tables)
 

@@ -136,6 +136,20 @@ def test_a_page_that_cannot_be_written_is_one_clear_message(cleaned: Dataset, ru
     assert "cannot write the page" in done.err
 
 
+def test_what_may_be_told_of_a_dataset_has_no_small_cell(cleaned: Dataset, run: Call, at_home: Path) -> None:
+    for name in (cleaned.name, cleaned.name.removesuffix("-clean")):
+        done = run("data", "statistic", name, home=at_home)
+        assert (done.code, done.err) == (0, "")
+        told = json.loads(done.out)
+        cells = [*told["languages"].values(), *told["domains"].values(), *told["lengths"]]
+        documents = [cell["documents"] if isinstance(cell, dict) else cell[2] for cell in cells]
+        assert documents
+        assert not [n for n in documents if 0 < n < 10]
+        assert sum(n for _, _, n in told["lengths"]) == told["total"]["documents"]
+    refused = run("data", "statistic", cleaned.name, "--at-least", "2", home=at_home)
+    assert (refused.code, refused.out) == (2, "")
+
+
 def test_a_document_is_explained_by_its_id_or_hash_as_a_table_or_json(
     cleaned: Dataset, run: Call, at_home: Path
 ) -> None:
