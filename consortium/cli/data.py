@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from consortium.cli import data_home
+from consortium.cli import data_home, trace
 from consortium.cli.context import As, Caller, Json
 from consortium.cli.show import put_json, say, table
 
@@ -26,7 +26,7 @@ def add_to(app: typer.Typer) -> None:
     data_app.command("register", help="Put a collection into a site's private store and register it.")(register)
     data_app.command("ls", help="List datasets.")(ls)
     data_app.command("show", help="Show one dataset.")(show)
-    data_app.command("trace", help="Walk a dataset or a model back to the collections behind it.")(trace)
+    trace.add_to(data_app)
     data_home.add_to(data_app)
 
 
@@ -134,36 +134,6 @@ def show(dataset: Name, as_json: Json = False, person: As = "") -> None:
     print(f"{'shards':16} {len(shards)}")
     for shard in shards:
         print(f"  {shard['digest']}  {shard['documents']:,} documents  {shard['size_bytes']:,} bytes")
-
-
-def trace(root: Name, as_json: Json = False, person: As = "") -> None:
-    """Print the lineage."""
-    found = Caller(person).client().trace(root)
-    if as_json:
-        put_json(found)
-        return
-    nodes = {node["id"]: node for node in [*found["datasets"], *found["jobs"]]}
-    sources: dict[str, list[str]] = {}
-    for read, made in (edge if isinstance(edge, list) else (edge["from"], edge["to"]) for edge in found["edges"]):
-        sources.setdefault(made, []).append(read)
-    _branch(found["root"], nodes, sources, 0, set())
-
-
-def _branch(
-    node: str, nodes: dict[str, dict[str, Any]], sources: dict[str, list[str]], depth: int, seen: set[str]
-) -> None:
-    facts = nodes.get(node, {"id": node})
-    if "kind" in facts:
-        text = f"{facts['kind']} job {facts['name']} by {facts['submitter']}, purpose {facts['purpose']}"
-    else:
-        text = f"{facts.get('name', '')}@{facts.get('version', '')} at {facts.get('site', '')}"
-        text += f", {facts.get('artifact_class', '')}, licence {facts.get('licence', '')}"
-    print("  " * depth + f"{text}  ({node})" + ("  see above" if node in seen else ""))
-    if node in seen:
-        return
-    seen.add(node)
-    for source in sorted(sources.get(node, [])):
-        _branch(source, nodes, sources, depth + 1, seen)
 
 
 def _plain(value: Any) -> str:

@@ -231,7 +231,7 @@ class Client:
         return max((dataset.version for dataset in self.datasets(name)), default=0) + 1
 
     def trace(self, root: str) -> Json:
-        """Return the lineage of a dataset (id or name) or of a pretrain job's model."""
+        """Return the lineage, back and on, of a dataset (id or name), a job's model, or a shard (`sha256:...`)."""
         return self._json("GET", f"/datasets/{quote(root, safe='')}/trace")
 
     # -- evidence -------------------------------------------------------------------------------------------------

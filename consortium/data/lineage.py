@@ -8,8 +8,9 @@ names the indexes of each split, one per shard.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from consortium.data.documents import text_digest
-from consortium.domain.data import ArtifactClass, Dataset
+from consortium.domain.data import NEVER_CROSS, ArtifactClass, Dataset
 from consortium.errors import NotFoundError, UsageError
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import read_table, write_table
@@ -116,15 +117,23 @@ class _Kept:
     def __init__(self, dataset: Dataset, store: ObjectStore) -> None:
         self.dataset = dataset
         self._store = store
-        key = dataset.attributes.get("manifest_key", "")
-        self._prefix = key.partition("/manifests/")[0]
-        self.manifest: Mapping[str, Any] = {}
-        if key:
-            self.manifest = json.loads(store.get(key, digest=dataset.manifest_digest or None))
+        self._key = dataset.attributes.get("manifest_key", "")
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The stage's manifest; empty for what was registered."""
+        if not self._key:
+            return {}
+        found: dict[str, Any] = json.loads(self._store.get(self._key, digest=self.dataset.manifest_digest or None))
+        return found
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """The indexes' digests, in the order of the stage's input shards or, of tokens, of the dataset's shards."""
         found = self.manifest.get("index") or []
-        if dataset.artifact_class is ArtifactClass.TOKENS:
-            found = dict(found).get("heldout" if dataset.held_out else "tokens", [])
-        self.digests: list[str] = list(found)
+        if self.dataset.artifact_class is ArtifactClass.TOKENS:
+            found = dict(found).get("heldout" if self.dataset.held_out else "tokens", [])
+        return [str(digest) for digest in found]
 
     def index(self, number: int) -> pa.Table:
         """Read one index. Raises NotFoundError where the stage left none."""
@@ -135,46 +144,50 @@ class _Kept:
                 fix="run the job that made it again",
             )
         digest = self.digests[number]
-        key = f"{self._prefix}/index/{digest.removeprefix('sha256:')}.parquet"
+        key = f"{self._key.partition('/manifests/')[0]}/index/{digest.removeprefix('sha256:')}.parquet"
         return read_table(self._store.get(key, digest=digest), where=key)
 
-    def rows(self, names: Sequence[str], document: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the index rows, with the number of their index, in which a column of `names` is `document`."""
-        for number in range(len(self.digests)):
-            table = self.index(number)
-            hit = pc.equal(table.column(names[0]), document)
-            for name in names[1:]:
-                hit = pc.or_(hit, pc.equal(table.column(name), document))
-            for row in table.filter(hit).to_pylist():
-                yield number, row
 
+def find_document(
+    document: str, datasets: Sequence[Dataset], store: ObjectStore
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return all that one site's store knows of a document, and the datasets that could not be looked in, with why.
 
-def find_document(document: str, datasets: Sequence[Dataset], store: ObjectStore) -> list[dict[str, Any]]:
-    """Return all that one site's store knows of a document: a line per dataset, shard and row it stands in or left.
-
-    `document` is `text_digest` of the text as it came in or as it was cleaned; `datasets` are the site's. A line has
-    `dataset`, `name`, `class`, `shard`, `row`, `document`; of a raw dataset, where it was cleaned, also `cleaned_by`
-    (the clean dataset), `rule` (why it was removed; empty where it stays) and `clean` (the digest after cleaning); of
-    tokens `start` and `tokens`, and `source` and `row` are the clean shard and the row in it. Raw datasets that nobody
-    cleaned are read whole.
+    `document` is `text_digest` of the text as it came in or as it was cleaned; `datasets` are the site's. A line stands
+    for a dataset, shard and row that the document stands in or left: `dataset`, `name`, `class`, `shard`, `row`,
+    `document`; of what was cleaned also `cleaned_by` (the clean dataset), `rule` (why it was removed; empty where it
+    stays) and `clean` (the digest after cleaning); of tokens `start` and `tokens`, and `source` and `row` are the clean
+    shard and the row in it. Texts that no index covers are read whole.
     """
     found: list[dict[str, Any]] = []
+    unread: dict[str, str] = {}
+    covered: set[str] = set()
     by_id = {dataset.id: dataset for dataset in datasets}
-    wanted = {document}
-    cleaned: set[str] = set()
+
+    def look(dataset: Dataset, lines: Callable[[], Iterator[dict[str, Any]]]) -> bool:
+        try:
+            found.extend(list(lines()))
+        except NotFoundError as fault:
+            unread[dataset.id] = fault.what
+        return dataset.id not in unread
+
+    kept = {dataset.id: _Kept(dataset, store) for dataset in datasets}
     for dataset in datasets:
-        if dataset.artifact_class is ArtifactClass.CLEAN:
-            kept = _Kept(dataset, store)
-            cleaned |= set(dataset.parents) if kept.digests else set()
-            lines = [line for line in _cleaned(kept, document, by_id)]
-            wanted |= {line["document"] for line in lines if line["class"] == ArtifactClass.CLEAN}
-            found += lines
+        one = kept[dataset.id]
+        if (
+            dataset.artifact_class is ArtifactClass.CLEAN
+            and look(dataset, partial(_cleaned, one, document, by_id))
+            and one.digests
+        ):
+            covered |= {dataset.id, *dataset.parents}
+    wanted = sorted({document, *(str(line["clean"]) for line in found if line.get("clean"))})
     for dataset in datasets:
         if dataset.artifact_class is ArtifactClass.TOKENS:
-            found += _tokens(_Kept(dataset, store), sorted(wanted))
-        elif dataset.artifact_class is ArtifactClass.RAW and dataset.id not in cleaned:
-            found += _read_through(dataset, document, store)
-    return found
+            look(dataset, partial(_tokens, kept[dataset.id], wanted))
+        elif dataset.artifact_class in NEVER_CROSS and dataset.id not in covered:
+            unread.pop(dataset.id, None)
+            look(dataset, partial(_read_through, dataset, document, store))
+    return found, unread
 
 
 def _cleaned(kept: _Kept, document: str, by_id: Mapping[str, Dataset]) -> Iterator[dict[str, Any]]:
@@ -201,10 +214,11 @@ def _cleaned(kept: _Kept, document: str, by_id: Mapping[str, Dataset]) -> Iterat
 
 
 def _tokens(kept: _Kept, wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for document in wanted:
-        for number, row in kept.rows(("document",), document):
-            place = {"start": row["start"], "tokens": row["tokens"]}
-            yield {**_line(kept.dataset, number, row["row"], document), "source": row["source"], **place}
+    for number in range(len(kept.dataset.shards)):
+        table = kept.index(number)
+        for row in table.filter(pc.is_in(table.column("document"), pa.array(wanted))).to_pylist():
+            place = {name: row[name] for name in ("source", "start", "tokens")}
+            yield {**_line(kept.dataset, number, row["row"], row["document"]), **place}
 
 
 def _read_through(dataset: Dataset, document: str, store: ObjectStore) -> Iterator[dict[str, Any]]:
