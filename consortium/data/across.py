@@ -2,7 +2,7 @@
 
 All states sign what is left of their collections (`minhash.sign`) with one secret key agreed for one exchange, then:
 
-1. Each sends every other its `offer`: per document and band one number, keyed BLAKE2b of the band (class `statistic`).
+1. Each sends every other its `offer`: per document and band one number, keyed BLAKE2b of the band (class `minhash`).
    Documents are in the order of these numbers, not in the collection's. With the policy `published` each document's
    date of publication goes with it. Documents of fewer than `min_words` words are not offered.
 2. Each sends, of the documents `met` in another state's offer and of no others, the lowest 8 bits of each minimum
