@@ -29,8 +29,8 @@ def export_dataset(
     """Write all documents of a raw or clean dataset to `path`, in the order of its shards, readable by its owner only.
 
     The same dataset gives the same bytes (under one version of the libraries). Memory: one shard. The file is there
-    whole or not at all. Raises UsageError for another class or ending and for a file that is there, ForbiddenError where
-    consent has ended, and errors of the store: VerificationError for a shard that is not the registered one.
+    whole or not at all. Raises UsageError for another class or ending and for a file that is there, ForbiddenError
+    where consent has ended, and errors of the store: VerificationError for a shard that is not the registered one.
     """
     if dataset.artifact_class not in (ArtifactClass.RAW, ArtifactClass.CLEAN):
         raise UsageError(f"{dataset.name} is {dataset.artifact_class.value}, which is no text", where=dataset.id)

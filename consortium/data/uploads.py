@@ -11,16 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from consortium.data.manifest import stage_code
+import consortium
 from consortium.data.readers import Source
 from consortium.errors import NotFoundError
 from consortium.keys.canonical import canonical, digest, digest_json
 from consortium.storage.objects import ObjectStore
 
-_LIBRARIES = ("trafilatura", "lxml", "htmldate", "justext", "fastwarc", "brotli")
-"""What the bytes of shards depend on besides `stage_code`."""
+_LIBRARIES = ("pyarrow", "trafilatura", "lxml", "htmldate", "justext", "fastwarc", "brotli")
+_CODE = ("data/readers/*.py", "data/documents.py", "data/register.py", "data/uploads.py", "storage/shards.py")
+"""With the libraries, what decides which bytes the shards of an input have."""
 
 
 class Journal:
@@ -32,8 +34,7 @@ class Journal:
         self._store = store
         where = digest_json({"paths": sorted(paths), "how": how})
         found = [[source.name, source.path, source.size_bytes, source.stamp, source.problem] for source in sources]
-        code = [stage_code(), *(f"{library} {version(library)}" for library in _LIBRARIES)]
-        what = digest_json({"found": found, "code": code})
+        what = digest_json({"found": found, "code": _code()})
         self._where = f"datasets/{name}/uploads/{_short(where)}-"
         self._prefix = f"{self._where}{_short(what)}/"
 
@@ -77,6 +78,13 @@ class Journal:
             return self._store.size(key) == size
         except NotFoundError:
             return False
+
+
+def _code() -> list[str]:
+    root = Path(consortium.__file__).parent
+    files = sorted(path for pattern in _CODE for path in root.glob(pattern))
+    own = [f"{path.relative_to(root).as_posix()} {digest(path.read_bytes())}" for path in files]
+    return own + [f"{library} {version(library)}" for library in _LIBRARIES]
 
 
 def _short(whole: str) -> str:
