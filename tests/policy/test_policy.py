@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -90,6 +91,21 @@ def test_jobs_of_the_demo_are_permitted(
         assert BOOK.decide_all(requests[site]).denials == ()
         own = PolicyBook.of(policy for policy in FEDERATION.policies if policy.partner == site[:2])
         assert own.decide_all(requests[site]).allowed, "the agent asks its own partner's policy alone"
+
+
+def test_signatures_cross_only_where_a_clean_job_compares_sites_and_every_policy_lets_them() -> None:
+    inputs, hosts = [data("fr-1"), data("de-1")], {site: SITES[site] for site in ("fr-1", "de-1")}
+    alone = replace(spec(), params={"across": {"order": []}})
+    assert not any(each.artifact_class == "minhash" for each in requests_for_job(alone, inputs, hosts)["fr-1"])
+    together = requests_for_job(replace(spec(), params={"across": {"order": ["fr", "de"]}}), inputs, hosts)
+    (denial,) = BOOK.decide_all(together["fr-1"]).denials
+    assert (denial.partner, "minhash" in denial.message) == ("fr", True)
+    policies = []
+    for policy in FEDERATION.policies:
+        text = FEDERATION.text("policy", policy.partner)
+        opened = text.text.replace("classes: [statistic, tokenizer]", "classes: [statistic, tokenizer, minhash]")
+        policies.append(parse_policy_text(opened, f"{policy.partner}.yaml"))
+    assert all(PolicyBook.of(policies).decide_all(together[site]).allowed for site in hosts)
 
 
 def test_a_federated_job_asks_for_what_its_kind_sends_between_each_pair_of_sites() -> None:
