@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +25,7 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(data_app, name="data")
     data_app.command("register", help="Put a collection into a site's private store and register it.")(register)
+    data_app.command("export", help="Write a dataset's text into a file, at its home.")(export)
     data_app.command("ls", help="List datasets.")(ls)
     data_app.command("show", help="Show one dataset.")(show)
     trace.add_to(data_app)
@@ -96,6 +98,20 @@ def _description(legal_basis: list[str], begin: str, end: str, contributor: list
         )
     except ValueError as fault:
         raise UsageError(str(fault), where="data register", fix="write days as YYYY-MM-DD") from fault
+
+
+def export(
+    dataset: Name,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Ends in .jsonl, .jsonl.gz, .jsonl.zst or .parquet.")],
+    person: As = "",
+) -> None:
+    """Write the text; run where the store's keys are."""
+    from consortium.local.steward import export_at_home
+
+    written = export_at_home(Caller(person).client(), dataset, path, say=say)
+    say(f"{written.documents:,} documents of {written.name}@{written.version}, licence {written.licence}")
+    say(f"this is text: it must not leave the territory {written.territory}, and nothing watches this copy")
+    print(path)
 
 
 def ls(as_json: Json = False, person: As = "") -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from consortium.client.api import Client
+from consortium.data.export import export_dataset
 from consortium.data.in_place import describe_in_place
 from consortium.data.progress import Meter
 from consortium.data.register import Upload
@@ -92,6 +93,22 @@ def register_in_place(
         **described,
     )
     return client.register_dataset(dataset, signature=key.sign(canonical(dataset)))
+
+
+def export_at_home(
+    client: Client,
+    name: str,
+    path: Path,
+    *,
+    directory: FederationDir | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Dataset:
+    """Write the text of a dataset of this machine's sites into a file here; raises what `export_dataset` raises."""
+    dataset = client.dataset(name)
+    store = private_store(settings_of(directory or FederationDir.current(), dataset.site))
+    now_ms = time.time_ns() // 1_000_000
+    export_dataset(dataset, store, path, now_ms=now_ms, progress=Meter(_telling(say)).over(name))
+    return dataset
 
 
 def private_store(settings: SiteSettings) -> ObjectStore:

@@ -1,0 +1,143 @@
+"""A steward at home: collections in, text out, with a real server and a real private store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from consortium.client.api import Client
+from consortium.data.readers import Quarantined, read
+from consortium.data.sample import generate
+from consortium.domain.codec import to_json
+from consortium.domain.data import Description
+from consortium.domain.partner import Role
+from consortium.errors import ForbiddenError, NotFoundError, UsageError
+from consortium.local.paths import FederationDir
+from consortium.local.steward import export_at_home, register_at_home, register_in_place
+from consortium.site.settings import SiteSettings, StoreSettings
+from consortium.storage.objects import ObjectStore
+from tests import builders
+from tests.s3 import S3, serving
+
+pytestmark = pytest.mark.integration
+ABOUT = Description(contributors=("Archives",), consent_until="2099-12-31")
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with serving(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def store(s3: S3) -> ObjectStore:
+    return s3.fresh()
+
+
+@pytest.fixture
+def home(s3: S3, store: ObjectStore, tmp_path: Path) -> FederationDir:
+    """A machine with fr-1's private store."""
+    directory = FederationDir(root=tmp_path / "federation")
+    folder = directory.site("fr-1")
+    folder.mkdir(parents=True)
+    (folder / "secret").write_text(s3.secret_key)
+    private = StoreSettings(
+        endpoint=s3.endpoint, bucket=store.bucket, access_key=s3.access_key, secret_path=str(folder / "secret")
+    )
+    names = ("home", "server_url", "mlflow_url", "gateway_url", "token_path", "signing_key_path", "sealing_key_path")
+    more = ("trust_path", "documents_dir", "ray_dashboard_url", "ray_token_path", "jobs_dir")
+    given: dict[str, Any] = dict.fromkeys((*names, *more), "unused")
+    stores = {"private_store": private, "egress_store": private, "peer_egress": {}}
+    settings = SiteSettings(site=builders.site("fr-1"), gateway_port=1, **stores, **given)
+    (folder / "config.json").write_text(json.dumps(to_json(settings)))
+    return directory
+
+
+@pytest.fixture
+def client(fed: Any) -> Iterator[Client]:
+    with Client(fed.url, fed.token("fr/amelie", (Role.ENGINEER,))) as found:
+        yield found
+
+
+def test_a_collection_is_registered_exported_and_read_again_as_it_was(
+    fed: Any, client: Client, home: FederationDir, store: ObjectStore, tmp_path: Path
+) -> None:
+    generate("fr", documents=400).write(tmp_path / "in.jsonl")
+    (tmp_path / "in.jsonl").open("a").write("{\n")
+    said: list[str] = []
+    key = fed.people["fr/amelie"]
+    made = register_at_home(
+        client,
+        key,
+        name="steward",
+        paths=[tmp_path / "in.jsonl"],
+        site="fr-1",
+        about=ABOUT,
+        directory=home,
+        say=said.append,
+    )
+    assert client.dataset(made.id) == made
+    assert made.about == ABOUT
+    assert "400 documents" in said[-1]
+    assert not list(store.list("datasets/steward/uploads/"))
+    documents = [item for item in read([tmp_path / "in.jsonl"]) if not isinstance(item, Quarantined)]
+    for ending in ("jsonl", "jsonl.gz", "jsonl.zst", "parquet"):
+        out = tmp_path / f"out.{ending}"
+        export_at_home(client, made.id, out, directory=home, say=said.append)
+        assert out.stat().st_mode & 0o077 == 0
+        again = [item for item in read([out]) if not isinstance(item, Quarantined)]
+        assert [(d.id, d.text, d.language) for d in again] == [(d.id, d.text, d.language) for d in documents]
+        with pytest.raises(UsageError, match="there already"):
+            export_at_home(client, made.id, out, directory=home)
+    assert not list(tmp_path.glob(".*.part"))
+    with pytest.raises(UsageError, match="no known kind"):
+        export_at_home(client, made.id, tmp_path / "out.csv", directory=home)
+    for shard in made.shards:
+        store.put(f"given/{shard.key}", store.get(shard.key))
+    given = [f"s3://{store.bucket}/given"]
+    again_made = register_in_place(client, key, name="steward", paths=given, site="fr-1", about=ABOUT, directory=home)
+    assert (again_made.version, again_made.documents, again_made.about) == (made.version + 1, 400, ABOUT)
+    assert [shard.digest for shard in again_made.shards] == [shard.digest for shard in made.shards]
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 400
+
+
+def test_what_consent_no_longer_covers_is_not_exported_either(
+    fed: Any, client: Client, home: FederationDir, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("texte")
+    over = Description(consent_until="2020-01-01")
+    key = fed.people["fr/amelie"]
+    made = register_at_home(
+        client, key, name="over", paths=[tmp_path / "a.txt"], site="fr-1", about=over, directory=home
+    )
+    with pytest.raises(ForbiddenError, match="ended on 2020-01-01"):
+        export_at_home(client, made.id, tmp_path / "out.jsonl", directory=home)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_where_the_server_does_not_take_it_the_next_run_reads_nothing_again(
+    fed: Any, client: Client, home: FederationDir, store: ObjectStore, tmp_path: Path
+) -> None:
+    generate("fr", documents=50).write(tmp_path / "in.jsonl")
+    key = fed.people["fr/amelie"]
+
+    def run(said: list[str], through: Client) -> Any:
+        paths = [str(tmp_path / "in.jsonl")]
+        return register_at_home(through, key, name="away", paths=paths, site="fr-1", directory=home, say=said.append)
+
+    said: list[str] = []
+    with Client(fed.url, fed.token("fr/claire", (Role.AUDITOR,))) as auditor, pytest.raises(ForbiddenError):
+        run([], auditor)  # may not register: as good as a server that is away
+    assert run(said, client).documents == 50
+    assert said[0] == "going on after 50 documents that an earlier run wrote"
+    assert not list(store.list("datasets/away/uploads/"))
+
+
+def test_a_site_that_is_elsewhere_is_named(client: Client, home: FederationDir, fed: Any, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="not on this machine"):
+        register_at_home(client, fed.people["fr/amelie"], name="x", paths=[tmp_path], site="de-1", directory=home)
