@@ -37,7 +37,7 @@ _LONG_WORD = re.compile(rb"[a-z]{6,}")
 _GAP = re.compile(r"\n(?:[^\S\n]*\n){2,}")
 
 Line = tuple[int, int]
-"""Where a line begins in its text, and where it ends."""
+"""Where a line, or a part of one, begins in its text, and where it ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +101,18 @@ class Lines:
         """Yield all documents, cut where a rule says so."""
         known: dict[str, _Asked] = {}
         for batch in batches(documents):
-            if self.config.c4 is not None:
-                batch = [
-                    _without_citations(document, notes) if "[" in document.text else document for document in batch
-                ]
+            marks: dict[int, list[Line]] = {}
+            for at, document in enumerate(batch if self.config.c4 is not None else ()):
+                if "[" in document.text:
+                    batch[at], marks[at] = _without_citations(document)
             for code in {document.language for document in batch}.difference(known):
                 known[code] = _asked(self.config, code)
-            for at, risky, lines in _suspects(batch, known):
-                batch[at] = _cut(batch[at], known[batch[at].language], risky, lines, notes)
+            suspects = {at: (risky, lines) for at, risky, lines in _suspects(batch, known)}
+            for at in sorted(marks.keys() | suspects.keys()):  # notes stand in the order of the documents
+                for start, end in marks.get(at, ()):
+                    notes.edit(batch[at], "c4.citation", "", start, end)
+                if at in suspects:
+                    batch[at] = _cut(batch[at], known[batch[at].language], *suspects[at], notes)
             yield from batch
 
 
@@ -173,12 +177,13 @@ def _cut(document: Document, asked: _Asked, risky: bool, lines: list[Line], note
     return document.edited(_GAP.sub("\n\n", left).strip("\n"))
 
 
-def _without_citations(document: Document, notes: Notes) -> Document:
+def _without_citations(document: Document) -> tuple[Document, list[Line]]:
+    """Return a document without citation marks, and where they stood."""
+    marks: list[Line] = []
     while spans := [match.span() for match in CITATION.finditer(document.text)]:
-        for start, end in spans:
-            notes.edit(document, "c4.citation", "", start, end)
+        marks += spans
         document = document.edited(CITATION.sub("", document.text))
-    return document
+    return document, marks
 
 
 def _asked(config: LinesConfig, code: str) -> _Asked:

@@ -127,3 +127,14 @@ def test_documents_come_out_of_batches_as_they_went_in() -> None:
     found = list(batches(given))
     assert [document for batch in found for document in batch] == given
     assert len(found) > 1
+
+
+def test_notes_stand_in_the_order_of_the_documents() -> None:
+    texts = ["deux mots", "Une ligne [1] citée.\ndeux mots", "x\ny", "Une [2] autre [[3]] ligne."]
+    given = [Document(id=str(i), text=text, row=i, language="fr", declared="fr") for i, text in enumerate(texts)]
+    notes = Notes(0)
+    list(WEB(given, notes))
+    assert [(note.row, note.rule.removeprefix("c4."), note.start) for note in notes.annotations] == [
+        (0, "line_few_words", 0), (1, "citation", 10), (1, "line_few_words", 18), (2, "line_few_words", 0),
+        (2, "line_few_words", 2), (3, "citation", 4), (3, "citation", 15), (3, "citation", 11),
+    ]  # fmt: skip
