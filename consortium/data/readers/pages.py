@@ -17,7 +17,7 @@ from typing import Any
 from consortium.data.readers.items import Item, Quarantined, document, first_line
 
 MAX_PAGE_BYTES = 8 << 20
-"""A larger page is quarantined; its tree in memory takes up to about forty times as much."""
+"""A larger page is quarantined; its tree and text take up to about ninety times as much memory."""
 _MAX_DEPTH = 500
 """Elements within each other. Deeper pages are not written by people, and what walks trees is recursive."""
 _MAX_ELEMENTS = 200_000
