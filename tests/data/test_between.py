@@ -37,6 +37,7 @@ class Post:
     boxes: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
     agreed: dict[str, str] = field(default_factory=dict)
     told: threading.Condition = field(default_factory=threading.Condition)
+    sites: int = len(SITES)
 
     def at(self, site: str) -> At:
         return At(self, site)
@@ -73,7 +74,7 @@ class At:
         with self.post.told:
             self.post.agreed[self.site] = digest
             self.post.told.notify_all()
-            if not self.post.told.wait_for(lambda: len(self.post.agreed) == len(SITES), timeout_s):
+            if not self.post.told.wait_for(lambda: len(self.post.agreed) == self.post.sites, timeout_s):
                 raise UnreachableError("silent")
             if len(set(self.post.agreed.values())) > 1:
                 raise VerificationError("differ")

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import itertools
+import json
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
+from consortium.config import compose_job
 from consortium.data import clean, manifest, outputs, tokenize
+from consortium.data.between import Peers
 from consortium.data.bpe import EOS_ID, load
+from consortium.data.counts import Counts
 from consortium.data.register import register_collection
 from consortium.data.sample import Sample, generate
 from consortium.data.words import is_held_out
-from consortium.domain.cleaning import CleanConfig
+from consortium.domain.cleaning import AcrossConfig, CleanConfig
+from consortium.domain.codec import from_json
 from consortium.domain.data import ArtifactClass, Dataset
 from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import read_table, read_tokens
 from tests.builders import new_id
+from tests.data.test_between import Post
 from tests.ray_local import Run, cluster
 
 pytestmark = pytest.mark.integration
@@ -77,6 +87,97 @@ def test_a_run_killed_half_way_goes_on_and_gives_the_same_bytes(on_ray: Run, sto
     assert [shard.digest for shard in again.outputs["clean"]] == [shard.digest for shard in whole.outputs["clean"]]
     other = on_ray(clean.clean_dataset, raw, replace(CLEAN, min_chars=300), store, "jobs/again")
     assert other.manifest_digest != whole.manifest_digest
+
+
+def test_every_stage_at_once_adds_up_and_a_second_run_drops_nothing(
+    on_ray: Run, store: ObjectStore, raw: Dataset, sample: Sample, tmp_path: Path
+) -> None:
+    asked = [row["text"] for row in sample.rows if len(row["text"].split()) > 90][:5]
+    (tmp_path / "exam").mkdir()
+    (tmp_path / "exam" / "exam.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in asked))
+    exam = register_collection([tmp_path / "exam"], store, "exam-fr", "fr-1", dataset_id=new_id("ds", 7))
+    params = compose_job(
+        "clean", ["clean=standard", "quarantine=true", "decontaminate.against=[exam-fr]", "decontaminate.words=40"]
+    ).params
+    config = from_json(CleanConfig, params)
+    [stage] = on_ray(clean.clean_datasets, [exam, raw], config, store, "jobs/every").values()
+    counts = from_json(Counts, stage.manifest["counts"]).check()
+    assert counts.total_in == sample.truth.documents
+    assert min(counts.removed_by(f"dedup.{kind}") for kind in ("exact", "near")) > 0
+    assert 5 <= counts.removed_by("decontaminate.ngram") < 60
+    assert [each["name"] for each in stage.manifest["evaluation"]] == ["exam-fr"]
+    index = pa.concat_tables(
+        read_table(store.get(f"jobs/every/index/{digest[7:]}.parquet", digest=digest))
+        for digest in stage.manifest["index"]
+    )
+    notes = clean.read_annotations(stage, store, "jobs/every")
+    removed = notes.filter(pc.field("start") < 0).column("rule").to_pylist()
+    assert Counter(rule for rule in index.column("rule").to_pylist() if rule) == Counter(removed)
+    made = outputs.clean_output(raw, stage, new_id("ds", 8))
+    again = on_ray(clean.clean_datasets, [exam, made], config, store, "jobs/twice")[made.id]
+    second = from_json(Counts, again.manifest["counts"])
+    assert (second.removed, second.edits, second.total_out) == ({}, {}, counts.total_out)
+    with pytest.raises(UsageError, match="no evaluation set is here: exam-fr"):
+        on_ray(clean.clean_datasets, [raw], config, store, "jobs/every")
+
+
+def test_a_changed_rule_repeats_only_what_depends_on_it(on_ray: Run, store: ObjectStore, raw: Dataset) -> None:
+    config = replace(CLEAN, dedup="near")
+    on_ray(clean.clean_dataset, raw, config, store, "jobs/some")
+
+    def made(changed: CleanConfig) -> set[str]:
+        before = set(store.list("jobs/some"))
+        on_ray(clean.clean_dataset, raw, changed, store, "jobs/some")
+        return {key.split("/")[2] for key in set(store.list("jobs/some")) - before}
+
+    assert not made(config)
+    nearer = replace(config, near=replace(config.near, threshold=0.5))
+    assert "settled" in made(nearer)
+    assert not made(nearer)
+    assert not made(replace(config, near=replace(config.near, threshold=0.51))) & {"screened", "candidates", "signed"}
+    assert {"signed"} <= made(replace(config, near=replace(config.near, ngram=4))).difference({"screened"})
+    assert {"screened", "signed"} <= made(replace(config, min_chars=300))
+
+
+def both(texts: dict[str, Dataset], config: CleanConfig, store: ObjectStore) -> dict[str, manifest.Stage]:
+    """Clean two sites' datasets at once, in the process that is connected to Ray."""
+    post = Post(sites=2)
+
+    def at(site: str) -> manifest.Stage:
+        peers = Peers(site=site, sites=tuple(texts), exchange=post.at(site), timeout_s=120)
+        [stage] = clean.clean_datasets([texts[site]], config, store, f"jobs/{site}", peers=peers).values()
+        return stage
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(texts, pool.map(at, texts), strict=True))
+
+
+def test_two_sites_keep_one_copy_of_what_both_have(
+    on_ray: Run, store: ObjectStore, sample: Sample, tmp_path: Path
+) -> None:
+    texts = {}
+    for number, (site, rows) in enumerate({"fr-1": sample.rows[:400], "de-1": sample.rows[200:]}.items(), 1):
+        file = tmp_path / f"{site}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        texts[site] = register_collection(
+            [file], store, "laws", site, dataset_id=new_id("ds", number), languages=("fr",), shard_text_bytes=50_000
+        )
+    config = replace(CLEAN, dedup="near", across=AcrossConfig(order=("fr", "de"), min_words=10))
+    stages = on_ray(both, texts, config, store)
+    alone = {
+        site: on_ray(clean.clean_dataset, dataset, replace(CLEAN, dedup="near"), store, f"jobs/alone-{site}")
+        for site, dataset in texts.items()
+    }
+    kept = {site: from_json(Counts, stage.manifest["counts"]).check() for site, stage in stages.items()}
+    assert kept["fr-1"].removed_by("dedup.across") == 0
+    gone = kept["de-1"].removed_by("dedup.across")
+    assert gone > 100
+    assert kept["de-1"].total_out == from_json(Counts, alone["de-1"].manifest["counts"]).total_out - gone
+    assert stages["fr-1"].manifest["across"] == stages["de-1"].manifest["across"]
+    assert [shard.digest for shard in stages["fr-1"].outputs["clean"]] == [
+        shard.digest for shard in alone["fr-1"].outputs["clean"]
+    ]
+    assert not list(store.list("jobs/fr-1/across")) + list(store.list("jobs/de-1/across"))
 
 
 def test_faults_of_the_input_come_back_as_they_are(on_ray: Run, store: ObjectStore, raw: Dataset) -> None:
