@@ -31,13 +31,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from consortium.data.across import KeepConfig, decide, detail, met, offer, read_offer
-from consortium.data.decontaminate import DecontaminateConfig, EvaluationSets, decontaminate
+from consortium.data.decontaminate import EvaluationSets, decontaminate
 from consortium.data.documents import Document, Notes
 from consortium.data.jaccard import Exact
-from consortium.data.minhash import NearConfig, sign, view
+from consortium.data.minhash import sign, view
 from consortium.data.neardup import accept, survivors
-from consortium.data.poisoning import PoisoningConfig, judge, observe
+from consortium.data.poisoning import judge, observe
 from consortium.data.shingles import hashing, mix, read
+from consortium.domain.cleaning import DecontaminateConfig, NearConfig, PoisoningConfig
 from tests.benchmarks.table import Row, arguments, row, show
 
 Corpora = dict[str, list[str]]
