@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment
 from markupsafe import Markup
 
+from consortium.data.counts import Counts
 from consortium.data.documents import UNKNOWN
 from consortium.data.profile import LanguageProfile, Profile, Tally, length_bounds, quantile
 from consortium.domain.data import ArtifactClass
@@ -89,7 +90,7 @@ def _head(facts: Facts) -> dict[str, Any]:
         kept, chars = percent(counts.total_out, counts.total_in), percent(counts.chars_out, counts.chars_in)
         lead = (
             f"Of {counts.total_in:,} documents {counts.total_out:,} are kept ({kept}) and "
-            f"{counts.total_in - counts.total_out:,} were removed. {chars} of the text is left."
+            f"{counts.total_in - counts.total_out:,} were removed. {chars} of the text is left.{_reasons(counts)}"
         )
         cards = [
             _card(f"{counts.total_in:,}", "documents came in"),
@@ -114,6 +115,13 @@ def _head(facts: Facts) -> dict[str, Any]:
         "cards": [*cards, _card(f"{dataset.size_bytes / 1e6:,.1f} MB", f"in {len(dataset.shards):,} files")],
         "numbers": sorted(numbers.items()),
     }
+
+
+def _reasons(counts: Counts) -> str:
+    """Return a sentence on the rules that removed most."""
+    ranked = sorted(counts.removed, key=lambda rule: (-counts.removed_by(rule), rule))[:3]
+    said = [f"{(in_words(rule) or rule).rstrip('.').lower()} ({counts.removed_by(rule):,})" for rule in ranked]
+    return f" Most often: {'; '.join(said)}." if said else ""
 
 
 def _removals(facts: Facts) -> dict[str, Any]:

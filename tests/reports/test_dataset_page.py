@@ -68,6 +68,7 @@ def hostile_rows() -> list[dict[str, str]]:
         ("long", (LAW.format(7) + SCRIPT) * 40),
         ("mail", LAW.format(1) + "Écrire à jean.dupont@exemple.fr, tél. +33 1 42 34 56 78, ou <b>passer</b>." + SCRIPT),
         ("twice", LAW.format(2) + "\n" + SCRIPT + " " * 3 + "longue ligne\n" + SCRIPT + " " * 3 + "longue ligne\n"),
+        ("address", "Adresse du serveur 203.0.113.77. " + LAW.format(9) * 40),
         ("<i>id</i>", "Too short."),
     ]
     made = [{"id": id_, "text": text, "source": f"https://evil.example/{SCRIPT}", "lang": "fr"} for id_, text in own]
@@ -166,6 +167,8 @@ def test_no_sample_shows_personal_data(cleaned: Cleaned) -> None:
     assert "42 34 56" not in shown
     assert "jean.dupont" not in shown
     assert "<mark>[EMAIL]</mark>, tél. [PHONE], ou &lt;b&gt;passer" in shown
+    assert "203.0.113" not in shown  # which the stage was not told to redact
+    assert "Adresse du serveur [IP]." in shown
     truth = [row["text"] for row in hostile_rows()]
     addresses = {found for text in truth for found in re.findall(r"[\w.]+@[\w.]+\w", text)}
     assert addresses
@@ -184,6 +187,7 @@ def test_the_numbers_on_the_page_add_up_to_what_came_in(cleaned: Cleaned) -> Non
         assert removed + kept == came
     assert int(sums["came in"][1].replace(",", "")) == cleaned.raw.documents
     assert int(sums["kept"][1].replace(",", "")) == cleaned.made.documents
+    assert re.search(rf"Most often: [^(]+ \({rules[0][1]}\)[;.]", found.text)
 
 
 def test_the_same_stage_gives_the_same_bytes_and_no_samples_show_no_text(cleaned: Cleaned) -> None:
