@@ -333,6 +333,23 @@ def test_a_long_text_cut_into_pieces_has_the_same_tokens(text: str, size: int) -
     assert lengths.sum() == len(tokens)
 
 
+def test_every_character_that_is_sure_is_cut_as_the_tokenizer_cuts_it() -> None:
+    """In all places that matter to the rule: alone, between letters, digits, signs and white space, and repeated."""
+    cut = bpe.load(_TOKENIZER).pre_tokenizer
+    assert cut
+    characters = [chr(code) for code in range(0x10000) if not 0xD800 <= code < 0xE000 and encode.sure(chr(code))]
+    assert len(characters) > 1_500
+    for character in characters:
+        text = "".join(
+            f"{before}{character}{after}" for before in "a1- \n" for after in ("", "a", "2", "'s", "  ", character)
+        )
+        found = encode.words_of(text)
+        assert "".join(found) == text
+        spans = [span for _, span in cut.pre_tokenize_str(text)]
+        assert [text[start:end] for start, end in spans] == found, hex(ord(character))
+    assert not encode.sure("a 漢 b")
+
+
 _TOKENIZER = bpe.train({" ab": 9, "ab": 9, "  ": 9, "\n\n": 9, " é": 9, "'s": 9, "漢a": 5}, 280)
 
 
