@@ -2,5 +2,6 @@
 
 Pure layer: `documents`, `readers`, `steps`, `dedup`, `counts`, `screening`, `words`, `bpe`, `sample`; on `shingles`:
 `minhash`, `jaccard`, `neardup`, `across`, `decontaminate`, `poisoning`. On Ray Data: `clean`, `tokenize`, through
-`cluster`. `register` (with `uploads`), `in_place` and `manifest` work on the private store. The programs in `jobs/` wire these to a leg.
+`cluster`. `register` (with `uploads`), `in_place` and `manifest` work on the private store. The
+programs in `jobs/` wire these to a leg.
 """

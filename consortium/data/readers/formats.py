@@ -193,6 +193,7 @@ _READERS: tuple[tuple[tuple[str, ...], Reader], ...] = (
     ((".html", ".htm", ".xhtml"), _html),
     ((".warc", ".wet"), _warc),
 )
+PLAIN = tuple(suffix for suffixes, _ in _READERS for suffix in suffixes)
 SUFFIXES = tuple(
     f"{suffix}{packed}"
     for suffixes, reader in _READERS

@@ -60,16 +60,14 @@ class Source:
             )
 
 
-def find(paths: Iterable[str | Path], known: tuple[str, ...] = (), stores: Stores | None = None) -> list[Source]:
+def find(paths: Iterable[str | Path], stores: Stores | None = None) -> list[Source]:
     """Return all files named by `paths` and below folders and prefixes among them, sorted by name.
 
-    `known` are the suffixes that can be read (default: all there are), `stores` opens buckets (default: with what the
-    AWS command line would use). Raises NotFoundError for a path that is not there and UsageError where no known file is
-    found. About 0.5 kB of memory per file.
+    `stores` opens buckets (default: with what the AWS command line would use). Raises NotFoundError for a path that is
+    not there and UsageError where no file of a known kind is found. About 0.5 kB of memory per file.
     """
-    from consortium.data.readers.formats import SUFFIXES
+    from consortium.data.readers.formats import PLAIN, SUFFIXES
 
-    known = known or SUFFIXES
     given = [str(path) for path in paths]
     found: dict[str, Source] = {}
     for place in given:
@@ -78,13 +76,13 @@ def find(paths: Iterable[str | Path], known: tuple[str, ...] = (), stores: Store
             if found.get(name, source).path != source.path:
                 name = source.path
             found[name] = replace(source, name=name)
-    if not any(source.name.lower().endswith(known) for source in found.values() if source.problem is None):
+    if not any(source.name.lower().endswith(SUFFIXES) for source in found.values() if source.problem is None):
         kinds = sorted({source.problem[0] for source in found.values() if source.problem is not None})
         seen = f" ({len(found)} seen: {', '.join(kinds) or 'other kinds'})" if found else ""
         raise UsageError(
             f"no collection found: no file of a known kind{seen}",
             where=", ".join(given),
-            fix=f"give files or folders with {', '.join(known)}; links below a folder are not followed",
+            fix=f"give files or folders with {', '.join(PLAIN)}; packed (.gz, .zst) or not; no links in folders",
         )
     return [found[name] for name in sorted(found)]
 
