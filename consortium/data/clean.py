@@ -35,24 +35,22 @@ import numpy as np
 import pyarrow as pa
 
 from consortium.data import between, cluster, grouping, manifest, minhash, profile
+from consortium.data.clean_tasks import observed_key, screen_key, screen_task, settle_task, sign_task, signed_key
 from consortium.data.counts import Counts, total
-from consortium.data.decontaminate import EvaluationSets
 from consortium.data.grouping import Fates, Part, Reason
 from consortium.data.minhash import Signatures
-from consortium.data.poisoning import Observed, observe
+from consortium.data.poisoning import Observed
 from consortium.data.profile import Profile
 from consortium.data.progress import Progress
-from consortium.data.screening import Fate, judges, screen, settle
+from consortium.data.screening import judges
 from consortium.data.shingles import I64
 from consortium.domain.cleaning import CleanConfig, DecontaminateConfig
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset, Shard
-from consortium.errors import NotFoundError, UsageError
+from consortium.errors import UsageError
 from consortium.storage.objects import ObjectStore
-from consortium.storage.shards import read_table, write_table, write_text
+from consortium.storage.shards import read_table
 
-_OVER_DOCUMENTS = ("dedup", "near", "quarantine", "poisoning", "across")
-"""Keys of the configuration that screening a shard does not depend on."""
 _TEXTS_HELD = 8
 
 
@@ -133,37 +131,42 @@ class _Work:
         return replace(self.given, languages=tuple(sorted(self.given.languages or self.dataset.languages)))
 
     @property
+    def sets(self) -> list[tuple[str, str]]:
+        """Key and digest of every shard of the evaluation sets."""
+        return [(shard.key, shard.digest) for dataset in self.against for shard in dataset.shards]
+
+    @property
     def marker(self) -> str:
         """The completion marker's key. Raises ConfigError for unknown languages."""
         judges(self.config)
         inputs = [shard.digest for shard in self.dataset.shards]
-        sets = [shard.digest for dataset in self.against for shard in dataset.shards]
+        sets = [digest for _, digest in self.sets]
         config = {**to_json(self.config), "against": sets, "with": self.together.sites if self.together else []}
         return f"{self.prefix}/done/clean-{manifest.stage_key('clean', config, inputs)}.json"
 
     @contextmanager
     def screened(self) -> Iterator[list[Part]]:
         """Screen all shards and yield what is small of them; signatures are memory maps of files that go with it."""
-        sets = [(shard.key, shard.digest) for dataset in self.against for shard in dataset.shards]
         names = [dataset.name for dataset in self.against for _ in dataset.shards]
         rows = [{"index": i, "key": s.key, "digest": s.digest} for i, s in enumerate(self.dataset.shards)]
-        arguments = {"store": self.store, "prefix": self.prefix, "config": self.config, "sets": (names, sets)}
+        arguments = {"store": self.store, "prefix": self.prefix, "config": self.config, "sets": (names, self.sets)}
         cluster.each(screen_task, rows, arguments, phase="screen", progress=self.progress)
         with tempfile.TemporaryDirectory(prefix="signatures-") as folder:
             yield [self._part(summary, Path(folder, str(i))) for i, summary in enumerate(self.summaries())]
 
     def summaries(self) -> list[dict[str, Any]]:
         """Return what screening each shard made."""
-        keys = (_screen_key(shard.digest, i, self.config, self.against) for i, shard in enumerate(self.dataset.shards))
+        keys = (screen_key(shard.digest, i, self.config, self.sets) for i, shard in enumerate(self.dataset.shards))
         return [json.loads(self.store.get(f"{self.prefix}/screened/{key}.json")) for key in keys]
 
     def _part(self, summary: dict[str, Any], file: Path) -> Part:
-        keys, signatures, observed = self.store.get(*summary["keys"][:1], digest=summary["keys"][1]), None, None
+        key, digest = summary["keys"]
+        keys, signatures, observed = self.store.get(key, digest=digest), None, None
         if self.config.dedup == "near":
-            where = _signed_key(self.prefix, summary, self.config)
+            where = signed_key(self.prefix, summary, self.config)
             signatures = minhash.view(_mapped(self.store, where, file), self.config.near, where=where)
         if self.config.quarantine:
-            observed = Observed.unpack(self.store.get(_observed_key(self.prefix, summary)))
+            observed = Observed.unpack(self.store.get(observed_key(self.prefix, summary)))
         return Part(keys, signatures, observed)
 
     def decide(self, parts: Sequence[Part]) -> Fates:
@@ -234,96 +237,6 @@ class _Work:
         )
 
 
-def screen_task(
-    row: cluster.Row,
-    *,
-    store: ObjectStore,
-    prefix: str,
-    config: CleanConfig,
-    sets: tuple[Sequence[str], Sequence[tuple[str, str]]],
-) -> cluster.Row:
-    """Screen one shard, sign and observe its candidates, each unless an earlier run did."""
-    names, shards = sets
-    marker = f"{prefix}/screened/{_screen_key(row['digest'], row['index'], config, shards=shards)}.json"
-    candidates: pa.Table | None = None
-    try:
-        summary = json.loads(store.get(marker))
-    except NotFoundError:
-        table = read_table(store.get(row["key"], digest=row["digest"]), where=row["key"])
-        evaluation = _evaluation_sets(store, names, shards, config.decontaminate) if shards else None
-        found = screen(table, row["index"], config, evaluation)
-        candidates = found.candidates
-        rows = np.array(candidates.column("row"), dtype="<i4")
-        summary = {
-            "candidates": store.put_addressed(f"{prefix}/candidates", write_table(candidates), ".parquet"),
-            "annotations": store.put_addressed(f"{prefix}/annotations", write_table(found.annotations), ".parquet"),
-            "arrivals": store.put_addressed(f"{prefix}/sides", write_table(found.arrivals), ".arrivals"),
-            "keys": store.put_addressed(f"{prefix}/sides", found.keys, ".keys"),
-            "rows": store.put_addressed(f"{prefix}/sides", rows.tobytes(), ".rows"),
-            "counts": to_json(found.counts),
-            "before": to_json(found.before),
-            "text_bytes": sum(map(len, map(str.encode, table.column("text").to_pylist()))),
-        }
-        store.put(marker, json.dumps(summary, sort_keys=True).encode())
-    small: dict[str, Callable[[list[str]], bytes]] = {}
-    if config.dedup == "near":
-        small[_signed_key(prefix, summary, config)] = lambda texts: minhash.sign(texts, config.near)
-    if config.quarantine:
-        small[_observed_key(prefix, summary)] = lambda texts: _observed(texts, candidates).pack()
-    for key, make in small.items():
-        if not store.exists(key):
-            if candidates is None:
-                candidates = read_table(store.get(summary["candidates"][0], digest=summary["candidates"][1]))
-            store.put(key, make(candidates.column("text").to_pylist()))
-    came = sum(summary["counts"]["documents_in"].values())
-    return {"index": row["index"], "documents": came, "text_bytes": summary["text_bytes"]}
-
-
-def settle_task(row: cluster.Row, *, store: ObjectStore, prefix: str) -> cluster.Row:
-    """Drop what goes of one screened shard because of others, and write its clean shard, unless an earlier run did."""
-    why = np.frombuffer(row["why"], dtype="<i4").astype(np.int64)
-    standing = np.frombuffer(row["standing"], dtype="<i8").reshape(-1, 2)
-    reasons = [Reason(*reason) for reason in json.loads(row["reasons"])]
-    fate = Fate(why=why, standing=standing, reasons=reasons)
-    gone = [[reasons[why[at]].rule, *standing[at].tolist()] for at in np.flatnonzero(why >= 0).tolist()]
-    told = {"gone": gone, "why": why.tolist(), "reasons": row["reasons"], "index": row["index"]}
-    key = manifest.stage_key("settle", told, [row["candidates"][1], row["arrivals"][1]])
-    marker = f"{prefix}/settled/{key}.json"
-    try:
-        report = json.loads(store.get(marker))
-    except NotFoundError:
-        candidates, arrivals = (
-            read_table(store.get(address, digest=digest), where=address)
-            for address, digest in (row["candidates"], row["arrivals"])
-        )
-        found = settle(candidates, arrivals, row["index"], fate)
-        shard: dict[str, Any] = {}
-        if found.table.num_rows:
-            data = write_text(found.table)
-            address, digest = store.put_addressed(f"{prefix}/clean", data, ".parquet")
-            shard = {"key": address, "digest": digest, "size_bytes": len(data), "documents": found.table.num_rows}
-        report = {
-            "shard": shard,
-            "annotations": store.put_addressed(f"{prefix}/annotations", write_table(found.annotations), ".parquet"),
-            "index": store.put_addressed(f"{prefix}/index", write_table(found.index), ".parquet"),
-            "removed": found.removed,
-            "documents_out": found.documents_out,
-            "chars_out": found.chars_out,
-            "after": to_json(found.after),
-        }
-        store.put(marker, json.dumps(report, sort_keys=True).encode())
-    return {"index": row["index"], "documents": len(why), "report": json.dumps(report)}
-
-
-def sign_task(row: cluster.Row, *, store: ObjectStore, config: CleanConfig, key: bytes) -> cluster.Row:
-    """Sign what stays of one shard's candidates with an exchange's secret key."""
-    table = read_table(store.get(row["candidates"][0], digest=row["candidates"][1])).filter(
-        pa.array(np.frombuffer(row["stays"], dtype=bool))
-    )
-    signed = minhash.sign(table.column("text").to_pylist(), config.near, key)
-    return {"index": row["index"], "signed": signed, "published": json.dumps(table.column("published").to_pylist())}
-
-
 def read_annotations(stage: manifest.Stage, store: ObjectStore, prefix: str) -> pa.Table:
     """Return all annotations of a finished clean stage as one table, for those at home."""
     digests = [str(digest).removeprefix("sha256:") for digest in stage.manifest["annotations"]]
@@ -387,54 +300,6 @@ def _evaluation(
             fix="register one at every site of the job, and name it among the job's inputs, too",
         )
     return sets, tuple(dataset for dataset in datasets if not named(dataset))
-
-
-_held_sets: dict[Any, EvaluationSets] = {}
-"""The evaluation sets of this worker's job: read once, used for every shard."""
-
-
-def _evaluation_sets(
-    store: ObjectStore, names: Sequence[str], shards: Sequence[tuple[str, str]], config: DecontaminateConfig
-) -> EvaluationSets:
-    key = tuple(names), tuple(digest for _, digest in shards), config
-    if key not in _held_sets:
-        texts: dict[str, list[str]] = {}
-        for name, (address, digest) in zip(names, shards, strict=True):
-            texts.setdefault(name, []).extend(read_table(store.get(address, digest=digest)).column("text").to_pylist())
-        _held_sets.clear()
-        _held_sets[key] = EvaluationSets(texts, config)
-    return _held_sets[key]
-
-
-def _screen_key(
-    digest: str,
-    index: int,
-    config: CleanConfig,
-    against: Sequence[Dataset] = (),
-    shards: Sequence[tuple[str, str]] | None = None,
-) -> str:
-    if shards is None:
-        shards = [(shard.key, shard.digest) for dataset in against for shard in dataset.shards]
-    one = {name: value for name, value in to_json(config).items() if name not in _OVER_DOCUMENTS}
-    return manifest.stage_key("screen", {**one, "sets": [found for _, found in shards]}, [digest, str(index)])
-
-
-def _signed_key(prefix: str, summary: Mapping[str, Any], config: CleanConfig) -> str:
-    near = [config.near.ngram, config.near.bands, config.near.rows]
-    return f"{prefix}/signed/{manifest.stage_key('sign', near, [summary['candidates'][1]])}.sig"
-
-
-def _observed_key(prefix: str, summary: Mapping[str, Any]) -> str:
-    return f"{prefix}/observed/{manifest.stage_key('observe', {}, [summary['candidates'][1]])}.seen"
-
-
-def _observed(texts: Sequence[str], candidates: pa.Table | None) -> Observed:
-    """Observe candidates; documents without a contributor are not judged, so theirs are passed over."""
-    assert candidates is not None
-    contributors, languages = (candidates.column(name).to_pylist() for name in ("contributor", "language"))
-    return observe(
-        [text if who else "" for text, who in zip(texts, contributors, strict=True)], contributors, languages
-    )
 
 
 def _side_rows(store: ObjectStore, summary: Mapping[str, Any]) -> I64:
