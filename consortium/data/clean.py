@@ -16,7 +16,7 @@ Everything is written under the leg's prefix of the private store and keyed by c
     <prefix>/done/<inputs + config + code>.json              the completion marker
 
 So a run that was killed anywhere goes on where it was and gives the same bytes, and a changed rule repeats only what
-depends on it. Of all this only the manifest leaves home. A worker holds one shard.
+depends on it. Of all this the manifest's digest leaves home, and numbers without small cells. A worker holds one shard.
 """
 
 from __future__ import annotations
