@@ -47,7 +47,7 @@ class TokenizeConfig:
         _within(self, vocab_size=(320, 1_000_000), min_count=(2, 1_000_000))
         _within(self, max_word_chars=(4, 256), held_out_percent=(0, 50))
         _within(self, max_per_document=(1, 1_000_000), min_documents=(1, 1_000_000))
-        _within(self, seed=(0, 2**53 - 1), shard_tokens=(1 << 10, 1 << 26))
+        _within(self, seed=(0, 2**53 - 1), shard_tokens=(1 << 10, 1 << 25))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

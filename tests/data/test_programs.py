@@ -28,14 +28,12 @@ from tests.s3 import S3
 pytestmark = pytest.mark.integration
 JOBS = Path(__file__).parents[2] / "jobs"
 CLEAN = {
-    "dataset": "laws-de",
     "languages": [],
     "min_language_confidence": 0.5,
     "min_chars": 40,
     "max_chars": 2_000_000,
     "dedup": "exact",
     "redact": ["email"],
-    "held_out_percent": 2,
 }
 TOKENIZE = {"vocab_size": 400, "min_count": 3, "max_word_chars": 32, "held_out_percent": 5}
 
