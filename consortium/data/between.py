@@ -13,13 +13,13 @@ that a leg that starts anew says the same again; then it is deleted.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 
 from consortium.data import across
+from consortium.data.exchange import Exchange
 from consortium.data.minhash import Signatures
 from consortium.data.shingles import I64
 from consortium.domain import ids
@@ -31,27 +31,6 @@ from consortium.storage.objects import ObjectStore
 TOPIC = "across"
 RULE = "dedup.across"
 _KEY, _OFFER, _DETAIL = "across-key", "across-offer", "across-detail"
-
-
-class Exchange(Protocol):
-    """What an exchange needs of the leg's gateway; `consortium.client.leg.LegSession` is the real one."""
-
-    def send(
-        self,
-        artifact_class: ArtifactClass | str,
-        name: str,
-        data: bytes,
-        *,
-        round: int = 0,
-        recipients: Iterable[str] | None = None,
-    ) -> Any:
-        """Release data to the peers."""
-
-    def wait_for(self, name: str, round: int, senders: Iterable[str], timeout_s: float) -> dict[str, bytes]:
-        """Return what each sender released under a name."""
-
-    def wait_agreement(self, topic: str, digest: str, timeout_s: float) -> None:
-        """Publish a digest and wait until all peers published the same; VerificationError where one differs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

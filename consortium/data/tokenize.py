@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from consortium.data import bpe, cluster, encode, lineage, manifest, shuffle, words
+from consortium.data.exchange import Exchange
 from consortium.data.progress import Advance, Progress
 from consortium.data.words import WordsConfig
 from consortium.domain.codec import from_json, to_json
@@ -39,27 +40,6 @@ COUNTS = "word-counts"
 TOPIC = "tokenizer"
 _WAVE = 128
 """Shards whose answers the driver holds at a time."""
-
-
-class Exchange(Protocol):
-    """What federated tokenizing needs from the leg's gateway; `consortium.client.leg.LegSession` is the real one."""
-
-    def send(
-        self,
-        artifact_class: ArtifactClass | str,
-        name: str,
-        data: bytes,
-        *,
-        round: int = 0,
-        recipients: Iterable[str] | None = None,
-    ) -> Any:
-        """Release data to the peers."""
-
-    def wait_for(self, name: str, round: int, senders: Iterable[str], timeout_s: float) -> dict[str, bytes]:
-        """Return what each sender released under a name."""
-
-    def wait_agreement(self, topic: str, digest: str, timeout_s: float) -> None:
-        """Publish a digest and wait until all peers published the same; VerificationError where one differs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

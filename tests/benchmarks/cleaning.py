@@ -6,9 +6,10 @@
 - `language`: language identification on passages of 100 characters and more.
 - `again`: a second run on its own output.
 - `pii`, `near`: the rows of `cleaning_pii` and `cleaning_near`.
+- `pipeline`: those of `cleaning_pipeline`, all stages on Ray with an S3 store, by the wall.
 
-Seconds are CPU seconds of one thread, so that other work on the machine counts little. References: datatrove 0.10 and
-py3langid on the whole text, measured on one core of the machine the targets were set on.
+Seconds of the others are CPU seconds of one thread, so that other work on the machine counts little. References:
+datatrove 0.10 and py3langid on the whole text, measured on one core of the machine the targets were set on.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from consortium.data.web import SENTENCE_BREAK
 from consortium.domain.cleaning import C4, CleanConfig
 from consortium.domain.codec import from_json
 from consortium.storage.shards import read_table, write_table, write_text
-from tests.benchmarks import cleaning_near, cleaning_pii
+from tests.benchmarks import cleaning_near, cleaning_pii, cleaning_pipeline
 from tests.benchmarks.table import Row, arguments, row, show
 
 Corpora = dict[str, list[Document]]
-PARTS = ("rules", "decisions", "language", "again", "pii", "near")
+PARTS = ("rules", "decisions", "language", "again", "pii", "near", "pipeline")
 DATATROVE_MB_S = 0.31
 SAMPLE = 8
 """Every eighth document is compared with datatrove."""
@@ -177,6 +178,7 @@ def main() -> None:
         "again": lambda: again(given),
         "pii": lambda: cleaning_pii.rows(folder() if given else None),
         "near": lambda: cleaning_near.rows(cleaning_near.corpora()),
+        "pipeline": lambda: cleaning_pipeline.rows(cleaning_pipeline.PARTS),
     }
     show((found for part in choice.only for found in parts[part]()), as_json=choice.json)
 
