@@ -18,6 +18,8 @@ PII_STATES = (
 )  # fmt: skip
 """States (ISO 3166 alpha-2, lower case) whose identifiers are known."""
 MAX_NGRAM = 64
+MAX_CHARS = 8_000_000
+"""Of a document that stays: looking for near-duplicates takes 60 bytes per character, and a worker has a gigabyte."""
 _MOST_MINIMA = 4096
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
@@ -225,7 +227,7 @@ class CleanConfig:
         for name, low, high in (
             ("min_language_confidence", 0.0, 1.0),
             ("min_chars", 0, 1_000_000),
-            ("max_chars", max(1, self.min_chars), 1_000_000_000),
+            ("max_chars", max(1, self.min_chars), MAX_CHARS),
             ("min_repeated_line_chars", 1, 1_000_000),
         ):
             value = getattr(self, name)

@@ -139,6 +139,19 @@ def test_a_changed_rule_repeats_only_what_depends_on_it(on_ray: Run, store: Obje
     assert {"screened", "signed"} <= made(replace(config, min_chars=300))
 
 
+def twice(raw: Dataset, config: CleanConfig, store: ObjectStore) -> list[manifest.Stage]:
+    """Clean one dataset in two threads at once under one prefix, in the process that is connected to Ray."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda _: clean.clean_dataset(raw, config, store, "jobs/twice"), range(2)))
+
+
+def test_two_runs_on_one_dataset_at_once_make_the_same(on_ray: Run, store: ObjectStore, raw: Dataset) -> None:
+    config = replace(CLEAN, dedup="near")
+    first, second = on_ray(twice, raw, config, store)
+    assert first == second
+    assert on_ray(clean.clean_dataset, raw, config, store, "jobs/alone").manifest_digest == first.manifest_digest
+
+
 def both(texts: dict[str, Dataset], config: CleanConfig, store: ObjectStore) -> dict[str, manifest.Stage]:
     """Clean two sites' datasets at once, in the process that is connected to Ray."""
     post = Post(sites=2)
