@@ -1,0 +1,247 @@
+"""Codes: a pseudo-gradient in fewer bytes, and the error feedback that makes up for what they drop.
+
+    fp32   4 bytes a parameter, bare: exactly the bytes of `outer.to_bytes`
+    bf16   2 bytes: rounded to nearest, ties to even
+    int8   1.016 bytes: blocks of 256, scale = absmax / 127, rounded to nearest even
+    int4   0.53 bytes: blocks of 128, scale = absmax / 7, likewise
+    topk   0.01 to 0.04 bytes: of every 4,096 the `topk` largest, two bits each (`consortium.train.sparse`)
+
+All but fp32 drop something. What round k drops is its *residual*, which the site keeps and adds to round k+1's vector
+(error feedback, https://arxiv.org/abs/1901.09847): e = feedback * residual + vector; send d = decode(encode(e)); the
+new residual is e - d. With feedback 1, the sum of what was decoded plus the last residual is the sum of what was given,
+up to one fp32 rounding per round and operation. Rounding is deterministic: the same input gives the same bytes after a
+crash. No rounding needs to be unbiased, because the residual returns every bias.
+
+Bytes are little-endian: a header of 16 (magic `CPGR`, version, code, parameter, number of elements), then the payload,
+whose length follows from the header. Every operation is one IEEE operation on one element, or an integer's, so SIMD
+width changes no bit. `decode` checks length and header against what the caller expects before it allocates anything;
+what it returns is finite, or all NaN where the sender said that its vector was not finite.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from consortium.train import sparse
+from consortium.train.outer import Vector, from_bytes, to_bytes
+from consortium.train.sparse import Bytes, refuse
+
+CodeName = Literal["fp32", "bf16", "int8", "int4", "topk"]
+
+MAGIC, VERSION = b"CPGR", 1
+_HEADER = struct.Struct("<4sBBHQ")
+_NUMBERS: dict[CodeName, int] = {"fp32": 1, "bf16": 2, "int8": 3, "int4": 4, "topk": 5}
+_NOT_FINITE = 0
+"""Code of a header without payload: the sender's vector holds a NaN or infinity."""
+_BLOCKS: dict[CodeName, int] = {"int8": 256, "int4": 128}
+_LEVELS: dict[CodeName, int] = {"int8": 127, "int4": 7}
+_TILE = 1 << 18
+"""Elements worked on at a time: they stay in the cache. A multiple of every block and chunk."""
+_TINY = np.float32(2.0**-100)
+"""A block whose largest magnitude is below this is sent as zeros: no denormal scales, which some processors flush."""
+_LARGEST_BF16 = np.uint32(0x7F7F)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What is sent, and what the site keeps for the next round: None where nothing was dropped."""
+
+    data: bytes
+    residual: Vector | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Code:
+    """One code with its parameters; the same at every site of a job."""
+
+    name: CodeName = "fp32"
+    topk: int = 64
+    """Of 4,096, for `topk` only: 16, 32, 64, 128 or 256."""
+    feedback: float = 1.0
+    """Share of the residual that is carried on, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if self.name not in _NUMBERS:
+            raise ValueError(f"code must be one of {', '.join(_NUMBERS)}, got {self.name}")
+        if self.topk not in sparse.COUNTS:
+            raise ValueError(f"topk must be one of {', '.join(map(str, sparse.COUNTS))}, got {self.topk}")
+        if not 0 <= self.feedback <= 1:
+            raise ValueError(f"feedback must be 0 to 1, got {self.feedback}")
+
+    def bytes_for(self, size: int) -> int:
+        """Return the bytes of an encoded vector of `size` elements."""
+        if self.name == "fp32":
+            return 4 * size
+        if self.name == "topk":
+            return _HEADER.size + sparse.bytes_for(size, self.topk)
+        if self.name == "bf16":
+            return _HEADER.size + 2 * size
+        values = size if self.name == "int8" else -(-size // 2)
+        return _HEADER.size + 4 * -(-size // _BLOCKS[self.name]) + values
+
+    def encode(self, vector: Vector, residual: Vector | None = None) -> Encoded:
+        """Return the bytes that stand for `vector` plus the carried `residual`, and the new residual.
+
+        A vector that is not finite is encoded as just that, and the residual is given back as it was.
+        """
+        if self.name == "fp32":
+            return Encoded(to_bytes(vector), None)
+        if residual is None:
+            carried = np.array(vector, dtype=np.float32)
+        else:
+            carried = np.multiply(residual, np.float32(self.feedback))
+            np.add(carried, vector, out=carried)
+        if not all(bool(np.isfinite(carried[part]).all()) for part in _tiles(len(carried))):
+            return Encoded(_HEADER.pack(MAGIC, VERSION, _NOT_FINITE, 0, len(carried)), residual)
+        out = np.empty(self.bytes_for(len(carried)), dtype=np.uint8)
+        out[: _HEADER.size] = np.frombuffer(self._header(len(carried)), dtype=np.uint8)
+        payload = out[_HEADER.size :]
+        if self.name == "topk":
+            sparse.encode(carried, self.topk, payload)
+        elif self.name == "bf16":
+            _encode_bf16(carried, payload)
+        else:
+            _encode_int(carried, self.name, payload)
+        return Encoded(out.tobytes(), carried)
+
+    def decode(self, data: bytes, size: int) -> Vector:
+        """Return the vector of `size` elements that `data` stands for.
+
+        Raises VerificationError where the bytes are not what `encode` makes.
+        """
+        if self.name == "fp32":
+            return from_bytes(data, size, what="the vector")
+        if data == _HEADER.pack(MAGIC, VERSION, _NOT_FINITE, 0, size):
+            return np.full(size, np.nan, dtype=np.float32)
+        if len(data) != self.bytes_for(size):
+            refuse(f"{len(data)} bytes, {self.name} of {size} elements has {self.bytes_for(size)}")
+        if data[: _HEADER.size] != self._header(size):
+            refuse(f"the header is {data[: _HEADER.size].hex()}, not {self._header(size).hex()}")
+        payload = np.frombuffer(data, dtype=np.uint8, offset=_HEADER.size)
+        if self.name == "topk":
+            return sparse.decode(payload, size, self.topk)
+        if self.name == "bf16":
+            return _decode_bf16(payload)
+        return _decode_int(payload, self.name, size)
+
+    def _header(self, size: int) -> bytes:
+        parameter = self.topk if self.name == "topk" else _BLOCKS.get(self.name, 0)
+        return _HEADER.pack(MAGIC, VERSION, _NUMBERS[self.name], parameter, size)
+
+
+FP32 = Code()
+
+
+def _tiles(size: int) -> Iterator[slice]:
+    return (slice(start, min(start + _TILE, size)) for start in range(0, size, _TILE))
+
+
+# -- bf16: the upper half of an fp32 ------------------------------------------------------------------------------
+
+
+def _encode_bf16(carried: Vector, out: Bytes) -> None:
+    wire = out.view("<u2")
+    for part in _tiles(len(carried)):
+        bits = carried[part].view(np.uint32)
+        half = sparse.to_bf16(bits)
+        wire[part] = half
+        carried[part] -= (half << np.uint32(16)).view(np.float32)
+
+
+def _decode_bf16(payload: Bytes) -> Vector:
+    half = payload.view("<u2")
+    for part in _tiles(len(half)):
+        if len(half) and int((half[part] & 0x7FFF).max()) > _LARGEST_BF16:
+            refuse("a value is not finite")
+    vector = np.empty(len(half), dtype=np.float32)
+    bits = vector.view(np.uint32)
+    for part in _tiles(len(half)):
+        bits[part] = half[part]
+        np.left_shift(bits[part], 16, out=bits[part])
+    return vector
+
+
+# -- integers with a scale per block ------------------------------------------------------------------------------
+
+
+def _encode_int(carried: Vector, name: CodeName, out: Bytes) -> None:
+    """Scales first (`<f4`), then values: int8, or two nibbles a byte, the first one low, each plus 8."""
+    block, levels, count = _BLOCKS[name], np.float32(_LEVELS[name]), -(-len(carried) // _BLOCKS[name])
+    scales, values = out[: 4 * count].view("<f4"), out[4 * count :]
+    for part in _tiles(len(carried)):
+        length = part.stop - part.start
+        blocks = _blocks(carried[part], block)
+        top = np.abs(blocks).max(axis=1)
+        top[top < _TINY] = 0
+        scale = np.minimum(np.divide(top, levels), _largest_scale(name))
+        inverse = np.divide(levels, top, out=np.zeros_like(top), where=top > 0)
+        rounded = np.multiply(blocks, inverse[:, None])
+        np.rint(rounded, out=rounded)
+        scales[part.start // block : part.start // block + len(scale)] = scale
+        if name == "int8":
+            values[part] = rounded.astype(np.int8).view(np.uint8).reshape(-1)[:length]
+        else:
+            pairs = (rounded.astype(np.int8).reshape(-1, 2) + np.int8(8)).view(np.uint8)
+            packed = pairs[:, 0] | pairs[:, 1] << np.uint8(4)
+            values[part.start // 2 : part.start // 2 + -(-length // 2)] = packed[: -(-length // 2)]
+        np.multiply(rounded, scale[:, None], out=rounded)
+        carried[part] -= rounded.reshape(-1)[:length]
+
+
+def _largest_scale(name: CodeName) -> np.float32:
+    """Return the largest scale that is sent: the largest level times it is finite, however it rounds."""
+    return np.float32(np.finfo(np.float32).max / (_LEVELS[name] + 1))
+
+
+def _decode_int(payload: Bytes, name: CodeName, size: int) -> Vector:
+    block, count = _BLOCKS[name], -(-size // _BLOCKS[name])
+    scales, values = payload[: 4 * count].view("<f4").astype(np.float32), payload[4 * count :]
+    fits = (scales == 0) | ((scales >= _TINY / 128) & (scales <= _largest_scale(name)))
+    if not bool(fits.all()):
+        refuse("a scale is negative, too small, too large or no number")
+    vector = np.empty(size, dtype=np.float32)
+    for part in _tiles(size):
+        scale = scales[part.start // block : -(-part.stop // block)]
+        levels = _int8(values[part]) if name == "int8" else _int4(values[part.start // 2 : -(-part.stop // 2)], part)
+        if len(levels) == len(scale) * block:
+            np.multiply(levels.reshape(-1, block), scale[:, None], out=vector[part].reshape(-1, block))
+        else:
+            whole = np.zeros((len(scale), block), dtype=np.float32)
+            whole.reshape(-1)[: len(levels)] = levels
+            vector[part] = np.multiply(whole, scale[:, None]).reshape(-1)[: len(levels)]
+    return vector
+
+
+def _int8(values: Bytes) -> Vector:
+    if len(values) and bool((values == 128).any()):
+        refuse("a value is -128")
+    return values.view(np.int8).astype(np.float32)
+
+
+_NIBBLES = np.array([[(byte & 15) - 8, (byte >> 4) - 8] for byte in range(256)], dtype=np.float32)
+"""The two values of each byte of int4."""
+
+
+def _int4(values: Bytes, part: slice) -> Vector:
+    length = part.stop - part.start
+    if length % 2 and int(values[-1]) >> 4 != 8:
+        refuse("a value stands after the last")
+    levels = _NIBBLES[values].reshape(-1)[:length]
+    if length and float(levels.min()) < -7:
+        refuse("a value is -8")
+    return levels
+
+
+def _blocks(part: Vector, block: int) -> Vector:
+    """Return `part` as rows of `block` elements; zeros fill the last one."""
+    count = -(-len(part) // block)
+    if len(part) == count * block:
+        return part.reshape(count, block)
+    whole = np.zeros(count * block, dtype=np.float32)
+    whole[: len(part)] = part
+    return whole.reshape(count, block)
