@@ -10,6 +10,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ class Entry(NamedTuple):
 
 
 class ObjectStore:
-    """A bucket at an S3 endpoint. Picklable: the connection is made on first use, once per process.
+    """A bucket at an S3 endpoint. Picklable: copies of a store in one process share one connection, made on first use.
 
     Every method raises NotFoundError for an absent key or bucket, AuthError for refused credentials and
     UnreachableError where the endpoint does not answer after `attempts` tries.
@@ -242,6 +243,7 @@ class ObjectStore:
         return UnreachableError(f"the object store failed: {code} {message}", where=where, fix="try again")
 
 
+@lru_cache(maxsize=16)
 def _restore(endpoint: str, access_key: str, secret_key: str, bucket: str, attempts: int) -> ObjectStore:
     return ObjectStore(endpoint, access_key, secret_key, bucket, attempts=attempts)
 
