@@ -22,6 +22,10 @@ new key for every exchange, destroyed after it; `min_words` keeps forms and sing
 not be testable at all do not take part. A state may also lie: claim documents it does not have, or early dates, so that
 others drop theirs. Similarity is estimated: with 112 minima, that of a pair at the threshold of 0.8 is off by 0.04 (one
 standard deviation), so pairs near the threshold fall on either side. At home the texts decide.
+
+Two states whose offers repeat one band could make every site compare for days. Over a million pairs of one band, or
+the larger of 10^8 and 100 per document in all, nothing is compared and the job fails, naming both. Over a thousand
+documents of one form on both sides, alike but below the threshold, look the same.
 """
 
 from __future__ import annotations
@@ -43,6 +47,10 @@ from consortium.errors import ConfigError, VerificationError
 _MAGIC = b"CSOFFER1"
 _HEADER = struct.Struct("<8s8sQ")
 _CHANCE = 1 / 256  # of two unequal minima to agree in 8 bits
+_MOST_IN_BUCKET = 10**6
+"""Pairs between states that share one band. At home near-duplicates are gone, so honest buckets are small."""
+_MOST_PAIRS, _MOST_PER_DOCUMENT = 10**8, 100
+"""Of all bands together, whichever allows more: one pair per band for every document that two states have is honest."""
 NO_DATE = 0xFFFFFFFF
 
 
@@ -152,12 +160,14 @@ def detail(signatures: Signatures, rows: I64, places: I64) -> bytes:
 def decide(offers: Mapping[str, Offer], details: Mapping[str, bytes], near: NearConfig, keep: KeepConfig) -> Decision:
     """Return who gives up what: a pure rule over the messages, the same at every state.
 
-    Raises VerificationError where a state's detail is not that of the documents met.
+    Raises VerificationError where a state's detail is not that of the documents met, or where offers share bands in
+    numbers too large to compare: it names the two states with most documents there.
     """
     if set(offers) != set(keep.states) or set(details) != set(keep.states):
         raise VerificationError(f"offers and details of {', '.join(sorted(keep.states))} are needed, no more, no fewer")
     names = keep.states
     starts, owner = _numbered(offers, names)
+    _check_pairs(offers, names, owner)
     minima = _minima(offers, details, near, names, starts)
     components = Components(len(owner))
     for band in range(near.bands):
@@ -173,6 +183,38 @@ def decide(offers: Mapping[str, Offer], details: Mapping[str, bytes], near: Near
     keeper[order] = owner[order][first][np.cumsum(first) - 1] if len(order) else order
     gone = np.split(keeper != owner, starts[1:-1])
     return Decision({name: np.flatnonzero(part) for name, part in zip(names, gone, strict=True)})
+
+
+def _check_pairs(offers: Mapping[str, Offer], names: Sequence[str], owner: I64) -> None:
+    """Count the pairs that `decide` would look at, before it does: equal bands in two offers cost their product."""
+    total, shared = 0, np.zeros(len(names), dtype=np.int64)
+    most = max(_MOST_PAIRS, _MOST_PER_DOCUMENT * len(owner))
+    for band in range(len(offers[names[0]].bands)):
+        members, at = _buckets(offers, names, band)
+        if not len(members):
+            continue
+        of = np.stack(
+            [np.add.reduceat(owner[members] == state, at[:-1], dtype=np.int64) for state in range(len(names))]
+        )
+        pairs = (of.sum(axis=0) ** 2 - (of**2).sum(axis=0)) // 2
+        total, shared = total + int(pairs.sum()), shared + of[:, pairs > 0].sum(axis=1)
+        largest = int(pairs.argmax())
+        if pairs[largest] > _MOST_IN_BUCKET:
+            raise _too_alike(
+                names, of[:, largest], f"one band makes {pairs[largest]:,} pairs, over {_MOST_IN_BUCKET:,}"
+            )
+        if total > most:
+            raise _too_alike(names, shared, f"shared bands make over {most:,} pairs")
+
+
+def _too_alike(names: Sequence[str], documents: I64, what: str) -> VerificationError:
+    first, second = sorted(range(len(names)), key=lambda at: (-documents[at], at))[:2]
+    return VerificationError(
+        f"{names[first]} and {names[second]} offered {documents[first]:,} and {documents[second]:,} documents"
+        f" with equal bands: {what}",
+        where=f"{names[first]}, {names[second]}",
+        fix="offers hold what near-dedup left at home: ask both how theirs were made, or clean without one of them",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consortium.data.across import Decision, KeepConfig, decide, detail, met, offer, read_offer
+from consortium.data import across
+from consortium.data.across import NO_DATE, Decision, KeepConfig, Offer, decide, detail, met, offer, read_offer
 from consortium.data.minhash import sign, view
 from consortium.domain.cleaning import NearConfig
 from consortium.errors import ConfigError, VerificationError
@@ -118,6 +119,34 @@ def test_details_that_do_not_fit_and_states_that_are_missing_are_refused() -> No
         decide(offers, {"fr": bytes(112), "de": bytes(111), "uy": bytes(112)}, NEAR, KEEP)
     with pytest.raises(VerificationError, match="no more, no fewer"):
         decide({"fr": offers["fr"]}, {"fr": b""}, NEAR, KEEP)
+
+
+def repeating(equal: int, count: int) -> Offer:
+    """`count` documents, of which the first `equal` share every band."""
+    bands = np.arange(NEAR.bands * count, dtype=np.uint64).reshape(NEAR.bands, count) + np.uint64(1)
+    bands[:, :equal] = 0
+    return Offer(bands, np.full(count, NO_DATE, dtype=np.uint32))
+
+
+def none_of(offers: Mapping[str, Offer]) -> dict[str, bytes]:
+    return {state: bytes(len(places) * NEAR.minima) for state, places in met(offers, KEEP.states).items()}
+
+
+def test_offers_that_repeat_a_band_are_refused_by_the_names_of_both_before_anything_is_compared() -> None:
+    offers = {"fr": repeating(10, 20), "de": repeating(100_000, 100_001), "uy": repeating(100_000, 100_000)}
+    with pytest.raises(
+        VerificationError, match=r"de and uy offered 100,000 and 100,000 .* one band makes 10,002"
+    ) as no:
+        decide(offers, none_of(offers), NEAR, KEEP)
+    assert no.value.where == "de, uy"
+
+
+def test_many_buckets_that_each_would_pass_are_too_many_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    offers = {"fr": repeating(90, 90), "de": repeating(80, 90), "uy": repeating(0, 0)}
+    decide(offers, none_of(offers), NEAR, KEEP)
+    monkeypatch.setattr(across, "_MOST_PAIRS", 14 * 90 * 80 - 1)
+    with pytest.raises(VerificationError, match="fr and de offered"):
+        decide(offers, none_of(offers), NEAR, KEEP)
 
 
 def test_nothing_leaves_without_a_secret_key() -> None:
