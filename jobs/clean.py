@@ -26,7 +26,9 @@ def program(session: LegSession) -> None:
     store, prefix = session.store(), context.store.prefix.rstrip("/")
     peers = Peers(site=context.site, sites=context.peers, exchange=session)
     with connected():
-        found = clean_datasets(context.inputs, config, store, prefix, peers=peers, progress=meter.over)
+        found = clean_datasets(
+            context.inputs, config, store, prefix, shared="shared/clean", peers=peers, progress=meter.over
+        )
     made = [
         outputs.clean_output(dataset, found[dataset.id], session.new_id())
         for dataset in context.inputs

@@ -19,18 +19,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from consortium.data import across
-from consortium.data.exchange import Exchange
+from consortium.data.exchange import PATIENCE_S, Exchange
 from consortium.data.minhash import Signatures
 from consortium.data.shingles import I64
 from consortium.domain import ids
 from consortium.domain.cleaning import AcrossConfig, NearConfig
 from consortium.domain.data import ArtifactClass
-from consortium.errors import ConfigError, NotFoundError
+from consortium.errors import ConfigError, NotFoundError, VerificationError
 from consortium.storage.objects import ObjectStore
 
 TOPIC = "across"
 RULE = "dedup.across"
 _KEY, _OFFER, _DETAIL = "across-key", "across-offer", "across-detail"
+_KEY_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class Peers:
     site: str
     sites: tuple[str, ...]
     exchange: Exchange
-    timeout_s: float = 1800.0
+    timeout_s: float = PATIENCE_S
     """How long the others may take to come to the same point."""
 
     def in_order(self, config: AcrossConfig) -> tuple[str, ...]:
@@ -105,12 +106,15 @@ def _told(peers: Peers, name: str, own: bytes, others: Sequence[str]) -> dict[st
 
 def _key(peers: Peers, first: str, others: Sequence[str], store: ObjectStore, prefix: str) -> bytes:
     if peers.site != first:
-        return peers.exchange.wait_for(_KEY, 0, [first], peers.timeout_s)[first]
+        key = peers.exchange.wait_for(_KEY, 0, [first], peers.timeout_s)[first]
+        if len(key) != _KEY_BYTES:
+            raise VerificationError(f"the key that {first} sent has {len(key)} bytes, not {_KEY_BYTES}", where=first)
+        return key
     where = f"{prefix}/across/key"
     try:
         key = store.get(where)
     except NotFoundError:
-        key = secrets.token_bytes(32)
+        key = secrets.token_bytes(_KEY_BYTES)
         store.put(where, key)
     peers.exchange.send(ArtifactClass.MINHASH, _KEY, key, recipients=others)
     return key

@@ -1,22 +1,24 @@
 """`clean` on Ray Data: screen every shard, decide over the whole dataset, write what stays.
 
-Everything is written under the leg's prefix of the private store and keyed by content, configuration and code:
+What a leg leaves stands under its prefix of the private store; what other runs on the same dataset can use again, under
+`shared`, which no manifest names and which may be deleted whenever no job runs:
 
-    <prefix>/screened/<shard + rules on one document>.json   what screening a shard made; marks it done
-    <prefix>/candidates/<sha256>.parquet                     its candidates, until it is known what others stand for
-    <prefix>/sides/<sha256>.*                                what is small of them: keys, arrivals, profile
-    <prefix>/signed/<candidates + n-gram, bands, rows>.sig   their signatures
-    <prefix>/observed/<candidates>.seen                      what the screens for poisoning need of them
-    <prefix>/settled/<candidates + fates>.json               what settling a shard made; marks it done
-    <prefix>/annotations/<sha256>.parquet                    what was removed or edited, and why
-    <prefix>/index/<sha256>.parquet                          what became of every document of a shard
-    <prefix>/clean/<sha256>.parquet                          clean shards
-    <prefix>/profiles/<sha256>.json                          what the dataset is made of, before and after
+    <shared>/screened/<shard + rules on one document>.json   what screening a shard made
+    <shared>/candidates/<sha256>.parquet                     its candidates, until it is known what others stand for
+    <shared>/sides/<sha256>.*                                what is small of them: keys, arrivals, signatures and so on
+    <shared>/signed/<candidates + n-gram, bands, rows>.json  where their signatures are
+    <shared>/observed/<candidates>.json                      where what the screens for poisoning need of them is
+    <prefix>/settled/<candidates + fates>.json             what settling a shard made
+    <prefix>/annotations/<sha256>.parquet                  what was removed or edited, and why
+    <prefix>/index/<sha256>.parquet                        what became of every document of a shard
+    <prefix>/clean/<sha256>.parquet                        clean shards
+    <prefix>/profiles/<sha256>.json                        what the dataset is made of, before and after
     <prefix>/manifests/<sha256>.json
-    <prefix>/done/<inputs + config + code>.json              the completion marker
+    <prefix>/done/<inputs + config + code>.json            the completion marker
 
-So a run that was killed anywhere goes on where it was and gives the same bytes, and a changed rule repeats only what
-depends on it. Of all this the manifest's digest leaves home, and numbers without small cells. A worker holds one shard.
+Markers carry their own digest and name the digests of what they stand for, and are written after it. So a run that was
+killed anywhere goes on where it was and gives the same bytes, and a changed rule repeats only what depends on it. Of
+all this the manifest's digest leaves home, and numbers without small cells. A worker holds one shard.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ import numpy as np
 import pyarrow as pa
 
 from consortium.data import between, cluster, grouping, manifest, minhash, profile
-from consortium.data.clean_tasks import observed_key, screen_key, screen_task, settle_task, sign_task, signed_key
+from consortium.data.clean_tasks import observed_key, screen_task, screened_key, settle_task, sign_task, signed_key
 from consortium.data.counts import Counts, total
 from consortium.data.grouping import Fates, Part, Reason
 from consortium.data.minhash import Signatures
@@ -47,8 +49,8 @@ from consortium.data.shingles import I64
 from consortium.domain.cleaning import CleanConfig, DecontaminateConfig
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset, Shard
-from consortium.errors import UsageError
-from consortium.storage.objects import ObjectStore
+from consortium.errors import NotFoundError, UsageError, VerificationError
+from consortium.storage.objects import ObjectStore, sha256
 from consortium.storage.shards import read_table
 
 _TEXTS_HELD = 8
@@ -67,6 +69,7 @@ def clean_datasets(
     store: ObjectStore,
     prefix: str,
     *,
+    shared: str = "",
     peers: between.Peers | None = None,
     progress: Callable[[str], Progress] | None = None,
 ) -> dict[str, manifest.Stage]:
@@ -74,6 +77,7 @@ def clean_datasets(
 
     Datasets that `config.decontaminate.against` names are evaluation sets: read, not cleaned. With an order in
     `config.across`, all datasets together are compared with the `peers'`. `progress` says who hears of a dataset.
+    `shared` (default: the prefix) is where jobs keep what others can use again.
 
     Raises ConfigError for unknown languages or an evaluation set that is not here, VerificationError where a shard's
     bytes are not those registered, UsageError where no document of a dataset is left.
@@ -81,10 +85,17 @@ def clean_datasets(
     against, cleaned = _evaluation(datasets, config.decontaminate)
     tell = progress or (lambda name: _silent)
     together = peers if config.across.order and peers is not None and len(peers.sites) > 1 else None
-    works = [_Work(dataset, config, against, together, store, prefix, tell(dataset.name)) for dataset in cleaned]
+    works = [
+        _Work(dataset, config, against, together, store, prefix, shared or prefix, tell(dataset.name))
+        for dataset in cleaned
+    ]
+    if together is not None:
+        together.in_order(config.across)
     done = {work.dataset.id: manifest.finished(store, work.marker) for work in works}
     found = {name: stage for name, stage in done.items() if stage is not None}
     if len(found) == len(works):
+        if together is not None:
+            between.forget(store, prefix)
         return found
     if together is None:
         for work in works:
@@ -123,6 +134,7 @@ class _Work:
     together: between.Peers | None
     store: ObjectStore
     prefix: str
+    work: str
     progress: Progress
 
     @property
@@ -131,42 +143,52 @@ class _Work:
         return replace(self.given, languages=tuple(sorted(self.given.languages or self.dataset.languages)))
 
     @property
-    def sets(self) -> list[tuple[str, str]]:
-        """Key and digest of every shard of the evaluation sets."""
-        return [(shard.key, shard.digest) for dataset in self.against for shard in dataset.shards]
+    def sets(self) -> tuple[list[str], list[tuple[str, str]]]:
+        """The name of the evaluation set, and key and digest, of every shard of them."""
+        pairs = [(dataset.name, shard) for dataset in self.against for shard in dataset.shards]
+        return [name for name, _ in pairs], [(shard.key, shard.digest) for _, shard in pairs]
 
     @property
     def marker(self) -> str:
         """The completion marker's key. Raises ConfigError for unknown languages."""
         judges(self.config)
-        inputs = [shard.digest for shard in self.dataset.shards]
-        sets = [digest for _, digest in self.sets]
+        inputs = [self.dataset.id, *(shard.digest for shard in self.dataset.shards)]
+        sets = [digest for _, digest in self.sets[1]]
         config = {**to_json(self.config), "against": sets, "with": self.together.sites if self.together else []}
         return f"{self.prefix}/done/clean-{manifest.stage_key('clean', config, inputs)}.json"
 
     @contextmanager
     def screened(self) -> Iterator[list[Part]]:
         """Screen all shards and yield what is small of them; signatures are memory maps of files that go with it."""
-        names = [dataset.name for dataset in self.against for _ in dataset.shards]
         rows = [{"index": i, "key": s.key, "digest": s.digest} for i, s in enumerate(self.dataset.shards)]
-        arguments = {"store": self.store, "prefix": self.prefix, "config": self.config, "sets": (names, self.sets)}
+        arguments = {"store": self.store, "work": self.work, "config": self.config, "sets": self.sets}
         cluster.each(screen_task, rows, arguments, phase="screen", progress=self.progress)
         with tempfile.TemporaryDirectory(prefix="signatures-") as folder:
             yield [self._part(summary, Path(folder, str(i))) for i, summary in enumerate(self.summaries())]
 
     def summaries(self) -> list[dict[str, Any]]:
         """Return what screening each shard made."""
-        keys = (screen_key(shard.digest, i, self.config, self.sets) for i, shard in enumerate(self.dataset.shards))
-        return [json.loads(self.store.get(f"{self.prefix}/screened/{key}.json")) for key in keys]
+        keys = (
+            screened_key(self.work, shard.digest, i, self.config, self.sets)
+            for i, shard in enumerate(self.dataset.shards)
+        )
+        return [self._recalled(key) for key in keys]
+
+    def _recalled(self, key: str) -> dict[str, Any]:
+        entry: dict[str, Any] | None = manifest.recall(self.store, key)
+        if entry is None:
+            raise NotFoundError("a screened shard's marker is gone", where=key, fix="submit the job again")
+        return entry
 
     def _part(self, summary: dict[str, Any], file: Path) -> Part:
         key, digest = summary["keys"]
         keys, signatures, observed = self.store.get(key, digest=digest), None, None
         if self.config.dedup == "near":
-            where = signed_key(self.prefix, summary, self.config)
-            signatures = minhash.view(_mapped(self.store, where, file), self.config.near, where=where)
+            key, digest = self._recalled(signed_key(self.work, summary, self.config))["found"]
+            signatures = minhash.view(_mapped(self.store, key, digest, file), self.config.near, where=key)
         if self.config.quarantine:
-            observed = Observed.unpack(self.store.get(observed_key(self.prefix, summary)))
+            key, digest = self._recalled(observed_key(self.work, summary))["found"]
+            observed = Observed.unpack(self.store.get(key, digest=digest))
         return Part(keys, signatures, observed)
 
     def decide(self, parts: Sequence[Part]) -> Fates:
@@ -189,6 +211,7 @@ class _Work:
                     "index": i,
                     "candidates": summary["candidates"],
                     "arrivals": summary["arrivals"],
+                    "annotations": summary["annotations"],
                     "why": fates.why[i].astype("<i4").tobytes(),
                     "standing": np.stack([shard_of, all_rows[stands]], axis=1).astype("<i8").tobytes(),
                     "reasons": reasons,
@@ -206,10 +229,12 @@ class _Work:
         counts = total(_added(before, after) for before, after in zip(summaries, reports, strict=True)).check()
         shards = tuple(from_json(Shard, report["shard"]) for report in reports if report["shard"])
         if not shards:
+            given_up = counts.removed_by(between.RULE)
             raise UsageError(
-                f"the rules remove all {counts.total_in} documents of {self.dataset.name}",
-                where=", ".join(f"{rule}: {counts.removed_by(rule)}" for rule in counts.removed),
-                fix="loosen the rules, or check that `languages` names the collection's language",
+                f"no document of {self.dataset.name} is left"
+                + (": other sites keep copies of the last ones" if given_up else ""),
+                where=", ".join(sorted(counts.removed)),
+                fix="check that `languages` names the collection's language; or loosen the rules",
             )
         profiles = {
             "before": to_json(profile.total(from_json(Profile, summary["before"]) for summary in summaries)),
@@ -231,8 +256,8 @@ class _Work:
                 "config": to_json(self.config),
                 "counts": to_json(counts),
                 "profiles": written.digest,
-                "annotations": [part["annotations"][1] for part in (*summaries, *reports)],
-                "index": [report["index"][1] for report in reports],
+                "annotations": [report["annotations"][at] for at in (0, 1) for report in reports],
+                "index": [report["index"] for report in reports],
             },
         )
 
@@ -307,10 +332,13 @@ def _side_rows(store: ObjectStore, summary: Mapping[str, Any]) -> I64:
     return np.frombuffer(store.get(key, digest=digest), dtype="<i4").astype(np.int64)
 
 
-def _mapped(store: ObjectStore, key: str, file: Path) -> memoryview:
+def _mapped(store: ObjectStore, key: str, digest: str, file: Path) -> memoryview:
     store.get_file(key, file)
     with file.open("rb") as opened:
-        return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+        view = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+    if sha256(view) != digest:
+        raise VerificationError("the signatures are not those that were written", where=key, fix="delete the object")
+    return view
 
 
 class _Texts:

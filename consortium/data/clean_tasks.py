@@ -7,7 +7,7 @@ depends on, and leaves its marker last.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from consortium.data.poisoning import Observed, observe
 from consortium.data.screening import Fate, screen, settle
 from consortium.domain.cleaning import CleanConfig, DecontaminateConfig
 from consortium.domain.codec import to_json
-from consortium.errors import NotFoundError
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import read_table, write_table, write_text
 
@@ -32,43 +31,49 @@ def screen_task(
     row: cluster.Row,
     *,
     store: ObjectStore,
-    prefix: str,
+    work: str,
     config: CleanConfig,
     sets: tuple[Sequence[str], Sequence[tuple[str, str]]],
 ) -> cluster.Row:
     """Screen one shard, sign and observe its candidates, each unless an earlier run did."""
     names, shards = sets
-    marker = f"{prefix}/screened/{screen_key(row['digest'], row['index'], config, shards)}.json"
-    candidates: pa.Table | None = None
-    try:
-        summary = json.loads(store.get(marker))
-    except NotFoundError:
+    held: list[pa.Table] = []
+
+    def screened() -> dict[str, Any]:
         table = read_table(store.get(row["key"], digest=row["digest"]), where=row["key"])
         evaluation = _evaluation_sets(store, names, shards, config.decontaminate) if shards else None
         found = screen(table, row["index"], config, evaluation)
-        candidates = found.candidates
-        rows = np.array(candidates.column("row"), dtype="<i4")
-        summary = {
-            "candidates": store.put_addressed(f"{prefix}/candidates", write_table(candidates), ".parquet"),
-            "annotations": store.put_addressed(f"{prefix}/annotations", write_table(found.annotations), ".parquet"),
-            "arrivals": store.put_addressed(f"{prefix}/sides", write_table(found.arrivals), ".arrivals"),
-            "keys": store.put_addressed(f"{prefix}/sides", found.keys, ".keys"),
-            "rows": store.put_addressed(f"{prefix}/sides", rows.tobytes(), ".rows"),
+        held.append(found.candidates)
+        rows = np.array(found.candidates.column("row"), dtype="<i4")
+        return {
+            "candidates": store.put_addressed(f"{work}/candidates", write_table(found.candidates), ".parquet"),
+            "annotations": store.put_addressed(f"{work}/sides", write_table(found.annotations), ".parquet"),
+            "arrivals": store.put_addressed(f"{work}/sides", write_table(found.arrivals), ".arrivals"),
+            "keys": store.put_addressed(f"{work}/sides", found.keys, ".keys"),
+            "rows": store.put_addressed(f"{work}/sides", rows.tobytes(), ".rows"),
             "counts": to_json(found.counts),
             "before": to_json(found.before),
             "text_bytes": sum(map(len, map(str.encode, table.column("text").to_pylist()))),
         }
-        store.put(marker, json.dumps(summary, sort_keys=True).encode())
-    small: dict[str, Callable[[list[str]], bytes]] = {}
+
+    summary = manifest.once(store, screened_key(work, row["digest"], row["index"], config, sets), screened)
+
+    def candidates() -> pa.Table:
+        if not held:
+            held.append(read_table(store.get(summary["candidates"][0], digest=summary["candidates"][1])))
+        return held[0]
+
+    def signed() -> dict[str, Any]:
+        data = minhash.sign(candidates().column("text").to_pylist(), config.near)
+        return {"found": store.put_addressed(f"{work}/sides", data, ".sig")}
+
+    def observed() -> dict[str, Any]:
+        return {"found": store.put_addressed(f"{work}/sides", _observed(candidates()).pack(), ".seen")}
+
     if config.dedup == "near":
-        small[signed_key(prefix, summary, config)] = lambda texts: minhash.sign(texts, config.near)
+        manifest.once(store, signed_key(work, summary, config), signed)
     if config.quarantine:
-        small[observed_key(prefix, summary)] = lambda texts: _observed(texts, candidates).pack()
-    for key, make in small.items():
-        if not store.exists(key):
-            if candidates is None:
-                candidates = read_table(store.get(summary["candidates"][0], digest=summary["candidates"][1]))
-            store.put(key, make(candidates.column("text").to_pylist()))
+        manifest.once(store, observed_key(work, summary), observed)
     came = sum(summary["counts"]["documents_in"].values())
     return {"index": row["index"], "documents": came, "text_bytes": summary["text_bytes"]}
 
@@ -78,35 +83,41 @@ def settle_task(row: cluster.Row, *, store: ObjectStore, prefix: str) -> cluster
     why = np.frombuffer(row["why"], dtype="<i4").astype(np.int64)
     standing = np.frombuffer(row["standing"], dtype="<i8").reshape(-1, 2)
     reasons = [Reason(*reason) for reason in json.loads(row["reasons"])]
-    fate = Fate(why=why, standing=standing, reasons=reasons)
-    gone = [[reasons[why[at]].rule, *standing[at].tolist()] for at in np.flatnonzero(why >= 0).tolist()]
-    told = {"gone": gone, "why": why.tolist(), "reasons": row["reasons"], "index": row["index"]}
-    key = manifest.stage_key("settle", told, [row["candidates"][1], row["arrivals"][1]])
-    marker = f"{prefix}/settled/{key}.json"
-    try:
-        report = json.loads(store.get(marker))
-    except NotFoundError:
+
+    def settled() -> dict[str, Any]:
         candidates, arrivals = (
             read_table(store.get(address, digest=digest), where=address)
             for address, digest in (row["candidates"], row["arrivals"])
         )
-        found = settle(candidates, arrivals, row["index"], fate)
+        found = settle(candidates, arrivals, row["index"], Fate(why=why, standing=standing, reasons=reasons))
         shard: dict[str, Any] = {}
         if found.table.num_rows:
             data = write_text(found.table)
             address, digest = store.put_addressed(f"{prefix}/clean", data, ".parquet")
             shard = {"key": address, "digest": digest, "size_bytes": len(data), "documents": found.table.num_rows}
-        report = {
+        screening = store.get(row["annotations"][0], digest=row["annotations"][1])
+        notes = (screening, write_table(found.annotations))
+        return {
             "shard": shard,
-            "annotations": store.put_addressed(f"{prefix}/annotations", write_table(found.annotations), ".parquet"),
-            "index": store.put_addressed(f"{prefix}/index", write_table(found.index), ".parquet"),
+            "annotations": [store.put_addressed(f"{prefix}/annotations", note, ".parquet").digest for note in notes],
+            "index": store.put_addressed(f"{prefix}/index", write_table(found.index), ".parquet").digest,
             "removed": found.removed,
             "documents_out": found.documents_out,
             "chars_out": found.chars_out,
             "after": to_json(found.after),
         }
-        store.put(marker, json.dumps(report, sort_keys=True).encode())
-    return {"index": row["index"], "documents": len(why), "report": json.dumps(report)}
+
+    gone = np.flatnonzero(why >= 0).tolist()
+    told = {
+        "why": why.tolist(),
+        "standing": [standing[at].tolist() for at in gone],
+        "reasons": row["reasons"],
+        "index": row["index"],
+    }
+    inputs = [row[name][1] for name in ("candidates", "arrivals", "annotations")]
+    key = manifest.stage_key("settle", told, inputs)
+    report = manifest.once(store, f"{prefix}/settled/{key}.json", settled)
+    return {"index": row["index"], "report": json.dumps(report)}  # no count: with the input's it would tell small cells
 
 
 def sign_task(row: cluster.Row, *, store: ObjectStore, config: CleanConfig, key: bytes) -> cluster.Row:
@@ -135,27 +146,36 @@ def _evaluation_sets(
     return _held_sets[key]
 
 
-def screen_key(digest: str, index: int, config: CleanConfig, sets: Sequence[tuple[str, str]]) -> str:
-    """Return what screening shard number `index` is known by; `sets` are key and digest of evaluation sets' shards."""
+def screened_key(
+    work: str,
+    digest: str,
+    index: int,
+    config: CleanConfig,
+    sets: tuple[Sequence[str], Sequence[tuple[str, str]]],
+) -> str:
+    """Return the marker of screening shard number `index`; `sets` are evaluation sets' names, keys and digests."""
+    names, shards = sets
     one = {name: value for name, value in to_json(config).items() if name not in _OVER_DOCUMENTS}
-    return manifest.stage_key("screen", {**one, "sets": [found for _, found in sets]}, [digest, str(index)])
+    known = {**one, "sets": [[name, found] for name, (_, found) in zip(names, shards, strict=True)]}
+    return f"{work}/screened/{manifest.stage_key('screen', known, [digest, str(index)])}.json"
 
 
-def signed_key(prefix: str, summary: Mapping[str, Any], config: CleanConfig) -> str:
-    """Return where the signatures of a screened shard are kept."""
+def signed_key(work: str, summary: Mapping[str, Any], config: CleanConfig) -> str:
+    """Return the marker of signing a screened shard."""
     near = [config.near.ngram, config.near.bands, config.near.rows]
-    return f"{prefix}/signed/{manifest.stage_key('sign', near, [summary['candidates'][1]])}.sig"
+    return f"{work}/signed/{manifest.stage_key('sign', near, [summary['candidates'][1]])}.json"
 
 
-def observed_key(prefix: str, summary: Mapping[str, Any]) -> str:
-    """Return where what the screens for poisoning need of a screened shard is kept."""
-    return f"{prefix}/observed/{manifest.stage_key('observe', {}, [summary['candidates'][1]])}.seen"
+def observed_key(work: str, summary: Mapping[str, Any]) -> str:
+    """Return the marker of observing a screened shard for poisoning."""
+    return f"{work}/observed/{manifest.stage_key('observe', {}, [summary['candidates'][1]])}.json"
 
 
-def _observed(texts: Sequence[str], candidates: pa.Table | None) -> Observed:
+def _observed(candidates: pa.Table) -> Observed:
     """Observe candidates; documents without a contributor are not judged, so theirs are passed over."""
-    assert candidates is not None
-    contributors, languages = (candidates.column(name).to_pylist() for name in ("contributor", "language"))
+    texts, contributors, languages = (
+        candidates.column(name).to_pylist() for name in ("text", "contributor", "language")
+    )
     return observe(
         [text if who else "" for text, who in zip(texts, contributors, strict=True)], contributors, languages
     )

@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 from consortium.domain.data import ArtifactClass
 
+PATIENCE_S = 7 * 86_400.0
+"""How long a leg waits for others, which may have far more to do: the job's walltime ends it before."""
+
 
 class Exchange(Protocol):
     """A leg's gateway; `consortium.client.leg.LegSession` is the real one."""

@@ -79,7 +79,10 @@ def decide(parts: Sequence[Part], config: CleanConfig, texts_of: TextsOf) -> Fat
     for shard, start in enumerate(starts[:-1].tolist()):
         own = np.arange(start, start + len(parts[shard]))
         gone = (stands[shard] != own) & (why[shard] < 0)
-        why[shard][gone] = np.where(exact[shard][gone] != own[gone], 0, 1)
+        equal = gone & (exact[shard] != own)
+        why[shard][gone] = 1
+        why[shard][equal] = 0
+        stands[shard][equal] = exact[shard][equal]  # the same text, though that may have a near-duplicate itself
     return Fates(stands, why, tuple(reasons))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -30,7 +31,8 @@ def stage_code() -> str:
     room = root / "data"
     others = [root / "storage" / "shards.py", root / "domain" / "cleaning.py"]
     files = sorted([*room.rglob("*.py"), *room.rglob("*.yaml"), *others])
-    whole = hashlib.sha256("".join(f"{name} {version(name)}\n" for name in _LIBRARIES).encode())
+    versions = [("Unicode", unicodedata.unidata_version), *((name, version(name)) for name in _LIBRARIES)]
+    whole = hashlib.sha256("".join(f"{name} {number}\n" for name, number in versions).encode())
     for path in files:
         whole.update(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(root).as_posix()}\n".encode())
     return "sha256:" + whole.hexdigest()
@@ -75,16 +77,37 @@ def seal_stage(
 
 def mark_done(store: ObjectStore, key: str, stage: Stage) -> None:
     """Write the completion marker: the last thing a stage writes."""
-    store.put(key, canonical(stage))
+    remember(store, key, to_json(stage))
 
 
 def finished(store: ObjectStore, key: str) -> Stage | None:
     """Return what an earlier run of the same computation left, or None."""
+    entry = recall(store, key)
+    return None if entry is None else from_json(Stage, entry, where=key)
+
+
+def once(store: ObjectStore, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what an earlier run remembered under `key`, else make it and remember it."""
+    entry: dict[str, Any] | None = recall(store, key)
+    if entry is None:
+        remember(store, key, made := make())
+        entry = json.loads(canonical(made))
+    return dict(entry)
+
+
+def remember(store: ObjectStore, key: str, entry: Any) -> None:
+    """Write a marker: what was made, with its digest, so that a marker that was cut or changed counts for nothing."""
+    store.put(key, canonical({"entry": entry, "digest": digest_json(entry)}))
+
+
+def recall(store: ObjectStore, key: str) -> Any:
+    """Return what a marker says; None where there is none that holds."""
     try:
-        data = store.get(key)
-    except NotFoundError:
+        told = json.loads(store.get(key))
+        held = told["digest"] == digest_json(told["entry"])
+    except (NotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return from_json(Stage, json.loads(data), where=key)
+    return told["entry"] if held else None
 
 
 def _line(shard: Shard) -> dict[str, Any]:

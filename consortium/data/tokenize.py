@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from consortium.data import bpe, cluster, encode, lineage, manifest, shuffle, words
-from consortium.data.exchange import Exchange
+from consortium.data.exchange import PATIENCE_S, Exchange
 from consortium.data.progress import Advance, Progress
 from consortium.data.words import WordsConfig
 from consortium.domain.codec import from_json, to_json
@@ -120,7 +120,7 @@ def agree_on_tokenizer(
     exchange: Exchange,
     config: TokenizeConfig,
     *,
-    timeout_s: float = 600.0,
+    timeout_s: float = PATIENCE_S,
 ) -> bytes:
     """Exchange counts with all peers, train on their sum, and return the tokenizer once all hold the same.
 
@@ -282,7 +282,7 @@ def encode_task(
         chars = pc.sum(pc.utf8_length(table.column("text"))).as_py() or 0
         return {"runs": kept, "chars": chars, "documents": table.num_rows, "text_bytes": _text_bytes(table)}
 
-    summary = _once(store, f"{runs}/text-{row['index']:08}.json", make)
+    summary = manifest.once(store, f"{runs}/text-{row['index']:08}.json", make)
     sizes = {name: summary[name] for name in ("documents", "text_bytes")}
     return {"index": row["index"], "summary": json.dumps(summary), **sizes}
 
@@ -313,18 +313,8 @@ def shuffle_task(
         )
         return {"split": split, "shard": to_json(shard), "index": index}
 
-    report = _once(store, f"{runs}/{split}-{row['index']:08}.json", make)
+    report = manifest.once(store, f"{runs}/{split}-{row['index']:08}.json", make)
     return {"index": row["index"], "report": json.dumps(report), "documents": report["shard"].get("documents", 0)}
-
-
-def _once(store: ObjectStore, marker: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what `make` left under `marker`, making it where nobody has."""
-    try:
-        found: dict[str, Any] = json.loads(store.get(marker))
-    except NotFoundError:
-        found = make()
-        store.put(marker, canonical(found))
-    return found
 
 
 def _waves(

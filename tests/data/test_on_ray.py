@@ -123,20 +123,30 @@ def test_every_stage_at_once_adds_up_and_a_second_run_drops_nothing(
 
 def test_a_changed_rule_repeats_only_what_depends_on_it(on_ray: Run, store: ObjectStore, raw: Dataset) -> None:
     config = replace(CLEAN, dedup="near")
-    on_ray(clean.clean_dataset, raw, config, store, "jobs/some")
+    jobs = itertools.count()
 
     def made(changed: CleanConfig) -> set[str]:
-        before = set(store.list("jobs/some"))
-        on_ray(clean.clean_dataset, raw, changed, store, "jobs/some")
-        return {key.split("/")[2] for key in set(store.list("jobs/some")) - before}
+        before = set(store.list("shared"))
+        job = f"jobs/{next(jobs)}"
+        on_ray(clean.clean_datasets, [raw], changed, store, job, shared="shared")
+        return {key.split("/")[1] for key in set(store.list("shared")) - before}
 
+    assert made(config) == {"screened", "candidates", "sides", "signed"}
     assert not made(config)
-    nearer = replace(config, near=replace(config.near, threshold=0.5))
-    assert "settled" in made(nearer)
-    assert not made(nearer)
-    assert not made(replace(config, near=replace(config.near, threshold=0.51))) & {"screened", "candidates", "signed"}
-    assert {"signed"} <= made(replace(config, near=replace(config.near, ngram=4))).difference({"screened"})
-    assert {"screened", "signed"} <= made(replace(config, min_chars=300))
+    assert not made(replace(config, near=replace(config.near, threshold=0.5)))
+    assert made(replace(config, near=replace(config.near, ngram=4))) == {"sides", "signed"}
+    assert made(replace(config, quarantine=True)) == {"sides", "observed"}
+    assert made(replace(config, min_chars=300)) >= {"screened", "candidates", "signed"}
+
+
+def test_markers_that_were_cut_or_changed_count_for_nothing(on_ray: Run, store: ObjectStore, raw: Dataset) -> None:
+    config = replace(CLEAN, dedup="near")
+    whole = on_ray(clean.clean_dataset, raw, config, store, "jobs/marked")
+    for kind in ("screened", "signed", "settled", "done"):
+        for at, key in enumerate(store.list(f"jobs/marked/{kind}/")):
+            data = store.get(key)
+            store.put(key, [data[: len(data) // 2], data.replace(b"0", b"1"), b"[" * 9_999, b""][at % 4])
+    assert on_ray(clean.clean_dataset, raw, config, store, "jobs/marked") == whole
 
 
 def twice(raw: Dataset, config: CleanConfig, store: ObjectStore) -> list[manifest.Stage]:
@@ -198,7 +208,7 @@ def test_faults_of_the_input_come_back_as_they_are(on_ray: Run, store: ObjectSto
     changed = replace(raw, shards=(replace(raw.shards[0], key="datasets/changed.parquet"),))
     with pytest.raises(VerificationError, match="hash to"):
         on_ray(clean.clean_dataset, changed, CLEAN, store, "jobs/j2")
-    with pytest.raises(UsageError, match="remove all 600 documents"):
+    with pytest.raises(UsageError, match="no document of laws-fr is left"):
         on_ray(clean.clean_dataset, raw, replace(CLEAN, languages=("nl",)), store, "jobs/j2")
 
 
