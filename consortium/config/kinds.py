@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -65,12 +66,28 @@ class ModelConfig:
     mlp_ratio: int
     dropout: float
     tie_embeddings: bool
+    kv_heads: int = 0
+    """Heads of keys and values; 0: as many as `heads`."""
+    mlp_dim: int = 0
+    """Width of the feed-forward layer; 0: from `mlp_ratio`."""
+    rope_base: float = 10_000.0
+    init: Literal["gpt2", "small"] = "gpt2"
+    z_loss: float = 0.0
+    recompute: bool = False
+    compile: bool = False
+    plugin: str = ""
+    """A model that the sites installed, by name; empty: the package's own decoder."""
 
     def __post_init__(self) -> None:
         _within(self, dim=(8, 65_536), layers=(1, 1_000), heads=(1, 1_024), context=(8, 1_048_576))
-        _within(self, mlp_ratio=(1, 16), dropout=(0, 0.9))
+        _within(self, mlp_ratio=(1, 16), dropout=(0, 0.9), kv_heads=(0, 1_024), mlp_dim=(0, 1_048_576))
+        _within(self, rope_base=(10, 1e9), z_loss=(0, 1))
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise ValueError(f"dim ({self.dim}) must be a multiple of twice the heads ({self.heads})")
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.plugin and not ids.is_name(self.plugin):
+            raise ValueError(f"plugin {self.plugin!r}: the name of an installed model, not a path to code")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,15 +110,23 @@ class OptimConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 
-    name: Literal["adamw"]
+    name: Literal["adamw", "muon"]
     lr: float
     betas: tuple[float, float]
     weight_decay: float
     warmup_steps: int
     grad_clip: float
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay_share: float = 0.2
+    """Share of all steps over which a `wsd` rate comes down."""
+    final_lr_share: float = 0.1
+    """Rate at the last step over `lr`."""
+    momentum: float = 0.95
+    """Muon's."""
 
     def __post_init__(self) -> None:
         _within(self, lr=(1e-9, 10), weight_decay=(0, 10), warmup_steps=(0, 10_000_000), grad_clip=(1e-6, 1e6))
+        _within(self, decay_share=(0, 1), final_lr_share=(0, 1), momentum=(0, 0.9999))
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be at least 0 and below 1, got {list(self.betas)}")
 
@@ -126,6 +151,31 @@ class OuterConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StartConfig:
+    """The model that training goes on from; all empty: freshly drawn."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    job: str = ""
+    """An earlier pretrain job that the first site took part in."""
+    round: int = -1
+    """Which of its outer states; -1 is the newest."""
+    weights: str = ""
+    """Key of a safetensors file in the first site's private store."""
+    digest: str = ""
+    """`sha256:...` of that file."""
+
+    def __post_init__(self) -> None:
+        _within(self, round=(-1, 100_000))
+        if self.job and not ids.is_id(self.job, "job"):
+            raise ValueError(f"job: {self.job!r} is no job id such as job-…; `consortium jobs` lists them")
+        if self.job and self.weights:
+            raise ValueError("job and weights exclude each other")
+        if bool(self.weights) != bool(re.fullmatch("sha256:[0-9a-f]{64}", self.digest)):
+            raise ValueError("weights and digest belong together; digest is sha256: and 64 hex digits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
     """Params of `pretrain`."""
 
@@ -136,6 +186,7 @@ class PretrainConfig:
     optim: OptimConfig
     outer: OuterConfig
     seed: int
+    start: StartConfig = StartConfig()
 
     def __post_init__(self) -> None:
         _within(self, seed=(0, 2**53 - 1))

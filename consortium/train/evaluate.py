@@ -123,12 +123,12 @@ def held_out_loss(
     """
     import torch
 
-    from consortium.train.model import Decoder, next_token_loss
+    from consortium.train.plugin import build
 
     if len(text) < 1:
         raise UsageError("the held-out dataset has not one whole sequence", fix="hold out more, or shorten the context")
     config = from_json(ModelParams, origin.model)
-    model = Decoder(config, origin.vocab_size).to(device).eval()
+    model = build(config, origin.vocab_size).to(device).eval()
     for name, array in origin.layout.split(outer).items():
         model.get_parameter(name).data.copy_(torch.from_numpy(array.copy()))
     count = min(len(text), params.batches * params.batch_size)
@@ -137,7 +137,7 @@ def held_out_loss(
     with torch.inference_mode():
         for start in range(0, count, params.batch_size):
             rows_BT = torch.from_numpy(text.read(numbers[start : start + params.batch_size])).to(device)
-            total += float(next_token_loss(model(rows_BT[:, :-1]), rows_BT)) * len(rows_BT)
+            total += float(model.losses(model(rows_BT[:, :-1]), rows_BT)[1]) * len(rows_BT)
     return total / count, count * config.context
 
 

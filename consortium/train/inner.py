@@ -1,4 +1,4 @@
-"""Inner steps inside one site: AdamW on one worker or, data-parallel, on several.
+"""Inner steps inside one site, on one worker or, data-parallel, on several.
 
 Rank 0 leads (`InnerWorker.run`); the other ranks follow its orders (`InnerWorker.follow`), which travel as integers and
 fp32 vectors over the process group, never as pickled objects.
@@ -6,7 +6,6 @@ fp32 vectors over the process group, never as pickled objects.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,23 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from consortium.train.model import Decoder, next_token_loss
+from consortium.train.optim import InnerOptimizer, learning_rate
 from consortium.train.order import DataOrder, Sequences
 from consortium.train.outer import Layout, Moments, Vector
-from consortium.train.settings import OptimParams, PretrainParams
+from consortium.train.plugin import build
+from consortium.train.settings import PretrainParams
 from consortium.train.within import InnerResult
 
-FINAL_LR_RATIO = 0.1
 _STOP, _RUN, _RESTORE, _GO_ON = range(4)
-
-
-def learning_rate(step: int, total: int, config: OptimParams) -> float:
-    """Return the rate at a step: linear warm-up, then half a cosine down to a tenth at the last step."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    progress = min(1.0, (step - config.warmup_steps) / max(1, total - 1 - config.warmup_steps))
-    floor = config.lr * FINAL_LR_RATIO
-    return floor + (config.lr - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class InnerWorker:
@@ -54,13 +44,15 @@ class InnerWorker:
         self.device = device or torch.device("cpu")
         self._sequences = sequences
         self._order = DataOrder(params.seed, site, len(sequences), shuffle=params.data.shuffle)
-        self._model = Decoder(params.model, vocab_size).to(self.device)
+        self._model = build(params.model, vocab_size).to(self.device)
         self._named = sorted(self._model.named_parameters())
         self.layout = Layout.of({name: tuple(parameter.shape) for name, parameter in self._named})
-        self._optimizer = _adamw(self._named, params.optim)
+        self._optimizer = InnerOptimizer(self._named, params.optim, self._model.hidden())
         self._losses = torch.zeros(1, dtype=torch.float64, device=self.device)
         """The sum over this rank's steps since they were begun, of which there were `_steps`."""
         self._steps = 0
+        if params.model.compile:
+            self._model.compile()
         self._forward: nn.Module = nn.parallel.DistributedDataParallel(self._model) if world > 1 else self._model
 
     # -- orders, given by rank 0 ----------------------------------------------------------------------------------
@@ -80,9 +72,11 @@ class InnerWorker:
         return self._train(None if start is None else self._shared(start), position, step, count)
 
     def restore(self, moments: Moments) -> None:
-        """Set AdamW's state on all ranks. Rank 0 only."""
+        """Set the optimiser's state on all ranks. Rank 0 only."""
+        self._optimizer.restore(moments)
         self._order_all(_RESTORE, moments.steps, 0, 0)
-        self._set_moments(Moments(self._shared(moments.first), self._shared(moments.second), moments.steps))
+        for name in sorted(self._optimizer.sizes):
+            self._shared(moments.vectors[name])
 
     def stop(self) -> None:
         """Let the other ranks return from `follow`. Rank 0 only."""
@@ -96,31 +90,15 @@ class InnerWorker:
             if order == _STOP:
                 return
             if order == _RESTORE:
-                self._set_moments(Moments(self._shared(empty), self._shared(empty), first))
+                sizes = sorted(self._optimizer.sizes.items())
+                vectors = {name: self._shared(np.empty(size, dtype=np.float32)) for name, size in sizes}
+                self._optimizer.restore(Moments(vectors, first))
             else:
                 self._train(None if order == _GO_ON else self._shared(empty), first, second, third)
 
-    # -- AdamW's state --------------------------------------------------------------------------------------------
-
     def moments(self) -> Moments | None:
-        """Return AdamW's state, the same on every rank; None before the first step."""
-        states = [self._optimizer.state.get(parameter) for _, parameter in self._named]
-        if not states[0]:
-            return None
-        flat = [
-            np.concatenate([state[key].detach().cpu().numpy().reshape(-1) for state in states if state])
-            for key in ("exp_avg", "exp_avg_sq")
-        ]
-        return Moments(flat[0], flat[1], int(states[0]["step"]))
-
-    def _set_moments(self, moments: Moments) -> None:
-        first, second = self.layout.split(moments.first), self.layout.split(moments.second)
-        for name, parameter in self._named:
-            self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(moments.steps)),
-                "exp_avg": torch.from_numpy(first[name].copy()).to(self.device),
-                "exp_avg_sq": torch.from_numpy(second[name].copy()).to(self.device),
-            }
+        """Return the optimiser's state, the same on every rank; None before the first step."""
+        return self._optimizer.moments()
 
     # -- the steps ------------------------------------------------------------------------------------------------
 
@@ -150,18 +128,15 @@ class InnerWorker:
 
     def _step(self, rows_BT: Tensor, step: int, rate: float) -> Tensor:
         """Take one step on this rank's rows; return its mean loss."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
         if self.params.model.dropout:
             # Dropout draws from the global generator: seeded by what is trained, so that a repeated round is the same.
             torch.manual_seed(self._order.seed_at(step, self.rank))
         with self._precision():
-            logits_BTV = self._forward(rows_BT[:, :-1])
-        loss = next_token_loss(logits_BTV, rows_BT)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            output = self._forward(rows_BT[:, :-1])
+        minimised, loss = self._model.losses(output, rows_BT)
+        minimised.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         nn.utils.clip_grad_norm_(self._model.parameters(), self.params.optim.grad_clip)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.step(rate)
         return loss.detach().double()
 
     @contextmanager
@@ -194,12 +169,3 @@ class InnerWorker:
         with torch.no_grad():
             for name, array in self.layout.split(vector).items():
                 self._model.get_parameter(name).copy_(torch.from_numpy(array.copy()))
-
-
-def _adamw(named: list[tuple[str, nn.Parameter]], config: OptimParams) -> torch.optim.AdamW:
-    """Return AdamW (https://arxiv.org/abs/1711.05101) that decays matrices only."""
-    groups = [
-        {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, foreach=True)

@@ -1,9 +1,9 @@
 """What a leg keeps in its site's private store, so that any crash costs at most the round it happened in.
 
-    jobs/<job>/outer/<k>/<sha256>.f32          an outer state, momentum or moment of AdamW: fp32 little-endian
+    jobs/<job>/outer/<k>/<sha256>.f32          an outer state, momentum or optimiser's vector: fp32 little-endian
     jobs/<job>/outer/<k>/state.json            names them; written last, so that what it names is there
-    jobs/<job>/rounds/<k>/inner.json           names parameters and AdamW's state in mid-round, while it is trained
-    jobs/<job>/rounds/<k>/<sha256>.f32         this site's contribution and its AdamW state after the round's steps
+    jobs/<job>/rounds/<k>/inner.json           names parameters and the optimiser's state in mid-round
+    jobs/<job>/rounds/<k>/<sha256>.f32         this site's contribution and its optimiser's state after the steps
     jobs/<job>/rounds/<k>/contribution.json    names them; written before the commit
     jobs/<job>/rounds/<k>/certificate.json     the certificate this site took, written before it is applied
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from consortium.domain.codec import from_json, to_json
@@ -106,9 +106,12 @@ class _Pointer:
     tokens: int
     vector: Blob
     momentum: Blob | None = None
+    optimizer: dict[str, Blob] = field(default_factory=dict)
+    """The optimiser's vectors by name, after `adam_steps` steps of it; empty where it took none."""
+    adam_steps: int = 0
     first: Blob | None = None
     second: Blob | None = None
-    adam_steps: int = 0
+    """AdamW's vectors as they were named when there was no other optimiser: read, no longer written."""
     previous_outer: str = ""
     norm: str = ""
     loss: str = ""
@@ -128,15 +131,14 @@ class Keep:
     def save_outer(self, state: OuterState, origin: Origin) -> None:
         """Keep an outer state; its pointer comes last."""
         prefix = f"{self._root}/outer/{state.round}"
-        first, second = self._put_moments(prefix, state.moments)
+        vectors = self._put_moments(prefix, state.moments)
         pointer = _Pointer(
             round=state.round,
             position=state.position,
             tokens=state.tokens,
             vector=self._put(prefix, to_bytes(state.outer)),
             momentum=self._put(prefix, to_bytes(state.momentum)),
-            first=first,
-            second=second,
+            optimizer=vectors,
             adam_steps=state.moments.steps if state.moments else 0,
             origin=origin,
         )
@@ -168,7 +170,7 @@ class Keep:
             momentum=self._vector(pointer.momentum, size),
             position=pointer.position,
             tokens=pointer.tokens,
-            moments=self._moments(pointer, size),
+            moments=self._moments(pointer),
         )
 
     def measured(self, number: int) -> tuple[Origin, Vector]:
@@ -183,14 +185,13 @@ class Keep:
     def save_contribution(self, made: Contribution) -> None:
         """Keep this site's contribution to a round, before it is committed."""
         prefix = f"{self._root}/rounds/{made.round}"
-        first, second = self._put_moments(prefix, made.moments)
+        vectors = self._put_moments(prefix, made.moments)
         pointer = _Pointer(
             round=made.round,
             position=made.position,
             tokens=made.tokens,
             vector=self._put(prefix, made.data),
-            first=first,
-            second=second,
+            optimizer=vectors,
             adam_steps=made.moments.steps if made.moments else 0,
             previous_outer=made.previous_outer,
             norm=made.norm,
@@ -204,7 +205,7 @@ class Keep:
         try:
             pointer = self._pointer(f"{self._root}/rounds/{number}/contribution.json")
             data = self._store.get(pointer.vector.key, digest=pointer.vector.digest)
-            moments = self._moments(pointer, size)
+            moments = self._moments(pointer)
         except NotFoundError:
             return None
         except VerificationError as fault:
@@ -229,14 +230,13 @@ class Keep:
         """Keep the inner steps done so far, in place of what was kept of the round before."""
         prefix = f"{self._root}/rounds/{begun.round}"
         old = self._begun_pointer(begun.round)
-        first, second = self._put_moments(prefix, begun.moments)
+        vectors = self._put_moments(prefix, begun.moments)
         pointer = _Pointer(
             round=begun.round,
             position=begun.position,
             tokens=begun.tokens,
             vector=self._put(prefix, to_bytes(begun.local)),
-            first=first,
-            second=second,
+            optimizer=vectors,
             adam_steps=begun.moments.steps if begun.moments else 0,
             previous_outer=begun.previous_outer,
             loss=begun.loss_sum.hex(),
@@ -260,7 +260,7 @@ class Keep:
                 loss_sum=float.fromhex(pointer.loss),
                 tokens=pointer.tokens,
                 position=pointer.position,
-                moments=self._moments(pointer, size),
+                moments=self._moments(pointer),
             )
         except (NotFoundError, VerificationError, ValueError) as fault:
             sys.stderr.write(f"the inner steps kept for round {number} are damaged and done again: {fault}\n")
@@ -310,18 +310,23 @@ class Keep:
         stored = self._store.put_addressed(prefix, data, ".f32")
         return Blob(stored.key, stored.digest)
 
-    def _put_moments(self, prefix: str, moments: Moments | None) -> tuple[Blob | None, Blob | None]:
-        if moments is None:
-            return None, None
-        return self._put(prefix, to_bytes(moments.first)), self._put(prefix, to_bytes(moments.second))
+    def _put_moments(self, prefix: str, moments: Moments | None) -> dict[str, Blob]:
+        vectors = moments.vectors if moments is not None else {}
+        return {name: self._put(prefix, to_bytes(vectors[name])) for name in sorted(vectors)}
 
     def _vector(self, blob: Blob, size: int) -> Vector:
         return from_bytes(self._store.get(blob.key, digest=blob.digest), size, what=blob.key)
 
-    def _moments(self, pointer: _Pointer, size: int) -> Moments | None:
-        if pointer.first is None or pointer.second is None:
+    def _moments(self, pointer: _Pointer) -> Moments | None:
+        """Return the optimiser's state; whether its vectors have the right lengths is the optimiser's to say."""
+        named = pointer.optimizer or _old_names(pointer)
+        if not named:
             return None
-        return Moments(self._vector(pointer.first, size), self._vector(pointer.second, size), pointer.adam_steps)
+        return Moments({name: self._whole(blob) for name, blob in sorted(named.items())}, pointer.adam_steps)
+
+    def _whole(self, blob: Blob) -> Vector:
+        data = self._store.get(blob.key, digest=blob.digest)
+        return from_bytes(data, len(data) // 4, what=blob.key)
 
     def _put_json(self, key: str, value: Any) -> None:
         self._store.put(key, json.dumps(to_json(value), sort_keys=True).encode())
@@ -339,7 +344,13 @@ class Keep:
             raise VerificationError(fault.what, where=key) from fault
 
 
+def _old_names(pointer: _Pointer) -> dict[str, Blob]:
+    if pointer.first is None or pointer.second is None:
+        return {}
+    return {"exp_avg": pointer.first, "exp_avg_sq": pointer.second}
+
+
 def _blobs(pointer: _Pointer) -> list[str]:
     """The keys of the vectors that a pointer names."""
-    named = (pointer.vector, pointer.momentum, pointer.first, pointer.second)
+    named = (pointer.vector, pointer.momentum, pointer.first, pointer.second, *pointer.optimizer.values())
     return [blob.key for blob in named if blob is not None]

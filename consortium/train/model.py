@@ -1,26 +1,44 @@
-"""A small modern decoder: RoPE (https://arxiv.org/abs/2104.09864), RMSNorm (https://arxiv.org/abs/1910.07467), SwiGLU
-(https://arxiv.org/abs/2002.05202), attention by torch's scaled_dot_product_attention, embeddings tied or not.
+"""A modern decoder: RoPE (https://arxiv.org/abs/2104.09864), RMSNorm (https://arxiv.org/abs/1910.07467), SwiGLU
+(https://arxiv.org/abs/2002.05202), grouped-query attention (https://arxiv.org/abs/2305.13245) by torch's
+scaled_dot_product_attention (FlashAttention where the processor has it), embeddings tied or not.
 
-Shapes: B batch, T tokens, D model width, H heads, K width of a head, V vocabulary.
+It computes what a Llama model of Hugging Face's transformers computes; `consortium.train.export` maps the names.
+Shapes: B batch, T tokens, D model width, H heads, G heads of keys and values, K width of a head, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from consortium.train.plugin import LanguageModel, token_losses
 from consortium.train.settings import ModelParams
 
-ROPE_BASE = 10_000.0
+NORM_EPS = 1e-5
 INIT_STD = 0.02
 """GPT-2's (Radford et al. 2019), with residual projections scaled by 1/sqrt(2 * layers)."""
 
 
+def init_stds(config: ModelParams) -> tuple[float, float]:
+    """Return the standard deviations of a fresh model's matrices and of those that write to the residual stream.
+
+    `gpt2`: 0.02, and 0.02 / sqrt(2 * layers). `small`: sqrt(2 / (5 * dim)) (https://arxiv.org/abs/1910.05895) and
+    2 / (layers * sqrt(dim)), as GPT-NeoX-20B has them (https://arxiv.org/abs/2204.06745, section 2.1).
+    """
+    if config.init == "small":
+        return math.sqrt(2 / (5 * config.dim)), 2 / (config.layers * math.sqrt(config.dim))
+    return INIT_STD, INIT_STD / (2 * config.layers) ** 0.5
+
+
 def rope_tables(config: ModelParams) -> tuple[Tensor, Tensor]:
     """Return cosines and sines of shape (T, K/2) for all positions of a context."""
-    half = config.dim // config.heads // 2
-    frequencies = ROPE_BASE ** (-torch.arange(half, dtype=torch.float32) / half)
+    half = config.head_dim // 2
+    frequencies = config.rope_base ** (-torch.arange(half, dtype=torch.float32) / half)
     angles_TK = torch.outer(torch.arange(config.context, dtype=torch.float32), frequencies)
     return angles_TK.cos(), angles_TK.sin()
 
@@ -31,27 +49,55 @@ def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
     return torch.cat((first * cos_TK - second * sin_TK, first * sin_TK + second * cos_TK), dim=-1)
 
 
+class Past:
+    """Keys and values of one block for the tokens read so far, for generating text: one more token at a time."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read so far."""
+        return 0 if self._kept is None else self._kept[0].shape[2]
+
+    def extend(self, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Add those of the next tokens and return all."""
+        if self._kept is not None:
+            k_BGTK = torch.cat((self._kept[0], k_BGTK), dim=2)
+            v_BGTK = torch.cat((self._kept[1], v_BGTK), dim=2)
+        self._kept = k_BGTK, v_BGTK
+        return self._kept
+
+
 class Block(nn.Module):
     """Attention and a gated feed-forward layer, each behind a norm and added to the stream."""
 
     def __init__(self, config: ModelParams) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads, self.groups = config.heads, config.groups
         self.dropout = config.dropout
-        self.attention_norm = nn.RMSNorm(config.dim, eps=1e-5)
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.attention_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
+        self.qkv = nn.Linear(config.dim, sum(qkv_rows(config)), bias=False)
         self.attention_out = nn.Linear(config.dim, config.dim, bias=False)
-        self.feed_norm = nn.RMSNorm(config.dim, eps=1e-5)
+        self.feed_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
         self.gate_up = nn.Linear(config.dim, 2 * config.hidden, bias=False)
         self.down = nn.Linear(config.hidden, config.dim, bias=False)
 
-    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-        """Return the stream after this block."""
+    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, past: Past | None = None) -> Tensor:
+        """Return the stream after this block. With `past`, `x_BTD` is one token, or the first ones."""
         batch, tokens, width = x_BTD.shape
-        heads_BTD = self.qkv(self.attention_norm(x_BTD)).view(batch, tokens, 3, self.heads, width // self.heads)
-        q_BHTK, k_BHTK, v_BHTK = heads_BTD.permute(2, 0, 3, 1, 4).unbind(0)
+        heads_BTNK = self.qkv(self.attention_norm(x_BTD)).view(batch, tokens, -1, width // self.heads)
+        sizes = (self.heads, self.groups, self.groups)
+        q_BHTK, k_BGTK, v_BGTK = (part.transpose(1, 2) for part in heads_BTNK.split(sizes, dim=2))
+        q_BHTK, k_BGTK = rotate(q_BHTK, cos_TK, sin_TK), rotate(k_BGTK, cos_TK, sin_TK)
+        if past is not None:
+            k_BGTK, v_BGTK = past.extend(k_BGTK, v_BGTK)
         mixed_BHTK = F.scaled_dot_product_attention(
-            rotate(q_BHTK, cos_TK, sin_TK), rotate(k_BHTK, cos_TK, sin_TK), v_BHTK, is_causal=True
+            q_BHTK,
+            k_BGTK,
+            v_BGTK,
+            is_causal=k_BGTK.shape[2] == tokens,
+            enable_gqa=self.groups != self.heads,
         )
         attended_BTD = self.attention_out(mixed_BHTK.transpose(1, 2).reshape(batch, tokens, width))
         x_BTD = x_BTD + F.dropout(attended_BTD, self.dropout, self.training)
@@ -60,18 +106,22 @@ class Block(nn.Module):
         return result
 
 
-class Decoder(nn.Module):
+def qkv_rows(config: ModelParams) -> tuple[int, int, int]:
+    """Return the rows of queries, keys and values in a block's `qkv`, one below the other."""
+    return config.dim, config.groups * config.head_dim, config.groups * config.head_dim
+
+
+class Decoder(LanguageModel):
     """The language model: tokens in, logits out."""
 
     cos_TK: Tensor
     sin_TK: Tensor
 
     def __init__(self, config: ModelParams, vocab_size: int) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, vocab_size)
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.final_norm = nn.RMSNorm(config.dim, eps=1e-5)
+        self.final_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
         self.head = None if config.tie_embeddings else nn.Linear(config.dim, vocab_size, bias=False)
         cos_TK, sin_TK = rope_tables(config)
         self.register_buffer("cos_TK", cos_TK, persistent=False)
@@ -80,24 +130,45 @@ class Decoder(nn.Module):
     def initialise(self, seed: int) -> None:
         """Draw all parameters anew. One site does this and publishes the result; the bits depend on the machine."""
         generator = torch.Generator().manual_seed(seed)
-        residual_std = INIT_STD / (2 * self.config.layers) ** 0.5
+        matrix_std, residual_std = init_stds(self.config)
         for name, parameter in sorted(self.named_parameters()):
             if parameter.dim() < 2:
                 nn.init.ones_(parameter)
             else:
-                std = residual_std if name.endswith(("attention_out.weight", "down.weight")) else INIT_STD
+                std = residual_std if name.endswith(("attention_out.weight", "down.weight")) else matrix_std
                 nn.init.normal_(parameter, std=std, generator=generator)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Return logits of shape (B, T, V) for tokens of shape (B, T), T at most the context."""
-        length = tokens_BT.shape[1]
+    def forward(self, tokens_BT: Tensor, pasts: Sequence[Past] = ()) -> Tensor:
+        """Return logits of shape (B, T, V) for tokens of shape (B, T), T at most the context.
+
+        With `pasts`, one per block, the tokens go on from those read with them before.
+        """
+        start = pasts[0].tokens if pasts else 0
+        end = start + tokens_BT.shape[1]
+        cos_TK, sin_TK = self.cos_TK[start:end], self.sin_TK[start:end]
         x_BTD = self.embedding(tokens_BT)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, self.cos_TK[:length], self.sin_TK[:length])
+        for at, block in enumerate(self.blocks):
+            if self.config.recompute and self.training:
+                x_BTD = checkpoint(block, x_BTD, cos_TK, sin_TK, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, cos_TK, sin_TK, pasts[at] if pasts else None)
         output_VD = self.embedding.weight if self.head is None else self.head.weight
         return F.linear(self.final_norm(x_BTD), output_VD)
 
+    def hidden(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the blocks' matrices; queries, keys and values, gate and up are matrices of their own."""
+        rows = {
+            "qkv": qkv_rows(self.config),
+            "attention_out": (self.config.dim,),
+            "gate_up": (self.config.hidden, self.config.hidden),
+            "down": (self.config.dim,),
+        }
+        return {f"blocks.{at}.{name}.weight": rows[name] for at in range(self.config.layers) for name in rows}
 
-def next_token_loss(logits_BTV: Tensor, rows_BT: Tensor) -> Tensor:
-    """Return the mean cross-entropy in nats of predicting `rows_BT[:, 1:]`; rows have T + 1 tokens."""
-    return F.cross_entropy(logits_BTV.float().flatten(0, 1), rows_BT[:, 1:].flatten())
+
+def next_token_loss(logits_BTV: Tensor, rows_BT: Tensor, z_loss: float = 0.0) -> Tensor:
+    """Return the mean cross-entropy in nats of predicting `rows_BT[:, 1:]`; rows have T + 1 tokens.
+
+    With `z_loss` above 0, what `token_losses` minimises.
+    """
+    return token_losses(logits_BTV, rows_BT, z_loss)[0]

@@ -60,10 +60,13 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """AdamW's state inside a site: both moments in the parameters' layout, and its step count."""
+    """The inner optimiser's state: its vectors by name, and its step count (`consortium.train.optim`).
 
-    first: Vector
-    second: Vector
+    Each vector holds one kind of state of all parameters that have it, in the layout's order: AdamW's `exp_avg` and
+    `exp_avg_sq`, Muon's `momentum_buffer`.
+    """
+
+    vectors: Mapping[str, Vector]
     steps: int
 
 

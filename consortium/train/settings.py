@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from consortium.domain import ids
 from consortium.domain.codec import from_json
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
@@ -29,17 +30,45 @@ class ModelParams:
     mlp_ratio: int = 4
     dropout: float = 0.0
     tie_embeddings: bool = True
+    kv_heads: int = 0
+    """Heads of keys and values, shared by groups of query heads (GQA, https://arxiv.org/abs/2305.13245); 0: `heads`."""
+    mlp_dim: int = 0
+    """Width of the gated feed-forward layer; 0: from `mlp_ratio`."""
+    rope_base: float = 10_000.0
+    init: Literal["gpt2", "small"] = "gpt2"
+    z_loss: float = 0.0
+    recompute: bool = False
+    """Keep only the stream between blocks and compute the rest anew in the backward pass: slower, far less memory."""
+    compile: bool = False
+    plugin: str = ""
+    """Name of a model that the site installed (`consortium.train.plugin`); empty: the decoder of this package."""
 
     def __post_init__(self) -> None:
         if min(self.dim, self.layers, self.heads, self.mlp_ratio) < 1 or self.context < 2:
             raise ValueError("dim, layers, heads and mlp_ratio must be at least 1, context at least 2")
         if self.dim % self.heads or self.dim // self.heads % 2:
             raise ValueError(f"dim ({self.dim}) must be a multiple of twice the heads ({self.heads})")
+        if self.kv_heads < 0 or self.heads % self.groups:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.mlp_dim < 0 or not self.rope_base > 1 or not self.z_loss >= 0:
+            raise ValueError("mlp_dim and z_loss must be at least 0, rope_base above 1")
+        if self.plugin and not ids.is_name(self.plugin):
+            raise ValueError(f"plugin {self.plugin!r}: the name of an installed model, not a path to code")
 
     @property
     def hidden(self) -> int:
         """Width of the gated feed-forward layer: two thirds of `mlp_ratio * dim`, as it has three matrices, not two."""
-        return -(-2 * self.mlp_ratio * self.dim // 3 // 8) * 8
+        return self.mlp_dim or -(-2 * self.mlp_ratio * self.dim // 3 // 8) * 8
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.dim // self.heads
+
+    @property
+    def groups(self) -> int:
+        """Heads of keys and values."""
+        return self.kv_heads or self.heads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,20 +88,29 @@ class DataParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimParams:
-    """AdamW inside a site, with linear warm-up and a cosine over all rounds."""
+    """The optimiser inside a site and its rate over all rounds; what they do is said in `consortium.train.optim`."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
     warmup_steps: int = 0
     grad_clip: float = 1.0
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay_share: float = 0.2
+    """Share of all steps over which a `wsd` rate comes down."""
+    final_lr_share: float = 0.1
+    """Rate at the last step over `lr`."""
+    momentum: float = 0.95
+    """Muon's."""
 
     def __post_init__(self) -> None:
         if not self.lr > 0 or not self.grad_clip > 0:
             raise ValueError("lr and grad_clip must be above 0")
+        if not (0 <= self.decay_share <= 1 and 0 <= self.final_lr_share <= 1 and 0 <= self.momentum < 1):
+            raise ValueError("decay_share and final_lr_share must be 0 to 1, momentum 0 to below 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +133,35 @@ class OuterParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StartParams:
+    """The model that training goes on from: of an earlier job, or of a file; both empty: freshly drawn."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    job: str = ""
+    """A pretrain job of which the first site keeps outer states."""
+    round: int = -1
+    """Which of them; -1 is the newest."""
+    weights: str = ""
+    """Key of a safetensors file in the first site's private store."""
+    digest: str = ""
+    """`sha256:...` of that file."""
+
+    def __post_init__(self) -> None:
+        if self.job and self.weights:
+            raise ValueError("start.job and start.weights exclude each other")
+        if self.round < -1:
+            raise ValueError("start.round must be an outer state's number, or -1 for the newest")
+        if bool(self.weights) != bool(self.digest):
+            raise ValueError("start.weights and start.digest (sha256:...) belong together")
+
+    @property
+    def given(self) -> bool:
+        """Whether training goes on from something."""
+        return bool(self.job or self.weights)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainParams:
     """`params` of a pretrain job."""
 
@@ -104,6 +171,7 @@ class PretrainParams:
     data: DataParams
     optim: OptimParams
     outer: OuterParams
+    start: StartParams = StartParams()
     seed: int = 0
 
     @classmethod

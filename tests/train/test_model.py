@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import socket
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,10 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from consortium.errors import UsageError
-from consortium.train.inner import InnerWorker, learning_rate
-from consortium.train.model import Decoder, next_token_loss, rope_tables, rotate
+from consortium.errors import UsageError, VerificationError
+from consortium.train.inner import InnerWorker
+from consortium.train.model import Decoder, Past, next_token_loss, rope_tables, rotate
+from consortium.train.optim import learning_rate
 from consortium.train.order import Sequences
+from consortium.train.plugin import token_losses
 from consortium.train.settings import EvaluateParams, ModelParams, OptimParams, PretrainParams
 from tests.train.conftest import PARAMS, VOCAB, documents
 
@@ -68,6 +72,88 @@ def test_no_token_sees_the_future():
     assert (a[:, 9:] - b[:, 9:]).abs().max() > 1e-3
 
 
+def test_shared_keys_and_values_are_those_of_a_model_that_repeats_them():
+    shared = Decoder(replace(MODEL, heads=4, kv_heads=2), VOCAB).eval()
+    whole = Decoder(replace(MODEL, heads=4), VOCAB).eval()
+    shared.initialise(3)
+    state = shared.state_dict()
+    for name in [name for name in state if name.endswith("qkv.weight")]:
+        queries, keys, values = state[name].split([32, 16, 16])
+        repeated = [part.view(2, 8, 32).repeat_interleave(2, dim=0).reshape(32, 32) for part in (keys, values)]
+        state[name] = torch.cat([queries, *repeated])
+    whole.load_state_dict(state)
+    tokens = torch.randint(0, VOCAB, (2, 16), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        torch.testing.assert_close(shared(tokens), whole(tokens), rtol=1e-5, atol=1e-6)
+
+
+def test_reading_token_by_token_gives_the_logits_of_reading_all():
+    model = Decoder(replace(MODEL, heads=4, kv_heads=2), VOCAB).eval()
+    model.initialise(4)
+    tokens = torch.randint(0, VOCAB, (1, 12), generator=torch.Generator().manual_seed(4))
+    pasts = [Past() for _ in range(MODEL.layers)]
+    with torch.no_grad():
+        parts = [model(tokens[:, :5], pasts), *(model(tokens[:, at : at + 1], pasts) for at in range(5, 12))]
+        torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_the_rotary_base_changes_what_far_positions_see():
+    near, far = rope_tables(MODEL), rope_tables(replace(MODEL, rope_base=500_000.0))
+    torch.testing.assert_close(near[0][:, 0], far[0][:, 0])
+    assert float((near[0] - far[0]).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("init", ["gpt2", "small"])
+def test_fresh_matrices_have_the_spread_of_their_literature(init):
+    config = ModelParams(dim=128, layers=4, heads=4, context=16, init=init)
+    model = Decoder(config, 512)
+    model.initialise(5)
+    matrix, residual = {"gpt2": (0.02, 0.02 / 8**0.5), "small": ((2 / 640) ** 0.5, 2 / (4 * 128**0.5))}[init]
+    assert float(model.embedding.weight.detach().std()) == pytest.approx(matrix, rel=0.02)
+    assert float(model.blocks[1].down.weight.detach().std()) == pytest.approx(residual, rel=0.02)
+    assert torch.equal(model.final_norm.weight.detach(), torch.ones(128))
+
+
+def test_the_z_loss_adds_the_squared_normaliser_and_reports_nats():
+    logits = torch.randn(2, 4, VOCAB, generator=torch.Generator().manual_seed(6), requires_grad=True)
+    rows = torch.randint(0, VOCAB, (2, 5), generator=torch.Generator().manual_seed(7))
+    plain, nats = token_losses(logits, rows)
+    minimised, same = token_losses(logits, rows, 0.1)
+    z = logits.detach().exp().sum(-1).log().square().mean()
+    assert float(nats) == pytest.approx(float(same), rel=1e-5)
+    assert float(minimised.detach()) == pytest.approx(float(plain.detach() + 0.1 * z), rel=1e-5)
+    # Its gradient adds 2 * z_loss * log(Z) times the softmax.
+    drift = torch.autograd.grad(minimised - plain, logits)[0]
+    log_z = logits.detach().logsumexp(-1, keepdim=True)
+    torch.testing.assert_close(drift, 0.2 * log_z * logits.detach().softmax(-1) / 8, rtol=1e-3, atol=1e-6)
+
+
+def test_recomputing_blocks_changes_no_bit():
+    start = worker().initial()
+    model = PARAMS["model"] | {"dropout": 0.2}
+    runs = [
+        worker(model=model | {"recompute": recompute}).run(start, position=0, step=0, count=3)
+        for recompute in (False, True)
+    ]
+    np.testing.assert_array_equal(runs[0].local, runs[1].local)
+
+
+@pytest.mark.long
+def test_a_compiled_model_trains_like_an_eager_one(monkeypatch):
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
+    counters.clear()
+    model = PARAMS["model"] | {"layers": 1}
+    start = worker(model=model).initial()
+    eager, compiled = (
+        worker(model=model | {"compile": c}).run(start, position=0, step=0, count=3) for c in (False, True)
+    )
+    assert counters["stats"]["unique_graphs"] == 1
+    np.testing.assert_allclose(eager.local, compiled.local, atol=2e-4)
+    assert eager.loss == pytest.approx(compiled.loss, rel=1e-4)
+
+
 def test_rotary_products_depend_on_distance_alone():
     cos, sin = rope_tables(MODEL)
     generator = torch.Generator().manual_seed(2)
@@ -87,8 +173,9 @@ def test_losses_fall_and_rows_are_read_in_order():
     assert (first.position, second.position, second.tokens) == (24, 48, 6 * 4 * 16)
 
 
-def test_a_resumed_worker_goes_on_bit_for_bit():
-    one, other = worker(), worker()
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_resumed_worker_goes_on_bit_for_bit(name):
+    one, other = (worker(optim=PARAMS["optim"] | {"name": name}) for _ in range(2))
     first = one.run(one.initial(), position=0, step=0, count=4)
     other.restore(one.moments())
     straight = one.run(first.local, position=first.position, step=4, count=4)
@@ -117,7 +204,7 @@ def test_dropout_is_repeatable_from_the_step_number():
 
 
 RANK = """
-    import sys, numpy as np, torch, torch.distributed as dist
+    import json, sys, numpy as np, torch, torch.distributed as dist
     torch.set_num_threads(1)
     sys.path.insert(0, {root!r})
     from tests.train.test_model import text
@@ -126,7 +213,8 @@ RANK = """
     from consortium.train.settings import PretrainParams
     rank = int(sys.argv[1])
     dist.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    params = PretrainParams.of(PARAMS | {{"data": {{"batch_size": 2, "shuffle": True}}}})
+    more = json.loads(sys.argv[4])
+    params = PretrainParams.of(PARAMS | {{"data": {{"batch_size": 2, "shuffle": True}}}} | more)
     worker = InnerWorker(params, VOCAB, text(), "fr-1", rank=rank, world=2)
     if rank:
         worker.follow()
@@ -141,8 +229,9 @@ RANK = """
 
 
 @pytest.mark.integration
-def test_two_gloo_processes_train_like_one(tmp_path):
-    one = worker()
+@pytest.mark.parametrize("changes", [{}, {"optim": {"name": "muon", "lr": 0.003}}])
+def test_two_gloo_processes_train_like_one(tmp_path, changes):
+    one = worker(**changes)
     start = one.initial()
     np.save(tmp_path / "start.npy", start)
     first = one.run(start, position=0, step=0, count=4)
@@ -152,7 +241,10 @@ def test_two_gloo_processes_train_like_one(tmp_path):
         port = free.getsockname()[1]
     code = textwrap.dedent(RANK.format(root=str(ROOT), port=port))
     ranks = [
-        subprocess.Popen([sys.executable, "-c", code, str(r), tmp_path / "start.npy", tmp_path / "end.npz"], cwd=ROOT)
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(r), tmp_path / "start.npy", tmp_path / "end.npz", json.dumps(changes)],
+            cwd=ROOT,
+        )
         for r in (0, 1)
     ]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
@@ -172,9 +264,54 @@ def test_the_rate_warms_up_and_comes_down_to_a_tenth():
     assert learning_rate(0, 1, OptimParams(lr=1.0)) == 1.0
 
 
+def test_a_wsd_rate_is_stable_until_the_last_fifth_and_ends_at_its_floor():
+    config = OptimParams(lr=1.0, warmup_steps=4, schedule="wsd", final_lr_share=0.0)
+    rates = [learning_rate(step, 50, config) for step in range(50)]
+    assert rates[3:40] == [1.0] * 37
+    assert rates[40] == pytest.approx(1 - 0.1**0.5)
+    assert all(later < earlier for earlier, later in pairwise(rates[39:]))
+    assert rates[-1] == pytest.approx(0.0)
+    assert learning_rate(9, 10, replace(config, decay_share=0.0, warmup_steps=0)) == 1.0
+
+
+def test_muons_steps_have_singular_values_near_one_times_rate_and_scale():
+    inner = worker(optim={"name": "muon", "lr": 0.01, "weight_decay": 0.0})
+    start = inner.initial()
+    end = inner.run(start, position=0, step=0, count=1).local
+    moved = inner.layout.split(start - end)
+    rows = {"attention_out.weight": [32], "qkv.weight": [32, 32, 32], "gate_up.weight": [48, 48]}
+    for name, sizes in rows.items():
+        at = 0
+        for size in sizes:
+            part = moved[f"blocks.1.{name}"][at : at + size]
+            singular = np.linalg.svd(part, compute_uv=False) / (0.01 * 0.2 * max(part.shape) ** 0.5)
+            assert singular.max() < 1.3, name
+            assert np.median(singular) > 0.5, name
+            at += size
+    np.testing.assert_allclose(np.abs(moved["final_norm.weight"]), 0.01, rtol=1e-3)  # AdamW's first step
+
+
+def test_muon_learns_and_keeps_half_the_state_for_its_matrices():
+    inner = worker(optim={"name": "muon", "lr": 0.01})
+    first = inner.run(inner.initial(), position=0, step=0, count=6)
+    assert inner.run(None, position=first.position, step=6, count=6).loss < first.loss
+    sizes = {name: vector.size for name, vector in inner.moments().vectors.items()}
+    plain = 64 * 32 + 5 * 32
+    assert sizes == {"exp_avg": plain, "exp_avg_sq": plain, "momentum_buffer": inner.layout.size - plain}
+
+
+def test_another_optimisers_state_is_refused():
+    one, other = worker(), worker(optim={"name": "muon", "lr": 0.01})
+    one.run(one.initial(), position=0, step=0, count=1)
+    with pytest.raises(VerificationError, match="does not fit"):
+        other.restore(one.moments())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"model": PARAMS["model"] | {"kv_heads": 3}}, "multiple of kv_heads"),
+        ({"model": PARAMS["model"] | {"plugin": "os:system"}}, "not a path to code"),
         ({"model": PARAMS["model"] | {"heads": 3}}, "multiple of twice the heads"),
         ({"outer": PARAMS["outer"] | {"rounds": 0}}, "at least 1"),
         ({"surprise": 1}, "surprise"),

@@ -1,0 +1,165 @@
+"""The optimiser inside a site: AdamW, or Muon with AdamW beside it; its rate; its state, kept and set again.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; `torch.optim.Muon`) orthogonalises the momentum of
+hidden matrices by five Newton-Schulz steps. Updates are scaled by 0.2 * sqrt(max(rows, columns)), which gives them the
+size of AdamW's (https://arxiv.org/abs/2502.16982, section 2.2), so that both take the same rate and weight decay.
+Embeddings, output head and vectors are AdamW's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from consortium.errors import UsageError, VerificationError
+from consortium.train.outer import Moments, Vector
+from consortium.train.settings import OptimParams
+
+_ADAMW = ("exp_avg", "exp_avg_sq")
+_MUON = "momentum_buffer"
+
+
+def learning_rate(step: int, total: int, config: OptimParams) -> float:
+    """Return the rate at a step of `total`: a linear warm-up, then what `config.schedule` says.
+
+    `cosine`: half a cosine down to `final_lr_share` of the rate at the last step (https://arxiv.org/abs/1608.03983).
+    `wsd`: the full rate until the last `decay_share` of all steps (warm-up, stable, decay,
+    https://arxiv.org/abs/2404.06395), then down as 1 - sqrt(progress) (https://arxiv.org/abs/2405.18392, section 3.3).
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    floor = config.lr * config.final_lr_share
+    if config.schedule == "cosine":
+        progress = min(1.0, (step - config.warmup_steps) / max(1, total - 1 - config.warmup_steps))
+        return floor + (config.lr - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    decay = round(config.decay_share * total)
+    progress = min(1.0, max(0, step + 1 - (total - decay)) / max(1, decay))
+    return floor + (config.lr - floor) * (1 - math.sqrt(progress))
+
+
+class InnerOptimizer:
+    """Optimises parameters in place. `hidden` names the matrices that are Muon's, as `LanguageModel.hidden` does."""
+
+    def __init__(
+        self, named: Sequence[tuple[str, nn.Parameter]], config: OptimParams, hidden: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        muons = hidden if config.name == "muon" else {}
+        if absent := sorted(set(muons) - {name for name, _ in named}):
+            raise UsageError(f"the model has no parameters {absent} that its hidden() names", where="model.plugin")
+        self._steps = 0
+        self._plain = [(name, parameter) for name, parameter in named if name not in muons]
+        self._split = [(parameter, _parts(name, parameter, muons[name])) for name, parameter in named if name in muons]
+        self._adamw = _adamw(self._plain, config) if self._plain else None
+        self._muon = self._of_parts(config) if self._split else None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Elements of each vector of the state, by name."""
+        plain = sum(parameter.numel() for _, parameter in self._plain)
+        split = sum(parameter.numel() for parameter, _ in self._split)
+        return (dict.fromkeys(_ADAMW, plain) if self._adamw else {}) | ({_MUON: split} if self._muon else {})
+
+    def step(self, rate: float) -> None:
+        """Take one step at this rate from the gradients of the parameters, and drop them."""
+        for parameter, parts in self._split:
+            if parameter.grad is not None:
+                rows = [len(part) for part in parts]
+                for part, gradient in zip(parts, torch.split(parameter.grad, rows), strict=True):
+                    part.grad = gradient
+        for optimizer in (self._adamw, self._muon):
+            if optimizer is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        for parameter, _ in self._split:
+            parameter.grad = None
+        self._steps += 1
+
+    # -- its state ------------------------------------------------------------------------------------------------
+
+    def moments(self) -> Moments | None:
+        """Return the state, the same on every rank; None before the first step.
+
+        Raises UsageError where a parameter had no gradient in any step: its state would not be whole.
+        """
+        if not self._steps:
+            return None
+        vectors: dict[str, Vector] = {}
+        if self._adamw is not None:
+            plain = [parameter for _, parameter in self._plain]
+            vectors |= {key: self._flat(self._adamw, plain, key) for key in _ADAMW}
+        if self._muon is not None:
+            vectors[_MUON] = self._flat(self._muon, [part for _, parts in self._split for part in parts], _MUON)
+        return Moments(vectors, self._steps)
+
+    def restore(self, moments: Moments) -> None:
+        """Set the state. Raises VerificationError where it is not this optimiser's or the model had other shapes."""
+        found = {name: vector.size for name, vector in moments.vectors.items()}
+        if found != self.sizes:
+            raise VerificationError(
+                f"the kept state of the optimiser does not fit: it holds {found}, this job's has {self.sizes}",
+                fix="go on with the model and optimiser that the state was kept with",
+            )
+        self._steps = moments.steps
+        if self._adamw is not None:
+            plain = [parameter for _, parameter in self._plain]
+            self._set(self._adamw, plain, {key: moments.vectors[key] for key in _ADAMW}, moments.steps)
+        if self._muon is not None:
+            parts = [part for _, parts in self._split for part in parts]
+            self._set(self._muon, parts, {_MUON: moments.vectors[_MUON]}, None)
+
+    def _flat(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], key: str) -> Vector:
+        if any(key not in optimizer.state.get(parameter, {}) for parameter in parameters):
+            raise UsageError(
+                "a parameter of the model had no gradient",
+                where="model.plugin",
+                fix="every parameter must take part in what losses() minimises",
+            )
+        return np.concatenate([optimizer.state[one][key].detach().cpu().numpy().reshape(-1) for one in parameters])
+
+    def _set(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[Tensor],
+        vectors: Mapping[str, Vector],
+        steps: int | None,
+    ) -> None:
+        start = 0
+        for one in parameters:
+            end = start + one.numel()
+            state = {
+                key: torch.from_numpy(vector[start:end].copy()).reshape(one.shape).to(one.device)
+                for key, vector in vectors.items()
+            }
+            optimizer.state[one] = state if steps is None else {"step": torch.tensor(float(steps)), **state}
+            start = end
+
+    def _of_parts(self, config: OptimParams) -> torch.optim.Muon:
+        return torch.optim.Muon(
+            [part for _, parts in self._split for part in parts],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
+
+
+def _parts(name: str, parameter: nn.Parameter, rows: tuple[int, ...]) -> tuple[nn.Parameter, ...]:
+    """Return the matrices in a parameter as parameters of their own that share its memory."""
+    if parameter.dim() != 2 or sum(rows) != len(parameter):
+        raise UsageError(f"hidden() splits {name} of shape {tuple(parameter.shape)} into {rows} rows")
+    return tuple(nn.Parameter(part) for part in torch.split(parameter.detach(), list(rows)))
+
+
+def _adamw(named: Sequence[tuple[str, nn.Parameter]], config: OptimParams) -> torch.optim.AdamW:
+    """Return AdamW (https://arxiv.org/abs/1711.05101) that decays matrices only."""
+    groups = [
+        {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, foreach=True)
