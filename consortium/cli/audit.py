@@ -1,4 +1,4 @@
-"""The auditor's commands: reports, their verification, the log."""
+"""The auditor's commands: reports, their verification, the log, and training runs recomputed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from consortium.cli.context import As, Caller, Json
+from consortium.cli.context import As, Caller, Json, check_job_id
 from consortium.cli.show import put_json, say, table, when
-from consortium.errors import ConsortiumError, UsageError
+from consortium.errors import ConsortiumError, UsageError, VerificationError
 
-audit_app = typer.Typer(help="Verify reports and read the log.", no_args_is_help=True)
+_REPLAY_HELP = "Recompute a training run from what sites on this machine kept; exit 7 where anything differs."
+audit_app = typer.Typer(help="Verify reports, read the log, recompute training runs.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -20,6 +21,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("report", help="Write a partner's contribution report (its auditor or admin).")(report)
     app.add_typer(audit_app, name="audit")
     audit_app.command("verify", help="Check a report offline: every signature, proof and total.")(verify)
+    audit_app.command("replay", help=_REPLAY_HELP)(replay)
     audit_app.command("log", help="Show the ledger's checkpoint and its latest records.")(log)
 
 
@@ -77,6 +79,38 @@ def verify(
     print("what this does not show:")
     for limit in found.limits:
         print(f"  {limit}")
+
+
+def replay(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A pretrain job's id.")],
+    site: Annotated[str, typer.Option(help="Only what this site kept, such as fr-1.")] = "",
+    trust: Annotated[
+        Path | None, typer.Option(help="Public keys you pinned; default: those of the federation here.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Replay a job from private stores; needs no server."""
+    from consortium.domain.codec import to_json
+    from consortium.keys.trust import Trust
+    from consortium.local.replay_home import replay_at_home
+
+    found = replay_at_home(check_job_id(job), site, trust=Trust.load(trust) if trust else None)
+    if as_json:
+        put_json({name: to_json(list(rounds)) for name, rounds in found.items()})
+    else:
+        rows = [
+            (name, one.round, one.result, ", ".join(one.who), "; ".join(one.what) or one.outer_digest)
+            for name, rounds in found.items()
+            for one in rounds
+        ]
+        table(["kept at", "round", "result", "who", "what"], rows, empty="no round is kept")
+    differs = [(name, one.round) for name, rounds in found.items() for one in rounds if one.result == "differs"]
+    if differs:
+        raise VerificationError(
+            f"{len(differs)} rounds differ, the first as kept at {differs[0][0]}: round {differs[0][1]}",
+            where=job,
+            fix="compare with another site's replay, then open a dispute with what differs",
+        )
 
 
 def log(

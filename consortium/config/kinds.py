@@ -13,6 +13,7 @@ from consortium.config.build import Locate, build, unknown
 from consortium.domain import ids
 from consortium.domain.cleaning import CleanConfig
 from consortium.domain.job import JobKind, Priority, check_throughput
+from consortium.domain.screening import ScreenRule
 from consortium.domain.units import moment_ms
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
@@ -144,10 +145,13 @@ class OuterConfig:
     momentum: float
     quorum: int
     """Commits that close a round once its grace is over; 0: every site."""
+    screen: ScreenRule = field(default_factory=ScreenRule)
+    keep_received: int = 0
+    """Rounds whose contributions from peers each site keeps for an audit; -1: all."""
 
     def __post_init__(self) -> None:
         _within(self, rounds=(1, 100_000), inner_steps=(1, 1_000_000), lr=(1e-6, 10), momentum=(0, 0.9999))
-        _within(self, quorum=(0, 1_000))
+        _within(self, quorum=(0, 1_000), keep_received=(-1, 100_000))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

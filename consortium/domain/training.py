@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +50,40 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ruling:
+    """An admin's word on a site's part in a job, signed: from round `round` on it is left out, or let in again."""
+
+    job: str
+    round: int
+    site: str
+    action: Literal["reject", "readmit"]
+    reason: str
+    by: str
+    """Who ruled, such as `fr/anna`."""
+    signature: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What certificates hand on from round to round, as it stood before the round; floats as hex."""
+
+    clip: str
+    """Contributions above this many times the median of `norms` are scaled down to it; zero: never."""
+    window: int
+    """How many norms are kept."""
+    quarantine: int
+    """Sites refused this many rounds in a row are left out; 0: never."""
+    norms: tuple[str, ...] = ()
+    """Norms of contributions as they were applied, oldest first."""
+    refused: tuple[tuple[str, int], ...] = ()
+    """Sites refused for what they sent, and how many rounds in a row, in site order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """What every leg applies in a round. Follows from the verdicts by a rule anyone can recompute."""
+
+    __left_out__ = frozenset({"standing"})
 
     job: str
     round: int
@@ -58,6 +91,8 @@ class Certificate:
     """Digest of the outer state before the round."""
     contributions: tuple[Contribution, ...]
     verdicts_digest: str
+    standing: Standing | None = None
+    """None where the job neither clips nor quarantines."""
     signature: str = ""
 
 
@@ -80,6 +115,8 @@ class RoundPhase(StrEnum):
 class Round:
     """A round as the server keeps it and legs read it."""
 
+    __left_out__ = frozenset({"rulings"})
+
     job: str
     number: int
     phase: RoundPhase
@@ -91,3 +128,5 @@ class Round:
     outer_digests: dict[str, str] | None = None
     """Site to digest of the new outer state."""
     deadline_ms: int = 0
+    rulings: tuple[Ruling, ...] = ()
+    """What admins ruled for this round or an earlier one."""

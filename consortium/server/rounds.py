@@ -11,11 +11,12 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, select
 
-from consortium.domain.codec import to_json
+from consortium.domain.codec import from_json, to_json
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Job, JobState, Leg
 from consortium.domain.records import RecordType
-from consortium.domain.training import Commit, Round, RoundPhase, Verdict
+from consortium.domain.screening import ScreenRule
+from consortium.domain.training import Commit, Round, RoundPhase, Standing, Verdict
 from consortium.errors import ConflictError, ForbiddenError, NotFoundError, UsageError
 from consortium.keys.signing import sign_value, verify_value
 from consortium.server import legs
@@ -25,7 +26,7 @@ from consortium.state import tables as t
 from consortium.state.data import agreements
 from consortium.state.rounds import RoundRow
 from consortium.state.sites import all_sites
-from consortium.train.rounds import certify
+from consortium.train.rounds import certify, first_standing, standing_after
 
 log = logging.getLogger(__name__)
 _DONE = (RoundPhase.CERTIFIED, RoundPhase.CLOSED)
@@ -181,7 +182,15 @@ def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> boo
     if len(states) > 1:
         _dispute(core, connection, row, before)
         return False
-    certificate = certify(row.job, row.number, states[0] if states else "", found.commits, found.verdicts)
+    certificate = certify(
+        row.job,
+        row.number,
+        states[0] if states else "",
+        found.commits,
+        found.verdicts,
+        rulings=found.rulings,
+        standing=_standing(connection, job, row),
+    )
     signed = sign_value(core.key, certificate)
     rounds.change(
         connection,
@@ -193,6 +202,15 @@ def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> boo
         deadline_ms=0,
     )
     return True
+
+
+def _standing(connection: Connection, job: Job, row: RoundRow) -> Standing | None:
+    """Return what the round before left; None where the job neither clips nor quarantines."""
+    outer = job.spec.params.get("outer")
+    asked = outer.get("screen") if isinstance(outer, dict) else None
+    first = first_standing(from_json(ScreenRule, asked or {}, where=row.job))
+    before = rounds.read(connection, row.job, row.number - 1) if first is not None and row.number > 1 else None
+    return first if before is None else standing_after(before)
 
 
 def _close(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:

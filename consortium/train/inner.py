@@ -21,7 +21,7 @@ from consortium.train.plugin import build
 from consortium.train.settings import PretrainParams
 from consortium.train.within import InnerResult
 
-_STOP, _RUN, _RESTORE, _GO_ON = range(4)
+_STOP, _RUN, _RESTORE, _GO_ON, _PROBE = range(5)
 
 
 class InnerWorker:
@@ -78,6 +78,14 @@ class InnerWorker:
         for name in sorted(self._optimizer.sizes):
             self._shared(moments.vectors[name])
 
+    def probe(self, outer: Vector, *, position: int, count: int) -> float:
+        """Return the mean loss, nats per token, of `outer` on the `count` sequences from `position` on, in eval mode.
+
+        The parameters are left at `outer`; the optimiser's state stays. Rank 0 only.
+        """
+        self._order_all(_PROBE, position, count, 0)
+        return self._probe(self._shared(outer), position, count)
+
     def stop(self) -> None:
         """Let the other ranks return from `follow`. Rank 0 only."""
         self._order_all(_STOP, 0, 0, 0)
@@ -89,7 +97,9 @@ class InnerWorker:
             order, first, second, third = self._order_all(_STOP, 0, 0, 0)
             if order == _STOP:
                 return
-            if order == _RESTORE:
+            if order == _PROBE:
+                self._probe(self._shared(empty), first, second)
+            elif order == _RESTORE:
                 sizes = sorted(self._optimizer.sizes.items())
                 vectors = {name: self._shared(np.empty(size, dtype=np.float32)) for name, size in sizes}
                 self._optimizer.restore(Moments(vectors, first))
@@ -138,6 +148,21 @@ class InnerWorker:
         nn.utils.clip_grad_norm_(self._model.parameters(), self.params.optim.grad_clip)
         self._optimizer.step(rate)
         return loss.detach().double()
+
+    def _probe(self, outer: Vector, position: int, count: int) -> float:
+        self._set_parameters(outer)
+        self._model.eval()
+        mine = self._order.at(position, count)[self.rank :: self.world]
+        total = torch.zeros(1, dtype=torch.float64, device=self.device)
+        batch = self.params.data.batch_size
+        with torch.inference_mode(), self._precision():
+            for start in range(0, len(mine), batch):
+                rows_BT = torch.from_numpy(self._sequences.read(mine[start : start + batch])).to(self.device)
+                total += self._model.losses(self._model(rows_BT[:, :-1]), rows_BT)[1].double() * len(rows_BT)
+        self._model.train()
+        if self.world > 1:
+            dist.all_reduce(total)
+        return float(total) / count
 
     @contextmanager
     def _precision(self) -> Iterator[None]:

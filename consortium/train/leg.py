@@ -15,13 +15,16 @@ from typing import Protocol
 import numpy as np
 
 from consortium.domain.data import ArtifactClass
-from consortium.domain.training import Commit, Round, RoundPhase
+from consortium.domain.training import Certificate, Commit, Round, RoundPhase, Standing
 from consortium.errors import ConflictError, ConsortiumError, VerificationError
+from consortium.train.book import RoundBook
+from consortium.train.combine import combine
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Contribution, Keep, Origin, OuterState
-from consortium.train.outer import aggregate, digest_of, nesterov, norm_of, to_bytes
+from consortium.train.outer import Vector, digest_of, nesterov, norm_of, to_bytes
 from consortium.train.peers import INITIAL, JUDGED, Peers, commit_of
-from consortium.train.rounds import check_certificate
+from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
+from consortium.train.screen import Gates
 from consortium.train.settings import PretrainParams
 from consortium.train.within import Inner, RoundTrainer, Stopped
 
@@ -49,6 +52,7 @@ class FederatedLeg:
     ) -> None:
         self._exchange = exchange
         self._keep = keep
+        self._book = RoundBook(exchange.store(), exchange.context.job)
         self._inner = inner
         self._params = params
         self._origin = origin
@@ -74,6 +78,7 @@ class FederatedLeg:
             return None
 
     def _run(self) -> OuterState:
+        self._book.note(self._params.outer)
         state = self._keep.newest(self._size)
         if state is None:
             state = self._begin()
@@ -121,7 +126,7 @@ class FederatedLeg:
         started = time.monotonic()
         made = self._contribute(state, number)
         trained = time.monotonic()
-        current = self._await_certificate(number, made)
+        current = self._await_certificate(state, number, made)
         after = self._apply(state, current, made)
         self._agree(after)
         self._keep.save_outer(after, self._origin)
@@ -196,7 +201,7 @@ class FederatedLeg:
 
     # -- verdicts and certificate ---------------------------------------------------------------------------------
 
-    def _await_certificate(self, number: int, made: Contribution | None) -> Round:
+    def _await_certificate(self, state: OuterState, number: int, made: Contribution | None) -> Round:
         """Follow the round until it is certified, judging its commits on the way."""
         judged = False
         kept = f"{number - 1}.{self._params.outer.inner_steps}" if made is not None else f"{number - 1}"
@@ -207,8 +212,33 @@ class FederatedLeg:
             if current.phase is RoundPhase.JUDGING and not judged and made is not None:
                 judged = True
                 if commit_of(current, self._site) is not None:
-                    self._peers.judge(current, made)
+                    self._peers.judge(current, made, self._gates(state, made))
         raise AssertionError("following ends only with a result")
+
+    def _gates(self, state: OuterState, made: Contribution) -> Gates:
+        """Return what this leg screens the round after `state` with."""
+        rule = self._params.outer.screen
+
+        def loss_of(gradient: Vector) -> float:
+            return self._inner.probe(
+                np.subtract(state.outer, gradient), position=made.position, count=rule.loss_sequences
+            )
+
+        return Gates(rule=rule, standing=self._standing(made.round), momentum=state.momentum, probe=loss_of)
+
+    def _standing(self, number: int) -> Standing | None:
+        """Return what the round before `number` left. Raises VerificationError where the store lost it."""
+        first = first_standing(self._params.outer.screen)
+        if number == 1 or first is None:
+            return first
+        before = self._book.round(number - 1)
+        if before is None or before.certificate is None:
+            raise VerificationError(
+                f"{self._site} does not keep round {number - 1}, which says what may count in round {number}",
+                where=f"job {self._job}",
+                fix="restore the site's private store, or start the job anew",
+            )
+        return standing_after(before)
 
     # -- the outer step -------------------------------------------------------------------------------------------
 
@@ -220,10 +250,14 @@ class FederatedLeg:
             raise VerificationError(
                 f"the round counts a commit {mine.digest} that {self._site} did not make", where=f"job {self._job}"
             )
+        check_standing(certificate, self._standing(current.number))
         self._keep.pin_certificate(certificate)
+        self._book.save(current)
         outer, momentum = state.outer, state.momentum
         if certificate.contributions:
-            mean = aggregate(certificate.contributions, self._peers.gather(certificate, made), self._size)
+            vectors = self._peers.gather(certificate, made)
+            self._retain(certificate)
+            mean = combine(certificate.contributions, vectors, self._size, self._params.outer.screen)
             outer, momentum = nesterov(
                 outer, momentum, mean, lr=self._params.outer.lr, momentum_decay=self._params.outer.momentum
             )
@@ -238,6 +272,14 @@ class FederatedLeg:
             moments=self._inner.moments(),
         )
 
+    def _retain(self, certificate: Certificate) -> None:
+        """Keep what peers contributed for an audit, as far back as the job says."""
+        rounds = self._params.outer.keep_received
+        if rounds:
+            for data in self._peers.wire(certificate):
+                self._book.save_received(certificate.round, data)
+            self._book.retain(certificate.round, rounds)
+
     def _agree(self, after: OuterState) -> None:
         """Publish the new state's digest, compare it with the peers', and wait until the server closes the round."""
         topic = f"outer/{after.round}"
@@ -246,6 +288,7 @@ class FederatedLeg:
         for current in self._peers.follow(after.round):
             self._peers.compare(topic, after.digest, current.outer_digests or {})
             if current.phase is RoundPhase.CLOSED:
+                self._book.save(current)
                 return
             if current.phase is RoundPhase.DISPUTED:
                 raise VerificationError(f"round {after.round} is disputed", where=f"job {self._job}")

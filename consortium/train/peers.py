@@ -11,7 +11,7 @@ from consortium.errors import ConflictError, NotFoundError, UnreachableError, Ve
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Contribution
 from consortium.train.outer import Vector, digest_of, from_bytes
-from consortium.train.screen import Screened, screen
+from consortium.train.screen import Gates, Screened, screen
 from consortium.train.within import Stopped
 
 INITIAL = "outer-0"
@@ -54,7 +54,7 @@ class Peers:
                 )
         raise AssertionError("waiting ends only with a result")
 
-    def judge(self, current: Round, made: Contribution) -> None:
+    def judge(self, current: Round, made: Contribution, gates: Gates) -> None:
         """Fetch, check and judge every commit of the round, unless this site's verdicts are known already."""
         if {verdict.site for verdict in current.verdicts if verdict.judge == self.site} >= {
             commit.site for commit in current.commits
@@ -64,7 +64,7 @@ class Peers:
         for commit in current.commits:
             if commit.site != self.site:
                 self._try_fetch(current.number, commit.site, commit.digest, received, faults)
-        judged = screen(current.commits, received, faults, self._size)
+        judged = screen(current.commits, received, faults, self._size, gates)
         for one in judged:
             if one.reason:
                 sys.stderr.write(f"round {current.number}: {one.commit.site} refused: {one.reason}\n")
@@ -122,6 +122,12 @@ class Peers:
             if data is not None:
                 vectors[part.site] = from_bytes(data, self._size, what=f"the contribution of {part.site}")
         return vectors
+
+    def wire(self, certificate: Certificate) -> Iterator[bytes]:
+        """Yield the accepted contributions of peers as they were committed; `gather` has fetched them."""
+        for part in certificate.contributions:
+            if part.site != self.site and part.digest in self._received:
+                yield self._received[part.digest]
 
     def compare(self, topic: str, mine: str, known: Mapping[str, str]) -> None:
         """Raise VerificationError naming every site whose digest for `topic` is not `mine`."""

@@ -10,20 +10,35 @@ The rule, in full:
 4. The weight of an accepted commit is its tokens over the tokens of all accepted ones, correctly rounded to a double;
    its clip scale is 1. Both travel as hex floats. Contributions are in site order.
 
+Where the job clips or quarantines, the certificate carries a standing: what the rounds before left. Then
+
+5. a commit's clip scale is min(1, clip times the median of the standing's norms over its own norm), 1 while there are
+   no norms, and 0 where it states no norm above zero;
+6. a site that was refused `quarantine` rounds in a row for what it sent is left out as in 1. A refusal is for what was
+   sent where more than half of the judges gave a reason other than `missing` and `unreachable`.
+
+`standing_after` gives the next round's. And with or without one: a site that an admin rejected, and did not readmit
+since, is left out as in 1; a readmission in round k takes effect in round k.
+
 A certificate without contributions is valid and leaves the outer state as it is. Signatures are not part of the rule:
 who receives commits and verdicts checks them first. The order in which messages arrived changes nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
+from statistics import median
 
-from consortium.domain.training import Certificate, Commit, Contribution, Round, Verdict
+from consortium.domain.screening import ScreenRule
+from consortium.domain.training import Certificate, Commit, Contribution, Round, Ruling, Standing, Verdict
 from consortium.errors import VerificationError
 from consortium.keys.canonical import digest_json
 
 NO_CLIP = float(1).hex()
+NOT_ITS_FAULT = frozenset({"missing", "unreachable"})
+"""Reasons of refusals that say nothing about what a site sent."""
 
 
 def counted_commits(job: str, number: int, commits: Iterable[Commit]) -> tuple[Commit, ...]:
@@ -68,15 +83,71 @@ def verdicts_digest(verdicts: Iterable[Verdict]) -> str:
     return digest_json(sorted(said, key=_verdict_key))
 
 
-def certify(
-    job: str, number: int, previous_outer: str, commits: Iterable[Commit], verdicts: Iterable[Verdict]
-) -> Certificate:
-    """Return the one certificate, unsigned, that `commits` and `verdicts` imply for round `number` of `job`.
+def first_standing(rule: ScreenRule) -> Standing | None:
+    """Return the standing before a job's first round; None where the job neither clips nor quarantines."""
+    if not rule.clip and not rule.quarantine:
+        return None
+    return Standing(clip=rule.clip.hex(), window=rule.clip_window, quarantine=rule.quarantine)
 
-    `previous_outer` is the digest of the outer state before the round. The rule stands at the head of this module.
+
+def standing_after(round_: Round) -> Standing | None:
+    """Return the standing that a certified round leaves to the next one.
+
+    Norms are kept as they were applied, so that nobody raises the median by more than the clip factor a round.
+    """
+    given = round_.certificate
+    if given is None or given.standing is None:
+        return None
+    before = given.standing
+    counted = _counted(round_.job, round_.number, round_.commits, round_.rulings, before)
+    norms = {commit.site: _norm(commit) for commit in counted}
+    applied = [norms[part.site] * float.fromhex(part.clip) for part in given.contributions if norms.get(part.site)]
+    refused = dict(_forgiven(before, round_.rulings, round_.number))
+    condemned = _condemned(counted, round_.verdicts)
+    for commit in counted:
+        if commit.site in condemned:
+            refused[commit.site] = refused.get(commit.site, 0) + 1
+        elif any(part.site == commit.site for part in given.contributions):
+            refused.pop(commit.site, None)
+    return replace(
+        before,
+        norms=(*before.norms, *(norm.hex() for norm in applied))[-before.window :],
+        refused=tuple(sorted(refused.items())),
+    )
+
+
+def left_out(number: int, rulings: Iterable[Ruling], standing: Standing | None) -> frozenset[str]:
+    """Return the sites whose commits do not count in round `number`: rejected by an admin, or in quarantine."""
+    given = tuple(rulings)
+    last: dict[str, tuple[int, bool]] = {}
+    for ruling in given:
+        if ruling.round <= number:
+            # Of two rulings for one round the rejection holds.
+            said = (ruling.round, ruling.action == "reject")
+            last[ruling.site] = max(said, last.get(ruling.site, said))
+    out = {site for site, (_, rejected) in last.items() if rejected}
+    if standing is not None and standing.quarantine:
+        out |= {site for site, times in _forgiven(standing, given, number) if times >= standing.quarantine}
+    return frozenset(out)
+
+
+def certify(
+    job: str,
+    number: int,
+    previous_outer: str,
+    commits: Iterable[Commit],
+    verdicts: Iterable[Verdict],
+    *,
+    rulings: Iterable[Ruling] = (),
+    standing: Standing | None = None,
+) -> Certificate:
+    """Return the one certificate, unsigned, that these imply for round `number` of `job`.
+
+    `previous_outer` is the digest of the outer state before the round, `standing` what the round before left
+    (`standing_after`). The rule stands at the head of this module.
     """
     spoken = tuple(verdicts)
-    accepted = accepted_commits(counted_commits(job, number, commits), spoken)
+    accepted = accepted_commits(_counted(job, number, commits, rulings, standing), spoken)
     total = sum(commit.tokens for commit in accepted)
     return Certificate(
         job=job,
@@ -88,24 +159,34 @@ def certify(
                 digest=commit.digest,
                 tokens=commit.tokens,
                 weight=(commit.tokens / total).hex(),
-                clip=NO_CLIP,
+                clip=_clip_scale(commit, standing),
             )
             for commit in accepted
         ),
         verdicts_digest=verdicts_digest(spoken),
+        standing=standing,
     )
 
 
 def check_certificate(round_: Round, previous_outer: str) -> Certificate:
-    """Return the round's certificate if it is the one that its commits and verdicts imply.
+    """Return the round's certificate if it is the one that its commits, verdicts, rulings and own standing imply.
 
-    Raises VerificationError where it is missing or differs, naming the first field that does.
+    Whether that standing is right shows only from the round before: `check_standing`. Raises VerificationError where
+    the certificate is missing or differs, naming the first field that does.
     """
     where = f"job {round_.job}, round {round_.number}"
     given = round_.certificate
     if given is None:
         raise VerificationError("the round has no certificate", where=where)
-    implied = certify(round_.job, round_.number, previous_outer, round_.commits, round_.verdicts)
+    implied = certify(
+        round_.job,
+        round_.number,
+        previous_outer,
+        round_.commits,
+        round_.verdicts,
+        rulings=round_.rulings,
+        standing=given.standing,
+    )
     for name in ("job", "round", "previous_outer", "verdicts_digest", "contributions"):
         if getattr(given, name) != getattr(implied, name):
             raise VerificationError(
@@ -115,6 +196,60 @@ def check_certificate(round_: Round, previous_outer: str) -> Certificate:
                 fix="stop the job and open a dispute with this certificate and the round's verdicts",
             )
     return given
+
+
+def check_standing(certificate: Certificate, expected: Standing | None) -> None:
+    """Raise VerificationError unless the certificate carries the standing that the round before left."""
+    if certificate.standing != expected:
+        raise VerificationError(
+            f"the certificate carries {certificate.standing!r}, the round before left {expected!r}",
+            where=f"job {certificate.job}, round {certificate.round}",
+            fix="stop the job and open a dispute with the certificates of both rounds",
+        )
+
+
+def _counted(
+    job: str, number: int, commits: Iterable[Commit], rulings: Iterable[Ruling], standing: Standing | None
+) -> tuple[Commit, ...]:
+    mine = (ruling for ruling in rulings if ruling.job == job)
+    out = left_out(number, mine, standing)
+    return tuple(commit for commit in counted_commits(job, number, commits) if commit.site not in out)
+
+
+def _forgiven(standing: Standing, rulings: Iterable[Ruling], number: int) -> tuple[tuple[str, int], ...]:
+    """The refusals that still count in a round: an admin's readmission wipes a site's out."""
+    back = {ruling.site for ruling in rulings if ruling.round == number and ruling.action == "readmit"}
+    return tuple((site, times) for site, times in standing.refused if site not in back)
+
+
+def _condemned(counted: tuple[Commit, ...], verdicts: Iterable[Verdict]) -> set[str]:
+    """The sites that more than half of the judges refuse for what they sent."""
+    digests = {commit.site: commit for commit in counted}
+    judges: dict[str, set[str]] = {}
+    for verdict in verdicts:
+        commit = digests.get(verdict.site)
+        if commit is None or verdict.judge not in digests or verdict.accept or verdict.digest != commit.digest:
+            continue
+        if (verdict.job, verdict.round) == (commit.job, commit.round) and verdict.reason not in NOT_ITS_FAULT:
+            judges.setdefault(verdict.site, set()).add(verdict.judge)
+    return {site for site, said in judges.items() if 2 * len(said) > len(counted)}
+
+
+def _norm(commit: Commit) -> float:
+    """Return the norm a commit states; 0 where it states none that could be."""
+    try:
+        norm = float.fromhex(commit.norm)
+    except (ValueError, OverflowError):
+        return 0.0
+    return norm if math.isfinite(norm) and norm > 0 else 0.0
+
+
+def _clip_scale(commit: Commit, standing: Standing | None) -> str:
+    if standing is None or not float.fromhex(standing.clip) or not standing.norms:
+        return NO_CLIP
+    norm = _norm(commit)
+    limit = float.fromhex(standing.clip) * median(float.fromhex(known) for known in standing.norms)
+    return min(1.0, limit / norm).hex() if norm else float(0).hex()
 
 
 def _verdict_key(verdict: Verdict) -> tuple[str, str, str, bool, str, str, str, int]:

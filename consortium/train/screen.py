@@ -2,25 +2,52 @@
 
 Reason codes: `missing` (no such artifact was announced), `unreachable` (its sender's store does not answer), `digest`
 (the bytes are not the committed ones), `shape` (not one fp32 per parameter), `finite` (a NaN or infinity), `norm` (not
-the committed norm), `outlier` (norm above ten times the median of the round's). Empty means accepted.
+the committed norm), `outlier` (norm above ten times the median: of the norms applied in past rounds where the
+certificates carry them, else of the round's). Empty means accepted. Two more where the job's rule asks for them:
+
+`cosine`: the contribution points away from the outer momentum, which every leg holds bit for bit alike. The momentum
+is the decayed sum of what was accepted before, so this asks whether a site goes on in the direction in which all
+sites went, and needs no majority. Contributions of the same round are not compared with each other: those of sites
+with different languages come to have cosines around and below zero, honest as they are (docs/training.md has figures).
+
+`loss`: adding the contribution raises the loss on text that this site has not trained on yet by more than the rule
+allows. The others' contributions keep their share, so that nobody is refused for making the own site's smaller.
+Between languages an honest contribution may cost a little; this gate is against damage.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import numpy as np
 
-from consortium.domain.training import Commit
+from consortium.domain.screening import ScreenRule
+from consortium.domain.training import Commit, Standing
 from consortium.errors import VerificationError
 from consortium.train.outer import Vector, digest_of, from_bytes, norm_of
 
 OUTLIER_FACTOR = 10.0
+MIN_NORMS = 3
+"""Norms of past rounds from which on they are what an outlier is measured against."""
+Probe = Callable[[Vector], float]
+"""Mean loss, nats per token, on text not trained on yet, of the outer state less the vector given."""
 NORM_TOLERANCE = 1e-5
 """Relative; norms are summed in fp64, so honest ones agree far better."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gates:
+    """What a leg screens with besides the basic checks; a gate whose means are not given is left out."""
+
+    rule: ScreenRule = field(default_factory=ScreenRule)
+    standing: Standing | None = None
+    """What the round before left."""
+    momentum: Vector | None = None
+    """The outer optimiser's, before this round."""
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,24 +71,84 @@ class Screened:
 
 
 def screen(
-    commits: Sequence[Commit], received: Mapping[str, bytes], faults: Mapping[str, str], size: int
+    commits: Sequence[Commit],
+    received: Mapping[str, bytes],
+    faults: Mapping[str, str],
+    size: int,
+    gates: Gates | None = None,
 ) -> tuple[Screened, ...]:
     """Judge the commits of a round, in site order.
 
     `received` holds plaintexts by site, `faults` the reason code of each that could not be had. `size` is the model's.
     """
-    first = [
+    gates = gates or Gates()
+    judged = [
         _check(commit, received.get(commit.site), faults.get(commit.site, "missing"), size)
         for commit in sorted(commits, key=lambda commit: commit.site)
     ]
-    norms = [one.norm for one in first if not one.reason]
+    judged = _outliers(judged, gates.standing)
+    momentum = gates.momentum
+    if gates.rule.cosine > -1 and momentum is not None and norm_of(momentum) > 0:
+        judged = [
+            replace(one, reason="cosine")
+            if not one.reason and one.vector is not None and cosine_of(one.vector, momentum) < gates.rule.cosine
+            else one
+            for one in judged
+        ]
+    if gates.rule.loss_rise > 0 and gates.probe is not None:
+        judged = _damage(judged, gates.rule.loss_rise, gates.probe)
+    return tuple(judged)
+
+
+def cosine_of(one: Vector, other: Vector) -> float:
+    """Return the cosine of the angle between two vectors, summed in fp64; 1 where either is zero."""
+    scale = norm_of(one) * norm_of(other)
+    return float(np.sum(one.astype(np.float64) * other.astype(np.float64))) / scale if scale > 0 else 1.0
+
+
+def _outliers(judged: list[Screened], standing: Standing | None) -> list[Screened]:
+    past = [float.fromhex(norm) for norm in standing.norms] if standing is not None else []
+    norms = past if len(past) >= MIN_NORMS else [one.norm for one in judged if not one.reason]
     middle = median(norms) if norms else 0.0
-    return tuple(
-        Screened(commit=one.commit, reason="outlier", norm=one.norm, vector=one.vector)
-        if not one.reason and middle > 0 and one.norm > OUTLIER_FACTOR * middle
-        else one
-        for one in first
-    )
+    return [
+        replace(one, reason="outlier") if not one.reason and middle > 0 and one.norm > OUTLIER_FACTOR * middle else one
+        for one in judged
+    ]
+
+
+def _damage(judged: list[Screened], allowed: float, probe: Probe) -> list[Screened]:
+    """Refuse, worst first, whatever raises the loss by more than is allowed beside the rest, until nothing does."""
+    while True:
+        held = [one for one in judged if not one.reason and one.vector is not None]
+        total = sum(one.commit.tokens for one in held)
+        parts = {
+            one.commit.site: np.multiply(one.vector, np.float32(one.commit.tokens / total))
+            for one in held
+            if one.vector is not None and total > 0
+        }
+        if not parts:
+            return judged
+        whole = _sum(list(parts.values()))
+        loss = probe(whole)
+        rises = {site: _rise(loss, probe(np.subtract(whole, part))) for site, part in parts.items()}
+        worst = max(sorted(rises), key=lambda site: rises[site])
+        if rises[worst] <= allowed:
+            return judged
+        judged = [replace(one, reason="loss") if one.commit.site == worst else one for one in judged]
+
+
+def _rise(loss: float, without: float) -> float:
+    """Return the rise of the loss; a loss that is no number is one beyond all bounds."""
+    if not math.isfinite(loss):
+        return math.inf if math.isfinite(without) else 0.0
+    return loss - without if math.isfinite(without) else -math.inf
+
+
+def _sum(vectors: list[Vector]) -> Vector:
+    total = np.zeros_like(vectors[0])
+    for vector in vectors:
+        total = np.add(total, vector)
+    return total
 
 
 def _check(commit: Commit, data: bytes | None, fault: str, size: int) -> Screened:

@@ -6,11 +6,12 @@ only what would break training is checked again, because a leg trusts nobody's w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from consortium.domain import ids
 from consortium.domain.codec import from_json
+from consortium.domain.screening import ScreenRule
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
 
@@ -126,6 +127,9 @@ class OuterParams:
     momentum: float = 0.9
     quorum: int = 0
     """Commits that suffice once the grace time is over; 0 means all. The server keeps it."""
+    screen: ScreenRule = field(default_factory=ScreenRule)
+    keep_received: int = 0
+    """Rounds whose contributions from peers stay in the private store for an audit; -1: all."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.inner_steps < 1:

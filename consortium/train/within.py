@@ -50,6 +50,9 @@ class Inner(Protocol):
         """Train `count` steps, reading on from `position`: from `start`, or, where that is None, from where the last
         call ended; the result then counts from where that one began."""
 
+    def probe(self, outer: Vector, *, position: int, count: int) -> float:
+        """Return the mean loss, nats per token, of `outer` on `count` sequences from `position` on; nothing learns."""
+
     def moments(self) -> Moments | None:
         """Return the inner optimiser's state."""
 

@@ -17,11 +17,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from consortium.domain.codec import to_json
 from consortium.domain.data import Artifact, ArtifactClass, Dataset
 from consortium.domain.protocol import LegContext
+from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit, Round, RoundPhase, Verdict
 from consortium.errors import ConflictError, ConsortiumError, NotFoundError
 from consortium.keys.canonical import digest
 from consortium.storage.objects import ObjectStore
-from consortium.train.rounds import certify
+from consortium.train.rounds import certify, first_standing, standing_after
 
 JOB = "job-0000000000000000000000000a"
 
@@ -32,6 +33,7 @@ class Hub:
 
     sites: tuple[str, ...]
     quorum: int = 0
+    screen: ScreenRule = field(default_factory=ScreenRule)
     lock: threading.RLock = field(default_factory=threading.RLock)
     rounds: dict[int, Round] = field(default_factory=dict)
     artifacts: list[tuple[Artifact, bytes]] = field(default_factory=list)
@@ -132,7 +134,9 @@ class Hub:
             said = {(one.judge, one.site) for one in current.verdicts}
             if {(judge, site) for judge in committed & alive for site in committed} <= said:
                 previous = next(iter(self.agreed[f"outer/{number - 1}"].values()))
-                certificate = certify(JOB, number, previous, current.commits, current.verdicts)
+                before = self.rounds.get(number - 1)
+                standing = first_standing(self.screen) if before is None else standing_after(before)
+                certificate = certify(JOB, number, previous, current.commits, current.verdicts, standing=standing)
                 current = replace(current, phase=RoundPhase.CERTIFIED, certificate=certificate)
         if current.phase is RoundPhase.CERTIFIED:
             digests = self.agreed.get(f"outer/{number}", {})

@@ -5,14 +5,27 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from fractions import Fraction
+from statistics import median
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consortium.domain.training import Commit, Round, RoundPhase, Verdict
+from consortium.domain.codec import to_json
+from consortium.domain.screening import ScreenRule
+from consortium.domain.training import Commit, Round, RoundPhase, Ruling, Standing, Verdict
 from consortium.errors import VerificationError
-from consortium.train.rounds import certify, check_certificate, counted_commits, verdicts_digest
+from consortium.keys.canonical import digest_json
+from consortium.train.rounds import (
+    certify,
+    check_certificate,
+    check_standing,
+    counted_commits,
+    first_standing,
+    left_out,
+    standing_after,
+    verdicts_digest,
+)
 
 SITES = ("aa-1", "bb-1", "cc-1", "dd-1", "ee-1")
 
@@ -157,3 +170,128 @@ def test_a_certificate_stands_only_with_what_implies_it(commits, verdicts, other
 def test_a_round_without_certificate_is_not_one_with_an_empty_certificate():
     with pytest.raises(VerificationError, match="no certificate"):
         check_certificate(Round(job="j", number=1, phase=RoundPhase.CERTIFIED, expected=()), "")
+
+
+# -- what certificates hand on: clipping, quarantine, rulings -------------------------------------------------------
+
+
+def closed(commits, verdicts, *, standing=None, rulings=(), number=2) -> Round:
+    made = certify("job-1", number, "", commits, verdicts, rulings=rulings, standing=standing)
+    return Round(job="job-1", number=number, phase=RoundPhase.CERTIFIED, expected=SITES, commits=tuple(commits),
+                 verdicts=tuple(verdicts), certificate=made, rulings=tuple(rulings))  # fmt: skip
+
+
+def ruling(site: str, action: str = "reject", number: int = 2) -> Ruling:
+    return Ruling(job="job-1", round=number, site=site, action=action, reason="its norms", by="fr/anna")
+
+
+def stands(clip: float = 2.0, window: int = 4, quarantine: int = 2, **state) -> Standing:
+    return Standing(clip=clip.hex(), window=window, quarantine=quarantine, **state)
+
+
+def norms(*values: float) -> tuple[str, ...]:
+    return tuple(float(value).hex() for value in values)
+
+
+def test_a_job_that_neither_clips_nor_quarantines_has_the_certificates_it_always_had():
+    assert first_standing(ScreenRule()) is None
+    made = closed(THREE, everyone(SITES[:3])).certificate
+    assert "standing" not in to_json(made)
+    assert digest_json(made) == "sha256:6ef4c2fc3b6d990a34f0cc19381c3506256caeb392048a162cb9f48cbcf17699"
+
+
+def test_a_contribution_above_the_limit_is_scaled_down_to_it():
+    commits = [commit("aa-1", norm=(2.0).hex()), commit("bb-1", norm=(16.0).hex()), commit("cc-1", norm="nonsense")]
+    current = closed(commits, everyone(SITES[:3]), standing=stands(norms=norms(1, 2, 9)))
+    assert [float.fromhex(part.clip) for part in current.certificate.contributions] == [1.0, 0.25, 0.0]
+    after = standing_after(current)
+    assert after.norms == norms(2, 9, 2, 4), "as applied, the oldest gone, and no norm of who states none"
+    check_certificate(current, "")
+
+
+def test_without_norms_of_past_rounds_nothing_is_clipped():
+    current = closed(THREE, everyone(SITES[:3]), standing=stands())
+    assert {part.clip for part in current.certificate.contributions} == {"0x1.0000000000000p+0"}
+    assert standing_after(current).norms == norms(1, 1, 1)
+
+
+def refusing(site: str, reason: str = "cosine"):
+    return [replace(v, reason=v.reason and reason) for v in everyone(SITES[:3], lambda j, s: s != site or j == site)]
+
+
+def test_a_site_refused_twice_in_a_row_is_left_out_until_it_is_readmitted():
+    standing = stands(quarantine=2)
+    for number, expected in ((2, 1), (3, 2)):
+        commits = [replace(one, round=number) for one in THREE]
+        said = [replace(v, round=number) for v in refusing("cc-1")]
+        standing = standing_after(closed(commits, said, standing=standing, number=number))
+        assert standing.refused == (("cc-1", expected),)
+    commits = [replace(one, round=4) for one in THREE]
+    yes = [replace(v, round=4) for v in everyone(SITES[:3])]
+    assert sites_of(closed(commits, yes, standing=standing, number=4)) == ["aa-1", "bb-1"]
+    back = closed(commits, yes, standing=standing, number=4, rulings=[ruling("cc-1", "readmit", 4)])
+    assert sites_of(back) == ["aa-1", "bb-1", "cc-1"]
+    assert standing_after(back).refused == ()
+    check_certificate(back, "")
+
+
+def test_a_site_that_could_not_be_reached_is_not_on_its_way_to_quarantine():
+    assert standing_after(closed(THREE, refusing("cc-1", "unreachable"), standing=stands())).refused == ()
+
+
+def test_an_admin_rejects_and_readmits_a_site():
+    yes = everyone(SITES[:3])
+    assert sites_of(closed(THREE, yes, rulings=[ruling("bb-1")])) == ["aa-1", "cc-1"]
+    assert sites_of(closed(THREE, yes, rulings=[ruling("bb-1", number=1), ruling("bb-1", "readmit")])) == [*SITES[:3]]
+    assert sites_of(closed(THREE, yes, rulings=[ruling("bb-1", "readmit"), ruling("bb-1")])) == ["aa-1", "cc-1"]
+    assert sites_of(closed(THREE, yes, rulings=[ruling("bb-1", number=3)])) == [*SITES[:3]]
+    assert sites_of(closed(THREE, yes, rulings=[replace(ruling("bb-1"), job="job-2")])) == [*SITES[:3]]
+
+
+def sites_of(current: Round) -> list[str]:
+    return [part.site for part in current.certificate.contributions]
+
+
+def test_a_standing_that_the_round_before_did_not_leave_is_refused():
+    current = closed(THREE, everyone(SITES[:3]), standing=stands())
+    check_standing(current.certificate, stands())
+    with pytest.raises(VerificationError, match="the round before left"):
+        check_standing(current.certificate, stands(norms=norms(1e9)))
+
+
+rulings_of_any_kind = st.lists(
+    st.builds(ruling, st.sampled_from(SITES), st.sampled_from(["reject", "readmit"]), st.integers(1, 3)), max_size=4
+)
+standings = st.builds(
+    stands,
+    clip=st.sampled_from([0.0, 2.0]),
+    quarantine=st.integers(0, 2),
+    norms=st.lists(st.floats(1e-30, 1e30), max_size=4).map(lambda found: norms(*found)),
+    refused=st.dictionaries(st.sampled_from(SITES), st.integers(1, 3)).map(lambda found: tuple(sorted(found.items()))),
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(commits_of_any_kind, verdicts_of_any_kind, rulings_of_any_kind, standings, st.randoms(use_true_random=False))
+def test_with_a_standing_too_order_and_duplication_change_nothing(commits, verdicts, rulings, standing, shuffle):
+    current = closed(commits, verdicts, standing=standing, rulings=rulings)
+    again = [[*commits, *commits[:2]], [*verdicts, *verdicts[:5]], [*rulings, *rulings[:1]]]
+    for one in again:
+        shuffle.shuffle(one)
+    other = closed(again[0], again[1], standing=standing, rulings=again[2])
+    assert other.certificate == current.certificate
+    assert standing_after(other) == standing_after(current)
+
+
+@settings(max_examples=120, deadline=None)
+@given(commits_of_any_kind, verdicts_of_any_kind, rulings_of_any_kind, standings)
+def test_nobody_left_out_contributes_and_nothing_applied_is_above_the_limit(commits, verdicts, rulings, standing):
+    current = closed(commits, verdicts, standing=standing, rulings=rulings)
+    out = left_out(2, rulings, standing)
+    assert not out & {part.site for part in current.certificate.contributions}
+    after = standing_after(current)
+    if float.fromhex(standing.clip) and standing.norms:
+        limit = 2.0 * median(map(float.fromhex, standing.norms))
+        new = after.norms[len(after.norms) - len(current.certificate.contributions) :]
+        assert all(float.fromhex(norm) <= limit * (1 + 1e-12) for norm in new)
+    assert len(after.norms) <= standing.window

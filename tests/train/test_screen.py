@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from consortium.domain.training import Commit
+from consortium.domain.screening import ScreenRule
+from consortium.domain.training import Commit, Standing
 from consortium.train.outer import digest_of, norm_of, to_bytes
-from consortium.train.screen import screen
+from consortium.train.screen import Gates, screen
 
 SIZE = 50
 
@@ -65,3 +66,56 @@ def test_a_verdict_names_digest_reason_and_measured_norm():
     assert one.as_verdict() == {
         "site": "de-1", "digest": contribution[0].digest, "accept": True, "reason": "", "norm": contribution[0].norm
     }  # fmt: skip
+
+
+def gates(momentum: np.ndarray | None = None, norms: tuple[float, ...] = (), probe=None, **rule) -> Gates:
+    standing = Standing(clip=(2.0).hex(), window=8, quarantine=0, norms=tuple(norm.hex() for norm in norms))
+    return Gates(rule=ScreenRule(**rule), standing=standing, momentum=momentum, probe=probe)
+
+
+def judged(given: Gates, *contributions: tuple[Commit, bytes]) -> dict[str, str]:
+    found = screen(
+        [commit for commit, _ in contributions], {commit.site: data for commit, data in contributions}, {}, SIZE, given
+    )
+    return {one.commit.site: one.reason for one in found}
+
+
+def test_past_norms_tell_the_outlier_between_two():
+    norms = tuple(norm_of(vector_of(made(site))) for site in ("de-1", "fr-1", "uy-1"))
+    assert judged(gates(norms=norms), made("de-1"), made("fr-1", 1000.0)) == {"de-1": "", "fr-1": "outlier"}
+    assert judged(gates(norms=norms[:2]), made("de-1"), made("fr-1", 1000.0)) == {"de-1": "", "fr-1": ""}
+
+
+def vector_of(contribution: tuple[Commit, bytes]) -> np.ndarray:
+    return np.frombuffer(contribution[1], dtype="<f4")
+
+
+def test_a_contribution_against_the_momentum_is_refused_whatever_the_others_say():
+    momentum = vector_of(made("de-1")) + vector_of(made("fr-1"))
+    flipped = made("fr-1", -1.0)
+    given = gates(momentum, cosine=0.0)
+    assert judged(given, made("de-1"), flipped) == {"de-1": "", "fr-1": "cosine"}
+    assert judged(given, flipped) == {"fr-1": "cosine"}
+    assert judged(gates(momentum), made("de-1"), flipped) == {"de-1": "", "fr-1": ""}
+
+
+def test_before_there_is_momentum_the_cosine_says_nothing():
+    assert judged(gates(np.zeros(SIZE, np.float32), cosine=0.0), made("fr-1", -1.0)) == {"fr-1": ""}
+
+
+def test_what_does_damage_is_refused_worst_first_and_the_rest_is_measured_again():
+    target = vector_of(made("de-1")) / 3
+
+    def loss(gradient: np.ndarray) -> float:
+        return float(np.sum((target - gradient) ** 2))
+
+    given = gates(probe=loss, loss_rise=1.0)
+    assert judged(given, made("de-1"), made("fr-1", 5.0), made("uy-1", 0.01)) == {
+        "de-1": "", "fr-1": "loss", "uy-1": ""
+    }  # fmt: skip
+    assert judged(gates(probe=loss), made("de-1"), made("fr-1", 5.0)) == {"de-1": "", "fr-1": ""}
+
+
+def test_a_loss_that_is_no_number_is_damage():
+    given = gates(probe=lambda gradient: float("nan") if np.abs(gradient).max() > 3 else 1.0, loss_rise=1.0)
+    assert judged(given, made("de-1", 0.1), made("fr-1", 9.0)) == {"de-1": "", "fr-1": "loss"}

@@ -1,0 +1,35 @@
+"""Replaying training runs at home: on a machine with the keys of a site's private store, without any server."""
+
+from __future__ import annotations
+
+from consortium.errors import NotFoundError
+from consortium.keys.trust import Trust
+from consortium.local.paths import FederationDir
+from consortium.local.steward import private_store
+from consortium.site.settings import SiteSettings
+from consortium.train.book import RoundBook
+from consortium.train.replay import Replayed, kept_params, replay
+
+
+def replay_at_home(
+    job: str, site: str = "", *, trust: Trust | None = None, directory: FederationDir | None = None
+) -> dict[str, tuple[Replayed, ...]]:
+    """Return what replaying `job` came to at each site on this machine that keeps rounds of it, or at `site` alone.
+
+    Signatures are checked against `trust`, by default the keys pinned by the federation here. Raises NotFoundError
+    where no site here keeps any.
+    """
+    home = directory or FederationDir.current()
+    pinned = trust or (Trust.load(home.trust_file) if home.trust_file.exists() else None)
+    found = {}
+    for path in sorted((home.root / "sites").glob(f"{site or '*'}/config.json")):
+        store = private_store(SiteSettings.load(path))
+        if RoundBook(store, job).numbers():
+            found[path.parent.name] = replay(store, job, kept_params(store, job), trust=pinned)
+    if not found:
+        raise NotFoundError(
+            f"no round of {job} is kept at {site or 'any site on this machine'}",
+            where=str(home.root / "sites"),
+            fix="run it at a site that took part in the job",
+        )
+    return found

@@ -1,0 +1,170 @@
+"""Replaying a run from what a site kept: all of it holds, and every tampering is found and named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from consortium.domain.codec import to_json
+from consortium.domain.screening import ScreenRule
+from consortium.errors import NotFoundError
+from consortium.storage.objects import ObjectStore
+from consortium.train.book import RoundBook, cost_bytes
+from consortium.train.inner import InnerWorker
+from consortium.train.keep import Keep
+from consortium.train.replay import kept_params, re_execute, replay
+from consortium.train.settings import OuterParams, PretrainParams
+from consortium.train.tokens import open_sequences
+from tests.train.conftest import PARAMS, VOCAB
+from tests.train.hub import JOB
+from tests.train.test_leg import Site, digests, federation, together
+
+pytestmark = pytest.mark.integration
+AUDITED: dict[str, Any] = {
+    **PARAMS,
+    "outer": {**PARAMS["outer"], "keep_received": -1, "screen": {"clip": 0.5, "quarantine": 2, "cosine": -0.5}},
+}
+_made: list[Site] = []
+
+
+@pytest.fixture
+def sites(leg: Any) -> list[Site]:
+    """Three sites after three rounds, with everything kept; run once, put back by every test that tampers."""
+    if not _made:
+        found = federation(leg, params=AUDITED)
+        found[0].hub.screen = ScreenRule(**AUDITED["outer"]["screen"])
+        together(found)
+        assert len(digests(found)) == 1
+        _made.extend(found)
+    return _made
+
+
+def results(site: Site) -> list[tuple[str, tuple[str, ...]]]:
+    return [(one.result, one.who) for one in replay(site.store, JOB, kept_params(site.store, JOB))]
+
+
+@contextmanager
+def changed(store: ObjectStore, key: str, data: bytes | None) -> Iterator[None]:
+    was = store.get(key)
+    store.delete(key) if data is None else store.put(key, data)
+    try:
+        yield
+    finally:
+        store.put(key, was)
+
+
+def edited(store: ObjectStore, key: str, change: Any) -> bytes:
+    value = json.loads(store.get(key))
+    change(value)
+    return json.dumps(value).encode()
+
+
+VERIFIED: list[tuple[str, tuple[str, ...]]] = [("verified", ())] * 3
+
+
+def test_every_site_recomputes_the_whole_run_at_home(sites):
+    for site in sites:
+        found = replay(site.store, JOB, kept_params(site.store, JOB))
+        assert [(one.result, one.what, one.who) for one in found] == [("verified", (), ())] * 3
+        assert found[-1].outer_digest == site.final.digest
+    clips = [p.clip for r in (1, 2, 3) for p in sites[0].hub.rounds[r].certificate.contributions]
+    assert any(float.fromhex(clip) < 1 for clip in clips), "the run clipped, so the standing mattered"
+
+
+def test_a_flipped_bit_in_a_contribution_is_found(sites):
+    store = sites[0].store
+    key = next(key for key in store.list(f"jobs/{JOB}/rounds/2/received/"))
+    data = bytearray(store.get(key))
+    data[5] ^= 1
+    with changed(store, key, bytes(data)):
+        found = replay(store, JOB, kept_params(store, JOB))
+        assert [one.result for one in found] == ["verified", "differs", "verified"]
+        assert found[1].who == ("kept",)
+        assert "hash to" in found[1].what[0]
+        assert found[2].what == ("the momentum it starts from is this site's own word",)
+    assert results(sites[0]) == VERIFIED
+
+
+def test_another_certificate_is_the_servers_word(sites):
+    store, key = sites[1].store, f"jobs/{JOB}/rounds/2/round.json"
+
+    def heavier(value: Any) -> None:
+        value["certificate"]["contributions"][0]["weight"] = (0.5).hex()
+
+    with changed(store, key, edited(store, key, heavier)):
+        assert results(sites[1])[1] == ("differs", ("server",))
+    with changed(store, key, edited(store, key, lambda value: value["certificate"]["standing"].update(norms=[]))):
+        found = replay(store, JOB, kept_params(store, JOB))[1]
+        assert (found.result, found.who) == ("differs", ("server",))
+    assert results(sites[1]) == VERIFIED
+
+
+def test_a_site_that_published_another_outer_state_is_named(sites):
+    store, key = sites[0].store, f"jobs/{JOB}/rounds/3/round.json"
+    with changed(store, key, edited(store, key, lambda value: value["outer_digests"].update({"uy-1": "sha256:00"}))):
+        assert results(sites[0])[2] == ("differs", ("uy-1",))
+
+
+def test_a_wrong_outer_state_at_home_is_told_from_the_recomputed_one(sites):
+    store, keep = sites[0].store, Keep(sites[0].store, JOB)
+    size = keep.measured(0)[0].layout.size
+    wrong = store.put_addressed(f"jobs/{JOB}/outer/2", np.ones(size, dtype="<f4").tobytes(), ".f32")
+    key = f"jobs/{JOB}/outer/2/state.json"
+    data = edited(store, key, lambda value: value.update(vector={"key": wrong.key, "digest": wrong.digest}))
+    with changed(store, key, data):
+        assert results(sites[0]) == [("verified", ()), ("differs", ("kept",)), ("verified", ())]
+    with changed(store, wrong.key, b"\0" * 4 * size), changed(store, key, data):
+        assert results(sites[0])[1] == ("differs", ("kept",))
+
+
+def test_what_is_missing_is_named_and_the_rest_is_still_replayed(sites):
+    store = sites[2].store
+    (gone, _) = sorted(store.list(f"jobs/{JOB}/rounds/1/received/"))
+    with changed(store, gone, None):
+        found = replay(store, JOB, kept_params(store, JOB))
+        assert [one.result for one in found] == ["cannot", "verified", "verified"]
+        assert gone.split("/")[-1].removesuffix(".bin") in found[0].what[0]
+    with changed(store, f"jobs/{JOB}/rounds/2/round.json", None):
+        assert [one.result for one in replay(store, JOB, kept_params(store, JOB))] == ["verified", "cannot", "verified"]
+    with pytest.raises(NotFoundError, match="no round"):
+        replay(store, "job-0000000000000000000000000b", OuterParams(rounds=1, inner_steps=1))
+
+
+def test_other_settings_than_the_jobs_do_not_verify(sites):
+    store = sites[0].store
+    params = kept_params(store, JOB)
+    assert {one.result for one in replay(store, JOB, replace(params, lr=0.71))} == {"differs"}
+    assert replay(store, JOB, replace(params, screen=ScreenRule()))[0].who == ("server",)
+
+
+def test_inner_steps_done_again_give_the_same_bits(sites, tmp_path):
+    site = sites[0]
+    params = PretrainParams.of(site.context.params)
+    for number in (1, 3):
+        text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
+        keep, worker = Keep(site.store, JOB), InnerWorker(params, VOCAB, text, site.context.site)
+        done = re_execute(keep, worker, params.outer, number, worker.layout.size)
+        assert (done.same_bits, done.distance, done.holds) == (True, 0.0, True)
+    other = replace(params, seed=8)
+    worker = InnerWorker(other, VOCAB, text, site.context.site)
+    wrong = re_execute(keep, worker, other.outer, 3, worker.layout.size)
+    assert not wrong.holds, "other data, and it shows"
+    assert wrong.distance > wrong.tolerance
+
+
+def test_only_as_many_rounds_of_peers_are_retained_as_asked(sites):
+    store, book = sites[0].store, RoundBook(sites[0].store, "job-0000000000000000000000000c")
+    for number in (1, 2, 3, 4):
+        book.save_received(number, bytes([number]) * 8)
+        book.retain(number, 2)
+    kept = sorted(key.split("/")[3] for key in store.list("jobs/job-0000000000000000000000000c/"))
+    assert kept == ["3", "4"]
+    assert cost_bytes(100, -1, 3, 4_000) == 800_000
+    assert cost_bytes(100, 10, 3, 4_000) == 80_000
+    assert to_json(kept_params(store, JOB))["keep_received"] == -1
