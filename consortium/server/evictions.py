@@ -2,7 +2,8 @@
 
 Called by the scheduler loop alone, each call in one transaction. Legs are told to stop, and their programs get the time
 to keep their progress. Once all have stopped the job waits again. Where a site or some of its nodes are set aside, a
-federated job goes on without the leg there, as long as `min_sites` of its legs remain.
+federated job goes on without the leg there, as long as `min_sites` of its legs remain; one that needs all its sites
+(`legs.whole`) only where the leg comes back.
 """
 
 from __future__ import annotations
@@ -81,9 +82,10 @@ def _make_way(core: Core, connection: Connection, leg_id: str, window: Window, h
     if leg is None or leg.state not in legs.AT_WORK:
         return
     job, attempt = jobs.find_job(connection, leg.job), jobs.attempt_row(connection, leg.attempt)
-    goes_on = attempt.started_ms > 0 and len(legs.others(connection, leg)) >= max(1, job.spec.min_sites)
-    told = [item for item in held if (item.leg == leg.id if goes_on else item.job == leg.job)]
     leaves = window.id == nodes.recall(SiteStatus(id=leg.site)).id
+    goes_on = attempt.started_ms > 0 and len(legs.others(connection, leg)) >= max(1, job.spec.min_sites)
+    goes_on = goes_on and not (leaves and legs.whole(job))
+    told = [item for item in held if (item.leg == leg.id if goes_on else item.job == leg.job)]
     why = f"{leg.site} is withdrawn by its partner" if leaves else f"maintenance at {leg.site} has begun"
     lost = sum(max(0, now_ms - max(item.started_ms, item.checkpoint_ms)) * item.gpus for item in told)
     message = f"{why}; {gpu_hours(lost, 2)} GPU-hours since its last training checkpoint are done again"

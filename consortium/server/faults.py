@@ -45,7 +45,7 @@ def not_its_own(
     if failures >= core.settings.retry.max_tries:
         jobs.set_leg(connection, leg, ended, now_ms, reason=reason, fault=fault)
         tasks.leg_ended(connection, leg, LegState.FAILED)
-        _give_up(core, connection, leg, failures, reason, goes_on=federated and enough)
+        _give_up(core, connection, leg, failures, reason, goes_on=federated and enough and not legs.whole(job))
         return
     in_place = attempt.started_ms > 0 and (state is not LegState.LOST or federated) and (not federated or enough)
     wait_ms = 0 if state is LegState.LOST else core.settings.retry.wait_ms(failures)

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, select
 
 from consortium.domain.decision import Denial, Reason, ReasonCode
-from consortium.domain.job import JobState, Leg, LegState
+from consortium.domain.job import Job, JobKind, JobState, Leg, LegState
 from consortium.domain.partner import SiteState
 from consortium.domain.records import RecordType
 from consortium.server import tasks
@@ -104,12 +104,21 @@ def settle(core: Core, connection: Connection, job_id: str) -> None:
         if leg.id in waiting and awaited(core, waiting[leg.id], stored.get(leg.site)):
             return
     done = [leg for leg in legs if leg.state is LegState.SUCCEEDED]
-    if len(done) == len(legs) or (len(legs) > 1 and len(done) >= job.spec.min_sites):
+    if len(done) == len(legs) or (len(legs) > 1 and not whole(job) and len(done) >= job.spec.min_sites):
         if job.state is JobState.PENDING:
             job = jobs.update_job(connection, job, now_ms=core.clock.now_ms(), state=JobState.STARTING)
         if job.state is JobState.STARTING:
             jobs.update_job(connection, job, now_ms=core.clock.now_ms(), state=JobState.RUNNING)
         end_job(core, connection, job_id, JobState.SUCCEEDED, None)
+
+
+def whole(job: Job) -> bool:
+    """Whether a job succeeds at all its sites or not at all: each input is cleaned, or made tokens, at its home alone.
+
+    Such a job fails where it gives up one of its sites; `min_sites` only says how many legs must remain for the others
+    to go on while one is tried again.
+    """
+    return job.spec.kind in (JobKind.CLEAN, JobKind.TOKENIZE)
 
 
 def awaited(core: Core, row: Row[Any], site: SiteStatus | None) -> bool:

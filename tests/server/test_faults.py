@@ -95,6 +95,33 @@ def test_who_fails_too_often_at_a_site_gives_it_up(fed: Any) -> None:
     assert "failed 4 times" in shown["reason"]["message"]
 
 
+@pytest.mark.parametrize(("kind", "first_done"), [(JobKind.CLEAN, True), (JobKind.TOKENIZE, False)])
+def test_a_dataset_that_its_home_gave_up_fails_the_job_whatever_the_others_have_done(
+    fed: Any, kind: JobKind, first_done: bool
+) -> None:
+    sites = [fed.site(name) for name in ("de-1", "fr-1")]
+    inputs = [fed.dataset(site.name, f"clean-{site.name}", ArtifactClass.CLEAN) for site in sites]
+    spec = fed.spec(inputs, kind=kind, params=fed.params(kind.value), resources=Resources(gpus=1, walltime_s=600))
+    assert spec.min_sites == 1
+    job = fed.submit(spec).json()["id"]
+    offers = [site.hold(job) for site in sites]
+    for site, offer in zip(sites, offers, strict=True):
+        site.wait_start(offer)
+        site.say(offer.leg, offer.epoch, LegState.RUNNING)
+    if first_done:
+        sites[0].succeed(offers[0])
+    again = offers[1]
+    for _ in range(3):
+        sites[1].fail(again, Fault.SITE, "the Ray head died")
+        again = sites[1].run(job)
+    sites[1].fail(again, Fault.SITE, "the Ray head died")
+    shown = fed.job(job)
+    assert (shown["state"], shown["reason"]["code"], shown["reason"]["site"]) == ("failed", "site_fault", "fr-1")
+    if not first_done:
+        assert [stop.leg for stop in sites[0].poll().stops] == [offers[0].leg]
+        sites[0].say(offers[0].leg, offers[0].epoch, LegState.STOPPED)
+
+
 def test_a_program_at_fault_is_never_retried(fed: Any) -> None:
     laws = fed.dataset("fr-1", "laws-fr")
     site = fed.site("fr-1")
