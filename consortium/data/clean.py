@@ -315,7 +315,7 @@ def _evaluation(
     """Return the evaluation sets among the inputs, and the others."""
 
     def named(dataset: Dataset) -> bool:
-        return not {dataset.name, f"{dataset.name}@{dataset.version}", dataset.id}.isdisjoint(config.against)
+        return not set(dataset.names).isdisjoint(config.against)
 
     sets = tuple(dataset for dataset in datasets if named(dataset))
     if config.against and not sets:

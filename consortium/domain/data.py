@@ -154,6 +154,11 @@ class Dataset:
         return f"the consent to use {self.name}@{self.version} ended on {self.about.consent_until}"
 
     @property
+    def names(self) -> tuple[str, str, str]:
+        """What params of a job may call it: its name, `name@version`, its id."""
+        return self.name, f"{self.name}@{self.version}", self.id
+
+    @property
     def partner(self) -> str:
         """The partner whose data it is: its home site's."""
         return ids.partner_of(self.site)

@@ -7,8 +7,9 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from consortium.config import validate_params
-from consortium.domain.codec import to_json
+from consortium.config import nearest, validate_params
+from consortium.domain.cleaning import CleanConfig
+from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import CONSENT_FIX, Dataset
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.ids import is_id
@@ -128,6 +129,8 @@ def judge_checked(core: Core, connection: Connection, signed: SignedSpec, view: 
     inputs = _inputs(connection, spec)
     _check_kind(connection, spec, inputs)
     sites = _target_sites(core, spec, inputs)
+    if spec.kind is JobKind.CLEAN:
+        _check_clean(spec, inputs)
     now_ms = core.clock.now_ms()
     _check_order(connection, spec, now_ms)
     job = Job(
@@ -265,6 +268,53 @@ def _check_flavors(core: Core, spec: JobSpec) -> None:
     for flavor in spec.resources.flavors:
         if flavor not in known:
             raise UsageError(f"no site has the flavor {flavor!r}", fix=f"flavors: {', '.join(known)}")
+
+
+def _check_clean(spec: JobSpec, inputs: tuple[Dataset, ...]) -> None:
+    """Check what a clean job says of its inputs, which its legs would find wrong only once they run."""
+    config = from_json(CleanConfig, spec.params, where="params of the job")
+    against, order = config.decontaminate.against, config.across.order
+    known = {name: item for item in inputs for name in item.names}
+    for name in against:
+        if name not in known:
+            raise UsageError(
+                f"{name!r} is none of the job's inputs, and an evaluation set is one of them",
+                where="decontaminate.against",
+                fix=f"add it to inputs, or {nearest(name, (n for item in inputs for n in item.names[:2]))}",
+            )
+    sets = [item for item in inputs if not set(against).isdisjoint(item.names)]
+    cleaned = [item for item in inputs if item not in sets]
+    if not cleaned:
+        raise UsageError(
+            "all inputs are evaluation sets: there is nothing to clean",
+            where="decontaminate.against",
+            fix="add the datasets to clean to inputs",
+        )
+    bare = sorted({item.site for item in cleaned} - {item.site for item in sets})
+    if against and bare:
+        raise UsageError(
+            f"no evaluation set lives at {', '.join(bare)}, where {_first_at(cleaned, bare[0])} is to be cleaned",
+            where="decontaminate.against",
+            fix=f"register one at {', '.join(bare)} and name it in inputs and in decontaminate.against",
+        )
+    idle = sorted({item.site for item in sets} - {item.site for item in cleaned})
+    if idle:
+        raise UsageError(
+            f"{_first_at(sets, idle[0])} is an evaluation set at {idle[0]}, where nothing is to be cleaned",
+            where="decontaminate.against",
+            fix="leave it out of inputs and decontaminate.against",
+        )
+    missing = sorted({item.partner for item in cleaned} - set(order))
+    if order and missing:
+        raise UsageError(
+            f"across.order does not name {', '.join(missing)}, whose datasets are to be cleaned",
+            where="across.order",
+            fix=f"across.order=[{','.join((*order, *missing))}], or another order: those first whose copies stay",
+        )
+
+
+def _first_at(items: list[Dataset], site: str) -> str:
+    return next(item.name for item in items if item.site == site)
 
 
 def _check_kind(connection: Connection, spec: JobSpec, inputs: tuple[Dataset, ...]) -> None:

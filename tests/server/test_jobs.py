@@ -310,6 +310,41 @@ def test_dry_run_stores_nothing(fed: Any) -> None:
     assert len(fed.get("/v1/jobs")) == before
 
 
+def test_what_a_clean_job_says_of_its_inputs_is_checked_when_it_is_submitted(fed: Any) -> None:
+    fr, quiz, quiz_two = (fed.dataset("fr-1", name) for name in ("laws-fr", "quiz-fr", "quiz-two"))
+    de, exam = (fed.dataset("de-1", name) for name in ("laws-de", "exam-de"))
+    clean = fed.params("clean") | {"dedup": "near"}
+
+    def refused(inputs: list[Any], against: tuple[str, ...] = (), order: tuple[str, ...] = ()) -> tuple[str, str, str]:
+        params = clean | {
+            "decontaminate": clean["decontaminate"] | {"against": list(against)},
+            "across": clean["across"] | {"order": list(order)},
+        }
+        spec = fed.spec(inputs, params=params)
+        answers = [fed.submit(spec, dry_run=True).json(), fed.submit(spec).json()]
+        told = [(each.get("where", ""), each.get("detail", ""), each.get("fix", "")) for each in answers]
+        assert told[0] == told[1]
+        return told[0]
+
+    where, what, fix = refused([fr, quiz], ("quizz-fr",))
+    assert (where, what.split()[0]) == ("decontaminate.against", "'quizz-fr'")
+    assert fix == "add it to inputs, or did you mean 'quiz-fr'?"
+    where, what, _ = refused([quiz, quiz_two], ("quiz-fr", quiz_two.id))
+    assert (where, "nothing to clean" in what) == ("decontaminate.against", True)
+    where, what, fix = refused([fr, quiz, de], (f"quiz-fr@{quiz.version}",))
+    assert (where, what) == (
+        "decontaminate.against",
+        "no evaluation set lives at de-1, where laws-de is to be cleaned",
+    )
+    assert fix.startswith("register one at de-1")
+    where, what, _ = refused([fr, quiz, exam], ("quiz-fr", "exam-de"))
+    assert (where, what.partition(",")[0]) == ("decontaminate.against", "exam-de is an evaluation set at de-1")
+    where, what, fix = refused([fr, de], order=("fr",))
+    assert (where, what.startswith("across.order does not name de")) == ("across.order", True)
+    assert fix.startswith("across.order=[fr,de]")
+    assert refused([fr, quiz, de, exam], ("quiz-fr", exam.id), ("de", "fr")) == ("", "", "")
+
+
 def test_an_idempotency_key_makes_one_job_and_a_replayed_spec_none(fed: Any) -> None:
     laws = fed.dataset("uy-1", "laws-es")
     spec = fed.spec([laws], account="uy", submitter="uy/alma", resources=Resources(gpus=64, walltime_s=60))
