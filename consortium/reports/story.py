@@ -135,18 +135,10 @@ def _lengths(text: str, config: CleanConfig | None) -> tuple[Score, ...]:
 
 
 def _of_stage(stage: CleanStage, wanted: str) -> Iterator[Story]:
-    hashed = _HASH.fullmatch(wanted) is not None
-    for shard in range(stage.shards):
-        index = stage.index(shard)
-        rows = [
-            row
-            for row, (came, clean) in enumerate(zip(index["document"], index["clean"], strict=True))
-            if hashed and wanted in (came, clean)
-        ]
-        if hashed and not rows:
-            continue
-        documents = stage.documents(shard)
-        rows = rows or [document.row for document in documents if document.id == wanted]
+    by_hash = _with_hash(stage, wanted) if _HASH.fullmatch(wanted) else {}
+    for shard in by_hash or range(stage.shards):  # an id may look like a hash: MD5 has 32 digits, too
+        index, documents = stage.index(shard), stage.documents(shard)
+        rows = by_hash.get(shard) or [document.row for document in documents if document.id == wanted]
         notes = stage.annotations(shard) if rows else []
         for row in rows:
             own = [note for note in notes if note.row == row]
@@ -169,6 +161,17 @@ def _of_stage(stage: CleanStage, wanted: str) -> Iterator[Story]:
                 as_judged=history.exact,
                 scores=scores(history.text, history.language or documents[row].declared, stage.config),
             )
+
+
+def _with_hash(stage: CleanStage, wanted: str) -> dict[int, list[int]]:
+    """Return, by shard, the rows of documents with this hash before or after cleaning, for shards that have some."""
+    found = {}
+    for shard in range(stage.shards):
+        index = stage.index(shard)
+        hashes = zip(index["document"], index["clean"], strict=True)
+        if rows := [row for row, both in enumerate(hashes) if wanted in both]:
+            found[shard] = rows
+    return found
 
 
 def _of_collection(dataset: Dataset, wanted: str, store: ObjectStore) -> Iterator[Story]:

@@ -35,6 +35,7 @@ from tests.builders import new_id
 pytestmark = pytest.mark.integration
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}</style></figure>"
 TURNED = "\u202eevil\u2066 \x1b[31mred\x07 \ufdd0" + "a" + "\u0301" * 50
+MD5 = "0123456789abcdef" * 2
 LAW = "La présente loi fixe les règles applicables aux contrats conclus entre les personnes, selon le décret {}. "
 CONFIG = CleanConfig(
     languages=("fr",),
@@ -63,6 +64,7 @@ class Cleaned:
 def hostile_rows() -> list[dict[str, str]]:
     rows = generate("fr", documents=240, seed=7).rows
     own = [
+        (MD5, LAW.format(3) + "Article troisième."),
         ("short", SCRIPT),
         ("turned", TURNED),
         ("long", (LAW.format(7) + SCRIPT) * 40),
@@ -268,6 +270,12 @@ def test_the_story_of_a_removed_document_gives_rule_value_and_threshold(cleaned:
         stories(cleaned.made, "nothing", cleaned.store, cleaned.dataset_of)
     with pytest.raises(UsageError, match="not text"):
         stories(described(artifact_class=ArtifactClass.TOKENS), "short", cleaned.store, cleaned.dataset_of)
+
+
+def test_a_document_whose_id_looks_like_a_hash_is_found(cleaned: Cleaned) -> None:
+    for dataset in (cleaned.made, cleaned.raw):
+        (story,) = stories(dataset, MD5, cleaned.store, cleaned.dataset_of)
+        assert (story.id, story.chars) == (MD5, len(LAW.format(3) + "Article troisième."))
 
 
 def test_every_rule_is_said_in_plain_words() -> None:
