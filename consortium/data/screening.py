@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from consortium.data import dedup, pii, profile, steps
 from consortium.data.counts import Counts
+from consortium.data.decontaminate import RULE as NOTED
 from consortium.data.decontaminate import EvaluationSets, decontaminate
 from consortium.data.documents import (
     Annotation,
@@ -160,8 +161,10 @@ def _settled(
     where that changed it.
     """
     editing, judging = edits(config), judges(config, evaluation)
-    for _ in range(steps.MAX_ROUNDS):
+    for round in range(steps.MAX_ROUNDS):
         came = {document.row: document.language for document in documents}
+        if round:  # judged again: what judges noted of a document that stays is noted again
+            notes.annotations = [note for note in notes.annotations if note.rule != NOTED or note.row not in came]
         kept = list(steps.chain(judging, steps.edited(editing, documents, notes), notes))
         yield from (document for document in kept if document.language == came[document.row])
         others = [document for document in kept if document.language != came[document.row]]

@@ -142,6 +142,20 @@ def test_what_stands_in_an_evaluation_set_goes() -> None:
     assert asked not in found.candidates.column("text").to_pylist()
 
 
+def test_what_is_judged_again_in_another_language_is_noted_once() -> None:
+    law = next(row["text"] for row in generate("fr", documents=100, seed=2).rows if len(row["text"].split()) > 30)
+    drawn = {"id": "a", "text": f"{law}\nTous droits réservés\n{law}", "language": "de"}
+    leak = DecontaminateConfig(against=("exam",), drop=False)
+    config = replace(CONFIG, lines=("boilerplate",), decontaminate=leak)
+    found = screen(shard([drawn]), 0, config, EvaluationSets({"exam": [law]}, leak))
+    rules = found.annotations.column("rule").to_pylist()
+    assert rules == ["lines.boilerplate", "decontaminate.ngram"]
+    (text,) = found.candidates.column("text").to_pylist()
+    noted = found.annotations.to_pylist()[1]
+    assert text == f"{law}\n{law}"
+    assert text[noted["start"] : noted["end"]]
+
+
 def test_every_removed_document_has_one_annotation_and_every_edit_one() -> None:
     sample = generate("fr", documents=300)
     found = screen(shard(sample.rows), 4, CONFIG)
