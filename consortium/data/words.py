@@ -3,7 +3,7 @@
 A word is what the byte-level pre-tokenizer would cut: letters, digits or signs, with the space before them. One
 document adds at most `max_per_document` to a word's count, so that none decides alone. Words counted fewer than
 `min_count` times at a site, or seen in fewer than `min_documents` documents, or longer than `max_word_chars`, are never
-sent, and of the rest at most `MAX_WORDS`, the most frequent.
+sent, and of the rest at most `MAX_WORDS`, the most frequent; a count over `MAX_COUNT` is sent as that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from consortium.errors import VerificationError
 
 WORD = re.compile(r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
 MAX_WORDS = 100_000
+MAX_COUNT = 10**11
+"""More than the most frequent word has in 10^12 words of any language: no true count is changed by it."""
+_MOST_ESCAPED = len(r"\u001f")
+_AROUND_WORD = len('"":,') + len(str(MAX_COUNT))
 _SPLIT_PARTS = 10_000
+_SURROGATE = re.compile("[\ud800-\udfff]")  # of half a character: no text has one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +83,10 @@ def threshold(tally: Tally, config: WordsConfig) -> dict[str, int]:
         and len(word) <= config.max_word_chars
         and tally.documents[word] >= config.min_documents
     ]
-    return {word: -negative for negative, word in sorted(sorted(allowed)[:MAX_WORDS], key=lambda pair: pair[1])}
+    return {
+        word: min(-negative, MAX_COUNT)
+        for negative, word in sorted(sorted(allowed)[:MAX_WORDS], key=lambda pair: pair[1])
+    }
 
 
 def pack(counts: Mapping[str, int]) -> bytes:
@@ -88,18 +96,27 @@ def pack(counts: Mapping[str, int]) -> bytes:
 
 
 def unpack(data: bytes, sender: str, config: WordsConfig) -> dict[str, int]:
-    """Read another site's counts; raises VerificationError naming it where they are not what may be sent."""
+    """Read another site's counts; raises VerificationError naming it where they are not what may be sent.
+
+    No more is unpacked than `MAX_WORDS` words of `max_word_chars` characters take where JSON escapes each of them.
+    """
+    most_bytes = len("{}") + MAX_WORDS * (config.max_word_chars * _MOST_ESCAPED + _AROUND_WORD)
+    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)  # gzip's header
     try:
-        counts = json.loads(gzip.decompress(data))
-    except (OSError, EOFError, zlib.error, ValueError) as fault:
+        plain = stream.decompress(data, most_bytes + 1)
+        if len(plain) > most_bytes or not stream.eof or stream.unused_data:
+            raise ValueError(f"not one whole gzip member of at most {most_bytes} bytes")
+        counts = json.loads(plain)
+    except (zlib.error, ValueError, RecursionError) as fault:
         raise VerificationError(f"the word counts of {sender} are not readable: {fault}", where=sender) from fault
     if not isinstance(counts, dict) or len(counts) > MAX_WORDS:
         raise VerificationError(f"the word counts of {sender} are not at most {MAX_WORDS} words", where=sender)
     for word, number in counts.items():
         whole = isinstance(number, int) and not isinstance(number, bool)
-        if not whole or number < config.min_count or not 0 < len(word) <= config.max_word_chars:
+        fits = whole and config.min_count <= number <= MAX_COUNT and 0 < len(word) <= config.max_word_chars
+        if not fits or _SURROGATE.search(word):
             raise VerificationError(
-                f"{sender} sent a word that must not be sent: {len(word)} characters, counted {number!r}",
+                f"{sender} sent a word that must not be sent: {len(word)} characters, counted {number!r:.40}",
                 where=sender,
                 fix="both sites must run the job with the same code and params",
             )

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -86,11 +88,44 @@ def test_counts_survive_packing_to_the_byte() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"not gzip", words.pack({"rare": 2}), words.pack({"x" * 17: 5}), words.pack({"": 5}), words.pack({"f": 5.5})],
+    [
+        b"",
+        b"not gzip",
+        words.pack({"rare": 2}),
+        words.pack({"x" * 17: 5}),
+        words.pack({"": 5}),
+        words.pack({"f": 5.5}),
+        words.pack({"f": "x" * 1000}),
+        words.pack({"most": words.MAX_COUNT + 1}),
+        words.pack({"most": 10**400}),
+        words.pack({"cut": 5})[:-9],
+        words.pack({"two": 5}) * 2,
+        gzip.compress(rb'{"\ud800": 5}'),
+        gzip.compress(b"[" * 100_000),
+        gzip.compress(b'{"long": ' + b"9" * 5000 + b"}"),
+        gzip.compress(b" " * 12_000_000 + b"{}"),
+    ],
 )
 def test_counts_that_must_not_have_been_sent_are_refused(data: bytes) -> None:
     with pytest.raises(VerificationError, match="de-1"):
         words.unpack(data, "de-1", CONFIG.words)
+
+
+def test_no_more_of_a_peers_counts_is_unpacked_than_may_be_sent() -> None:
+    bomb = gzip.compress(b" " * (1 << 28), compresslevel=1)
+    tracemalloc.start()
+    with pytest.raises(VerificationError, match="de-1"):
+        words.unpack(bomb, "de-1", CONFIG.words)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    tracemalloc.stop()
+
+
+def test_the_most_that_may_be_sent_is_read() -> None:
+    most = {f"{number:05}".rjust(16, "\x1f"): words.MAX_COUNT for number in range(words.MAX_WORDS)}
+    assert words.unpack(words.pack(most), "de-1", CONFIG.words) == most
+    tally = words.Tally()
+    tally.times["of"], tally.documents["of"] = 10**12, 10**9
+    assert words.threshold(tally, CONFIG.words) == {"of": words.MAX_COUNT}
 
 
 def test_merging_does_not_depend_on_the_order_of_sites() -> None:
