@@ -1,0 +1,200 @@
+"""The server's rounds under a network that loses, delays, repeats and reorders whatever sites send.
+
+The state, its transactions and the machine are the real ones; the network and the clock are played.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consortium.domain.job import JobKind
+from consortium.domain.training import Commit, Round, RoundPhase, Verdict
+from consortium.errors import ConflictError, UsageError
+from consortium.keys.signing import SigningKey, sign_value
+from consortium.server import rounds as machine
+from consortium.server.core import Core
+from consortium.state import Database
+from consortium.state.data import agree
+from consortium.train.rounds import check_certificate
+from tests.state.test_jobs import make_job, place, store
+
+SITES = ("de-1", "fr-1", "uy-1")
+KEYS = {site: SigningKey.generate() for site in SITES}
+GRACE_MS, ROUNDS = 1_000, 3
+REASONS = ("", "", "", "outlier", "missing")
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder: Path = tmp_path_factory.mktemp("rounds")
+    db = Database(f"sqlite:///{folder / 'state.db'}")
+    clock = SimpleNamespace(now=1_000)
+    known = {site: SimpleNamespace(id=site, signing_key=key.public) for site, key in KEYS.items()}
+    yield Core(
+        settings=SimpleNamespace(round_grace_ms=GRACE_MS),  # type: ignore[arg-type]  # all that rounds read of them
+        db=db,
+        ledger=None,  # type: ignore[arg-type]  # records wait in the outbox
+        key=SigningKey.generate(),
+        trust=None,  # type: ignore[arg-type]
+        clock=SimpleNamespace(now_ms=lambda: clock.now, at=clock),  # type: ignore[arg-type]
+        contacts=None,  # type: ignore[arg-type]
+        files=SimpleNamespace(current=SimpleNamespace(site=known.__getitem__)),  # type: ignore[arg-type]
+        incarnation=7,
+    )
+    db.close()
+    shutil.rmtree(folder)
+
+
+@dataclass
+class Play:
+    """One job's rounds; `random` is the network."""
+
+    core: Any
+    random: random.Random
+    quarantine: int
+    flight: list[Callable[[], None]] = field(default_factory=list)
+    certificates: dict[int, Any] = field(default_factory=dict)
+    said: dict[tuple[str, int, str], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        screen = {"clip": 2.0, "quarantine": self.quarantine, "clip_window": 4} if self.quarantine else {}
+        job = make_job()
+        params = {"outer": {"rounds": ROUNDS, "inner_steps": 5, "quorum": 2, "screen": screen}}
+        spec = type(job.spec)(**{**_fields(job.spec), "kind": JobKind.PRETRAIN, "params": params, "min_sites": 2})
+        self.job = store(self.core.db, _with(job, spec=spec)).id
+        place(self.core.db, _with(job, spec=spec), sites=SITES)
+
+    # -- what sites send: the same message has the same content, however often it is sent ---------------------------
+
+    def commit(self, site: str, number: int) -> Commit:
+        norm = float(1 + (hash_of(site, number) % 7)).hex()
+        return sign_value(KEYS[site], Commit(job=self.job, round=number, site=site, tokens=100, steps=5,
+                                             digest=f"sha256:{site}{number}", norm=norm, loss="0x1p+1"))  # fmt: skip
+
+    def judge(self, judge: str, number: int) -> tuple[Verdict, ...]:
+        given = []
+        for commit in self.read(number).commits:
+            reason = self.said.setdefault((judge, number, commit.site), self.random.choice(REASONS))
+            given.append(sign_value(KEYS[judge], Verdict(
+                job=self.job, round=number, judge=judge, site=commit.site, digest=commit.digest,
+                accept=not reason, reason=reason, norm=commit.norm)))  # fmt: skip
+        return tuple(given)
+
+    def send(self, site: str, number: int) -> None:
+        """Put into flight whatever the site would send now, as often as it tries again."""
+        current = self.read(number)
+        if current.phase is RoundPhase.OPEN or all(one.site != site for one in current.commits):
+            commit = self.commit(site, number)
+            self.flight.append(lambda: self._write(machine.take_commit, site, commit))
+        if current.phase is RoundPhase.JUDGING:
+            given_ = self.judge(site, number)
+            self.flight.append(lambda: self._write(machine.take_verdicts, site, self.job, given_))
+        if current.phase is RoundPhase.CERTIFIED:
+            self.flight.append(lambda: self._agree(site, number))
+
+    def _agree(self, site: str, number: int) -> None:
+        with self.core.db.write() as connection:
+            agree(
+                connection,
+                job=self.job,
+                topic=f"outer/{number}",
+                site=site,
+                digest=f"sha256:outer{number}",
+                signature="",
+                now_ms=1,
+            )
+
+    def _write(self, call: Any, *given_: Any) -> None:
+        try:
+            with self.core.db.write() as connection:
+                call(self.core, connection, *given_)
+        except (ConflictError, UsageError):
+            pass  # too late, too early, or said already: the site learns it and goes on
+
+    # -- the network, and what must hold whatever it does ---------------------------------------------------------
+
+    def step(self, number: int) -> None:
+        match self.random.randrange(10):
+            case 0 | 1 | 2:
+                self.send(
+                    self.random.choice(SITES), self.random.choice([number, number, max(1, number - 1), number + 1])
+                )
+            case 3 | 4 | 5 if self.flight:
+                self.flight.pop(self.random.randrange(len(self.flight)))()
+            case 6 if self.flight:
+                self.random.choice(self.flight)()
+            case 7 if self.flight:
+                self.flight.pop(self.random.randrange(len(self.flight)))
+            case _:
+                self.core.clock.at.now += self.random.choice([1, GRACE_MS])
+                machine.advance_all(self.core)
+                self.holds()
+
+    def holds(self) -> None:
+        for number in range(1, ROUNDS + 1):
+            current = self.read(number)
+            if current.certificate is None:
+                assert number not in self.certificates, "a certificate does not go away"
+                continue
+            assert self.certificates.setdefault(number, current.certificate) == current.certificate, "only one"
+            check_certificate(current, current.certificate.previous_outer)
+            parts = current.certificate.contributions
+            assert [part.site for part in parts] == sorted({part.site for part in parts}), "each site once"
+            for part in parts:
+                assert part.digest == f"sha256:{part.site}{number}"
+                yes = [v for v in current.verdicts if v.site == part.site and v.accept and v.digest == part.digest]
+                assert 2 * len({v.judge for v in yes}) > len({c.site for c in current.commits} - self.out(number))
+
+    def out(self, number: int) -> set[str]:
+        standing = self.certificates[number].standing
+        return {s for s, n in standing.refused if n >= standing.quarantine} if standing else set()
+
+    def read(self, number: int) -> Round:
+        with self.core.db.read() as connection:
+            return machine.read_round(self.core, connection, self.job, number)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+def _with(value: Any, **changes: Any) -> Any:
+    return type(value)(**{**_fields(value), **changes})
+
+
+def hash_of(site: str, number: int) -> int:
+    return sum(site.encode()) * 31 + number * 7
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32), quarantine=st.sampled_from([0, 1]))
+def test_whatever_the_network_does_there_is_one_certificate_and_its_verdicts_imply_it(core, seed, quarantine):
+    play = Play(core, random.Random(seed), quarantine)
+    number = 1
+    for _ in range(60):
+        play.step(number)
+        if play.read(number).phase is RoundPhase.CLOSED and number < ROUNDS:
+            number += 1
+    # Once the network is well again, whatever is open is closed.
+    for _ in range(12):
+        if play.read(number).phase is RoundPhase.CLOSED:
+            break
+        for site in SITES:
+            play.send(site, number)
+        play.random.shuffle(play.flight)
+        while play.flight:
+            play.flight.pop()()
+        core.clock.at.now += GRACE_MS
+        machine.advance_all(core)
+        play.holds()
+    assert play.read(number).phase is RoundPhase.CLOSED
