@@ -26,6 +26,7 @@ from consortium.train.peers import INITIAL, JUDGED, Peers, commit_of
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
 from consortium.train.screen import Gates
 from consortium.train.settings import PretrainParams
+from consortium.train.start import starting_point
 from consortium.train.within import Inner, RoundTrainer, Stopped
 
 
@@ -96,7 +97,7 @@ class FederatedLeg:
         """Return the state before round 1: drawn here by the first peer, received by the others."""
         known = self._exchange.agreements("outer/0")
         first = self._site == self._peers.sites[0] and not known
-        outer = self._inner.initial() if first else self._peers.receive_initial()
+        outer = self._first() if first else self._peers.receive_initial()
         state = OuterState(
             round=0,
             digest=digest_of(to_bytes(outer)),
@@ -108,6 +109,12 @@ class FederatedLeg:
         )
         self._keep.save_outer(state, self._origin)
         return state
+
+    def _first(self) -> Vector:
+        """Return freshly drawn parameters, or those that the job goes on from."""
+        if not self._params.start.given:
+            return self._inner.initial()
+        return starting_point(self._exchange.store(), self._params.start, self._origin)
 
     def _publish(self, state: OuterState) -> None:
         """Publish and agree on the state before round 1, unless this site has done so already."""

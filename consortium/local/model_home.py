@@ -1,0 +1,99 @@
+"""Trained models at home, where a private store's keys are: text from them, and files that other programs read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from consortium.errors import NotFoundError, VerificationError
+from consortium.local.paths import FederationDir
+from consortium.local.steward import private_store, settings_of
+from consortium.storage.objects import ObjectStore
+from consortium.train.export import Precision, export_model
+from consortium.train.generate import Sampling, generate, load_decoder
+from consortium.train.keep import Keep, Origin
+from consortium.train.outer import Vector
+
+
+def generate_at_home(
+    job: str,
+    text: str,
+    sampling: Sampling,
+    *,
+    round: int = -1,
+    site: str = "",
+    directory: FederationDir | None = None,
+) -> Iterator[str]:
+    """Yield text after `text`, piece by piece, as the outer state of a pretrain job goes on.
+
+    Raises NotFoundError where no site of this machine keeps the job's outer states.
+    """
+    from consortium.data import bpe
+
+    origin, vector, store = model_at_home(job, round=round, site=site, directory=directory)
+    tokenizer = bpe.load(tokenizer_of(store, origin))
+    model = load_decoder(origin, vector)
+    tokens: list[int] = []
+    told = ""
+    for token in generate(model, tokenizer.encode(text).ids, sampling, eos=bpe.EOS_ID):
+        tokens.append(token)
+        whole: str = tokenizer.decode(tokens)
+        # A character of several bytes may stand in several tokens: it is told when it is whole.
+        if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield whole[len(told) :]
+            told = whole
+
+
+def export_at_home(
+    job: str,
+    path: Path,
+    *,
+    precision: Precision = "bfloat16",
+    round: int = -1,
+    site: str = "",
+    directory: FederationDir | None = None,
+) -> list[Path]:
+    """Write the model of a pretrain job into the folder `path`; returns the files. Raises as `model_at_home` does."""
+    from consortium.data import bpe
+
+    origin, vector, store = model_at_home(job, round=round, site=site, directory=directory)
+    return export_model(origin, vector, tokenizer_of(store, origin), path, precision=precision, eos=bpe.EOS_ID)
+
+
+def model_at_home(
+    job: str, *, round: int = -1, site: str = "", directory: FederationDir | None = None
+) -> tuple[Origin, Vector, ObjectStore]:
+    """Return an outer state's model, its parameters, and the private store that keeps it.
+
+    The first site of this machine that keeps the round, or `site`; round -1 is the newest that the site keeps. Raises
+    NotFoundError where none does, VerificationError where the bytes kept are not what was written.
+    """
+    where = directory or FederationDir.current()
+    sites = [site] if site else sorted(path.name for path in (where.root / "sites").glob("*") if path.is_dir())
+    for name in sites:
+        store = private_store(settings_of(where, name))
+        keep = Keep(store, job)
+        kept = keep.rounds()
+        if kept and (round == -1 or round in kept):
+            return *keep.measured(kept[-1] if round == -1 else round), store
+    raise NotFoundError(
+        f"no outer state {'' if round == -1 else f'{round} '}of {job} is kept at {', '.join(sites) or 'any site'} here",
+        fix="name a pretrain job that ran at one of these sites, and a round that it kept",
+    )
+
+
+def tokenizer_of(store: ObjectStore, origin: Origin) -> bytes:
+    """Return the tokenizer that a model was trained with, from the store of a site that trained it."""
+    wanted = f"/tokenizers/{origin.tokenizer_digest.removeprefix('sha256:')}.json"
+    key = next((key for key in store.list("") if key.endswith(wanted)), None)
+    if key is None or not origin.tokenizer_digest:
+        raise NotFoundError(
+            f"this site's private store does not hold the tokenizer {origin.tokenizer_digest or '(none named)'}",
+            fix="use a site at which the tokenize job ran",
+        )
+    data = store.get(key)
+    from consortium.data.bpe import tokenizer_digest
+
+    if tokenizer_digest(data) != origin.tokenizer_digest:
+        raise VerificationError("the tokenizer kept is not the one the model was trained with", where=key)
+    return data

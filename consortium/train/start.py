@@ -1,0 +1,125 @@
+"""Training that goes on from a trained model: an outer state of an earlier job at this site, or a safetensors file.
+
+Only parameters are taken over. Optimisers, data order and rounds begin anew, so the new job's rate begins with its own
+warm-up. One site reads the model and publishes it as round 0; no other site needs to have it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from consortium.domain.codec import from_json
+from consortium.errors import ConsortiumError, NotFoundError, UsageError, VerificationError
+from consortium.train.keep import Keep, Origin
+from consortium.train.outer import Vector
+from consortium.train.settings import ModelParams, StartParams
+
+if TYPE_CHECKING:
+    from consortium.storage.objects import ObjectStore
+
+_MEANING = ("plugin", "layers", "dim", "heads", "groups", "hidden", "tie_embeddings", "rope_base")
+"""What must be the same for parameters to mean the same; context, dropout, losses and recomputation may change."""
+
+
+def starting_point(store: ObjectStore, start: StartParams, wanted: Origin) -> Vector:
+    """Return the parameters that `start` names, in the layout of `wanted`, the job's own model.
+
+    Raises NotFoundError where this site does not have them, VerificationError where they are damaged or not finite, and
+    UsageError, with the first difference, where model or tokenizer is another than the job's.
+    """
+    vector = _of_job(store, start, wanted) if start.job else _of_file(store, start, wanted)
+    if not bool(np.isfinite(vector).all()):
+        raise VerificationError("the model to go on from holds values that are not finite", where=_where(start))
+    return vector
+
+
+def _of_job(store: ObjectStore, start: StartParams, wanted: Origin) -> Vector:
+    keep = Keep(store, start.job)
+    kept = keep.rounds()
+    if not kept or start.round > kept[-1]:
+        raise NotFoundError(
+            f"this site keeps {f'rounds {kept[0]} to {kept[-1]}' if kept else 'no outer state'} of {start.job}",
+            where=_where(start),
+            fix="the job's first site in order of ids reads the model: name a job that it took part in",
+        )
+    origin, vector = keep.measured(kept[-1] if start.round == -1 else start.round)
+    check_same(origin, wanted, _where(start))
+    return vector
+
+
+def _of_file(store: ObjectStore, start: StartParams, wanted: Origin) -> Vector:
+    from safetensors.torch import load
+
+    from consortium.train.export import from_llama
+
+    where = _where(start)
+    data = store.get(start.weights, digest=start.digest)
+    metadata = _metadata(data, where)
+    try:
+        model = json.loads(metadata["model"])
+        vocab_size = int(metadata["vocab_size"])
+        tokenizer = metadata["tokenizer_digest"]
+        tensors = load(data)
+    except Exception as fault:
+        raise UsageError(
+            f"not a safetensors file that says what it is: {type(fault).__name__}: {fault}",
+            where=where,
+            fix="its metadata must name model, vocab_size and tokenizer_digest, as `consortium export` writes them",
+        ) from fault
+    origin = Origin(
+        model=model, vocab_size=vocab_size, tokenizer_digest=tokenizer, names=wanted.names, shapes=wanted.shapes
+    )
+    check_same(origin, wanted, where)
+    if set(tensors) != set(wanted.names):
+        tensors = from_llama(from_json(ModelParams, wanted.model), tensors)
+    for name, shape in zip(wanted.names, wanted.shapes, strict=True):
+        if tuple(tensors[name].shape) != shape:
+            raise UsageError(f"{name} has shape {tuple(tensors[name].shape)}, the job's model {shape}", where=where)
+    return wanted.layout.join({name: tensors[name].float().numpy() for name in wanted.names})
+
+
+def check_same(found: Origin, wanted: Origin, where: str) -> None:
+    """Raise UsageError unless parameters of `found` mean the same in `wanted`: model, tokenizer, names and shapes."""
+    theirs, ours = _meaning(found.model, where), _meaning(wanted.model, where)
+    different = [f"{key} is {theirs[key]}, the job's {ours[key]}" for key in _MEANING if theirs[key] != ours[key]]
+    if (found.vocab_size, found.tokenizer_digest) != (wanted.vocab_size, wanted.tokenizer_digest):
+        different.append(
+            f"its tokenizer is {found.tokenizer_digest} with {found.vocab_size} words, "
+            f"the inputs' {wanted.tokenizer_digest} with {wanted.vocab_size}"
+        )
+    if not different and (found.names, found.shapes) != (wanted.names, wanted.shapes):
+        different.append("parameters have other names or shapes")
+    if different:
+        raise UsageError(
+            f"the model to go on from is another than the job's: {'; '.join(different)}",
+            where=where,
+            fix="choose the same shape under model, and inputs of the same tokenize job",
+        )
+
+
+def _meaning(model: Mapping[str, Any], where: str) -> dict[str, Any]:
+    try:
+        params = from_json(ModelParams, dict(model))
+    except ConsortiumError as fault:
+        raise UsageError(f"the model to go on from is not described as one: {fault.what}", where=where) from fault
+    return {key: getattr(params, key) for key in _MEANING}
+
+
+def _metadata(data: bytes, where: str) -> dict[str, str]:
+    """Return a safetensors file's metadata: eight bytes of length, then JSON (the format's specification)."""
+    length = int.from_bytes(data[:8], "little")
+    try:
+        if length > len(data) - 8:
+            raise ValueError("its header is longer than the file")
+        found = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        return {str(key): str(value) for key, value in found.items()}
+    except (ValueError, AttributeError) as fault:
+        raise VerificationError(f"not a safetensors file: {fault}", where=where) from fault
+
+
+def _where(start: StartParams) -> str:
+    return f"start.job {start.job}" if start.job else f"start.weights {start.weights}"

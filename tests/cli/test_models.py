@@ -1,0 +1,84 @@
+"""`generate` and `export` as people type them, on a machine with a site's private store, and on one without."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from consortium.data import bpe
+from consortium.domain.codec import to_json
+from consortium.site.settings import SiteSettings, StoreSettings
+from consortium.storage.objects import ObjectStore
+from tests import builders
+from tests.conftest import Call
+from tests.s3 import S3
+from tests.storage.conftest import s3 as s3
+from tests.storage.conftest import store as store
+from tests.train.hub import JOB
+from tests.train.test_export import kept, made
+from tests.train.test_export import tokenizer as tokenizer
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def at_home(s3: S3, store: ObjectStore, tmp_path: Path, tokenizer: bytes) -> Path:
+    """A machine with fr-1's private store, which keeps two outer states of a job and its tokenizer."""
+    root = tmp_path / "home" / "federations" / "t"
+    folder = root / "sites" / "fr-1"
+    folder.mkdir(parents=True)
+    (tmp_path / "home" / "current").symlink_to(root)
+    (folder / "secret").write_text(s3.secret_key)
+    private = StoreSettings(
+        endpoint=s3.endpoint, bucket=store.bucket, access_key=s3.access_key, secret_path=str(folder / "secret")
+    )
+    unused = (
+        *("home", "server_url", "mlflow_url", "gateway_url", "token_path", "signing_key_path", "sealing_key_path"),
+        *("trust_path", "documents_dir", "ray_dashboard_url", "ray_token_path", "jobs_dir"),
+    )
+    settings: dict[str, Any] = dict.fromkeys(unused, "unused")
+    settings |= {"private_store": private, "egress_store": private, "peer_egress": {}, "gateway_port": 1}
+    (folder / "config.json").write_text(json.dumps(to_json(SiteSettings(site=builders.site("fr-1"), **settings))))
+    kept(store, *made(tokenizer))
+    store.put_addressed("jobs/job-of-tokenize/tokenizers", tokenizer, ".json")
+    return tmp_path / "home"
+
+
+def test_text_goes_on_and_is_the_same_again(at_home, call: Call):
+    typed = ("generate", JOB, "Gesetz", "--tokens", "12", "--seed", "4")
+    first, again = (call(*typed, home=at_home) for _ in range(2))
+    other = call(*typed, "--round", "0", home=at_home)
+    assert first.code == 0, first.err
+    assert first.out.startswith("Gesetz")
+    assert len(first.out) > len("Gesetz\n")
+    assert first.out == again.out != other.out
+
+
+def test_a_folder_with_weights_config_and_tokenizer_is_written(at_home, call: Call, tmp_path, tokenizer):
+    folder = tmp_path / "out"
+    done = call("export", JOB, str(folder), "--precision", "float32", home=at_home)
+    assert (done.code, done.out) == (0, f"{folder}\n"), done.err
+    assert "weights" in done.err
+    origin, vector = made(tokenizer)
+    parameters = origin.layout.split(vector * 2)
+    written = load_file(folder / "model.safetensors")
+    assert (written["model.embed_tokens.weight"].numpy() == parameters["embedding.weight"]).all()
+    assert (folder / "tokenizer.json").read_bytes() == tokenizer
+    again = call("export", JOB, str(folder), home=at_home)
+    assert (again.code, again.out) == (2, "")
+    assert "not empty" in again.err
+
+
+def test_a_model_or_tokenizer_that_is_not_here_is_said_so(at_home, call: Call, store: ObjectStore, tokenizer):
+    absent = call("generate", JOB[:-1] + "b", "x", home=at_home)
+    assert absent.code == 5
+    assert "kept at fr-1 here" in absent.err
+    assert call("generate", JOB, "x", "--round", "7", home=at_home).code == 5
+    store.delete(f"jobs/job-of-tokenize/tokenizers/{bpe.tokenizer_digest(tokenizer).removeprefix('sha256:')}.json")
+    lost = call("generate", JOB, "x", home=at_home)
+    assert lost.code == 5
+    assert "does not hold the tokenizer" in lost.err
