@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _PATHS_HELP = "Files, folders or s3://bucket/prefix of Parquet, JSONL, text, Markdown, HTML, WARC; also .gz, .zst."
 _UPLOAD_HELP = "Copy it as shards, with resume. --no-upload: its shards lie in the private store (s3://...) already."
+_KEEP_HELP = "Let documents that name a contributor keep it; default: all are the one --contributor's."
 data_app = typer.Typer(help="Datasets and where they come from.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="DATASET", help="A name, name@version, or an id.")]
 
@@ -44,6 +45,7 @@ def register(
     collected_from: Annotated[str, typer.Option(help="First day of collection, such as 2019-01-01.")] = "",
     collected_until: Annotated[str, typer.Option(help="Last day of collection.")] = "",
     contributor: Annotated[list[str], typer.Option(help="Institution that gave it; may be repeated.")] = [],  # noqa: B006  Typer copies it
+    keep_contributors: Annotated[bool, typer.Option("--keep-contributors", help=_KEEP_HELP)] = False,
     consent_until: Annotated[str, typer.Option(help="Last day (UTC) on which jobs may read it.")] = "",
     upload: Annotated[bool, typer.Option(help=_UPLOAD_HELP)] = True,
     endpoint: Annotated[str, typer.Option(help="Of s3:// paths; default: as the AWS command line has it.")] = "",
@@ -68,7 +70,15 @@ def register(
     }
     if upload:
         dataset = register_at_home(
-            caller.client(), caller.key(), name=name, paths=paths, site=site, endpoint=endpoint, say=say, **described
+            caller.client(),
+            caller.key(),
+            name=name,
+            paths=paths,
+            site=site,
+            keep_contributors=keep_contributors,
+            endpoint=endpoint,
+            say=say,
+            **described,
         )
     else:
         dataset = register_in_place(caller.client(), caller.key(), name=name, paths=paths, site=site, **described)
@@ -79,8 +89,6 @@ def register(
     else:
         counts = f"{dataset.documents:,} documents, {dataset.size_bytes:,} bytes stored"
         say(f"registered {dataset.name}@{dataset.version} at {dataset.site}: {counts}")
-        if dataset.attributes.get("quarantined", "0") != "0":
-            say(f"  not readable: {dataset.attributes.get('quarantine_reasons', '')}")
         print(dataset.id)
 
 

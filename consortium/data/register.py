@@ -23,6 +23,7 @@ from consortium.data.progress import Advance, Progress
 from consortium.data.readers import Item, Quarantined, Source, find
 from consortium.data.readers.apart import Reader
 from consortium.data.readers.sources import Stores
+from consortium.data.suppression import AT_LEAST
 from consortium.data.uploads import Journal
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import ArtifactClass, Dataset, Description, Shard
@@ -53,6 +54,7 @@ def register_collection(
     source: str = "",
     categories: Sequence[str] = (),
     about: Description | None = None,
+    keep_contributors: bool = False,
     shard_text_bytes: int = SHARD_TEXT_BYTES,
     stores: Stores | None = None,
     progress: Progress | None = None,
@@ -61,16 +63,27 @@ def register_collection(
     """Write the collections at `paths` (files, folders, `s3://bucket/prefix`) into `store` and return their dataset.
 
     Empty `languages`, `licence` and `source` are taken from the documents. `territory` defaults to the site's partner.
-    Where `about` names one contributor, documents without one get it. `progress` is told bytes of the files read,
+    Where `about` names one contributor, all documents are its own, whatever they say: who registers knows who gave the
+    files, and a row could name an institution that is to be accused in its place, or many that nobody knows. With
+    `keep_contributors` only documents that name none get it. `progress` is told bytes of the files read,
     documents and bytes of text, since this run began; `note` what a person should know. What could not be read stands
-    in the object that attribute `quarantine_key` names; `quarantined` counts it, by reason too.
+    in the object that attribute `quarantine_key` names, with its counts by reason in the last line; what the attributes
+    `quarantined` and `quarantine_reasons` say of them every partner reads, so counts below ten are not told there.
 
     Raises NotFoundError for absent paths, UsageError where nothing in them can be read, ConflictError where a file
     changes while it is read, and errors of the stores. Run again on the same input it goes on where it was; `finish`
     ends that.
     """
     return Upload(
-        paths, store, name, about=about, shard_text_bytes=shard_text_bytes, stores=stores, progress=progress, note=note
+        paths,
+        store,
+        name,
+        about=about,
+        keep_contributors=keep_contributors,
+        shard_text_bytes=shard_text_bytes,
+        stores=stores,
+        progress=progress,
+        note=note,
     ).run(
         site,
         dataset_id=dataset_id,
@@ -151,6 +164,7 @@ class Upload:
         name: str,
         *,
         about: Description | None = None,
+        keep_contributors: bool = False,
         shard_text_bytes: int = SHARD_TEXT_BYTES,
         stores: Stores | None = None,
         progress: Progress | None = None,
@@ -163,7 +177,8 @@ class Upload:
         self._contributor = self.about.contributors[0] if len(self.about.contributors) == 1 else ""
         self._sources = find(self.paths, stores=stores)
         given = [path if path.startswith("s3://") else os.path.realpath(path) for path in self.paths]
-        how = {"shard_text_bytes": shard_text_bytes, "contributor": self._contributor}
+        self._keep_contributors = keep_contributors
+        how = {"shard_text_bytes": shard_text_bytes, "contributor": self._contributor, "keep": keep_contributors}
         self._journal = Journal(store, name, given, self._sources, how)
 
     def run(
@@ -231,7 +246,7 @@ class Upload:
         with Reader() as reader:
             for item in self._items(reader, state, advance):
                 if isinstance(item, Document):
-                    if self._contributor and not item.contributor:
+                    if self._contributor and not (self._keep_contributors and item.contributor):
                         item = replace(item, contributor=self._contributor)
                     size = len(item.text.encode())
                     if batch and held + size > self._shard_text_bytes:
@@ -257,12 +272,16 @@ class Upload:
 
     def _attributes(self, state: _State) -> dict[str, str]:
         """Write what was quarantined beside the dataset and return its counts, all as strings."""
-        found = {"text_bytes": str(state.text_bytes), "quarantined": str(state.reasons.total())}
+        found = {"text_bytes": str(state.text_bytes), "quarantined": _told_total(state)}
         if state.kept:
-            lines = [json.dumps(asdict(item), ensure_ascii=False, sort_keys=True) + "\n" for item in state.kept]
-            data = "".join(lines).encode()
+            self._note(f"not readable: {_summary(state)}")
+            lines = [*map(asdict, state.kept), {"counts": dict(state.reasons)}]
+            data = "".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines).encode()
             found["quarantine_key"] = self._store.put_addressed(f"datasets/{self._name}/quarantine", data, ".jsonl").key
-            found["quarantine_reasons"] = _summary(state)
+            found["quarantine_reasons"] = ", ".join(
+                f"{count if count >= AT_LEAST else f'fewer than {AT_LEAST}'} {reason}"
+                for reason, count in sorted(state.reasons.items())
+            )
         return found
 
 
@@ -286,6 +305,14 @@ class _Advancing:
             done = self._whole if last else max(0, min(self._passed + self._at, self._whole - 1))
             documents, text_bytes = state.documents - self._documents, state.text_bytes - self._text_bytes
             self._progress(Advance("register", done, self._whole, documents, text_bytes))
+
+
+def _told_total(state: _State) -> str:
+    """Return what the description says of how much could not be read: nothing that tells a reason's small count."""
+    small = [count for count in state.reasons.values() if count < AT_LEAST]
+    if not small:
+        return str(state.reasons.total())
+    return f"at least {state.reasons.total() - sum(small) + len(small)}"
 
 
 def _summary(state: _State) -> str:

@@ -35,6 +35,7 @@ def register_at_home(
     source: str = "",
     categories: Sequence[str] = (),
     about: Description | None = None,
+    keep_contributors: bool = False,
     endpoint: str = "",
     directory: FederationDir | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -53,7 +54,14 @@ def register_at_home(
         return store if own else ObjectStore.ambient(bucket, endpoint)
 
     upload = Upload(
-        list(paths), store, name, about=about, stores=stores, progress=Meter(_telling(say)).over(name), note=say
+        list(paths),
+        store,
+        name,
+        about=about,
+        keep_contributors=keep_contributors,
+        stores=stores,
+        progress=Meter(_telling(say)).over(name),
+        note=say,
     )
     dataset = upload.run(
         site,

@@ -46,8 +46,21 @@ def test_a_collection_becomes_shards_and_the_same_again_writes_nothing_new(store
         for text in read_table(store.get(shard.key, digest=shard.digest)).column("text").to_pylist()
     ]
     assert texts == [row["text"] for row in sample.rows]
-    assert (dataset.attributes["quarantined"], dataset.attributes["quarantine_reasons"]) == ("1", "1 json")
+    assert dataset.attributes["quarantine_reasons"] == "fewer than 10 json"
+    assert dataset.attributes["quarantined"] == "at least 1"
     assert b'"bad.jsonl"' in store.get(dataset.attributes["quarantine_key"])
+
+
+def test_partners_read_no_small_count_of_what_could_not_be_read_and_the_home_reads_all(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' + "{\n" * 10 + "{}\n" * 9)
+    notes: list[str] = []
+    made = register_collection([tmp_path], store, "x", "fr-1", dataset_id=ID, note=notes.append)
+    assert made.attributes["quarantine_reasons"] == "10 json, fewer than 10 no_text"
+    assert made.attributes["quarantined"] == "at least 11", "19 would tell the 9"
+    assert notes == ["not readable: 10 json, 9 no_text"]
+    assert b'{"counts": {"json": 10, "no_text": 9}}\n' in store.get(made.attributes["quarantine_key"])
 
 
 def test_a_collection_of_nothing_readable_is_refused_with_the_reasons(store: ObjectStore, tmp_path: Path) -> None:
