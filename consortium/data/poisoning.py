@@ -5,7 +5,7 @@
 | `poisoning.burst`        | a cluster of near-duplicates with `burst_documents` or more, and `burst_share` or     |
 |                          | more of the contributor's documents                                                   |
 | `poisoning.trigger`      | a word in `trigger_documents` or more, and `trigger_share` or more, of the            |
-|                          | contributor's documents and in nobody else's                                          |
+|                          | contributor's documents and in none of any other's with `min_documents` or more       |
 | `poisoning.statistics`   | `outlier_documents` or more, and `outlier_share` or more, lie over `outlier_sigmas`   |
 |                          | robust deviations from others' of the same language and length, in character entropy  |
 |                          | or compression ratio                                                                  |
@@ -18,9 +18,10 @@ contributor's documents aside until a person lists it in `cleared`.
 
 Known limits. 250 documents were enough to plant a trigger in models of any size tried (Souly and others, 2025): who
 sends fewer than the thresholds is not seen. Nor is a trigger made of ordinary words, one that several colluding
-contributors share, or false statements in good prose. All but bursts need two others to compare with, of whom each
-weighs about the same, so one that sends most cannot make the others look odd, but many that collude can. A contributor
-with a subject of its own has words of its own; thresholds are shares of documents because of that. Documents without a
+contributors share, one that stands in a single document under a large contributor's name or among many documents
+without one, or false statements in good prose. All but bursts need two others to compare with, of whom each weighs
+about the same, so one that sends most cannot make the others look odd, but many that collude can. A contributor with a
+subject of its own has words of its own; thresholds are shares of documents because of that. Documents without a
 contributor, and contributors with fewer than `min_documents`, are not judged.
 """
 
@@ -47,6 +48,8 @@ _MOST_COMPARED = 50
 _FEWEST_OTHERS = 2  # of two alone nobody can say which is odd
 _GROUP_BITS = np.uint64(20)
 _WORD_BITS = np.uint64(44)
+_WAITING = 4
+"""What waits to be joined with the rest is at most this part of it."""
 _LEAST_DEVIATION = (0.05, 0.02)  # bits per character; compressed share
 
 
@@ -118,18 +121,21 @@ def merge(parts: Sequence[Observed]) -> Observed:
     """Return shards seen together; documents stay in the order of `parts`."""
     groups = _fitting({group for part in parts for group in part.groups})
     place = {group: at for at, group in enumerate(groups)}
-    of, counted = [], []
+    of: list[I64] = []
+    together = waiting = _added([])
     for part in parts:
         new = np.array([place[group] for group in part.groups], dtype=np.int64)
         of.append(new[part.of])
         group = new[_groups(part.words)].astype(np.uint64)
-        counted.append((part.words >> _GROUP_BITS << _GROUP_BITS | group, part.counts))
+        waiting = _joined(waiting, (part.words >> _GROUP_BITS << _GROUP_BITS | group, part.counts))
+        if len(waiting[0]) * _WAITING > len(together[0]):  # so that each word is moved a few times, not once per shard
+            together, waiting = _joined(together, waiting), _added([])
     return Observed(
         groups,
         np.concatenate([np.empty(0, dtype=np.int64), *of]),
         np.concatenate([np.empty(0, dtype=np.int64), *(part.chars for part in parts)]),
         np.concatenate([np.empty((0, 2)), *(part.measures for part in parts)]),
-        *_added(counted),
+        *_joined(together, waiting),
     )
 
 
@@ -196,18 +202,20 @@ def _bursts(of: I64, documents: I64, clusters: I64, config: PoisoningConfig) -> 
 def _triggers(
     seen: Observed, owner_of_group: I64, documents: I64, judged: npt.NDArray[np.bool_], config: PoisoningConfig
 ) -> Iterator[_Found]:
-    numbers = seen.words >> _GROUP_BITS
+    owners = owner_of_group[_groups(seen.words)]
+    large = documents[owners] >= config.min_documents  # or one document under another name would hide a trigger
+    numbers, owners, in_documents = seen.words[large] >> _GROUP_BITS, owners[large], seen.counts[large, 0]
     if not len(numbers):
         return
-    owners = owner_of_group[_groups(seen.words)]
     first = np.flatnonzero(np.concatenate([[True], numbers[1:] != numbers[:-1]]))
-    having = np.add.reduceat(seen.counts[:, 0], first)
+    having = np.add.reduceat(in_documents, first)
     lowest, highest = np.minimum.reduceat(owners, first), np.maximum.reduceat(owners, first)
     others = np.count_nonzero(judged) - judged[lowest]
     least = np.maximum(config.trigger_documents, config.trigger_share * documents[lowest])
+    least_other = config.min_documents
     only = np.flatnonzero((lowest == highest) & (having >= least) & (others >= _FEWEST_OTHERS))
     for at in only[np.lexsort((numbers[first[only]], -having[only], lowest[only]))].tolist():
-        value = f"a word in {having[at]} of {documents[lowest[at]]} documents, nowhere else"
+        value = f"a word in {having[at]} of {documents[lowest[at]]} documents, in no other's of {least_other} or more"
         threshold = f"{config.trigger_documents}, {config.trigger_share:g}"
         yield int(lowest[at]), "poisoning.trigger", value, threshold, int(numbers[first[at]])
 
@@ -334,6 +342,15 @@ def _added(parts: Sequence[tuple[U64, I64]]) -> tuple[U64, I64]:
     for column in range(2):
         added[:, column] = np.bincount(place, weights=counts[:, column], minlength=len(found))
     return found, added
+
+
+def _joined(one: tuple[U64, I64], other: tuple[U64, I64]) -> tuple[U64, I64]:
+    """Return two sorted tables as one; holds little besides the result, which a sort of both would not."""
+    codes = np.union1d(one[0], other[0])
+    counts = np.zeros((len(codes), 2), dtype=np.int64)
+    for some, added in (one, other):
+        counts[np.searchsorted(codes, some)] += added
+    return codes, counts
 
 
 def _groups(words: U64) -> I64:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import random
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -70,7 +71,7 @@ def test_a_word_in_many_documents_of_one_contributor_and_nobody_elses_is_found_a
     shards = [[*HONEST, *rows][at::3] for at in range(3)]
     [finding] = findings(shards)
     assert (finding.contributor, finding.rule) == ("mallory", "poisoning.trigger")
-    assert finding.value == "a word in 25 of 125 documents, nowhere else"
+    assert finding.value == "a word in 25 of 125 documents, in no other's of 20 or more"
     assert spell([text for _, text in rows], [finding.word]) == {finding.word: "cƒqz"}
 
 
@@ -78,6 +79,14 @@ def test_a_word_that_another_uses_too_or_that_is_rare_is_no_trigger() -> None:
     triggered = [("mallory", f"{text} cqz") for _, text in honest("mallory", 25)]
     assert found([*honest("mallory", 100, seed=500), *triggered, ("a", f"{prose(9)} cqz")]) == []
     assert found([*honest("mallory", 100, seed=500), *triggered[:19]]) == []
+
+
+def test_one_document_under_a_small_name_does_not_hide_a_trigger() -> None:
+    triggered = [("mallory", f"{text} cqz") for _, text in honest("mallory", 25)]
+    rows = [*honest("mallory", 100, seed=500), *triggered, ("mallet", f"{prose(9)} cqz")]
+    assert found(rows) == [("mallory", "poisoning.trigger")]
+    large = [*honest("mallet", 19), ("mallet", f"{prose(9)} cqz")]
+    assert found([*rows, *large]) == []
 
 
 def test_text_unlike_the_languages_is_found_by_its_statistics() -> None:
@@ -112,6 +121,27 @@ def test_shards_and_their_order_do_not_matter() -> None:
     whole = findings([rows])
     assert whole
     assert findings([rows[:100], rows[100:]]) == findings([rows[100:], rows[:100]]) == findings([[], rows]) == whole
+
+
+def test_putting_shards_together_holds_little_more_than_the_result() -> None:
+    groups = (("a", "xx"), ("b", "xx"))
+    drawn = np.random.default_rng(1)
+    parts = []
+    for _ in range(40):
+        words = np.unique(drawn.integers(0, 100_000, 20_000).astype(np.uint64) << np.uint64(20) | np.uint64(1))
+        counts = drawn.integers(1, 9, (len(words), 2))
+        few = np.ones(3, dtype=np.int64)
+        parts.append(Observed(groups, few, few, np.zeros((3, 2)), words, counts))
+    tracemalloc.start()
+    whole = merge(parts)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3.5 * (whole.words.nbytes + whole.counts.nbytes)
+    assert (np.diff(whole.words.astype(np.int64)) > 0).all()
+    for word in whole.words[::1000]:
+        np.testing.assert_array_equal(
+            whole.counts[whole.words == word][0], sum(part.counts[part.words == word].sum(axis=0) for part in parts)
+        )
 
 
 def test_the_first_finding_counts_and_who_is_cleared_is_not_set_aside() -> None:
