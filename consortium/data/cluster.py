@@ -54,6 +54,7 @@ def each(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.op_resource_reservation_enabled = False  # else a second task waits for the first one's end; rows are small
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     found: list[Row] = []
     if not rows:
