@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,8 @@ from consortium.data.tape import Tape, batches, is_long
 from consortium.domain.cleaning import C4, LineRule
 
 CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
+_CITED = re.compile(r"\d*|edit|citation needed")
+_BRACKET = re.compile(r"([\[\]])")
 BOILERPLATE_CHARS = 120
 _ASCII = re.compile(rb"[\x00-\x7f]*")
 _LONG_WORD = re.compile(rb"[a-z]{6,}")
@@ -104,7 +107,8 @@ class Lines:
             marks: dict[int, list[Line]] = {}
             for at, document in enumerate(batch if self.config.c4 is not None else ()):
                 if "[" in document.text:
-                    batch[at], marks[at] = _without_citations(document)
+                    text, marks[at] = without_citations(document.text)
+                    batch[at] = document.edited(text) if marks[at] else document
             for code in {document.language for document in batch}.difference(known):
                 known[code] = _asked(self.config, code)
             suspects = {at: (risky, lines) for at, risky, lines in _suspects(batch, known)}
@@ -177,13 +181,78 @@ def _cut(document: Document, asked: _Asked, risky: bool, lines: list[Line], note
     return document.edited(_GAP.sub("\n\n", left).strip("\n"))
 
 
-def _without_citations(document: Document) -> tuple[Document, list[Line]]:
-    """Return a document without citation marks, and where they stood."""
-    marks: list[Line] = []
-    while spans := [match.span() for match in CITATION.finditer(document.text)]:
-        marks += spans
-        document = document.edited(CITATION.sub("", document.text))
-    return document, marks
+def without_citations(text: str) -> tuple[str, list[Line]]:
+    """Return a text without citation marks, and where they stood.
+
+    A mark may show only when those within it are gone (`[[1]]`). So marks go in rounds: first all that hold none, then
+    those that held these, and so on, each at its place in the text that the rounds before left.
+    """
+    spans = [match.span() for match in CITATION.finditer(text)]
+    if not spans:
+        return text, spans
+    left = CITATION.sub("", text)
+    if CITATION.search(left) is None:
+        return left, spans
+    pieces: list[str] = []
+    opened: list[_Opened] = []
+    marks: list[_Mark] = []
+    at = 0
+    for piece in _BRACKET.split(text):
+        at += len(piece)
+        pieces.append(piece)
+        if piece == "[":
+            opened.append(_Opened(at - 1, len(pieces), len(marks)))
+        elif piece == "]" and opened:
+            last = opened.pop()
+            held = "".join(pieces[last.pieces : -1])
+            if _CITED.fullmatch(held):
+                del pieces[last.pieces - 1 :]
+                marks.append(_Mark(last.round, last.start, len(held) + 2, last.marks))
+                if opened:
+                    opened[-1].round = max(opened[-1].round, last.round + 1)
+            else:
+                opened.clear()  # what holds brackets that stay is no mark
+    return "".join(pieces), _in_rounds(marks)
+
+
+@dataclass(slots=True)
+class _Opened:
+    """An opening bracket: its place, how many pieces end with it, how many marks before it; the round it may go in."""
+
+    start: int
+    pieces: int
+    marks: int
+    round: int = 0
+
+
+class _Mark(NamedTuple):
+    """A citation mark, in the order of closing brackets: what is left of it in its round, how many closed before it."""
+
+    round: int
+    start: int
+    chars: int
+    before: int
+
+
+def _in_rounds(marks: list[_Mark]) -> list[Line]:
+    """Return marks by round, each where it stands when what went in earlier rounds is gone."""
+    gone = [0] * (len(marks) + 1)  # a Fenwick tree (1994) of the characters gone, over marks as they closed
+    spans: list[Line] = []
+    order = sorted(range(len(marks)), key=lambda at: marks[at][:2])
+    for _, of_round in groupby(order, key=lambda at: marks[at].round):
+        turn = list(of_round)
+        for at in turn:
+            start, number = marks[at].start, marks[at].before
+            while number:
+                start -= gone[number]
+                number &= number - 1
+            spans.append((start, start + marks[at].chars))
+        for at in turn:
+            number = at + 1
+            while number < len(gone):
+                gone[number] += marks[at].chars
+                number += number & -number
+    return spans
 
 
 def _asked(config: LinesConfig, code: str) -> _Asked:

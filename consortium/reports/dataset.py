@@ -221,7 +221,7 @@ class CleanStage:
                 notes[note.row].append(note)
         for row, noted in notes.items():
             history = replay(documents[row], self.config, noted)
-            passages = dict(zip(history.edits, history.passages, strict=False))  # none unless made again exactly
+            passages = dict(history.passages)  # none unless made again exactly
             for note in noted:
                 text = without_personal_data(history.text, history.language) if note.start < 0 else ""
                 sample = Sample(

@@ -7,19 +7,26 @@ redacted nor what stands beside it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from consortium.data import pii, screening, steps
 from consortium.data.documents import Annotation, Document, Notes
-from consortium.data.lines import CITATION
+from consortium.data.lines import CITATION, without_citations
 from consortium.data.steps import LanguageConfig
 from consortium.domain.cleaning import CleanConfig
 
 _AROUND_CHARS = 80
 _CUT_CHARS = 160
+_SHOWN = 20
+"""Edits per rule that are shown, the first ones: a hostile page has hundreds of thousands."""
 _NOT_EDITS = ("decontaminate.",)
 """Rules that may note a span without changing the text."""
+
+
+Seen = tuple[Annotation, str | None]
+"""An edit, and the text that its span counts characters of; None where it is not shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +42,8 @@ class Passage:
 class History:
     """A document as the judges saw it, in the language found, and its edits in order.
 
-    `passages` are those of `edits`; where the edits could not be made again as they were noted (`exact` is False: other
-    code than the stage's), the text is as it came and there are no passages.
+    `passages` are those of the first `_SHOWN` edits by each rule; where the edits could not be made again as they were
+    noted (`exact` is False: other code than the stage's), the text is as it came and there are no passages.
     """
 
     text: str
@@ -44,13 +51,13 @@ class History:
     confidence: float
     exact: bool
     edits: tuple[Annotation, ...]
-    passages: tuple[Passage, ...]
+    passages: tuple[tuple[Annotation, Passage], ...]
 
 
 def replay(document: Document, config: CleanConfig, noted: Sequence[Annotation]) -> History:
     """Make the edits of one document again; `noted` are the stage's annotations of it, in their order."""
     wanted = tuple(note for note in noted if note.start >= 0 and not note.rule.startswith(_NOT_EDITS))
-    seen: list[tuple[Annotation, str]] = []
+    seen: list[Seen] = []
     after = _edited(document, config, Notes(wanted[0].shard if wanted else 0), seen)
     exact = tuple(note for note, _ in seen) == wanted
     if not exact:
@@ -62,11 +69,11 @@ def replay(document: Document, config: CleanConfig, noted: Sequence[Annotation])
         confidence=confidence,
         exact=exact,
         edits=wanted,
-        passages=tuple(_passage(note, text, language) for note, text in seen) if exact else (),
+        passages=tuple((note, _passage(note, text, language)) for note, text in seen if exact and text is not None),
     )
 
 
-def _edited(document: Document, config: CleanConfig, notes: Notes, seen: list[tuple[Annotation, str]]) -> Document:
+def _edited(document: Document, config: CleanConfig, notes: Notes, seen: list[Seen]) -> Document:
     """Edit one document as `screening.screen` does: again as what it is where that is another language."""
     watched, judging = [_watched(step, seen) for step in screening.edits(config)], screening.judges(config)
     for _ in range(steps.MAX_ROUNDS):
@@ -132,29 +139,30 @@ def _passage(note: Annotation, text: str, language: str) -> Passage:
     return passage(text, note.start, note.end, language, placeholder)
 
 
-def _watched(step: steps.Step, seen: list[tuple[Annotation, str]]) -> steps.Step:
-    """Return the step that also leaves in `seen` each edit with the text that its span counts characters of."""
+def _watched(step: steps.Step, seen: list[Seen]) -> steps.Step:
+    """Return the step that also leaves in `seen` each edit, with its text where it is one of those to show."""
 
     def run(documents: Iterable[Document], notes: Notes) -> Iterator[Document]:
         for document in documents:
             first = len(notes.annotations)
             after = list(step([document], notes))
-            seen.extend(_with_texts(notes.annotations[first:], document.text))
+            shown = Counter(note.rule for note, _ in seen)
+            seen.extend(_with_texts(notes.annotations[first:], document.text, shown))
             yield from after
 
     return run
 
 
-def _with_texts(notes: Sequence[Annotation], text: str) -> Iterator[tuple[Annotation, str]]:
-    """Yield one step's edits with their texts. Citations go before lines are looked at, until none is left."""
-    last = -1
+def _with_texts(notes: Sequence[Annotation], text: str, shown: Counter[str]) -> Iterator[Seen]:
+    """Yield one step's edits with their texts, those to show. Citations go before lines are looked at, in rounds."""
+    came, last = text, -1
     for note in notes:
+        shows = shown[note.rule] < _SHOWN
+        shown[note.rule] += 1
         if note.rule == "c4.citation":
-            if note.start < last:
+            if shows and note.start < last:
                 text = CITATION.sub("", text)
             last = note.end
         elif last >= 0:
-            while CITATION.search(text):
-                text = CITATION.sub("", text)
-            last = -1
-        yield note, text
+            text, last = without_citations(came)[0], -1
+        yield note, text if shows else None

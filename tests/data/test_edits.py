@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 import unicodedata
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from consortium.data import languages
 from consortium.data.documents import UNKNOWN, Document, Notes
-from consortium.data.lines import Lines, LinesConfig
+from consortium.data.lines import CITATION, Lines, LinesConfig, without_citations
 from consortium.data.repair import CONFIG, needs_repair, repair, repaired
 from consortium.data.screening import screen
 from consortium.data.steps import Step
@@ -121,6 +122,33 @@ def test_every_phrase_of_a_language_is_found_in_any_case(language: str) -> None:
     for phrase in (*own.policy, *own.boilerplate, "cookie policy", "JavaScript"):
         for said in (phrase, phrase.upper(), phrase.title()):
             assert run(WEB, f"Eins zwei drei.\nxx {said} yy", language)[0] == "Eins zwei drei."
+
+
+marked = st.lists(st.sampled_from(["[", "[", "]", "]", "1", "23", "edit", "citation needed", " ", "x"]), max_size=30)
+
+
+def round_by_round(text: str) -> tuple[str, list[tuple[int, int]]]:
+    marks: list[tuple[int, int]] = []
+    while spans := [match.span() for match in CITATION.finditer(text)]:
+        marks += spans
+        text = CITATION.sub("", text)
+    return text, marks
+
+
+@given(marked.map("".join))
+@example("[[1][ed[2]it]][cit[]ation [[]] needed] [x [1]] [[3]] ]")
+@settings(max_examples=2000, deadline=None)
+def test_citations_within_citations_go_round_by_round(text: str) -> None:
+    assert without_citations(text) == round_by_round(text)
+
+
+@pytest.mark.parametrize("inner", ["[", "[ed", "[1[", "[]["])
+def test_a_page_of_brackets_takes_seconds(inner: str) -> None:
+    number = (1 << 19) // len(inner)
+    text = inner * number + ("it]" if inner == "[ed" else "]") * number
+    started = time.process_time()
+    without_citations(text)
+    assert time.process_time() - started < 20
 
 
 def test_a_cut_leaves_no_gap_and_paragraphs_stay() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from consortium.data.documents import Annotation, Document
@@ -52,13 +54,26 @@ def test_edits_made_again_are_the_ones_noted_and_show_no_redacted_value(language
     rules = [edit.rule for edit in history.edits]
     assert rules.count("redact.email") == 2
     assert {"repair.unicode", "c4.citation", "c4.line_javascript", "lines.repeated"} <= set(rules)
-    shown = dict(zip(rules, history.passages, strict=True))
+    shown = {note.rule: passage for note, passage in history.passages}
     assert shown["redact.email"].cut == "[EMAIL]"
     assert shown["c4.line_javascript"].cut.startswith("Javascript doit")
-    citations = [p.cut for rule, p in zip(rules, history.passages, strict=True) if rule == "c4.citation"]
+    assert tuple(note for note, _ in history.passages) == history.edits
+    citations = [p.cut for note, p in history.passages if note.rule == "c4.citation"]
     assert citations == ["[1]", "[2]", "[]"]
-    assert not any("@" in part for p in history.passages for part in (p.before, p.cut, p.after))
+    assert not any("@" in part for _, p in history.passages for part in (p.before, p.cut, p.after))
     assert "[EMAIL] ou [EMAIL]" in history.text
+
+
+def test_of_a_page_of_brackets_the_first_edits_are_shown() -> None:
+    one = document(FRENCH * 6 + "[" * 100_000 + "]" * 100_000 + "\nJavascript doit être activé pour lire cette page.\n")
+    started = time.process_time()
+    history = replay(one, CONFIG, noted(one))
+    assert time.process_time() - started < 10
+    assert history.exact
+    assert len(history.edits) == 100_001
+    rules = [note.rule for note, _ in history.passages]
+    assert rules == ["c4.citation"] * 20 + ["c4.line_javascript"]
+    assert {shown.cut for _, shown in history.passages[:-1]} == {"[]"}
 
 
 def test_edits_that_come_out_otherwise_than_noted_are_not_shown() -> None:
