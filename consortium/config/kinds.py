@@ -145,13 +145,21 @@ class OuterConfig:
     momentum: float
     quorum: int
     """Commits that close a round once its grace is over; 0: every site."""
+    code: Literal["fp32", "bf16", "int8", "int4", "topk"] = "fp32"
+    """How pseudo-gradients cross borders."""
+    topk: Literal[16, 32, 64, 128, 256] = 64
+    """Of 4,096 elements, how many cross where the code is `topk`."""
+    feedback: float = 1.0
+    """Share of what a code dropped that is carried into the next round."""
     screen: ScreenRule = field(default_factory=ScreenRule)
     keep_received: int = 0
     """Rounds whose contributions from peers each site keeps for an audit; -1: all."""
 
     def __post_init__(self) -> None:
         _within(self, rounds=(1, 100_000), inner_steps=(1, 1_000_000), lr=(1e-6, 10), momentum=(0, 0.9999))
-        _within(self, quorum=(0, 1_000), keep_received=(-1, 100_000))
+        _within(self, feedback=(0, 1), quorum=(0, 1_000), keep_received=(-1, 100_000))
+        if self.code == "topk" and self.screen.aggregate != "mean":
+            raise ValueError(f"code topk sends few coordinates: aggregate must be mean, got {self.screen.aggregate}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

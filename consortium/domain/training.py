@@ -9,7 +9,10 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """What a leg contributes to a round; `digest` and `norm` (L2, hex float) are of the plaintext pseudo-gradient."""
+    """What a leg contributes to a round: `digest` of the bytes sent, `norm` (L2, hex float) of what they stand for.
+
+    Both are of the plaintext; the job's code (`consortium.train.codes`) leads from the one to the other.
+    """
 
     job: str
     round: int

@@ -78,10 +78,12 @@ class RoundBook:
 
     def own(self, number: int, digest: str) -> bytes | None:
         """Return this site's own contribution (`consortium.train.keep` keeps it), or None where it is not kept."""
-        try:
-            return self._store.get(f"{self._root}/{number}/{digest.removeprefix('sha256:')}.f32", digest=digest)
-        except NotFoundError:
-            return None
+        for suffix in (".f32", ".code"):
+            try:
+                return self._store.get(f"{self._root}/{number}/{digest.removeprefix('sha256:')}{suffix}", digest=digest)
+            except NotFoundError:
+                continue
+        return None
 
     def retain(self, newest: int, rounds: int) -> None:
         """Drop peers' contributions to the round that falls out of the last `rounds` up to `newest`; -1 keeps all."""

@@ -129,6 +129,13 @@ class Code:
             return _decode_bf16(payload)
         return _decode_int(payload, self.name, size)
 
+    def given(self, made: Encoded, carried: Vector | None, size: int) -> Vector:
+        """Return the vector that was encoded as `made` on top of the residual `carried`, up to fp32 rounding."""
+        vector = self.decode(made.data, size)
+        if made.residual is not None:
+            vector = np.add(vector, made.residual)
+        return vector if carried is None else np.subtract(vector, np.multiply(carried, np.float32(self.feedback)))
+
     def _header(self, size: int) -> bytes:
         parameter = self.topk if self.name == "topk" else _BLOCKS.get(self.name, 0)
         return _HEADER.pack(MAGIC, VERSION, _NUMBERS[self.name], parameter, size)

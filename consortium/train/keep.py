@@ -4,10 +4,15 @@
     jobs/<job>/outer/<k>/state.json            names them; written last, so that what it names is there
     jobs/<job>/rounds/<k>/inner.json           names parameters and the optimiser's state in mid-round
     jobs/<job>/rounds/<k>/<sha256>.f32         this site's contribution and its optimiser's state after the steps
+    jobs/<job>/rounds/<k>/<sha256>.code        the contribution in place of the .f32 where it is encoded
     jobs/<job>/rounds/<k>/contribution.json    names them; written before the commit
     jobs/<job>/rounds/<k>/certificate.json     the certificate this site took, written before it is applied
 
 Vectors lie under keys that hold their SHA-256 and are checked against it when read.
+
+What encoding drops of a contribution (the residual) belongs to the outer state from which it is carried on, the new one
+to the contribution. It moves into the next outer state if that round applied the contribution, and only then. A crash
+before that reads the contribution back, or encodes again from the old residual, and gets the same bytes.
 """
 
 from __future__ import annotations
@@ -63,6 +68,8 @@ class OuterState:
     tokens: int
     """Tokens this site trained on so far."""
     moments: Moments | None
+    residual: Vector | None = None
+    """What encoding dropped of this site's contributions so far; None where nothing was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +79,7 @@ class Contribution:
     round: int
     previous_outer: str
     data: bytes
+    """As it is sent."""
     digest: str
     norm: str
     loss: str
@@ -79,6 +87,8 @@ class Contribution:
     steps: int
     position: int
     moments: Moments | None
+    residual: Vector | None = None
+    """What is left once this contribution is applied; None where its code drops nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +115,7 @@ class _Pointer:
     position: int
     tokens: int
     vector: Blob
+    residual: Blob | None = None
     momentum: Blob | None = None
     optimizer: dict[str, Blob] = field(default_factory=dict)
     """The optimiser's vectors by name, after `adam_steps` steps of it; empty where it took none."""
@@ -138,6 +149,7 @@ class Keep:
             tokens=state.tokens,
             vector=self._put(prefix, to_bytes(state.outer)),
             momentum=self._put(prefix, to_bytes(state.momentum)),
+            residual=self._put_residual(prefix, state.residual),
             optimizer=vectors,
             adam_steps=state.moments.steps if state.moments else 0,
             origin=origin,
@@ -168,6 +180,7 @@ class Keep:
             digest=pointer.vector.digest,
             outer=self._vector(pointer.vector, size),
             momentum=self._vector(pointer.momentum, size),
+            residual=self._vector(pointer.residual, size) if pointer.residual else None,
             position=pointer.position,
             tokens=pointer.tokens,
             moments=self._moments(pointer),
@@ -190,7 +203,8 @@ class Keep:
             round=made.round,
             position=made.position,
             tokens=made.tokens,
-            vector=self._put(prefix, made.data),
+            vector=self._put(prefix, made.data, ".f32" if made.residual is None else ".code"),
+            residual=self._put_residual(prefix, made.residual),
             optimizer=vectors,
             adam_steps=made.moments.steps if made.moments else 0,
             previous_outer=made.previous_outer,
@@ -205,6 +219,7 @@ class Keep:
         try:
             pointer = self._pointer(f"{self._root}/rounds/{number}/contribution.json")
             data = self._store.get(pointer.vector.key, digest=pointer.vector.digest)
+            residual = self._vector(pointer.residual, size) if pointer.residual else None
             moments = self._moments(pointer)
         except NotFoundError:
             return None
@@ -222,6 +237,7 @@ class Keep:
             steps=pointer.steps,
             position=pointer.position,
             moments=moments,
+            residual=residual,
         )
 
     # -- inner steps ----------------------------------------------------------------------------------------------
@@ -306,9 +322,12 @@ class Keep:
 
     # -- objects --------------------------------------------------------------------------------------------------
 
-    def _put(self, prefix: str, data: bytes) -> Blob:
-        stored = self._store.put_addressed(prefix, data, ".f32")
+    def _put(self, prefix: str, data: bytes, suffix: str = ".f32") -> Blob:
+        stored = self._store.put_addressed(prefix, data, suffix)
         return Blob(stored.key, stored.digest)
+
+    def _put_residual(self, prefix: str, residual: Vector | None) -> Blob | None:
+        return None if residual is None else self._put(prefix, to_bytes(residual))
 
     def _put_moments(self, prefix: str, moments: Moments | None) -> dict[str, Blob]:
         vectors = moments.vectors if moments is not None else {}
@@ -352,5 +371,6 @@ def _old_names(pointer: _Pointer) -> dict[str, Blob]:
 
 def _blobs(pointer: _Pointer) -> list[str]:
     """The keys of the vectors that a pointer names."""
-    named = (pointer.vector, pointer.momentum, pointer.first, pointer.second, *pointer.optimizer.values())
+    own = (pointer.vector, pointer.residual, pointer.momentum)
+    named = (*own, pointer.first, pointer.second, *pointer.optimizer.values())
     return [blob.key for blob in named if blob is not None]

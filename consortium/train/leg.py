@@ -59,7 +59,8 @@ class FederatedLeg:
         self._origin = origin
         self._size = origin.layout.size
         self._metrics = metrics
-        self._peers = Peers(exchange, self._size, sleep=sleep)
+        self._code = params.outer.codec
+        self._peers = Peers(exchange, self._size, code=self._code, sleep=sleep)
         self._trainer = RoundTrainer(exchange, keep, inner, params, self._size)
         self._job = exchange.context.job
         self._site = exchange.context.site
@@ -162,19 +163,19 @@ class FederatedLeg:
 
     def _make(self, state: OuterState, number: int) -> Contribution:
         done = self._trainer.train(state, number)
-        gradient = np.subtract(state.outer, done.local)
-        data = to_bytes(gradient)
+        made = self._code.encode(np.subtract(state.outer, done.local), state.residual)
         return Contribution(
             round=number,
             previous_outer=state.digest,
-            data=data,
-            digest=digest_of(data),
-            norm=norm_of(gradient).hex(),
+            data=made.data,
+            digest=digest_of(made.data),
+            norm=norm_of(self._code.decode(made.data, self._size)).hex(),
             loss=(done.loss_sum / done.steps).hex(),
             tokens=done.tokens,
             steps=done.steps,
             position=done.position,
             moments=done.moments,
+            residual=made.residual,
         )
 
     def _commit(self, made: Contribution) -> bool:
@@ -269,6 +270,9 @@ class FederatedLeg:
                 outer, momentum, mean, lr=self._params.outer.lr, momentum_decay=self._params.outer.momentum
             )
         counted = made if mine is not None else None
+        applied = made is not None and any(
+            (part.site, part.digest) == (self._site, made.digest) for part in certificate.contributions
+        )
         return OuterState(
             round=current.number,
             digest=digest_of(to_bytes(outer)),
@@ -277,6 +281,7 @@ class FederatedLeg:
             position=counted.position if counted else state.position,
             tokens=state.tokens + (counted.tokens if counted else 0),
             moments=self._inner.moments(),
+            residual=made.residual if made is not None and applied else state.residual,
         )
 
     def _retain(self, certificate: Certificate) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from consortium.domain.training import Certificate, Commit, Round, RoundPhase
 from consortium.errors import ConflictError, NotFoundError, UnreachableError, VerificationError
+from consortium.train.codes import FP32, Code
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Contribution
 from consortium.train.outer import Vector, digest_of, from_bytes
@@ -22,9 +23,12 @@ _SHORT_S, _LONG_S, _GROWTH = 0.2, 2.0, 1.1
 class Peers:
     """The other sites of a job, through the leg's gateway. `size` is the model's number of parameters."""
 
-    def __init__(self, exchange: Exchange, size: int, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, exchange: Exchange, size: int, *, code: Code = FP32, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self._exchange = exchange
         self._size = size
+        self._code = code
         self._sleep = sleep
         self.job = exchange.context.job
         self.site = exchange.context.site
@@ -64,7 +68,7 @@ class Peers:
         for commit in current.commits:
             if commit.site != self.site:
                 self._try_fetch(current.number, commit.site, commit.digest, received, faults)
-        judged = screen(current.commits, received, faults, self._size, gates)
+        judged = screen(current.commits, received, faults, self._size, gates, code=self._code)
         for one in judged:
             if one.reason:
                 sys.stderr.write(f"round {current.number}: {one.commit.site} refused: {one.reason}\n")
@@ -120,7 +124,7 @@ class Peers:
                     self._exchange.progress(phase="fetching", round=certificate.round, site=part.site)
                     sys.stderr.write(f"still waiting for the contribution of {part.site}: {fault.what}\n")
             if data is not None:
-                vectors[part.site] = from_bytes(data, self._size, what=f"the contribution of {part.site}")
+                vectors[part.site] = self._code.decode(data, self._size)
         return vectors
 
     def wire(self, certificate: Certificate) -> Iterator[bytes]:

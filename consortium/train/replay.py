@@ -30,9 +30,10 @@ from consortium.domain.training import Certificate, Round, Standing
 from consortium.errors import NotFoundError, VerificationError
 from consortium.keys.signing import verify_value
 from consortium.train.book import RoundBook
+from consortium.train.codes import Encoded
 from consortium.train.combine import combine
 from consortium.train.keep import Keep, OuterState
-from consortium.train.outer import Vector, digest_of, from_bytes, nesterov, norm_of, to_bytes
+from consortium.train.outer import Vector, digest_of, nesterov, norm_of, to_bytes
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
 from consortium.train.screen import cosine_of
 from consortium.train.settings import OuterParams
@@ -110,7 +111,7 @@ class Replay:
         self._book = RoundBook(store, job)
         self._params = params
         self._trust = trust
-        self._decode = decode or (lambda data, size: from_bytes(data, size, what="a contribution"))
+        self._decode = decode or params.codec.decode
         self._size = 0
 
     def run(self) -> tuple[Replayed, ...]:
@@ -243,7 +244,8 @@ def replay(
     """Recompute all rounds of `job` from a site's private store, in order.
 
     `params` are the job's; with `trust` signatures are checked too; `decode` turns a contribution as it was committed
-    into a vector of the model's size. Raises NotFoundError where nothing of the job is kept.
+    into a vector of the model's size, by default with the job's code. Raises NotFoundError where nothing of the job is
+    kept.
     """
     return Replay(store, job, params, trust=trust, decode=decode).run()
 
@@ -272,11 +274,12 @@ def re_execute(keep: Keep, inner: Inner, params: OuterParams, number: int, size:
         inner.restore(before.moments)
     done = inner.run(before.outer, position=before.position, step=(number - 1) * params.inner_steps, count=made.steps)
     again = np.subtract(before.outer, done.local)
-    kept = from_bytes(made.data, size, what="the contribution")
+    code = params.codec
+    kept = code.given(Encoded(made.data, made.residual), before.residual, size)
     scale = norm_of(kept)
     return ReExecuted(
         round=number,
-        same_bits=digest_of(to_bytes(again)) == made.digest,
+        same_bits=digest_of(code.encode(again, before.residual).data) == made.digest,
         distance=norm_of(np.subtract(again, kept)) / scale if scale else norm_of(again),
         cosine=cosine_of(again, kept),
     )

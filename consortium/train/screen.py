@@ -1,7 +1,7 @@
 """Verdicts: what a leg checks of each contribution of a round before it says yes.
 
 Reason codes: `missing` (no such artifact was announced), `unreachable` (its sender's store does not answer), `digest`
-(the bytes are not the committed ones), `shape` (not one fp32 per parameter), `finite` (a NaN or infinity), `norm` (not
+(the bytes are not the committed ones), `shape` (malformed or of wrong size), `finite` (a NaN or infinity), `norm` (not
 the committed norm), `outlier` (norm above ten times the median: of the norms applied in past rounds where the
 certificates carry them, else of the round's). Empty means accepted. Two more where the job's rule asks for them:
 
@@ -27,7 +27,8 @@ import numpy as np
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit, Standing
 from consortium.errors import VerificationError
-from consortium.train.outer import Vector, digest_of, from_bytes, norm_of
+from consortium.train.codes import FP32, Code
+from consortium.train.outer import Vector, digest_of, norm_of
 
 OUTLIER_FACTOR = 10.0
 MIN_NORMS = 3
@@ -76,14 +77,17 @@ def screen(
     faults: Mapping[str, str],
     size: int,
     gates: Gates | None = None,
+    *,
+    code: Code = FP32,
 ) -> tuple[Screened, ...]:
     """Judge the commits of a round, in site order.
 
-    `received` holds plaintexts by site, `faults` the reason code of each that could not be had. `size` is the model's.
+    `received` holds plaintexts by site, `faults` the reason code of each that could not be had. `size` is the model's,
+    `code` the job's.
     """
     gates = gates or Gates()
     judged = [
-        _check(commit, received.get(commit.site), faults.get(commit.site, "missing"), size)
+        _check(commit, received.get(commit.site), faults.get(commit.site, "missing"), size, code)
         for commit in sorted(commits, key=lambda commit: commit.site)
     ]
     judged = _outliers(judged, gates.standing)
@@ -151,13 +155,13 @@ def _sum(vectors: list[Vector]) -> Vector:
     return total
 
 
-def _check(commit: Commit, data: bytes | None, fault: str, size: int) -> Screened:
+def _check(commit: Commit, data: bytes | None, fault: str, size: int, code: Code) -> Screened:
     if data is None:
         return Screened(commit=commit, reason=fault)
     if digest_of(data) != commit.digest:
         return Screened(commit=commit, reason="digest")
     try:
-        vector = from_bytes(data, size, what=f"the contribution of {commit.site}")
+        vector = code.decode(data, size)
     except VerificationError:
         return Screened(commit=commit, reason="shape")
     if not bool(np.isfinite(vector).all()):

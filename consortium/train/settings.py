@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from consortium.domain import ids
 from consortium.domain.codec import from_json
 from consortium.domain.screening import ScreenRule
+from consortium.train.codes import Code, CodeName
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
 
@@ -127,6 +128,12 @@ class OuterParams:
     momentum: float = 0.9
     quorum: int = 0
     """Commits that suffice once the grace time is over; 0 means all. The server keeps it."""
+    code: CodeName = "fp32"
+    """How pseudo-gradients cross borders (`consortium.train.codes`)."""
+    topk: int = 64
+    """Of 4,096 elements, how many cross where the code is `topk`."""
+    feedback: float = 1.0
+    """Share of what a code dropped that is carried into the next round."""
     screen: ScreenRule = field(default_factory=ScreenRule)
     keep_received: int = 0
     """Rounds whose contributions from peers stay in the private store for an audit; -1: all."""
@@ -134,6 +141,13 @@ class OuterParams:
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.inner_steps < 1:
             raise ValueError("rounds and inner_steps must be at least 1")
+        if self.codec.name == "topk" and self.screen.aggregate != "mean":
+            raise ValueError(f"code topk sends few coordinates: aggregate must be mean, got {self.screen.aggregate}")
+
+    @property
+    def codec(self) -> Code:
+        """The code with its parameters."""
+        return Code(name=self.code, topk=self.topk, feedback=self.feedback)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

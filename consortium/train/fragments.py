@@ -1,0 +1,162 @@
+"""Fragments: parts of the model that are synchronised at different inner steps, and applied some steps later.
+
+Streaming DiLoCo (https://arxiv.org/abs/2501.18512, algorithm 2) spreads what crosses a border over the period between
+two synchronisations, and hides the exchange behind computation. With F fragments, period H, delay tau and mixing alpha,
+after inner step t a site
+
+- sends, for the fragment p whose turn it is, outer_p - local_p; outer_p is what the fragment's last exchange gave;
+- tau steps later applies the exchange: outer_p becomes the outer optimiser's step from outer_p, and
+  local_p = alpha * local_p + (1 - alpha) * outer_p, as the steps since the sending are not to be lost.
+
+Everything here is pure: which fragment, when, and the arithmetic. One fragment without delay is the round of
+`consortium.train.leg`. docs/training.md says what the protocol between sites needs before more can be used.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from consortium.errors import UsageError
+from consortium.train.outer import Layout, Vector
+
+_LAYER = re.compile(r"(?:^|\.)(?:blocks|layers|h)\.(\d+)\.")
+"""The number of the layer in a parameter's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A part of the flat vector: half-open ranges, ascending, none touching the next."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return sum(stop - start for start, stop in self.ranges)
+
+    def take(self, vector: Vector) -> Vector:
+        """Return the fragment's elements of a whole vector."""
+        return np.concatenate([vector[start:stop] for start, stop in self.ranges])
+
+    def put(self, vector: Vector, part: Vector) -> Vector:
+        """Return the whole vector with the fragment's elements replaced."""
+        whole, done = vector.copy(), 0
+        for start, stop in self.ranges:
+            whole[start:stop] = part[done : done + stop - start]
+            done += stop - start
+        return whole
+
+
+def fragments_of(layout: Layout, count: int) -> tuple[Fragment, ...]:
+    """Cut a model into `count` fragments: layer i goes to fragment i modulo `count` (the paper's strided pattern).
+
+    Parameters of no layer (embeddings, final norm) go, the largest first, to the fragment that is smallest so far. The
+    result depends on names and shapes only, so all sites cut alike. Raises UsageError where a fragment would be empty.
+    """
+    sizes = dict(zip(layout.names, layout.sizes, strict=True))
+    owner = (
+        {name: int(found[1]) % count for name in layout.names if (found := _LAYER.search(name))} if count > 0 else {}
+    )
+    filled = [sum(size for name, size in sizes.items() if owner.get(name) == number) for number in range(count)]
+    for name in sorted(sizes.keys() - owner.keys(), key=lambda name: (-sizes[name], name)):
+        smallest = min(range(count), key=lambda number: (filled[number], number), default=0)
+        owner[name] = smallest
+        if count > 0:
+            filled[smallest] += sizes[name]
+    if count < 1 or not all(filled):
+        raise UsageError(
+            f"a model of {len(layout.names)} parameters in {len(set(_layers(layout)))} layers has no {count} fragments",
+            fix="ask for at most as many fragments as the model has layers",
+        )
+    ranges: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+    start = 0
+    for name in layout.names:
+        stop, held = start + sizes[name], ranges[owner[name]]
+        if held and held[-1][1] == start:
+            held[-1] = (held[-1][0], stop)
+        elif stop > start:
+            held.append((start, stop))
+        start = stop
+    return tuple(Fragment(tuple(held)) for held in ranges)
+
+
+def _layers(layout: Layout) -> list[str]:
+    return [found[1] for name in layout.names if (found := _LAYER.search(name))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What happens once `step` inner steps are done; `exchange` counts from 1 in order of sending."""
+
+    step: int
+    exchange: int
+    action: Literal["send", "apply"]
+    fragment: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streaming:
+    """When fragments are sent and applied. The defaults are DiLoCo: everything at once, every `period` steps."""
+
+    period: int
+    """Inner steps between two synchronisations of a fragment (H)."""
+    count: int = 1
+    """Fragments (F)."""
+    delay: int = 0
+    """Inner steps between sending a fragment and applying the result (tau)."""
+    mixing: float = 0.0
+    """Share of a site's own parameters that is kept when a result is applied (alpha)."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.period < self.count:
+            raise ValueError(f"{self.count} fragments need a period of at least as many steps, got {self.period}")
+        if not 0 <= self.delay <= self.period // self.count:
+            raise ValueError(
+                f"delay must be 0 to {self.period // self.count}, so that one exchange is under way at a time; "
+                f"got {self.delay}"
+            )
+        if not 0 <= self.mixing <= 1:
+            raise ValueError(f"mixing must be 0 to 1, got {self.mixing}")
+
+    def offset(self, fragment: int) -> int:
+        """Return the step within a period after which a fragment is sent; the last one's is the period's end."""
+        return (fragment + 1) * self.period // self.count
+
+    def sent_at(self, exchange: int) -> int:
+        """Return the inner step after which an exchange begins."""
+        cycle, fragment = divmod(exchange - 1, self.count)
+        return cycle * self.period + self.offset(fragment)
+
+    def events(self, steps: int, *, since: int = 0) -> tuple[Event, ...]:
+        """Return what happens after inner step `since` up to `steps`, in order; `steps` is whole periods.
+
+        Where a result is due at the step at which the next fragment is sent, it is applied first. What is under way at
+        the end is waited for and applied there, so that the model is whole.
+        """
+        if steps % self.period:
+            raise ValueError(f"{steps} steps are not whole periods of {self.period}: a fragment would miss its turn")
+        made = []
+        for exchange in range(1, steps // self.period * self.count + 1):
+            sent, fragment = self.sent_at(exchange), (exchange - 1) % self.count
+            applied = min(sent + self.delay, steps)
+            made.append(Event(step=sent, exchange=exchange, action="send", fragment=fragment))
+            made.append(Event(step=applied, exchange=exchange, action="apply", fragment=fragment))
+        return tuple(event for event in made if event.step > since)
+
+    def wait_s(self, exchange_s: float, step_s: float) -> float:
+        """Return the seconds that computation stands still for one exchange of `exchange_s`, at `step_s` a step."""
+        return max(0.0, exchange_s - self.delay * step_s)
+
+    def mix(self, local: Vector, outer: Vector) -> Vector:
+        """Return a site's parameters of a fragment after a result is applied: alpha * local + (1 - alpha) * outer.
+
+        A site's own affair: sites need not agree on its bits, only on the outer parameters.
+        """
+        if self.mixing == 0:
+            return outer.copy()
+        kept, taken = np.float32(self.mixing), np.float32(1 - self.mixing)
+        return np.add(np.multiply(kept, local), np.multiply(taken, outer))
