@@ -107,7 +107,8 @@ def replay(
     differs = [(name, one.round) for name, rounds in found.items() for one in rounds if one.result == "differs"]
     if differs:
         raise VerificationError(
-            f"{len(differs)} rounds differ, the first as kept at {differs[0][0]}: round {differs[0][1]}",
+            f"what was kept does not give the same run: {len(differs)} of the rounds differ, first round "
+            f"{differs[0][1]} at {differs[0][0]}",
             where=job,
             fix="compare with another site's replay, then open a dispute with what differs",
         )

@@ -14,6 +14,8 @@ import pytest
 from consortium.domain.codec import to_json
 from consortium.domain.screening import ScreenRule
 from consortium.errors import NotFoundError
+from consortium.keys.signing import SigningKey
+from consortium.keys.trust import SiteKeys, Trust
 from consortium.storage.objects import ObjectStore
 from consortium.train.book import RoundBook, cost_bytes
 from consortium.train.inner import InnerWorker
@@ -21,6 +23,7 @@ from consortium.train.keep import Keep
 from consortium.train.replay import kept_params, re_execute, replay
 from consortium.train.settings import OuterParams, PretrainParams
 from consortium.train.tokens import open_sequences
+from tests.server.test_trace_at_home import _machine
 from tests.train.conftest import PARAMS, VOCAB
 from tests.train.hub import JOB
 from tests.train.test_leg import Site, digests, federation, together
@@ -168,3 +171,29 @@ def test_only_as_many_rounds_of_peers_are_retained_as_asked(sites):
     assert cost_bytes(100, -1, 3, 4_000) == 800_000
     assert cost_bytes(100, 10, 3, 4_000) == 80_000
     assert to_json(kept_params(store, JOB))["keep_received"] == -1
+
+
+def test_the_command_line_replays_at_home_without_a_server(sites, s3, call, tmp_path):
+    store = next(site.store for site in sites if site.context.site == "fr-1")
+    _machine(tmp_path, s3, store)
+    outcome = call("audit", "replay", JOB, "--json", home=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert [(row["round"], row["result"]) for row in json.loads(outcome.out)["fr-1"]] == [
+        (1, "verified"), (2, "verified"), (3, "verified")
+    ]  # fmt: skip
+    key = next(key for key in store.list(f"jobs/{JOB}/rounds/2/received/"))
+    with changed(store, key, b"\0" * 16):
+        outcome = call("audit", "replay", JOB, home=tmp_path)
+    assert outcome.code == 7
+    assert "1 of the rounds differ, first round 2 at fr-1" in outcome.err
+    assert [line.split()[2] for line in outcome.out.splitlines()[1:]] == ["verified", "differs", "verified"]
+    assert call("audit", "replay", JOB, "--site", "de-1", home=tmp_path).code == 5
+
+
+def test_with_trusted_keys_unsigned_words_do_not_pass(sites):
+    store = sites[0].store
+    keys = {site: SiteKeys(signing=SigningKey.generate().public, sealing="") for site in ("de-1", "fr-1", "uy-1")}
+    trust = Trust(log_name="log", log_key="", server_key=SigningKey.generate().public, partners={}, sites=keys)
+    found = replay(store, JOB, kept_params(store, JOB), trust=trust)
+    assert [one.result for one in found] == ["differs"] * 3
+    assert "signature of de-1's commit" in found[0].what[0]
