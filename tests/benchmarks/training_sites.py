@@ -1,0 +1,312 @@
+"""Three sites of a federated training, one after another in one process: what `training`'s figures are measured on.
+
+Inner steps (`InnerWorker`), codes, screening, the certificate's rule, the weighted sum and the outer step are the
+package's own. What is left out: Ray, gateways, sealing, signatures, stores and every wait; screening sees decoded what
+was sent. All sites judge the same bytes, so verdicts are made once and given in every site's name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from consortium.domain.codec import to_json
+from consortium.domain.screening import ScreenRule
+from consortium.domain.training import Certificate, Commit, Verdict
+from consortium.train.codes import FP32, Code
+from consortium.train.combine import combine
+from consortium.train.drift import deviation
+from consortium.train.evaluate import held_out_loss
+from consortium.train.inner import InnerWorker
+from consortium.train.keep import Origin
+from consortium.train.optim import learning_rate
+from consortium.train.order import DataOrder, Indices, Sequences
+from consortium.train.outer import Moments, Vector, digest_of, nesterov, norm_of, to_bytes
+from consortium.train.rounds import certify
+from consortium.train.screen import Gates, screen
+from consortium.train.settings import EvaluateParams, PretrainParams
+from consortium.train.within import InnerResult
+
+JOB = "job-0000000000000000000000000b"
+VOCAB = 256
+"""Tokens are bytes."""
+SECOND = "exp_avg_sq"
+KEEP_EVERY = 5
+"""Inner steps after which a site's progress is kept, where a site is killed."""
+HELD_OUT_EVERY = 50
+"""Every 50th document is held out."""
+Bytes = npt.NDArray[np.uint8]
+Meddle = Callable[[str, int, Vector], Vector]
+"""What a site sends instead of its pseudo-gradient: site, round, the honest vector."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """One language's bytes."""
+
+    train: Bytes
+    held_out: Bytes
+
+
+def folder() -> Path:
+    """Where the corpora are, if they are."""
+    return Path(os.environ.get("CONSORTIUM_CORPORA", Path(__file__).parents[3] / "shared" / "corpora"))
+
+
+def corpora() -> dict[str, Corpus]:
+    """The real corpora as bytes by site (`de-1` and so on); empty, and it is said, where they are missing."""
+    found = {}
+    for path in sorted(folder().glob("*.parquet")):
+        texts = pq.read_table(path, columns=["text"]).column("text").to_pylist()
+        held = [text for place, text in enumerate(texts) if place % HELD_OUT_EVERY == 0]
+        rest = [text for place, text in enumerate(texts) if place % HELD_OUT_EVERY]
+        found[f"{path.stem}-1"] = Corpus(_bytes(rest), _bytes(held))
+    if not found:
+        print(f"no corpora in {folder()}: name their folder in CONSORTIUM_CORPORA", file=sys.stderr)
+    return found
+
+
+def _bytes(texts: list[str]) -> Bytes:
+    return np.frombuffer("\n\n".join(texts).encode(), dtype=np.uint8)
+
+
+class Pool(Sequences):
+    """What one cluster reads that holds every site's text: the sites' own sequences, one of each in turn.
+
+    So data parallel with three times the batch sees in each step exactly what the three sites see in that step.
+    """
+
+    def __init__(self, sites: dict[str, Sequences], seed: int) -> None:
+        super().__init__([], 1)
+        self._sites = list(sites.values())
+        self._orders = [DataOrder(seed, name, len(one)) for name, one in sites.items()]
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def read(self, numbers: Indices) -> npt.NDArray[np.int64]:
+        """Return the sequences: number n is the n // 3-th of site n % 3."""
+        count = len(self._sites)
+        rows = [
+            self._sites[int(n) % count].read(self._orders[int(n) % count].at(int(n) // count, 1))[0] for n in numbers
+        ]
+        return np.stack(rows)
+
+
+class Steered(InnerWorker):
+    """A worker that takes its site's deviation back after each step."""
+
+    back: tuple[Tensor, ...] = ()
+    """In parameters per unit of learning rate, one tensor per parameter in order of names; empty: nothing."""
+
+    def steer(self, deviation: Vector) -> None:
+        """Take this back from now on."""
+        self.back = tuple(torch.from_numpy(part) for _, part in sorted(self.layout.split(deviation).items()))
+
+    def _step(self, rows_BT: Tensor, step: int, rate: float) -> Tensor:
+        loss = super()._step(rows_BT, step, rate)
+        if self.back:
+            with torch.no_grad():
+                for (_, parameter), part in zip(self._named, self.back, strict=True):
+                    parameter.add_(part, alpha=rate)
+        return loss
+
+
+@dataclass(kw_only=True)
+class Site:
+    """A site's worker and where it stands."""
+
+    name: str
+    worker: Steered
+    position: int = 0
+    deviation: Vector | None = None
+    residual: Vector | None = None
+    """What its code has dropped so far."""
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What a run came to."""
+
+    outer: Vector
+    origin: Origin
+    digests: list[str] = field(default_factory=list)
+    refused: dict[int, dict[str, str]] = field(default_factory=dict)
+    """Reason by site, by round: what more than half of the sites said no to."""
+    sent_bytes: int = 0
+    """By each site to one recipient, over all rounds."""
+    tokens: int = 0
+    """Counted in certificates."""
+    again: int = 0
+    """Inner steps done a second time."""
+
+
+class Federation:
+    """Sites that train one model."""
+
+    def __init__(self, params: PretrainParams, texts: dict[str, Corpus]) -> None:
+        self.params = params
+        context = params.model.context
+        self.sequences = {name: Sequences([text.train], context) for name, text in sorted(texts.items())}
+        self._held_out = {name: Sequences([text.held_out], context) for name, text in sorted(texts.items())}
+
+    def single(self) -> Outcome:
+        """Train on one cluster, data parallel, on the same sequences in the same steps as the sites would."""
+        params = self.params
+        many = replace(params.data, batch_size=params.data.batch_size * len(self.sequences), shuffle=False)
+        worker = self._worker("pool", Pool(self.sequences, params.seed), replace(params, data=many))
+        steps = params.outer.rounds * params.outer.inner_steps
+        done = worker.run(worker.initial(), position=0, step=0, count=steps)
+        return Outcome(outer=done.local, origin=self._origin(worker), tokens=done.tokens)
+
+    def run(
+        self,
+        *,
+        code: Code = FP32,
+        meddle: Meddle | None = None,
+        rule: ScreenRule | None = None,
+        kill: Mapping[int, tuple[str, int]] | None = None,
+        corrected: bool = False,
+        shared: bool = False,
+    ) -> Outcome:
+        """Train all rounds, sending in `code` and screening by `rule`.
+
+        `corrected`: each site takes its deviation of the last round back (`consortium.train.drift`). `shared`: after
+        each round all go on with the mean of AdamW's second moments; `sent_bytes` counts them as fp32.
+        `kill` names, by round, the site whose process ends after so many steps; what was kept every `KEEP_EVERY` steps
+        is where a new one goes on.
+        """
+        sites = {
+            name: Site(name=name, worker=self._worker(name, text, self.params)) for name, text in self.sequences.items()
+        }
+        first = next(iter(sites.values())).worker
+        outer = first.initial()
+        out = Outcome(outer=outer, origin=self._origin(first), digests=[digest_of(to_bytes(outer))])
+        momentum = np.zeros_like(outer)
+        for number in range(1, self.params.outer.rounds + 1):
+            vectors, commits, honest = {}, [], {}
+            for name, site in sites.items():
+                killed = (kill or {}).get(number, ("", 0))
+                done = self._inner(site, out, number, killed[1] if killed[0] == name else 0)
+                gradient = np.subtract(out.outer, done.local)
+                honest[name] = gradient
+                if meddle is not None:
+                    gradient = meddle(name, number, gradient)
+                sent = code.encode(gradient, site.residual)
+                site.residual, site.position = sent.residual, done.position
+                vectors[name] = code.decode(sent.data, len(outer))
+                commits.append(self._commit(name, number, vectors[name], done))
+            out.sent_bytes += len(sent.data)
+            gates = Gates(rule=rule or ScreenRule(), momentum=momentum)
+            certificate = self._judge(number, out, commits, vectors, gates)
+            out.tokens += sum(part.tokens for part in certificate.contributions)
+            if shared:
+                out.sent_bytes += 4 * _share_second_moments(sites.values())
+            if certificate.contributions:
+                mean = combine(certificate.contributions, vectors, len(outer), gates.rule)
+                if corrected:
+                    self._steer(sites, {part.site for part in certificate.contributions}, honest, mean, number)
+                out.outer, momentum = nesterov(
+                    out.outer, momentum, mean, lr=self.params.outer.lr, momentum_decay=self.params.outer.momentum
+                )
+            out.digests.append(digest_of(to_bytes(out.outer)))
+        return out
+
+    def loss(self, out: Outcome) -> float:
+        """Return the held-out loss in nats per byte, the mean over the languages."""
+        asked = EvaluateParams(batches=40, batch_size=16)
+        device = torch.device("cpu")
+        losses = [held_out_loss(out.origin, out.outer, text, asked, device)[0] for text in self._held_out.values()]
+        return float(np.mean(losses))
+
+    # -- parts of a round -----------------------------------------------------------------------------------------
+
+    def _steer(
+        self, sites: Mapping[str, Site], counted: set[str], own: Mapping[str, Vector], mean: Vector, number: int
+    ) -> None:
+        """Tell the sites that the round counted what to take back in the next one."""
+        steps = self.params.outer.inner_steps
+        total = self.params.outer.rounds * steps
+        rates = sum(
+            learning_rate(step, total, self.params.optim) for step in range((number - 1) * steps, number * steps)
+        )
+        for name in sorted(counted):
+            site = sites[name]
+            site.deviation = deviation(own[name], mean, rates=rates, before=site.deviation)
+            site.worker.steer(site.deviation)
+
+    def _worker(self, name: str, text: Sequences, params: PretrainParams) -> Steered:
+        return Steered(params, VOCAB, text, name)
+
+    def _inner(self, site: Site, out: Outcome, number: int, killed: int) -> InnerResult:
+        """Do a round's inner steps; with `killed`, in a process that ends after so many and in the one after it."""
+        every, step = self.params.outer.inner_steps, (number - 1) * self.params.outer.inner_steps
+        if not killed:
+            return site.worker.run(out.outer, position=site.position, step=step, count=every)
+        kept = killed // KEEP_EVERY * KEEP_EVERY
+        done, moments = None, site.worker.moments()
+        if kept:
+            done = site.worker.run(out.outer, position=site.position, step=step, count=kept)
+            moments = site.worker.moments()
+        out.again += killed - kept
+        site.worker = self._worker(site.name, self.sequences[site.name], self.params)
+        if moments is not None:
+            site.worker.restore(moments)
+        if site.deviation is not None:
+            site.worker.steer(site.deviation)
+        start, position = (done.local, done.position) if done else (out.outer, site.position)
+        rest = site.worker.run(start, position=position, step=step + kept, count=every - kept)
+        tokens, loss = (done.tokens, done.loss * kept) if done else (0, 0.0)
+        return replace(rest, tokens=tokens + rest.tokens, loss=(loss + rest.loss * (every - kept)) / every)
+
+    def _commit(self, name: str, number: int, vector: Vector, done: InnerResult) -> Commit:
+        return Commit(
+            job=JOB,
+            round=number,
+            site=name,
+            tokens=done.tokens,
+            steps=self.params.outer.inner_steps,
+            digest=digest_of(to_bytes(vector)),
+            norm=norm_of(vector).hex(),
+            loss=done.loss.hex(),
+        )
+
+    def _judge(
+        self, number: int, out: Outcome, commits: list[Commit], vectors: Mapping[str, Vector], gates: Gates
+    ) -> Certificate:
+        received = {name: to_bytes(vector) for name, vector in vectors.items()}
+        seen = screen(commits, received, {}, len(out.outer), gates)
+        said: list[dict[str, Any]] = [one.as_verdict() for one in seen]
+        verdicts = [Verdict(job=JOB, round=number, judge=judge, **one) for judge in vectors for one in said]
+        refused = {one.commit.site: one.reason for one in seen if one.reason}
+        if refused:
+            out.refused[number] = refused
+        return certify(JOB, number, out.digests[-1], commits, verdicts)
+
+    def _origin(self, worker: InnerWorker) -> Origin:
+        return Origin(
+            model=to_json(self.params.model),
+            vocab_size=VOCAB,
+            tokenizer_digest="",
+            names=worker.layout.names,
+            shapes=worker.layout.shapes,
+        )
+
+
+def _share_second_moments(sites: Iterable[Site]) -> int:
+    """Give all sites the mean of their AdamW second moments; return how many numbers each would send for that."""
+    known = [(site, moments) for site in sites if (moments := site.worker.moments()) is not None]
+    mean = np.mean([moments.vectors[SECOND] for _, moments in known], axis=0, dtype=np.float32)
+    for site, moments in known:
+        site.worker.restore(Moments({**moments.vectors, SECOND: mean}, moments.steps))
+    return len(mean)
