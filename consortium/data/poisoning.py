@@ -48,8 +48,6 @@ _MOST_COMPARED = 50
 _FEWEST_OTHERS = 2  # of two alone nobody can say which is odd
 _GROUP_BITS = np.uint64(20)
 _WORD_BITS = np.uint64(44)
-_WAITING = 4
-"""What waits to be joined with the rest is at most this part of it."""
 _LEAST_DEVIATION = (0.05, 0.02)  # bits per character; compressed share
 
 
@@ -122,20 +120,22 @@ def merge(parts: Sequence[Observed]) -> Observed:
     groups = _fitting({group for part in parts for group in part.groups})
     place = {group: at for at, group in enumerate(groups)}
     of: list[I64] = []
-    together = waiting = _added([])
+    tables = [_added([])]
     for part in parts:
         new = np.array([place[group] for group in part.groups], dtype=np.int64)
         of.append(new[part.of])
         group = new[_groups(part.words)].astype(np.uint64)
-        waiting = _joined(waiting, (part.words >> _GROUP_BITS << _GROUP_BITS | group, part.counts))
-        if len(waiting[0]) * _WAITING > len(together[0]):  # so that each word is moved a few times, not once per shard
-            together, waiting = _joined(together, waiting), _added([])
+        tables.append((part.words >> _GROUP_BITS << _GROUP_BITS | group, part.counts))
+        while len(tables) > 1 and len(tables[-2][0]) <= 2 * len(tables[-1][0]):  # each word is moved a few times only
+            tables.append(_joined(tables.pop(), tables.pop()))
+    while len(tables) > 1:
+        tables.append(_joined(tables.pop(), tables.pop()))
     return Observed(
         groups,
         np.concatenate([np.empty(0, dtype=np.int64), *of]),
         np.concatenate([np.empty(0, dtype=np.int64), *(part.chars for part in parts)]),
         np.concatenate([np.empty((0, 2)), *(part.measures for part in parts)]),
-        *_joined(together, waiting),
+        *tables[0],
     )
 
 
