@@ -24,6 +24,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -77,15 +78,18 @@ _ASSIGNED = re.compile(
     r"(?:(?P<chosen>pass(?:word|wd|wort|phrase|e)?|pwd|mdp|contrase(?:ñ|n)a|kennwort|senha)"
     r"|secret|token|credentials?|clave|key|(?P<bearer>bearer\s))(?(bearer)|[\"']?"
     r"(?:\s{0,3}(?:=>|:=|==?|:)\s{0,3}|\s(?:is|est|es|ist|lautet|é)\s(?::\s)?)(?:(?:bearer|basic|token)\s)?)"
-    r"(?P<quote>[\"'`«“]?)\s?(?P<value>[^\s\"'`<>\[\]«»“”]{6,2048})",
+    r"(?P<quote>[\"'`«“]?)\s?(?=[^\s\"'`<>\[\]«»“”]{6})",
     re.IGNORECASE,
 )
+_VALUE_ENDS = re.compile(r"[\s\"'`<>\[\]«»“”]|$")
+_VALUE_CHARS = 2048
+"""What is assigned begins where `_ASSIGNED` ends, and is at most this long."""
 _SECRETS = Secrets(_MARKS, _WORDS, _ASSIGNED)
 _URL_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]{1,20}://[^\s/:@\[\]<>{}]{1,64}:([^\s/@\[\]<>{}]{3,128})@")
 _EXAMPLES = frozenset({"password", "passwd", "pass", "pwd", "guest", "secret", "token", "user"})
 _REFERENCE = re.compile(r"[$%]\{|[$%]\(|\{\{|\$[A-Z_]+$|%[A-Z_]+%|\.{3}|https?:|[a-z_][a-z_.]{3,}\(")
 """A value that stands elsewhere: `${TOKEN}`, `%(token)s`, `$TOKEN`, `getenv(...)`."""
-_CODE = re.compile(r"[,;{}]|^=|^[a-z_]\w*(?:\.[A-Za-z_]\w*)+$|^[A-Za-z_$][\w.$]*\.\w+\(|^[a-z_$]{3,}\(")
+_CODE = re.compile(r"[^,;{}]*+[,;{}]|=|[a-z_]\w*(?:\.[A-Za-z_]\w*)+$|[A-Za-z_$][\w.$]*\.\w+\(|[a-z_$]{3,}\(")
 """An unquoted value that is a piece of a program: `a.b(c`, `x,y:z`."""
 _NAME = re.compile(r"[\w.$-]+")
 _MIN_ENTROPY_BITS = 2.5
@@ -201,9 +205,11 @@ def _without_overlaps(found: list[Span]) -> list[Span]:
         if span is None or span.start >= reach:
             chosen: list[Span] = []
             for candidate in sorted(cluster, key=_precedence):
-                if all(candidate.end <= other.start or other.end <= candidate.start for other in chosen):
-                    chosen.append(candidate)
-            kept += sorted(chosen, key=lambda span: span.start)
+                at = bisect_left(chosen, candidate.start, key=lambda span: span.start)
+                apart = at == len(chosen) or candidate.end <= chosen[at].start
+                if apart and (not at or chosen[at - 1].end <= candidate.start):
+                    chosen.insert(at, candidate)
+            kept += chosen
             cluster = []
         if span is not None:
             cluster.append(span)
@@ -277,17 +283,21 @@ def _secrets(text: str) -> Iterator[Span]:
         lower = "".join(char.lower()[0] for char in text)
     for word in _WORDS if ":" in text or "=" in text else (*_CHOSEN, "bearer"):
         at = lower.find(word)
+        first = ends = 0
         while at >= 0:
             match = _ASSIGNED.match(text, at)
             if match:
-                value = match["value"]
+                begins = match.end()
+                if not first <= begins < ends and (end := _VALUE_ENDS.search(text, begins)):
+                    first, ends = begins, end.start()
+                value = text[begins : min(ends, begins + _VALUE_CHARS)]
                 if not match["quote"]:
                     value = value.rstrip(".,;:")
                     value = value if "(" in value else value.rstrip(").,;:")
-                    if _CODE.search(value):
+                    if _CODE.match(value):
                         value = ""
                 if _is_random(value, bool(match["chosen"]), 20 if match["bearer"] else 8):
-                    yield Span("secret", match.start("value"), match.start("value") + len(value))
+                    yield Span("secret", begins, begins + len(value))
             at = lower.find(word, at + 1)
 
 
@@ -298,12 +308,12 @@ def _is_random(value: str, chosen: bool, min_chars: int) -> bool:
     """
     if len(value) < (6 if chosen else min_chars) or _REFERENCE.match(value) or not value.isascii():
         return False
-    if entropy_bits(value) < _MIN_ENTROPY_BITS:
-        return False
-    digits, named = sum(map(str.isdigit, value)), _NAME.fullmatch(value)
+    digits, named = sum(map(value.count, "0123456789")), _NAME.fullmatch(value)
     if chosen:
-        return len(set(value)) >= 5 and (digits > 0 or not named)
-    return any(map(str.isalpha, value)) and (digits > 1 or (digits > 0 and not named))
+        mixed = len(set(value)) >= 5 and (digits > 0 or not named)
+    else:
+        mixed = any(map(str.isalpha, value)) and (digits > 1 or (digits > 0 and not named))
+    return mixed and entropy_bits(value) >= _MIN_ENTROPY_BITS
 
 
 def entropy_bits(value: str) -> float:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -292,3 +293,13 @@ def test_a_span_names_its_kind() -> None:
 
 def test_configs_know_the_same_states_as_the_table() -> None:
     assert PII_STATES == STATES
+
+
+@pytest.mark.parametrize("pattern", ["password=", "key=", "password=a1!b2?"])
+def test_a_page_of_passwords_takes_seconds_and_none_stays(pattern: str) -> None:
+    text = pattern * ((1 << 17) // len(pattern))
+    started = time.process_time()
+    redacted, edits = redact(text, PiiConfig(kinds=("secret",)))
+    assert time.process_time() - started < 3
+    assert (edits == []) == (pattern == "key=")
+    assert find(redacted, PiiConfig(kinds=("secret",))) == []
