@@ -16,7 +16,7 @@ from consortium import PROTOCOL_VERSION
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Artifact, ArtifactClass
 from consortium.domain.job import LegState
-from consortium.domain.protocol import LegOffer
+from consortium.domain.protocol import LegOffer, PollRequest
 from consortium.domain.training import Commit, Round, RoundPhase, Verdict
 from consortium.keys.canonical import digest
 from consortium.keys.signing import SigningKey, sign_value, verify_value
@@ -27,6 +27,7 @@ from consortium.site.legs import new_leg
 from consortium.site.settings import StoreSettings
 from consortium.storage import envelope
 from consortium.train.rounds import certify
+from tests import builders
 from tests.s3 import S3, serving
 from tests.site.http import App, Serving
 from tests.site.world import SITE_TOKEN, Script, World, consortium_server, script_for
@@ -373,6 +374,36 @@ def test_progress_result_and_failure_are_kept_for_the_agent(border: Border) -> N
         ("result", {"nonsense": 1}),
     ):
         assert border.http.post(f"/leg/{path}", json=body, headers=border.leg).status_code == 422
+
+
+def test_a_result_of_50_000_shards_goes_all_the_way_and_its_manifest_stays(border: Border) -> None:
+    shards = [
+        {"key": f"jobs/j/clean/{at:064x}.parquet", "digest": f"sha256:{at:064x}", "size_bytes": at, "documents": 9}
+        for at in range(50_000)
+    ]
+    output = to_json(replace(builders.dataset("laws-fr-clean"), shards=())) | {"shards": shards}
+    manifest = {"shards": [{"in": shard, "out": shard, "index": shard["digest"]} for shard in shards]}
+    body = {"outputs": [output], "manifest": manifest}
+    assert len(json.dumps(body)) > 32 << 20
+    assert border.http.post("/leg/result", json=body, headers=border.leg).status_code == 204
+    (leg,) = border.gateway.table.active()
+    report = replace(leg, state=LegState.SUCCEEDED).report()
+    poll = PollRequest(
+        site="fr-1",
+        protocol=PROTOCOL_VERSION,
+        healthy=True,
+        unhealthy_reason="",
+        code_digest="sha256:test",
+        policy_digest="sha256:policy",
+        highest_epoch=leg.offer.epoch,
+        legs=(report,),
+        next_seq=0,
+    )
+    answer = border.http.post("/v1/sites/fr-1/poll", json=to_json(poll), headers=AGENT)
+    assert answer.status_code == 200, answer.text
+    heard = border.script.report(leg.offer.leg)
+    assert heard is not None
+    assert (len(heard.result["outputs"][0]["shards"]), "manifest" in heard.result) == (50_000, False)
 
 
 def test_a_log_leaves_only_where_the_policy_lets_it(border: Border) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from consortium.errors import UnreachableError
 from consortium.site.settings import SiteSettings
 
 POLL_TIMEOUT_S = 5.0
+_BYTES_PER_S = 1 << 20
+"""What gateway and server take in at least of a poll that carries large results: each reads, checks and keeps it."""
 
 
 class ServerLine:
@@ -53,8 +56,12 @@ class ServerLine:
         self._http.close()
 
     def _post(self, path: str, body: Any, timeout_s: float = POLL_TIMEOUT_S) -> Any:
+        content = json.dumps(body).encode()
+        patience = httpx.Timeout(timeout_s + len(content) / _BYTES_PER_S, connect=2.0)
         try:
-            answer = self._http.post(path, json=body, timeout=httpx.Timeout(timeout_s, connect=2.0))
+            answer = self._http.post(
+                path, content=content, headers={"Content-Type": "application/json"}, timeout=patience
+            )
         except httpx.TransportError as fault:
             raise UnreachableError(
                 f"the gateway does not answer: {fault}",

@@ -21,6 +21,8 @@ from consortium.site.gateway.evidence import check_agreements, check_round
 from consortium.site.legs import SiteLeg
 
 MAX_CONTROL_BYTES = 8 << 20
+MAX_RESULT_BYTES = 256 << 20
+"""Of a leg's result: a clean one takes about 705 bytes per shard, so 380,000 shards, 1.5 TB of text."""
 MAX_FAILURE_CHARS = 2000
 router = APIRouter(prefix="/leg")
 
@@ -92,8 +94,17 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 async def small_json(request: Request) -> Any:
     """Return a small JSON body."""
+    return await _json(request, MAX_CONTROL_BYTES)
+
+
+async def large_json(request: Request) -> Any:
+    """Return a JSON body that may name every shard of a leg's datasets."""
+    return await _json(request, MAX_RESULT_BYTES)
+
+
+async def _json(request: Request, limit: int) -> Any:
     try:
-        return json.loads(await read_body(request, MAX_CONTROL_BYTES) or b"null")
+        return json.loads(await read_body(request, limit) or b"null")
     except ValueError as fault:
         raise UsageError(f"the body is not JSON: {fault}", where=request.url.path) from fault
 
@@ -114,6 +125,7 @@ At = Annotated[Gateway, Depends(gateway_of)]
 AtBorder = Annotated[Border, Depends(border_of)]
 Leg = Annotated[SiteLeg, Depends(calling_leg)]
 Json = Annotated[Any, Depends(small_json)]
+LargeJson = Annotated[Any, Depends(large_json)]
 
 
 @router.get("/context")
@@ -171,7 +183,7 @@ def stop(gateway: At, leg: Leg) -> Any:
 
 
 @router.post("/result", status_code=204)
-def result(gateway: At, leg: Leg, body: Json) -> None:
+def result(gateway: At, leg: Leg, body: LargeJson) -> None:
     """Keep the leg's result; a later one replaces it, until the leg has ended."""
     left = from_json(LegResult, body, where="result")
     for output in left.outputs:

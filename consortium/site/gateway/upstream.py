@@ -13,7 +13,7 @@ from consortium.domain.protocol import PollRequest
 from consortium.domain.records import Record
 from consortium.errors import ForbiddenError, NotFoundError
 from consortium.site.gateway.core import Gateway
-from consortium.site.gateway.legs import At, AtBorder, Json, gateway_of
+from consortium.site.gateway.legs import At, AtBorder, Json, LargeJson, gateway_of
 
 
 def agent_only(gateway: Annotated[Gateway, Depends(gateway_of)], authorization: Annotated[str, Header()] = "") -> None:
@@ -48,8 +48,8 @@ def health(gateway: At) -> Any:
 
 
 @router.post("/sites/{site}/poll")
-def poll(gateway: At, site: str, body: Json) -> Any:
-    """Pass the agent's poll on."""
+def poll(gateway: At, site: str, body: LargeJson) -> Any:
+    """Pass the agent's poll on; the results in it name every shard."""
     _own(gateway, site)
     request = from_json(PollRequest, body, where="poll")
     _own(gateway, request.site)
