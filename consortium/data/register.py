@@ -1,7 +1,7 @@
 """From a collection to a dataset in the state's private store: content-addressed Parquet text shards.
 
 Files are read in the order of their names, in a process of their own (`readers.apart`), and cut into shards of about
-8 MiB of text; what could not be read is listed beside them. After every shard the journal (`uploads`) says how far it
+4 MiB of text; what could not be read is listed beside them. After every shard the journal (`uploads`) says how far it
 is, so a run that was killed goes on there and writes the same bytes as one that was not. Memory, whatever the size of
 the input: one shard (about ten times its text), the reader's (bounded at 3 GB of address space; 0.2 GB are usual), and
 about 0.5 kB per file and 0.3 kB per shard.

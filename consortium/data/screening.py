@@ -34,7 +34,7 @@ from consortium.data.quality import Quality, QualityConfig
 from consortium.data.repair import repair
 from consortium.data.shingles import I64
 from consortium.data.steps import LanguageConfig, LengthConfig, Step
-from consortium.domain.cleaning import PII_STATES, CleanConfig
+from consortium.domain.cleaning import MAX_CHARS, PII_STATES, CleanConfig
 from consortium.errors import ConfigError
 from consortium.storage.shards import TEXT_SCHEMA
 
@@ -132,7 +132,8 @@ def screen(table: pa.Table, index: int, config: CleanConfig, evaluation: Evaluat
     came = Counter(document.declared for document in documents)
     chars = sum(len(document.text) for document in documents)
     before = profile.of(documents)
-    kept = sorted(_settled(config, evaluation, documents, notes), key=lambda document: document.row)
+    bounded = list(steps.length(LengthConfig(min_chars=0, max_chars=MAX_CHARS))(documents, notes))  # before any edit
+    kept = sorted(_settled(config, evaluation, bounded, notes), key=lambda document: document.row)
     columns = {**to_columns(kept), "declared": [d.declared for d in kept], "row": [d.row for d in kept]}
     gone = [notes.gone.get(row, "") for row in range(len(digests))]
     return Screened(

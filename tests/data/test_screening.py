@@ -18,7 +18,7 @@ from consortium.data.minhash import sign, view
 from consortium.data.poisoning import observe
 from consortium.data.sample import generate
 from consortium.data.screening import Fate, Screened, Settled, judges, screen, settle
-from consortium.domain.cleaning import CleanConfig, DecontaminateConfig, PiiKind
+from consortium.domain.cleaning import MAX_CHARS, CleanConfig, DecontaminateConfig, PiiKind
 from consortium.errors import ConfigError, UsageError, VerificationError
 from consortium.storage.shards import read_table, write_table, write_text
 
@@ -164,6 +164,15 @@ def test_every_removed_document_has_one_annotation_and_every_edit_one() -> None:
     assert set(found.annotations.column("shard").to_pylist()) == {4}
     noted = found.annotations.select(["row", "id"]).to_pylist()
     assert all(sample.rows[note["row"]]["id"] == note["id"] for note in noted)
+
+
+def test_a_text_that_could_never_stay_is_not_edited_first() -> None:
+    rows = [*generate("fr", documents=20).rows]
+    rows[3] = dict(rows[3], text="password=" * (MAX_CHARS // 9 + 1))
+    found = screen(shard(rows), 0, CONFIG)
+    [note] = [note for note in found.annotations.to_pylist() if note["row"] == 3]
+    assert (note["rule"], note["threshold"]) == ("length.max", str(MAX_CHARS))
+    assert found.counts.check().removed_by("length.max") == 1
 
 
 def test_the_same_shard_gives_the_same_bytes() -> None:
