@@ -2,7 +2,8 @@
 
 - `rules`: the text rules of the profile `web` on the three real corpora, from texts in memory to a Parquet shard.
 - `decisions`: the same verdicts as datatrove 0.10, rule set by rule set, on the same words; `--datatrove` names an
-  interpreter that has it (a virtual environment outside the checkout), else the rows are left out and it is said.
+  interpreter that has it, else the rows are left out and it is said. In a virtual environment outside the checkout:
+  `pip install -c tests/benchmarks/constraints-datatrove.txt datatrove`.
 - `language`: language identification on passages of 100 characters and more.
 - `again`: a second run on its own output.
 - `pii`, `near`: the rows of `cleaning_pii` and `cleaning_near`.

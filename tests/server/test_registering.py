@@ -83,7 +83,8 @@ def test_a_collection_is_registered_exported_and_read_again_as_it_was(
     )
     assert client.dataset(made.id) == made
     assert made.about == ABOUT
-    assert "400 documents" in said[-1]
+    assert "400 documents" in said[-2]
+    assert said[-1] == "not readable: 1 json"
     assert not list(store.list("datasets/steward/uploads/"))
     documents = [item for item in read([tmp_path / "in.jsonl"]) if not isinstance(item, Quarantined)]
     for ending in ("jsonl", "jsonl.gz", "jsonl.zst", "parquet"):
