@@ -29,6 +29,8 @@ from tests import ray_local
 from tests.builders import new_id
 from tests.s3 import S3
 
+pytestmark = pytest.mark.integration
+
 CONFIG = TokenizeConfig(vocab_size=400, min_count=2, max_word_chars=24, held_out_percent=10, shard_tokens=5_000)
 SPECIAL = "<|endoftext|>"
 
@@ -208,7 +210,6 @@ def test_a_run_killed_at_any_write_goes_on_and_leaves_the_same_bytes(
     assert {key: store.get(key) for key in store.list("jobs/j1/")} == wanted
 
 
-@pytest.mark.integration
 def test_two_workers_of_a_cluster_leave_the_same_bytes_as_one(store: ObjectStore, vocabulary: Vocabulary) -> None:
     source = dataset_of(store, texts_of(), rows=17)
     alone = tokenize.tokenize_dataset(source, vocabulary, CONFIG, store, "jobs/j1")
@@ -238,7 +239,6 @@ print(json.dumps(tokenize.tokenize_dataset(*given, ObjectStore(*asked["store"]),
 """
 
 
-@pytest.mark.integration
 def test_a_process_killed_at_six_points_leaves_the_same_bytes(
     s3: S3, store: ObjectStore, vocabulary: Vocabulary
 ) -> None:

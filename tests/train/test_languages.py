@@ -23,6 +23,8 @@ from consortium.train.rounds import certify, first_standing, standing_after
 from consortium.train.screen import Gates, cosine_of, screen
 from consortium.train.settings import PretrainParams
 
+pytestmark = pytest.mark.integration
+
 LANGUAGES = {"de-1": "de", "fr-1": "fr", "uy-1": "es"}
 CONTEXT, VOCAB, ROUNDS, STEPS = 32, 256, 5, 15
 GUARDED = ScreenRule(clip=2.0, cosine=0.0, loss_rise=0.25, loss_sequences=16, quarantine=3)
