@@ -13,6 +13,7 @@ names and shapes must agree, or the sites' vectors do not fit each other. What a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -26,7 +27,7 @@ from consortium.train.settings import ModelParams
 GROUP = "consortium.models"
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(nn.Module, ABC):
     """A model that training can train: tokens in, whatever `losses` understands out.
 
     Shapes: B sequences, T tokens, V words of the vocabulary. A subclass takes `(config, vocab_size)` and hands both to
@@ -38,13 +39,13 @@ class LanguageModel(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
 
+    @abstractmethod
     def initialise(self, seed: int) -> None:
         """Draw all parameters anew from `seed`. One site does this and publishes the result."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, tokens_BT: Tensor) -> Any:
         """Return what `losses` takes for int64 tokens; the package's decoder returns logits of shape (B, T, V)."""
-        raise NotImplementedError
 
     def losses(self, output: Any, rows_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Return what to minimise, a scalar, and the mean loss in nats per token, which is reported and compared.

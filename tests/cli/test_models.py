@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 from consortium.data import bpe
-from consortium.domain.codec import to_json
-from consortium.site.settings import SiteSettings, StoreSettings
 from consortium.storage.objects import ObjectStore
-from tests import builders
 from tests.conftest import Call
+from tests.home import made_at
 from tests.s3 import S3
 from tests.storage.conftest import s3 as s3
 from tests.storage.conftest import store as store
@@ -28,24 +24,10 @@ pytestmark = pytest.mark.integration
 @pytest.fixture
 def at_home(s3: S3, store: ObjectStore, tmp_path: Path, tokenizer: bytes) -> Path:
     """A machine with fr-1's private store, which keeps two outer states of a job and its tokenizer."""
-    root = tmp_path / "home" / "federations" / "t"
-    folder = root / "sites" / "fr-1"
-    folder.mkdir(parents=True)
-    (tmp_path / "home" / "current").symlink_to(root)
-    (folder / "secret").write_text(s3.secret_key)
-    private = StoreSettings(
-        endpoint=s3.endpoint, bucket=store.bucket, access_key=s3.access_key, secret_path=str(folder / "secret")
-    )
-    unused = (
-        *("home", "server_url", "mlflow_url", "gateway_url", "token_path", "signing_key_path", "sealing_key_path"),
-        *("trust_path", "documents_dir", "ray_dashboard_url", "ray_token_path", "jobs_dir"),
-    )
-    settings: dict[str, Any] = dict.fromkeys(unused, "unused")
-    settings |= {"private_store": private, "egress_store": private, "peer_egress": {}, "gateway_port": 1}
-    (folder / "config.json").write_text(json.dumps(to_json(SiteSettings(site=builders.site("fr-1"), **settings))))
+    home = made_at(tmp_path, s3, store)
     kept(store, *made(tokenizer))
     store.put_addressed("jobs/job-of-tokenize/tokenizers", tokenizer, ".json")
-    return tmp_path / "home"
+    return home
 
 
 def test_text_goes_on_and_is_the_same_again(at_home, call: Call):

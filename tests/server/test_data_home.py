@@ -13,14 +13,12 @@ from consortium.data import clean, cluster, outputs
 from consortium.data.register import register_collection
 from consortium.data.sample import generate
 from consortium.domain.cleaning import CleanConfig
-from consortium.domain.codec import to_json
 from consortium.domain.data import Dataset
 from consortium.domain.job import JobKind, Resources
 from consortium.domain.partner import Role
-from consortium.site.settings import SiteSettings, StoreSettings
 from consortium.storage.objects import ObjectStore
-from tests import builders
 from tests.conftest import Call, Outcome
+from tests.home import made_at
 from tests.s3 import S3, serving
 from tests.server.test_jobs import submitted
 
@@ -66,22 +64,8 @@ def cleaned(fed: Any, store: ObjectStore, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def at_home(s3: S3, store: ObjectStore, tmp_path: Path) -> Path:
     """A machine with fr-1's private store."""
-    root = tmp_path / "home" / "federations" / "t"
-    folder = root / "sites" / "fr-1"
-    folder.mkdir(parents=True)
-    (tmp_path / "home" / "current").symlink_to(root)
-    (folder / "secret").write_text(s3.secret_key)
-    private = StoreSettings(
-        endpoint=s3.endpoint, bucket=store.bucket, access_key=s3.access_key, secret_path=str(folder / "secret")
-    )
-    unused = (
-        *("home", "server_url", "mlflow_url", "gateway_url", "token_path", "signing_key_path", "sealing_key_path"),
-        *("trust_path", "documents_dir", "ray_dashboard_url", "ray_token_path", "jobs_dir"),
-    )
-    settings: dict[str, Any] = dict.fromkeys(unused, "unused")
-    settings |= {"private_store": private, "egress_store": private, "peer_egress": {}, "gateway_port": 1}
-    (folder / "config.json").write_text(json.dumps(to_json(SiteSettings(site=builders.site("fr-1"), **settings))))
-    return tmp_path / "home"
+    home = made_at(tmp_path, s3, store)
+    return home
 
 
 @pytest.fixture
