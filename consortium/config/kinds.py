@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from consortium.config.build import Locate, build, unknown
 from consortium.domain import ids
 from consortium.domain.cleaning import CleanConfig
 from consortium.domain.job import JobKind, Priority, check_throughput
-from consortium.domain.screening import ScreenRule
+from consortium.domain.pretraining import EvaluateConfig, PretrainConfig
 from consortium.domain.units import moment_ms
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
@@ -50,175 +49,6 @@ class TokenizeConfig:
         _within(self, max_word_chars=(4, 256), held_out_percent=(0, 50))
         _within(self, max_per_document=(1, 1_000_000), min_documents=(1, 1_000_000))
         _within(self, seed=(0, 2**53 - 1), shard_tokens=(1 << 10, 1 << 25))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfig:
-    """A decoder-only transformer; the size of the vocabulary comes from the tokenizer."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
-
-    name: str
-    dim: int
-    layers: int
-    heads: int
-    context: int
-    """Tokens per sequence."""
-    mlp_ratio: int
-    dropout: float
-    tie_embeddings: bool
-    kv_heads: int = 0
-    """Heads of keys and values; 0: as many as `heads`."""
-    mlp_dim: int = 0
-    """Width of the feed-forward layer; 0: from `mlp_ratio`."""
-    rope_base: float = 10_000.0
-    init: Literal["gpt2", "small"] = "gpt2"
-    z_loss: float = 0.0
-    recompute: bool = False
-    compile: bool = False
-    plugin: str = ""
-    """A model that the sites installed, by name; empty: the package's own decoder."""
-
-    def __post_init__(self) -> None:
-        _within(self, dim=(8, 65_536), layers=(1, 1_000), heads=(1, 1_024), context=(8, 1_048_576))
-        _within(self, mlp_ratio=(1, 16), dropout=(0, 0.9), kv_heads=(0, 1_024), mlp_dim=(0, 1_048_576))
-        _within(self, rope_base=(10, 1e9), z_loss=(0, 1))
-        if self.dim % self.heads or (self.dim // self.heads) % 2:
-            raise ValueError(f"dim ({self.dim}) must be a multiple of twice the heads ({self.heads})")
-        if self.kv_heads and self.heads % self.kv_heads:
-            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        if self.plugin and not ids.is_name(self.plugin):
-            raise ValueError(f"plugin {self.plugin!r}: the name of an installed model, not a path to code")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig:
-    """How token shards become batches."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
-
-    batch_size: int
-    """Sequences per inner step and worker."""
-    shuffle: bool
-
-    def __post_init__(self) -> None:
-        _within(self, batch_size=(1, 65_536))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimConfig:
-    """The inner optimiser."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
-
-    name: Literal["adamw", "muon"]
-    lr: float
-    betas: tuple[float, float]
-    weight_decay: float
-    warmup_steps: int
-    grad_clip: float
-    schedule: Literal["cosine", "wsd"] = "cosine"
-    decay_share: float = 0.2
-    """Share of all steps over which a `wsd` rate comes down."""
-    final_lr_share: float = 0.1
-    """Rate at the last step over `lr`."""
-    momentum: float = 0.95
-    """Muon's."""
-
-    def __post_init__(self) -> None:
-        _within(self, lr=(1e-9, 10), weight_decay=(0, 10), warmup_steps=(0, 10_000_000), grad_clip=(1e-6, 1e6))
-        _within(self, decay_share=(0, 1), final_lr_share=(0, 1), momentum=(0, 0.9999))
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be at least 0 and below 1, got {list(self.betas)}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OuterConfig:
-    """The outer loop between sites."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
-
-    name: Literal["nesterov"]
-    rounds: int
-    inner_steps: int
-    lr: float
-    momentum: float
-    quorum: int
-    """Commits that close a round once its grace is over; 0: every site."""
-    code: Literal["fp32", "bf16", "int8", "int4", "topk"] = "fp32"
-    """How pseudo-gradients cross borders."""
-    topk: Literal[16, 32, 64, 128, 256] = 64
-    """Of 4,096 elements, how many cross where the code is `topk`."""
-    feedback: float = 1.0
-    """Share of what a code dropped that is carried into the next round."""
-    screen: ScreenRule = field(default_factory=ScreenRule)
-    keep_received: int = 0
-    """Rounds whose contributions from peers each site keeps for an audit; -1: all."""
-
-    def __post_init__(self) -> None:
-        _within(self, rounds=(1, 100_000), inner_steps=(1, 1_000_000), lr=(1e-6, 10), momentum=(0, 0.9999))
-        _within(self, feedback=(0, 1), quorum=(0, 1_000), keep_received=(-1, 100_000))
-        if self.code == "topk" and self.screen.aggregate != "mean":
-            raise ValueError(f"code topk sends few coordinates: aggregate must be mean, got {self.screen.aggregate}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartConfig:
-    """The model that training goes on from; all empty: freshly drawn."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
-
-    job: str = ""
-    """An earlier pretrain job that the first site took part in."""
-    round: int = -1
-    """Which of its outer states; -1 is the newest."""
-    weights: str = ""
-    """Key of a safetensors file in the first site's private store."""
-    digest: str = ""
-    """`sha256:...` of that file."""
-
-    def __post_init__(self) -> None:
-        _within(self, round=(-1, 100_000))
-        if self.job and not ids.is_id(self.job, "job"):
-            raise ValueError(f"job: {self.job!r} is no job id such as job-…; `consortium jobs` lists them")
-        if self.job and self.weights:
-            raise ValueError("job and weights exclude each other")
-        if bool(self.weights) != bool(re.fullmatch("sha256:[0-9a-f]{64}", self.digest)):
-            raise ValueError("weights and digest belong together; digest is sha256: and 64 hex digits")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PretrainConfig:
-    """Params of `pretrain`."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
-
-    model: ModelConfig
-    data: DataConfig
-    optim: OptimConfig
-    outer: OuterConfig
-    seed: int
-    start: StartConfig = StartConfig()
-
-    def __post_init__(self) -> None:
-        _within(self, seed=(0, 2**53 - 1))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateConfig:
-    """Params of `evaluate`."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
-
-    rounds: tuple[int, ...]
-    """Outer states to measure: 0 is before training, -1 the last."""
-    batches: int
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        _within(self, batches=(1, 1_000_000), batch_size=(1, 65_536))
-        if not self.rounds or any(not -1 <= number <= 100_000 for number in self.rounds):
-            raise ValueError(f"rounds must name outer states (0 and up, or -1 for the last), got {list(self.rounds)}")
 
 
 PARAMS: dict[JobKind, type[Any]] = {

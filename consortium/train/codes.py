@@ -23,15 +23,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from consortium.domain.pretraining import CodeName, OuterConfig
 from consortium.train import sparse
 from consortium.train.outer import Vector, from_bytes, to_bytes
 from consortium.train.sparse import Bytes, refuse
-
-CodeName = Literal["fp32", "bf16", "int8", "int4", "topk"]
 
 MAGIC, VERSION = b"CPGR", 1
 _HEADER = struct.Struct("<4sBBHQ")
@@ -72,6 +70,11 @@ class Code:
             raise ValueError(f"topk must be one of {', '.join(map(str, sparse.COUNTS))}, got {self.topk}")
         if not 0 <= self.feedback <= 1:
             raise ValueError(f"feedback must be 0 to 1, got {self.feedback}")
+
+    @classmethod
+    def of(cls, outer: OuterConfig) -> Code:
+        """Return the code that a job's outer loop names."""
+        return cls(name=outer.code, topk=outer.topk, feedback=outer.feedback)
 
     def bytes_for(self, size: int) -> int:
         """Return the bytes of an encoded vector of `size` elements."""

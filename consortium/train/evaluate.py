@@ -15,22 +15,22 @@ import numpy as np
 
 from consortium.domain.codec import from_json
 from consortium.domain.data import Dataset
+from consortium.domain.pretraining import EvaluateConfig, ModelConfig
 from consortium.domain.protocol import LegContext
 from consortium.errors import ConsortiumError, NotFoundError, UsageError
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Keep, Origin
 from consortium.train.order import Sequences
 from consortium.train.outer import Vector
-from consortium.train.settings import EvaluateParams, ModelParams
 from consortium.train.tokens import open_sequences, vocabulary
 
 if TYPE_CHECKING:
     import torch
 
 
-def check(context: LegContext) -> EvaluateParams:
+def check(context: LegContext) -> EvaluateConfig:
     """Return the leg's params after checking what can be checked before any process starts. Raises UsageError."""
-    params = EvaluateParams.of(context.params)
+    params = EvaluateConfig.of(context.params)
     vocabulary(context.inputs, held_out=True)
     if not context.model:
         raise UsageError("the job names no model", fix="set model to the id of a pretrain job")
@@ -64,7 +64,7 @@ def measure(exchange: Exchange) -> dict[str, Any]:
 
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     context = exchange.context
-    params = EvaluateParams.of(context.params)
+    params = EvaluateConfig.of(context.params)
     words = vocabulary(context.inputs, held_out=True)
     keep = Keep(exchange.store(), context.model)
     numbers = rounds_asked(params.rounds, keep.rounds(), context)
@@ -78,7 +78,7 @@ def measure(exchange: Exchange) -> dict[str, Any]:
                 raise UsageError(f"{context.model} was trained with another tokenizer than the inputs were made with")
             exchange.progress(phase="evaluate", round=number)
             for language, datasets in by_language(context.inputs).items():
-                model = from_json(ModelParams, origin.model)
+                model = from_json(ModelConfig, origin.model)
                 text = open_sequences(exchange.store(), datasets, model.context, words.size, Path(directory))
                 loss, seen = held_out_loss(origin, outer, text, params, device)
                 by_round.setdefault(language, {})[str(number)] = loss
@@ -115,7 +115,7 @@ def by_language(datasets: Sequence[Dataset]) -> dict[str, list[Dataset]]:
 
 
 def held_out_loss(
-    origin: Origin, outer: Vector, text: Sequences, params: EvaluateParams, device: torch.device
+    origin: Origin, outer: Vector, text: Sequences, params: EvaluateConfig, device: torch.device
 ) -> tuple[float, int]:
     """Return the mean loss in nats per token over at most `batches` batches spread evenly over `text`, and the tokens.
 
@@ -127,7 +127,7 @@ def held_out_loss(
 
     if len(text) < 1:
         raise UsageError("the held-out dataset has not one whole sequence", fix="hold out more, or shorten the context")
-    config = from_json(ModelParams, origin.model)
+    config = from_json(ModelConfig, origin.model)
     model = build(config, origin.vocab_size).to(device).eval()
     for name, array in origin.layout.split(outer).items():
         model.get_parameter(name).data.copy_(torch.from_numpy(array.copy()))

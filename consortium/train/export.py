@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from consortium.domain.codec import from_json
+from consortium.domain.pretraining import ModelConfig
 from consortium.errors import UsageError
 from consortium.train.keep import Origin
 from consortium.train.model import NORM_EPS, qkv_rows
 from consortium.train.outer import Vector
-from consortium.train.settings import ModelParams
 
 Precision = Literal["bfloat16", "float32"]
 SHARD_BYTES = 5_000_000_000
@@ -34,7 +34,7 @@ _BLOCK = {
 }
 
 
-def llama_names(model: ModelParams) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
+def llama_names(model: ModelConfig) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
     """Yield each parameter's name, the names that transformers has for its parts, and the rows of each part.
 
     Rows are empty where there is one part. Raises UsageError for a model that is not the package's decoder.
@@ -54,7 +54,7 @@ def llama_names(model: ModelParams) -> Iterator[tuple[str, tuple[str, ...], tupl
         yield "head.weight", ("lm_head.weight",), ()
 
 
-def to_llama(model: ModelParams, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_llama(model: ModelConfig, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the parameters under transformers' names."""
     found: dict[str, Tensor] = {}
     for own, names, rows in llama_names(model):
@@ -63,7 +63,7 @@ def to_llama(model: ModelParams, parameters: Mapping[str, Tensor]) -> dict[str, 
     return found
 
 
-def from_llama(model: ModelParams, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_llama(model: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors with transformers' names under the decoder's. Raises UsageError naming those that are missing."""
     wanted = [name for _, names, _ in llama_names(model) for name in names]
     if missing := sorted(set(wanted) - set(tensors)):
@@ -71,7 +71,7 @@ def from_llama(model: ModelParams, tensors: Mapping[str, Tensor]) -> dict[str, T
     return {own: torch.cat([tensors[name] for name in names]) for own, names, _ in llama_names(model)}
 
 
-def llama_config(model: ModelParams, vocab_size: int, *, precision: Precision, eos: int) -> dict[str, Any]:
+def llama_config(model: ModelConfig, vocab_size: int, *, precision: Precision, eos: int) -> dict[str, Any]:
     """Return `config.json`."""
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -118,7 +118,7 @@ def export_model(
     """
     from safetensors.torch import save_file
 
-    model = from_json(ModelParams, origin.model)
+    model = from_json(ModelConfig, origin.model)
     kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
     arrays = {name: torch.from_numpy(array.copy()) for name, array in origin.layout.split(vector).items()}
     tensors = {name: part.to(kind).contiguous() for name, part in to_llama(model, arrays).items()}

@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from consortium.domain.pretraining import PretrainConfig
 from consortium.train.optim import InnerOptimizer, learning_rate
 from consortium.train.order import DataOrder, Sequences
 from consortium.train.outer import Layout, Moments, Vector
 from consortium.train.plugin import build
-from consortium.train.settings import PretrainParams
 from consortium.train.within import InnerResult
 
 _STOP, _RUN, _RESTORE, _GO_ON, _PROBE = range(5)
@@ -29,7 +29,7 @@ class InnerWorker:
 
     def __init__(
         self,
-        params: PretrainParams,
+        params: PretrainConfig,
         vocab_size: int,
         sequences: Sequences,
         site: str,

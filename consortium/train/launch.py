@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.protocol import LegContext
 from consortium.errors import ConsortiumError, JobFailedError, UnreachableError, UsageError
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Keep, Origin
-from consortium.train.settings import PretrainParams
 from consortium.train.tokens import open_sequences, vocabulary
 
 OpenExchange = Callable[[], Exchange]
@@ -35,9 +35,9 @@ GROUP_TIMEOUT_S = 7 * 86_400
 """Ranks wait in a broadcast while rank 0 waits for a round; the server decides how long that may take, not gloo."""
 
 
-def check(context: LegContext) -> PretrainParams:
+def check(context: LegContext) -> PretrainConfig:
     """Return the leg's params after checking what can be checked before any process starts. Raises UsageError."""
-    params = PretrainParams.of(context.params)
+    params = PretrainConfig.of(context.params)
     vocabulary(context.inputs, held_out=False)
     if context.gpu_resource == "GPU" and context.gpus_per_worker != 1:
         raise UsageError(
@@ -134,7 +134,7 @@ def _worker(config: Mapping[str, Any]) -> None:
     rank, world = place.get_world_rank(), place.get_world_size()
     exchange: Exchange = config["open_exchange"]()
     context = exchange.context
-    params = PretrainParams.of(context.params)
+    params = PretrainConfig.of(context.params)
     words = vocabulary(context.inputs, held_out=False)
     device = torch.device("cuda", torch.cuda.current_device()) if context.gpu_resource == "GPU" else torch.device("cpu")
     with tempfile.TemporaryDirectory(prefix="consortium-tokens-") as directory:
@@ -146,7 +146,7 @@ def _worker(config: Mapping[str, Any]) -> None:
             worker.follow()
 
 
-def lead(exchange: Exchange, worker: Any, params: PretrainParams, vocab_size: int, tokenizer_digest: str) -> None:
+def lead(exchange: Exchange, worker: Any, params: PretrainConfig, vocab_size: int, tokenizer_digest: str) -> None:
     """Take part in all rounds as rank 0 and leave the result with the site. `worker` is an `InnerWorker`."""
     from consortium.domain.codec import to_json
     from consortium.train.leg import FederatedLeg

@@ -15,9 +15,11 @@ from typing import Protocol
 import numpy as np
 
 from consortium.domain.data import ArtifactClass
+from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.training import Certificate, Commit, Round, RoundPhase, Standing
 from consortium.errors import ConflictError, ConsortiumError, VerificationError
 from consortium.train.book import RoundBook
+from consortium.train.codes import Code
 from consortium.train.combine import combine
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Contribution, Keep, Origin, OuterState
@@ -25,7 +27,6 @@ from consortium.train.outer import Vector, digest_of, nesterov, norm_of, to_byte
 from consortium.train.peers import INITIAL, JUDGED, Peers, commit_of
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
 from consortium.train.screen import Gates
-from consortium.train.settings import PretrainParams
 from consortium.train.start import starting_point
 from consortium.train.within import Inner, RoundTrainer, Stopped
 
@@ -45,7 +46,7 @@ class FederatedLeg:
         exchange: Exchange,
         keep: Keep,
         inner: Inner,
-        params: PretrainParams,
+        params: PretrainConfig,
         origin: Origin,
         metrics: Metrics,
         *,
@@ -59,7 +60,7 @@ class FederatedLeg:
         self._origin = origin
         self._size = origin.layout.size
         self._metrics = metrics
-        self._code = params.outer.codec
+        self._code = Code.of(params.outer)
         self._peers = Peers(exchange, self._size, code=self._code, sleep=sleep)
         self._trainer = RoundTrainer(exchange, keep, inner, params, self._size)
         self._job = exchange.context.job

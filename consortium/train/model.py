@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from consortium.domain.pretraining import ModelConfig
 from consortium.train.plugin import LanguageModel, token_losses
-from consortium.train.settings import ModelParams
 
 NORM_EPS = 1e-5
 INIT_STD = 0.02
 """GPT-2's (Radford et al. 2019), with residual projections scaled by 1/sqrt(2 * layers)."""
 
 
-def init_stds(config: ModelParams) -> tuple[float, float]:
+def init_stds(config: ModelConfig) -> tuple[float, float]:
     """Return the standard deviations of a fresh model's matrices and of those that write to the residual stream.
 
     `gpt2`: 0.02, and 0.02 / sqrt(2 * layers). `small`: sqrt(2 / (5 * dim)) (https://arxiv.org/abs/1910.05895) and
@@ -35,7 +35,7 @@ def init_stds(config: ModelParams) -> tuple[float, float]:
     return INIT_STD, INIT_STD / (2 * config.layers) ** 0.5
 
 
-def rope_tables(config: ModelParams) -> tuple[Tensor, Tensor]:
+def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Return cosines and sines of shape (T, K/2) for all positions of a context."""
     half = config.head_dim // 2
     frequencies = config.rope_base ** (-torch.arange(half, dtype=torch.float32) / half)
@@ -72,7 +72,7 @@ class Past:
 class Block(nn.Module):
     """Attention and a gated feed-forward layer, each behind a norm and added to the stream."""
 
-    def __init__(self, config: ModelParams) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads, self.groups = config.heads, config.groups
         self.dropout = config.dropout
@@ -106,7 +106,7 @@ class Block(nn.Module):
         return result
 
 
-def qkv_rows(config: ModelParams) -> tuple[int, int, int]:
+def qkv_rows(config: ModelConfig) -> tuple[int, int, int]:
     """Return the rows of queries, keys and values in a block's `qkv`, one below the other."""
     return config.dim, config.groups * config.head_dim, config.groups * config.head_dim
 
@@ -117,7 +117,7 @@ class Decoder(LanguageModel):
     cos_TK: Tensor
     sin_TK: Tensor
 
-    def __init__(self, config: ModelParams, vocab_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))

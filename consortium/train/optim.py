@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from consortium.domain.pretraining import OptimConfig
 from consortium.errors import UsageError, VerificationError
 from consortium.train.outer import Moments, Vector
-from consortium.train.settings import OptimParams
 
 _ADAMW = ("exp_avg", "exp_avg_sq")
 _MUON = "momentum_buffer"
 
 
-def learning_rate(step: int, total: int, config: OptimParams) -> float:
+def learning_rate(step: int, total: int, config: OptimConfig) -> float:
     """Return the rate at a step of `total`: a linear warm-up, then what `config.schedule` says.
 
     `cosine`: half a cosine down to `final_lr_share` of the rate at the last step (https://arxiv.org/abs/1608.03983).
@@ -45,7 +45,7 @@ class InnerOptimizer:
     """Optimises parameters in place. `hidden` names the matrices that are Muon's, as `LanguageModel.hidden` does."""
 
     def __init__(
-        self, named: Sequence[tuple[str, nn.Parameter]], config: OptimParams, hidden: Mapping[str, tuple[int, ...]]
+        self, named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig, hidden: Mapping[str, tuple[int, ...]]
     ) -> None:
         muons = hidden if config.name == "muon" else {}
         if absent := sorted(set(muons) - {name for name, _ in named}):
@@ -139,7 +139,7 @@ class InnerOptimizer:
             optimizer.state[one] = state if steps is None else {"step": torch.tensor(float(steps)), **state}
             start = end
 
-    def _of_parts(self, config: OptimParams) -> torch.optim.Muon:
+    def _of_parts(self, config: OptimConfig) -> torch.optim.Muon:
         return torch.optim.Muon(
             [part for _, parts in self._split for part in parts],
             lr=config.lr,
@@ -156,7 +156,7 @@ def _parts(name: str, parameter: nn.Parameter, rows: tuple[int, ...]) -> tuple[n
     return tuple(nn.Parameter(part) for part in torch.split(parameter.detach(), list(rows)))
 
 
-def _adamw(named: Sequence[tuple[str, nn.Parameter]], config: OptimParams) -> torch.optim.AdamW:
+def _adamw(named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.AdamW:
     """Return AdamW (https://arxiv.org/abs/1711.05101) that decays matrices only."""
     groups = [
         {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": config.weight_decay},

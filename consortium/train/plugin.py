@@ -8,7 +8,7 @@ A job names a model (`model.plugin: NAME`) and never carries code: NAME is looke
 
 with `MyModel` a subclass of `LanguageModel`. Every site of the job installs it, because all build the same parameters:
 names and shapes must agree, or the sites' vectors do not fit each other. What a model needs to know besides its
-`ModelParams` and the vocabulary's size is the package's own; several sizes are several entry points.
+`ModelConfig` and the vocabulary's size is the package's own; several sizes are several entry points.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from consortium.domain.pretraining import ModelConfig
 from consortium.errors import NotFoundError, UsageError
-from consortium.train.settings import ModelParams
 
 GROUP = "consortium.models"
 
@@ -34,7 +34,7 @@ class LanguageModel(nn.Module, ABC):
     `super().__init__`; it defines `initialise` and `forward`, while `losses` and `hidden` have defaults.
     """
 
-    def __init__(self, config: ModelParams, vocab_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
@@ -77,7 +77,7 @@ def token_losses(logits_BTV: Tensor, rows_BT: Tensor, z_loss: float = 0.0) -> tu
     return loss + z_loss * log_z_N.square().mean(), loss.detach()
 
 
-def build(config: ModelParams, vocab_size: int) -> LanguageModel:
+def build(config: ModelConfig, vocab_size: int) -> LanguageModel:
     """Return the model of `config`, parameters not drawn yet. Raises NotFoundError for a plugin not installed here."""
     if not config.plugin:
         from consortium.train.model import Decoder

@@ -26,17 +26,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from consortium.domain.codec import from_json, to_json
+from consortium.domain.pretraining import OuterConfig
 from consortium.domain.training import Certificate, Round, Standing
 from consortium.errors import NotFoundError, VerificationError
 from consortium.keys.signing import verify_value
 from consortium.train.book import RoundBook
-from consortium.train.codes import Encoded
+from consortium.train.codes import Code, Encoded
 from consortium.train.combine import combine
 from consortium.train.keep import Keep, OuterState
 from consortium.train.outer import Vector, digest_of, nesterov, norm_of, to_bytes
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
 from consortium.train.screen import cosine_of
-from consortium.train.settings import OuterParams
 from consortium.train.within import Inner
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Replay:
         self,
         store: ObjectStore,
         job: str,
-        params: OuterParams,
+        params: OuterConfig,
         *,
         trust: Trust | None = None,
         decode: Decode | None = None,
@@ -111,7 +111,7 @@ class Replay:
         self._book = RoundBook(store, job)
         self._params = params
         self._trust = trust
-        self._decode = decode or params.codec.decode
+        self._decode = decode or Code.of(params).decode
         self._size = 0
 
     def run(self) -> tuple[Replayed, ...]:
@@ -239,7 +239,7 @@ class Replay:
 
 
 def replay(
-    store: ObjectStore, job: str, params: OuterParams, *, trust: Trust | None = None, decode: Decode | None = None
+    store: ObjectStore, job: str, params: OuterConfig, *, trust: Trust | None = None, decode: Decode | None = None
 ) -> tuple[Replayed, ...]:
     """Recompute all rounds of `job` from a site's private store, in order.
 
@@ -255,12 +255,12 @@ def as_json(found: tuple[Replayed, ...]) -> list[dict[str, Any]]:
     return [dict(to_json(one)) for one in found]
 
 
-def kept_params(store: ObjectStore, job: str) -> OuterParams:
+def kept_params(store: ObjectStore, job: str) -> OuterConfig:
     """Return the outer loop's settings as this site's leg noted them. Raises NotFoundError where it noted none."""
-    return from_json(OuterParams, RoundBook(store, job).settings(), where=f"jobs/{job}")
+    return from_json(OuterConfig, RoundBook(store, job).settings(), where=f"jobs/{job}")
 
 
-def re_execute(keep: Keep, inner: Inner, params: OuterParams, number: int, size: int) -> ReExecuted:
+def re_execute(keep: Keep, inner: Inner, params: OuterConfig, number: int, size: int) -> ReExecuted:
     """Do the inner steps of round `number` again and compare with what this site contributed.
 
     `inner` is a fresh worker (or group) over the same token datasets, `size` the model's. Raises NotFoundError where
@@ -274,7 +274,7 @@ def re_execute(keep: Keep, inner: Inner, params: OuterParams, number: int, size:
         inner.restore(before.moments)
     done = inner.run(before.outer, position=before.position, step=(number - 1) * params.inner_steps, count=made.steps)
     again = np.subtract(before.outer, done.local)
-    code = params.codec
+    code = Code.of(params)
     kept = code.given(Encoded(made.data, made.residual), before.residual, size)
     scale = norm_of(kept)
     return ReExecuted(

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from consortium.train.settings import ModelParams, PretrainParams
+from consortium.domain.pretraining import ModelConfig, PretrainConfig
 
 
-def parameter_count(model: ModelParams, vocab_size: int) -> int:
+def parameter_count(model: ModelConfig, vocab_size: int) -> int:
     """Return how many parameters the model has, all embeddings included."""
     vectors = (2 * model.layers + 1) * model.dim
     tables = (1 if model.tie_embeddings else 2) * vocab_size * model.dim
     return tables + vectors + hidden_count(model)
 
 
-def hidden_count(model: ModelParams) -> int:
+def hidden_count(model: ModelConfig) -> int:
     """Return how many parameters the blocks' matrices have: those that Muon takes."""
     keys_values = 2 * model.groups * model.head_dim
     attention = model.dim * (model.dim + keys_values) + model.dim * model.dim
     return model.layers * (attention + 3 * model.dim * model.hidden)
 
 
-def flops_per_token(model: ModelParams, vocab_size: int) -> int:
+def flops_per_token(model: ModelConfig, vocab_size: int) -> int:
     """Return the floating-point operations of training on one token, forward and backward: 6 N + 12 L H K T.
 
     PaLM (https://arxiv.org/abs/2204.02311), appendix B: N are the parameters that are multiplied with, which leaves out
@@ -54,7 +54,7 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + self.activations + self.logits
 
 
-def memory(params: PretrainParams, vocab_size: int, *, workers: int = 1, bf16: bool = True) -> Memory:
+def memory(params: PretrainConfig, vocab_size: int, *, workers: int = 1, bf16: bool = True) -> Memory:
     """Return what one of `workers` workers needs; `bf16` as on CUDA, where products run in bf16, else all is fp32.
 
     Counted from the tensors that the blocks keep, which a test measures. `torch.compile` keeps fewer.
@@ -78,7 +78,7 @@ def memory(params: PretrainParams, vocab_size: int, *, workers: int = 1, bf16: b
     )
 
 
-def _block_bytes(model: ModelParams, width: int) -> int:
+def _block_bytes(model: ModelConfig, width: int) -> int:
     """Return the bytes a block keeps per token; products have `width` bytes per element, the stream and norms four.
 
     The stream before both norms, scaled by them, and as it enters a product; queries, keys and values before and after

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from consortium.domain.codec import from_json
+from consortium.domain.pretraining import ModelConfig, StartConfig
 from consortium.errors import ConsortiumError, NotFoundError, UsageError, VerificationError
 from consortium.train.keep import Keep, Origin
 from consortium.train.outer import Vector
-from consortium.train.settings import ModelParams, StartParams
 
 if TYPE_CHECKING:
     from consortium.storage.objects import ObjectStore
@@ -25,7 +25,7 @@ _MEANING = ("plugin", "layers", "dim", "heads", "groups", "hidden", "tie_embeddi
 """What must be the same for parameters to mean the same; context, dropout, losses and recomputation may change."""
 
 
-def starting_point(store: ObjectStore, start: StartParams, wanted: Origin) -> Vector:
+def starting_point(store: ObjectStore, start: StartConfig, wanted: Origin) -> Vector:
     """Return the parameters that `start` names, in the layout of `wanted`, the job's own model.
 
     Raises NotFoundError where this site does not have them, VerificationError where they are damaged or not finite, and
@@ -37,7 +37,7 @@ def starting_point(store: ObjectStore, start: StartParams, wanted: Origin) -> Ve
     return vector
 
 
-def _of_job(store: ObjectStore, start: StartParams, wanted: Origin) -> Vector:
+def _of_job(store: ObjectStore, start: StartConfig, wanted: Origin) -> Vector:
     keep = Keep(store, start.job)
     kept = keep.rounds()
     if not kept or start.round > kept[-1]:
@@ -51,7 +51,7 @@ def _of_job(store: ObjectStore, start: StartParams, wanted: Origin) -> Vector:
     return vector
 
 
-def _of_file(store: ObjectStore, start: StartParams, wanted: Origin) -> Vector:
+def _of_file(store: ObjectStore, start: StartConfig, wanted: Origin) -> Vector:
     from safetensors.torch import load
 
     from consortium.train.export import from_llama
@@ -75,7 +75,7 @@ def _of_file(store: ObjectStore, start: StartParams, wanted: Origin) -> Vector:
     )
     check_same(origin, wanted, where)
     if set(tensors) != set(wanted.names):
-        tensors = from_llama(from_json(ModelParams, wanted.model), tensors)
+        tensors = from_llama(from_json(ModelConfig, wanted.model), tensors)
     for name, shape in zip(wanted.names, wanted.shapes, strict=True):
         if tuple(tensors[name].shape) != shape:
             raise UsageError(f"{name} has shape {tuple(tensors[name].shape)}, the job's model {shape}", where=where)
@@ -103,7 +103,7 @@ def check_same(found: Origin, wanted: Origin, where: str) -> None:
 
 def _meaning(model: Mapping[str, Any], where: str) -> dict[str, Any]:
     try:
-        params = from_json(ModelParams, dict(model))
+        params = from_json(ModelConfig, dict(model))
     except ConsortiumError as fault:
         raise UsageError(f"the model to go on from is not described as one: {fault.what}", where=where) from fault
     return {key: getattr(params, key) for key in _MEANING}
@@ -121,5 +121,5 @@ def _metadata(data: bytes, where: str) -> dict[str, str]:
         raise VerificationError(f"not a safetensors file: {fault}", where=where) from fault
 
 
-def _where(start: StartParams) -> str:
+def _where(start: StartConfig) -> str:
     return f"start.job {start.job}" if start.job else f"start.weights {start.weights}"

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from consortium.domain.data import ArtifactClass, Dataset, Shard
+from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import UsageError, VerificationError
 from consortium.storage.shards import map_tokens
 from consortium.train.order import DataOrder, Packing, Sequences
-from consortium.train.settings import PretrainParams
 
 if TYPE_CHECKING:
     from consortium.storage.objects import ObjectStore
@@ -59,7 +59,7 @@ class Span:
 
 
 def spans_read(
-    datasets: Sequence[Dataset], params: PretrainParams, site: str, position: int, count: int
+    datasets: Sequence[Dataset], params: PretrainConfig, site: str, position: int, count: int
 ) -> tuple[Span, ...]:
     """Return what training at `site` reads at positions [position, position + count) of its data order.
 

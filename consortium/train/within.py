@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from consortium.domain.pretraining import PretrainConfig
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Begun, Keep, OuterState
 from consortium.train.outer import Moments, Vector
-from consortium.train.settings import PretrainParams
 
 LOOK_S = 10.0
 """How long a stretch lasts, about: how soon a leg learns that it is to stop."""
@@ -68,7 +68,7 @@ class RoundTrainer:
         exchange: Exchange,
         keep: Keep,
         inner: Inner,
-        params: PretrainParams,
+        params: PretrainConfig,
         size: int,
         *,
         now_s: Callable[[], float] = time.monotonic,

@@ -36,12 +36,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from consortium.domain.pretraining import DataConfig, ModelConfig, OptimConfig, OuterConfig, PretrainConfig
 from consortium.domain.screening import ScreenRule
 from consortium.train.codes import Code
 from consortium.train.inner import InnerWorker
 from consortium.train.model import Decoder, next_token_loss
 from consortium.train.outer import Layout, Vector
-from consortium.train.settings import DataParams, ModelParams, OptimParams, OuterParams, PretrainParams
 from tests.benchmarks import training_legs
 from tests.benchmarks.table import Row, arguments, row, show
 from tests.benchmarks.training_clock import utilisation
@@ -49,7 +49,7 @@ from tests.benchmarks.training_sites import VOCAB, Corpus, Federation, corpora
 
 PARTS = ("loss", "codes", "attack", "kills", "crash", "overhead", "speed", "utilisation")
 ON_TEXT = ("loss", "codes", "attack", "kills", "crash", "speed")
-OPTIM = OptimParams(lr=0.003, warmup_steps=30)
+OPTIM = OptimConfig(lr=0.003, warmup_steps=30)
 CODES = (Code(name="bf16"), Code(name="int8"), Code(name="int4"), Code(name="topk", topk=64))
 RULE = ScreenRule(cosine=0.0)
 """What sites screen with where one lies: no contribution that points away from the outer momentum."""
@@ -61,29 +61,29 @@ FROM_ROUND = 3
 class Scale:
     """How large the runs are."""
 
-    model: ModelParams
+    model: ModelConfig
     rounds: int
     short_rounds: int
     """Of the rows that compare runs with each other and need no full length."""
     overhead_million: int
     code_million: int
 
-    def params(self, rounds: int = 0, **outer: float) -> PretrainParams:
+    def params(self, rounds: int = 0, **outer: float) -> PretrainConfig:
         """Return the job: four sequences of 128 tokens per site and step, 30 steps a round."""
-        chosen = OuterParams(rounds=rounds or self.rounds, inner_steps=30, **(OUTER | outer))  # type: ignore[arg-type]  # names checked by the dataclass
-        return PretrainParams(model=self.model, data=DataParams(batch_size=4), optim=OPTIM, outer=chosen, seed=1)
+        chosen = OuterConfig(rounds=rounds or self.rounds, inner_steps=30, **(OUTER | outer))  # type: ignore[arg-type]  # names checked by the dataclass
+        return PretrainConfig(model=self.model, data=DataConfig(batch_size=4), optim=OPTIM, outer=chosen, seed=1)
 
 
 OUTER: dict[str, float] = {"lr": 0.7, "momentum": 0.9}
 FULL = Scale(
-    model=ModelParams(dim=128, layers=4, heads=4, context=128),
+    model=ModelConfig(dim=128, layers=4, heads=4, context=128),
     rounds=60,
     short_rounds=20,
     overhead_million=10,
     code_million=64,
 )
 QUICK = Scale(
-    model=ModelParams(dim=32, layers=2, heads=2, context=128),
+    model=ModelConfig(dim=32, layers=2, heads=2, context=128),
     rounds=10,
     short_rounds=5,
     overhead_million=2,

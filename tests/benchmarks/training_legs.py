@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from consortium.domain.codec import to_json
+from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.protocol import LegContext, StoreAccess
 from consortium.storage.objects import ObjectStore
 from consortium.train.inner import InnerWorker
@@ -27,7 +28,6 @@ from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.leg import FederatedLeg
 from consortium.train.order import Sequences
 from consortium.train.outer import Layout, Moments, Vector
-from consortium.train.settings import PretrainParams
 from consortium.train.within import Inner, InnerResult
 from tests.builders import new_id
 from tests.s3 import S3, serving
@@ -123,7 +123,7 @@ class Leg:
     hub: Hub
     site: str
     store: ObjectStore
-    params: PretrainParams
+    params: PretrainConfig
     inner: Callable[[], Inner]
     origin: Origin
     peers: tuple[str, ...]
@@ -183,7 +183,7 @@ def _server() -> Iterator[S3]:
         yield s3
 
 
-def _legs(s3: S3, params: PretrainParams, inner: Mapping[str, Callable[[], Inner]], layout: Layout) -> list[Leg]:
+def _legs(s3: S3, params: PretrainConfig, inner: Mapping[str, Callable[[], Inner]], layout: Layout) -> list[Leg]:
     sites = tuple(sorted(inner))
     hub, made = Hub(sites), []
     for site in sites:
@@ -229,7 +229,7 @@ def _together(legs: list[Leg]) -> None:
             raise SystemExit(f"the leg of {leg.site} did not end")
 
 
-def differing_digests(params: PretrainParams, texts: Mapping[str, Sequences], times: int, seed: int) -> tuple[int, int]:
+def differing_digests(params: PretrainConfig, texts: Mapping[str, Sequences], times: int, seed: int) -> tuple[int, int]:
     """Crash all legs at random calls, each somewhere else, `times` times; return differing final states and crashes."""
     draw = random.Random(seed)
 
@@ -253,7 +253,7 @@ def differing_digests(params: PretrainParams, texts: Mapping[str, Sequences], ti
     return differing, crashes
 
 
-def round_seconds(params: PretrainParams, layout: Layout, sites: tuple[str, ...]) -> float:
+def round_seconds(params: PretrainConfig, layout: Layout, sites: tuple[str, ...]) -> float:
     """Median seconds of a round whose inner steps cost nothing, between legs of one machine."""
     with _server() as s3:
         made: dict[str, Callable[[], Inner]] = {

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from consortium.domain.codec import to_json
+from consortium.domain.pretraining import EvaluateConfig, PretrainConfig
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Certificate, Commit, Verdict
 from consortium.train.codes import FP32, Code
@@ -34,7 +35,6 @@ from consortium.train.order import DataOrder, Indices, Sequences
 from consortium.train.outer import Moments, Vector, digest_of, nesterov, norm_of, to_bytes
 from consortium.train.rounds import certify
 from consortium.train.screen import Gates, screen
-from consortium.train.settings import EvaluateParams, PretrainParams
 from consortium.train.within import InnerResult
 
 JOB = "job-0000000000000000000000000b"
@@ -154,7 +154,7 @@ class Outcome:
 class Federation:
     """Sites that train one model."""
 
-    def __init__(self, params: PretrainParams, texts: dict[str, Corpus]) -> None:
+    def __init__(self, params: PretrainConfig, texts: dict[str, Corpus]) -> None:
         self.params = params
         context = params.model.context
         self.sequences = {name: Sequences([text.train], context) for name, text in sorted(texts.items())}
@@ -224,7 +224,7 @@ class Federation:
 
     def loss(self, out: Outcome) -> float:
         """Return the held-out loss in nats per byte, the mean over the languages."""
-        asked = EvaluateParams(batches=40, batch_size=16)
+        asked = EvaluateConfig(batches=40, batch_size=16)
         device = torch.device("cpu")
         losses = [held_out_loss(out.origin, out.outer, text, asked, device)[0] for text in self._held_out.values()]
         return float(np.mean(losses))
@@ -245,7 +245,7 @@ class Federation:
             site.deviation = deviation(own[name], mean, rates=rates, before=site.deviation)
             site.worker.steer(site.deviation)
 
-    def _worker(self, name: str, text: Sequences, params: PretrainParams) -> Steered:
+    def _worker(self, name: str, text: Sequences, params: PretrainConfig) -> Steered:
         return Steered(params, VOCAB, text, name)
 
     def _inner(self, site: Site, out: Outcome, number: int, killed: int) -> InnerResult:

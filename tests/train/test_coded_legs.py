@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from consortium.domain.data import ArtifactClass
+from consortium.domain.pretraining import OuterConfig, PretrainConfig
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit
 from consortium.errors import UsageError
@@ -17,7 +18,6 @@ from consortium.train.keep import Keep
 from consortium.train.outer import digest_of, norm_of, to_bytes
 from consortium.train.replay import kept_params, re_execute, replay
 from consortium.train.screen import screen
-from consortium.train.settings import OuterParams, PretrainParams
 from consortium.train.tokens import open_sequences
 from tests.train.conftest import PARAMS, VOCAB
 from tests.train.hub import JOB
@@ -47,7 +47,7 @@ def test_sites_agree_learn_and_send_what_the_code_says(leg, name):
     losses = [float.fromhex(commit.loss) for k in (1, ROUNDS) for commit in hub.rounds[k].commits]
     assert sum(losses[3:]) < sum(losses[:3])
     sent = [data for artifact, data in hub.artifacts if artifact.artifact_class is ArtifactClass.PSEUDO_GRADIENT]
-    assert {len(data) for data in sent} == {PretrainParams.of(coded(name)).outer.codec.bytes_for(size)}
+    assert {len(data) for data in sent} == {PretrainConfig.of(coded(name)).outer.codec.bytes_for(size)}
     committed = {commit.digest for k in numbers for commit in hub.rounds[k].commits}
     assert (
         {digest_of(data) for data in sent}
@@ -123,7 +123,7 @@ def test_what_was_applied_and_the_residual_add_up_to_what_was_trained(leg, monke
     together([site])
     assert digests([site])
     assert len(given) == 3, "repeated steps give the same vector"
-    code, size = PretrainParams.of(coded(name)).outer.codec, len(site.final.outer)
+    code, size = PretrainConfig.of(coded(name)).outer.codec, len(site.final.outer)
     applied = [
         code.decode(Keep(site.store, JOB).contribution(k, size).data, size).astype(np.float64) for k in (1, 2, 3)
     ]
@@ -146,7 +146,7 @@ def test_an_auditor_recomputes_coded_rounds_and_inner_steps(leg, tmp_path):
     sites = federation(leg, ("de-1", "fr-1"), params=coded("int4", keep_received=-1))
     together(sites)
     assert digests(sites)
-    site, params = sites[1], PretrainParams.of(sites[1].context.params)
+    site, params = sites[1], PretrainConfig.of(sites[1].context.params)
     assert [one.result for one in replay(site.store, JOB, kept_params(site.store, JOB))] == ["verified"] * 3
     text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
     worker = InnerWorker(params, VOCAB, text, site.context.site)
@@ -178,14 +178,14 @@ def test_a_contribution_in_another_code_or_form_is_refused_by_its_shape():
 
 
 def test_settings_name_a_code_that_exists():
-    assert PretrainParams.of(PARAMS).outer.codec == Code()
-    assert PretrainParams.of(coded("topk", topk=32, feedback=0.9)).outer.codec == Code(
+    assert PretrainConfig.of(PARAMS).outer.codec == Code()
+    assert PretrainConfig.of(coded("topk", topk=32, feedback=0.9)).outer.codec == Code(
         name="topk", topk=32, feedback=0.9
     )
     for wrong in ({"code": "zip"}, {"topk": 48}, {"feedback": 2.0}):
         with pytest.raises(UsageError):
-            PretrainParams.of({**PARAMS, "outer": {**PARAMS["outer"], **wrong}})
+            PretrainConfig.of({**PARAMS, "outer": {**PARAMS["outer"], **wrong}})
     with pytest.raises(ValueError, match="topk"):
-        OuterParams(rounds=1, inner_steps=1, topk=7)
+        OuterConfig(rounds=1, inner_steps=1, topk=7)
     with pytest.raises(ValueError, match="aggregate must be mean"):
-        OuterParams(rounds=1, inner_steps=1, code="topk", screen=ScreenRule(aggregate="median"))
+        OuterConfig(rounds=1, inner_steps=1, code="topk", screen=ScreenRule(aggregate="median"))

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from consortium.data import bpe
 from consortium.domain.codec import to_json
+from consortium.domain.pretraining import ModelConfig, StartConfig
 from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.keys.canonical import digest
 from consortium.storage.objects import ObjectStore
@@ -22,13 +23,12 @@ from consortium.train.generate import Sampling, draw, generate, load_decoder
 from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.model import Decoder
 from consortium.train.outer import Layout, Vector, digest_of, to_bytes
-from consortium.train.settings import ModelParams, StartParams
 from consortium.train.start import starting_point
 from tests.storage.conftest import s3 as s3
 from tests.storage.conftest import store as store
 from tests.train.hub import JOB
 
-MODEL = ModelParams(dim=32, layers=2, heads=4, kv_heads=2, context=16, mlp_dim=40, rope_base=50_000.0)
+MODEL = ModelConfig(dim=32, layers=2, heads=4, kv_heads=2, context=16, mlp_dim=40, rope_base=50_000.0)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def tokenizer() -> bytes:
     return bpe.train({"loi": 40, "droit": 30, "Gesetz": 30, "été": 20, "ley": 20}, 280)
 
 
-def made(tokenizer: bytes, model: ModelParams = MODEL, seed: int = 0) -> tuple[Origin, Vector]:
+def made(tokenizer: bytes, model: ModelConfig = MODEL, seed: int = 0) -> tuple[Origin, Vector]:
     """An outer state's origin and parameters, norms moved off 1 so that they count."""
     size = bpe.load(tokenizer).get_vocab_size()
     decoder = Decoder(model, size)
@@ -180,13 +180,13 @@ def kept(store: ObjectStore, origin: Origin, vector: Vector) -> None:
 def test_an_earlier_jobs_outer_state_is_where_another_begins(store, tokenizer):
     origin, vector = made(tokenizer)
     kept(store, origin, vector)
-    np.testing.assert_array_equal(starting_point(store, StartParams(job=JOB), origin), vector * 2)
+    np.testing.assert_array_equal(starting_point(store, StartConfig(job=JOB), origin), vector * 2)
     longer = replace(origin, model=origin.model | {"context": 32, "recompute": True})
-    np.testing.assert_array_equal(starting_point(store, StartParams(job=JOB, round=0), longer), vector)
+    np.testing.assert_array_equal(starting_point(store, StartConfig(job=JOB, round=0), longer), vector)
     with pytest.raises(NotFoundError, match="rounds 0 to 1"):
-        starting_point(store, StartParams(job=JOB, round=2), origin)
+        starting_point(store, StartConfig(job=JOB, round=2), origin)
     with pytest.raises(NotFoundError, match="no outer state"):
-        starting_point(store, StartParams(job=JOB[:-1] + "b"), origin)
+        starting_point(store, StartConfig(job=JOB[:-1] + "b"), origin)
 
 
 @pytest.mark.integration
@@ -204,7 +204,7 @@ def test_another_model_or_tokenizer_is_refused_with_the_difference(store, tokeni
     kept(store, origin, vector)
     wanted = replace(origin, **(change | ({"model": origin.model | change["model"]} if "model" in change else {})))
     with pytest.raises(UsageError, match=message):
-        starting_point(store, StartParams(job=JOB), wanted)
+        starting_point(store, StartConfig(job=JOB), wanted)
 
 
 @pytest.mark.integration
@@ -213,7 +213,7 @@ def test_an_exported_file_is_where_another_training_begins(store, tokenizer, tmp
     export_model(origin, vector, tokenizer, tmp_path / "out", precision="float32")
     data = (tmp_path / "out" / "model.safetensors").read_bytes()
     store.put("models/base.safetensors", data)
-    start = StartParams(weights="models/base.safetensors", digest=digest(data))
+    start = StartConfig(weights="models/base.safetensors", digest=digest(data))
     np.testing.assert_array_equal(starting_point(store, start, origin), vector)
     with pytest.raises(UsageError, match="layers is 2, the job's 3"):
         starting_point(store, start, replace(origin, model=origin.model | {"layers": 3}))
@@ -222,12 +222,12 @@ def test_an_exported_file_is_where_another_training_begins(store, tokenizer, tmp
     for bad, fault in ((b"\xff" * 64, VerificationError), (b"\x02" + bytes(7) + b"{}", UsageError)):
         store.put("models/bad.safetensors", bad)
         with pytest.raises(fault, match="safetensors file"):
-            starting_point(store, StartParams(weights="models/bad.safetensors", digest=digest(bad)), origin)
+            starting_point(store, StartConfig(weights="models/bad.safetensors", digest=digest(bad)), origin)
     spoilt = vector.copy()
     spoilt[5] = np.nan
     kept(store, origin, spoilt)
     with pytest.raises(VerificationError, match="not finite"):
-        starting_point(store, StartParams(job=JOB), origin)
+        starting_point(store, StartConfig(job=JOB), origin)
 
 
 # -- what older versions kept ---------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from consortium.data.sample import generate
+from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Certificate, Commit, Round, RoundPhase, Standing, Verdict
 from consortium.train.combine import combine
@@ -21,7 +22,6 @@ from consortium.train.order import Sequences
 from consortium.train.outer import Vector, digest_of, nesterov, norm_of, to_bytes
 from consortium.train.rounds import certify, first_standing, standing_after
 from consortium.train.screen import Gates, cosine_of, screen
-from consortium.train.settings import PretrainParams
 
 pytestmark = pytest.mark.integration
 
@@ -31,8 +31,8 @@ GUARDED = ScreenRule(clip=2.0, cosine=0.0, loss_rise=0.25, loss_sequences=16, qu
 """As configs/outer/guarded.yaml."""
 
 
-def params() -> PretrainParams:
-    return PretrainParams.of({
+def params() -> PretrainConfig:
+    return PretrainConfig.of({
         "model": {"dim": 32, "layers": 2, "heads": 2, "context": CONTEXT},
         "data": {"batch_size": 8},
         "optim": {"lr": 0.005, "warmup_steps": 10},

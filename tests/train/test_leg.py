@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from consortium.domain.codec import to_json
+from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.protocol import LegContext
 from consortium.domain.training import RoundPhase
 from consortium.errors import ConflictError, VerificationError
@@ -20,7 +21,6 @@ from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.leg import FederatedLeg
 from consortium.train.outer import Vector
-from consortium.train.settings import PretrainParams
 from consortium.train.tokens import open_sequences
 from tests.train.conftest import PARAMS, VOCAB
 from tests.train.hub import JOB, Hub, Line
@@ -98,7 +98,7 @@ class Site:
     def _run(self, crash: tuple[str, int, str] | None) -> None:
         line = CrashingLine(self.hub, self.context, self.store)
         line.crash, line.stop_at = crash, self.stop_at
-        params = PretrainParams.of(self.context.params)
+        params = PretrainConfig.of(self.context.params)
         with tempfile.TemporaryDirectory() as directory:
             text = open_sequences(self.store, self.context.inputs, params.model.context, VOCAB, Path(directory))
             worker = SpoilingWorker(params, VOCAB, text, self.context.site)

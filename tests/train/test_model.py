@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 import torch
 
+from consortium.domain.pretraining import EvaluateConfig, ModelConfig, OptimConfig, PretrainConfig
 from consortium.errors import UsageError, VerificationError
 from consortium.train.inner import InnerWorker
 from consortium.train.model import Decoder, Past, next_token_loss, rope_tables, rotate
 from consortium.train.optim import learning_rate
 from consortium.train.order import Sequences
 from consortium.train.plugin import token_losses
-from consortium.train.settings import EvaluateParams, ModelParams, OptimParams, PretrainParams
 from tests.train.conftest import PARAMS, VOCAB, documents
 
-MODEL = ModelParams(dim=32, layers=2, heads=2, context=16)
+MODEL = ModelConfig(dim=32, layers=2, heads=2, context=16)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -42,12 +42,12 @@ def text(seed: int = 1) -> Sequences:
 
 
 def worker(**changes) -> InnerWorker:
-    return InnerWorker(PretrainParams.of(PARAMS | changes), VOCAB, text(), "fr-1")
+    return InnerWorker(PretrainConfig.of(PARAMS | changes), VOCAB, text(), "fr-1")
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_have_a_row_per_token_and_a_column_per_word(tied):
-    model = Decoder(ModelParams(dim=32, layers=2, heads=2, context=16, tie_embeddings=tied), VOCAB)
+    model = Decoder(ModelConfig(dim=32, layers=2, heads=2, context=16, tie_embeddings=tied), VOCAB)
     model.initialise(0)
     assert model(torch.zeros(3, 16, dtype=torch.int64)).shape == (3, 16, VOCAB)
     assert ("head.weight" in dict(model.named_parameters())) is not tied
@@ -105,7 +105,7 @@ def test_the_rotary_base_changes_what_far_positions_see():
 
 @pytest.mark.parametrize("init", ["gpt2", "small"])
 def test_fresh_matrices_have_the_spread_of_their_literature(init):
-    config = ModelParams(dim=128, layers=4, heads=4, context=16, init=init)
+    config = ModelConfig(dim=128, layers=4, heads=4, context=16, init=init)
     model = Decoder(config, 512)
     model.initialise(5)
     matrix, residual = {"gpt2": (0.02, 0.02 / 8**0.5), "small": ((2 / 640) ** 0.5, 2 / (4 * 128**0.5))}[init]
@@ -210,11 +210,11 @@ RANK = """
     from tests.train.test_model import text
     from tests.train.conftest import PARAMS, VOCAB
     from consortium.train.inner import InnerWorker
-    from consortium.train.settings import PretrainParams
+    from consortium.domain.pretraining import PretrainConfig
     rank = int(sys.argv[1])
     dist.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     more = json.loads(sys.argv[4])
-    params = PretrainParams.of(PARAMS | {{"data": {{"batch_size": 2, "shuffle": True}}}} | more)
+    params = PretrainConfig.of(PARAMS | {{"data": {{"batch_size": 2, "shuffle": True}}}} | more)
     worker = InnerWorker(params, VOCAB, text(), "fr-1", rank=rank, world=2)
     if rank:
         worker.follow()
@@ -255,17 +255,17 @@ def test_two_gloo_processes_train_like_one(tmp_path, changes):
 
 
 def test_the_rate_warms_up_and_comes_down_to_a_tenth():
-    config = OptimParams(lr=1.0, warmup_steps=4)
+    config = OptimConfig(lr=1.0, warmup_steps=4)
     rates = [learning_rate(step, 20, config) for step in range(20)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
     assert all(later < earlier for earlier, later in pairwise(rates[4:]))
     assert rates[-1] == pytest.approx(0.1)
-    assert learning_rate(0, 1, OptimParams(lr=1.0)) == 1.0
+    assert learning_rate(0, 1, OptimConfig(lr=1.0)) == 1.0
 
 
 def test_a_wsd_rate_is_stable_until_the_last_fifth_and_ends_at_its_floor():
-    config = OptimParams(lr=1.0, warmup_steps=4, schedule="wsd", final_lr_share=0.0)
+    config = OptimConfig(lr=1.0, warmup_steps=4, schedule="wsd", final_lr_share=0.0)
     rates = [learning_rate(step, 50, config) for step in range(50)]
     assert rates[3:40] == [1.0] * 37
     assert rates[40] == pytest.approx(1 - 0.1**0.5)
@@ -313,25 +313,25 @@ def test_another_optimisers_state_is_refused():
         ({"model": PARAMS["model"] | {"kv_heads": 3}}, "multiple of kv_heads"),
         ({"model": PARAMS["model"] | {"plugin": "os:system"}}, "not a path to code"),
         ({"model": PARAMS["model"] | {"heads": 3}}, "multiple of twice the heads"),
-        ({"outer": PARAMS["outer"] | {"rounds": 0}}, "at least 1"),
+        ({"outer": PARAMS["outer"] | {"rounds": 0}}, "rounds must be 1 to"),
         ({"surprise": 1}, "surprise"),
         ({"optim": PARAMS["optim"] | {"name": "sgd"}}, "optim.name"),
     ],
 )
 def test_params_that_would_break_training_are_refused(change, message):
     with pytest.raises(UsageError, match=message):
-        PretrainParams.of(PARAMS | change)
+        PretrainConfig.of(PARAMS | change)
 
 
 def test_evaluate_asks_for_rounds_that_can_exist():
-    assert EvaluateParams.of({"rounds": [0, -1]}).rounds == (0, -1)
+    assert EvaluateConfig.of({"rounds": [0, -1]}).rounds == (0, -1)
     with pytest.raises(UsageError):
-        EvaluateParams.of({"rounds": [-2]})
+        EvaluateConfig.of({"rounds": [-2]})
 
 
 def test_the_composed_config_is_what_training_reads():
     from consortium.config.compose import compose_job
 
-    params = PretrainParams.of(compose_job("pretrain", []).params)
+    params = PretrainConfig.of(compose_job("pretrain", []).params)
     assert params.outer.rounds >= 4
-    EvaluateParams.of(compose_job("evaluate", []).params)
+    EvaluateConfig.of(compose_job("evaluate", []).params)

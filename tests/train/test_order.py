@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import UsageError
 from consortium.storage.shards import read_tokens
 from consortium.train.order import DataOrder, Packing, Sequences
-from consortium.train.settings import PretrainParams
 from consortium.train.tokens import open_sequences, spans_read
 from tests.train.conftest import PARAMS, VOCAB, put_tokens
 
@@ -64,7 +64,7 @@ def test_what_was_read_leads_back_to_the_shards_tokens(s3, tmp_path):
     store = s3.store("private-read-back")
     store.ensure_bucket()
     datasets = [put_tokens(store, "fr-2"), put_tokens(store, "fr-1")]
-    params = PretrainParams.of(PARAMS)
+    params = PretrainConfig.of(PARAMS)
     text = open_sequences(store, datasets, params.model.context, VOCAB, tmp_path)
     order = DataOrder(params.seed, "fr-1", len(text))
     position, count = len(text) - 20, 40

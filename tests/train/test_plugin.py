@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from consortium.domain.pretraining import ModelConfig, PretrainConfig
 from consortium.errors import NotFoundError, UsageError
 from consortium.train.inner import InnerWorker
 from consortium.train.plugin import build, installed
-from consortium.train.settings import ModelParams, PretrainParams
 from tests.train.conftest import PARAMS, VOCAB
 from tests.train.test_model import text
 
@@ -74,7 +74,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
 
 def worker(name: str = "adamw") -> InnerWorker:
     params = PARAMS | {"model": PARAMS["model"] | {"plugin": "recurrent"}, "optim": {"name": name, "lr": 0.01}}
-    return InnerWorker(PretrainParams.of(params), VOCAB, text(), "fr-1")
+    return InnerWorker(PretrainConfig.of(params), VOCAB, text(), "fr-1")
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -93,7 +93,7 @@ def test_an_installed_model_trains_and_resumes_like_any_other(install, name):
 def test_a_model_that_no_package_declares_is_not_looked_for_anywhere_else(install):
     install("lyrebird", "recurrent = site_models:Recurrent")
     with pytest.raises(NotFoundError, match=r"no model 'os' is installed at this site \(installed: recurrent\)"):
-        build(ModelParams(dim=8, layers=1, heads=1, context=8, plugin="os"), VOCAB)
+        build(ModelConfig(dim=8, layers=1, heads=1, context=8, plugin="os"), VOCAB)
 
 
 def test_two_packages_with_one_name_and_what_is_no_model_are_refused(install):
@@ -102,10 +102,10 @@ def test_two_packages_with_one_name_and_what_is_no_model_are_refused(install):
     with pytest.raises(UsageError, match="lyrebird, magpie"):
         installed("recurrent")
     with pytest.raises(UsageError, match="no subclass"):
-        build(ModelParams(dim=8, layers=1, heads=1, context=8, plugin="empty"), VOCAB)
+        build(ModelConfig(dim=8, layers=1, heads=1, context=8, plugin="empty"), VOCAB)
 
 
 @pytest.mark.parametrize("name", ["site_models:Recurrent", "../models", "a b"])
 def test_a_job_cannot_name_a_path_to_code(name):
     with pytest.raises(ValueError, match="not a path to code"):
-        ModelParams(dim=8, layers=1, heads=1, context=8, plugin=name)
+        ModelConfig(dim=8, layers=1, heads=1, context=8, plugin=name)

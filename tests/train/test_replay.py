@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from consortium.domain.codec import to_json
+from consortium.domain.pretraining import OuterConfig, PretrainConfig
 from consortium.domain.screening import ScreenRule
 from consortium.errors import NotFoundError
 from consortium.keys.signing import SigningKey
@@ -21,7 +22,6 @@ from consortium.train.book import RoundBook, cost_bytes
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
 from consortium.train.replay import kept_params, re_execute, replay
-from consortium.train.settings import OuterParams, PretrainParams
 from consortium.train.tokens import open_sequences
 from tests.server.test_trace_at_home import _machine
 from tests.train.conftest import PARAMS, VOCAB
@@ -136,7 +136,7 @@ def test_what_is_missing_is_named_and_the_rest_is_still_replayed(sites):
     with changed(store, f"jobs/{JOB}/rounds/2/round.json", None):
         assert [one.result for one in replay(store, JOB, kept_params(store, JOB))] == ["verified", "cannot", "verified"]
     with pytest.raises(NotFoundError, match="no round"):
-        replay(store, "job-0000000000000000000000000b", OuterParams(rounds=1, inner_steps=1))
+        replay(store, "job-0000000000000000000000000b", OuterConfig(rounds=1, inner_steps=1))
 
 
 def test_other_settings_than_the_jobs_do_not_verify(sites):
@@ -148,7 +148,7 @@ def test_other_settings_than_the_jobs_do_not_verify(sites):
 
 def test_inner_steps_done_again_give_the_same_bits(sites, tmp_path):
     site = sites[0]
-    params = PretrainParams.of(site.context.params)
+    params = PretrainConfig.of(site.context.params)
     for number in (1, 3):
         text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
         keep, worker = Keep(site.store, JOB), InnerWorker(params, VOCAB, text, site.context.site)

@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from consortium.config.compose import compose_job
+from consortium.domain.pretraining import ModelConfig, PretrainConfig
 from consortium.train.model import Decoder
-from consortium.train.settings import ModelParams, PretrainParams
 from consortium.train.sizes import flops_per_token, hidden_count, memory, parameter_count
 from tests.train.conftest import PARAMS
 
@@ -24,8 +24,8 @@ PUBLISHED = {
 OURS = {"tiny": 1_024, "1m": 1_024, "small": 32_768, "base": 50_304}
 
 
-def configured(size: str, *more: str) -> PretrainParams:
-    return PretrainParams.of(compose_job("pretrain", [f"model={size}", *more]).params)
+def configured(size: str, *more: str) -> PretrainConfig:
+    return PretrainConfig.of(compose_job("pretrain", [f"model={size}", *more]).params)
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
@@ -46,7 +46,7 @@ def test_every_size_builds_with_the_parameters_that_are_computed(size, vocab_siz
 
 @pytest.mark.parametrize("change", [{}, {"kv_heads": 2, "tie_embeddings": False}, {"mlp_dim": 200, "layers": 3}])
 def test_flops_are_those_of_the_products_that_torch_counts(change):
-    config = ModelParams(**{"dim": 64, "layers": 2, "heads": 4, "context": 32, **change})
+    config = ModelConfig(**{"dim": 64, "layers": 2, "heads": 4, "context": 32, **change})
     with torch.device("meta"):
         model = Decoder(config, 96)
         tokens = torch.zeros(2, 32, dtype=torch.int64)
@@ -58,7 +58,7 @@ def test_flops_are_those_of_the_products_that_torch_counts(change):
     assert flops == pytest.approx(flops_per_token(config, 96), abs=again)
 
 
-def kept_bytes(config: ModelParams, batch: int, vocab_size: int, *, bf16: bool) -> int:
+def kept_bytes(config: ModelConfig, batch: int, vocab_size: int, *, bf16: bool) -> int:
     """Bytes that a forward pass and its loss keep for the backward pass, parameters left out."""
     model = Decoder(config, vocab_size)
     model.initialise(0)
@@ -81,8 +81,8 @@ def kept_bytes(config: ModelParams, batch: int, vocab_size: int, *, bf16: bool) 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("change", [{}, {"kv_heads": 2, "mlp_dim": 704, "tie_embeddings": False}])
 def test_memory_of_activations_is_what_is_kept(bf16, change):
-    config = ModelParams(**{"dim": 128, "layers": 4, "heads": 4, "context": 64, **change})
-    params = PretrainParams.of(PARAMS | {"model": {"dim": 128, "layers": 4, "heads": 4, "context": 64, **change}})
+    config = ModelConfig(**{"dim": 128, "layers": 4, "heads": 4, "context": 64, **change})
+    params = PretrainConfig.of(PARAMS | {"model": {"dim": 128, "layers": 4, "heads": 4, "context": 64, **change}})
     estimate = memory(params, 96, bf16=bf16)
     copies = estimate.parameters - 4 * parameter_count(config, 96)
     log_softmax = 4 * 4 * 64 * 96

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from consortium.domain.codec import to_json
+from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import UsageError
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.outer import digest_of, to_bytes
-from consortium.train.settings import PretrainParams
 from tests.train.conftest import PARAMS, VOCAB
 from tests.train.conftest import leg as leg
 from tests.train.conftest import s3 as s3
@@ -28,7 +28,7 @@ GOING_ON = PARAMS | {"start": {"job": EARLIER}, "outer": {"rounds": 1, "inner_st
 @pytest.mark.parametrize("digest", ["", "sha256:11"])
 def test_the_first_site_begins_with_the_earlier_model_or_says_why_not(leg, digest):
     context, store = leg("fr-1", ("fr-1",), params=GOING_ON)
-    params = PretrainParams.of(PARAMS)
+    params = PretrainConfig.of(PARAMS)
     inner = InnerWorker(params, VOCAB, text(), "fr-1")
     vector = inner.run(inner.initial(), position=0, step=0, count=3).local
     origin = Origin(

@@ -1,24 +1,34 @@
-"""The params of pretrain and evaluate jobs as training reads them. No torch here.
+"""The params of `pretrain` and `evaluate`, as configs and legs both read them. No torch here.
 
-The keys are those of `configs/job/pretrain.yaml` and its groups; `consortium.config` checks bounds at submission. Here
-only what would break training is checked again, because a leg trusts nobody's word for it.
+The keys are those of `configs/job/pretrain.yaml` and its groups. A leg checks them again, because it trusts nobody's
+word for them.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from consortium.domain import ids
 from consortium.domain.codec import from_json
 from consortium.domain.screening import ScreenRule
-from consortium.train.codes import Code, CodeName
+
+CodeName = Literal["fp32", "bf16", "int8", "int4", "topk"]
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
 
 
+def _within(config: object, **bounds: tuple[float, float]) -> None:
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"{name} must be {low:,g} to {high:,g}, got {value:,}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelParams:
+class ModelConfig:
     """The shape of a decoder. The vocabulary's size comes from the tokenizer, not from here."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
@@ -46,14 +56,13 @@ class ModelParams:
     """Name of a model that the site installed (`consortium.train.plugin`); empty: the decoder of this package."""
 
     def __post_init__(self) -> None:
-        if min(self.dim, self.layers, self.heads, self.mlp_ratio) < 1 or self.context < 2:
-            raise ValueError("dim, layers, heads and mlp_ratio must be at least 1, context at least 2")
+        _within(self, dim=(1, 65_536), layers=(1, 1_000), heads=(1, 1_024), context=(2, 1_048_576))
+        _within(self, mlp_ratio=(1, 16), dropout=(0, 0.9), kv_heads=(0, 1_024), mlp_dim=(0, 1_048_576))
+        _within(self, rope_base=(10, 1e9), z_loss=(0, 1))
         if self.dim % self.heads or self.dim // self.heads % 2:
             raise ValueError(f"dim ({self.dim}) must be a multiple of twice the heads ({self.heads})")
-        if self.kv_heads < 0 or self.heads % self.groups:
+        if self.heads % self.groups:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        if self.mlp_dim < 0 or not self.rope_base > 1 or not self.z_loss >= 0:
-            raise ValueError("mlp_dim and z_loss must be at least 0, rope_base above 1")
         if self.plugin and not ids.is_name(self.plugin):
             raise ValueError(f"plugin {self.plugin!r}: the name of an installed model, not a path to code")
 
@@ -74,7 +83,7 @@ class ModelParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataParams:
+class DataConfig:
     """How token shards become batches."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
@@ -84,12 +93,11 @@ class DataParams:
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        _within(self, batch_size=(1, 65_536))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OptimParams:
+class OptimConfig:
     """The optimiser inside a site and its rate over all rounds; what they do is said in `consortium.train.optim`."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
@@ -109,14 +117,14 @@ class OptimParams:
     """Muon's."""
 
     def __post_init__(self) -> None:
-        if not self.lr > 0 or not self.grad_clip > 0:
-            raise ValueError("lr and grad_clip must be above 0")
-        if not (0 <= self.decay_share <= 1 and 0 <= self.final_lr_share <= 1 and 0 <= self.momentum < 1):
-            raise ValueError("decay_share and final_lr_share must be 0 to 1, momentum 0 to below 1")
+        _within(self, lr=(1e-9, 10), weight_decay=(0, 10), warmup_steps=(0, 10_000_000), grad_clip=(1e-6, 1e6))
+        _within(self, decay_share=(0, 1), final_lr_share=(0, 1), momentum=(0, 0.9999))
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be at least 0 and below 1, got {list(self.betas)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OuterParams:
+class OuterConfig:
     """Outer rounds between sites: Nesterov SGD (DiLoCo, https://arxiv.org/abs/2311.08105, section 2)."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
@@ -127,10 +135,10 @@ class OuterParams:
     lr: float = 0.7
     momentum: float = 0.9
     quorum: int = 0
-    """Commits that suffice once the grace time is over; 0 means all. The server keeps it."""
+    """Commits that close a round once its grace is over; 0: every site. The server keeps it."""
     code: CodeName = "fp32"
     """How pseudo-gradients cross borders (`consortium.train.codes`)."""
-    topk: int = 64
+    topk: Literal[16, 32, 64, 128, 256] = 64
     """Of 4,096 elements, how many cross where the code is `topk`."""
     feedback: float = 1.0
     """Share of what a code dropped that is carried into the next round."""
@@ -139,19 +147,14 @@ class OuterParams:
     """Rounds whose contributions from peers stay in the private store for an audit; -1: all."""
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.inner_steps < 1:
-            raise ValueError("rounds and inner_steps must be at least 1")
-        if self.codec.name == "topk" and self.screen.aggregate != "mean":
+        _within(self, rounds=(1, 100_000), inner_steps=(1, 1_000_000), lr=(1e-6, 10), momentum=(0, 0.9999))
+        _within(self, feedback=(0, 1), quorum=(0, 1_000), keep_received=(-1, 100_000))
+        if self.code == "topk" and self.screen.aggregate != "mean":
             raise ValueError(f"code topk sends few coordinates: aggregate must be mean, got {self.screen.aggregate}")
-
-    @property
-    def codec(self) -> Code:
-        """The code with its parameters."""
-        return Code(name=self.code, topk=self.topk, feedback=self.feedback)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StartParams:
+class StartConfig:
     """The model that training goes on from: of an earlier job, or of a file; both empty: freshly drawn."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
@@ -166,12 +169,13 @@ class StartParams:
     """`sha256:...` of that file."""
 
     def __post_init__(self) -> None:
+        _within(self, round=(-1, 100_000))
+        if self.job and not ids.is_id(self.job, "job"):
+            raise ValueError(f"job: {self.job!r} is no job id such as job-…; `consortium jobs` lists them")
         if self.job and self.weights:
-            raise ValueError("start.job and start.weights exclude each other")
-        if self.round < -1:
-            raise ValueError("start.round must be an outer state's number, or -1 for the newest")
-        if bool(self.weights) != bool(self.digest):
-            raise ValueError("start.weights and start.digest (sha256:...) belong together")
+            raise ValueError("job and weights exclude each other")
+        if bool(self.weights) != bool(re.fullmatch("sha256:[0-9a-f]{64}", self.digest)):
+            raise ValueError("weights and digest belong together; digest is sha256: and 64 hex digits")
 
     @property
     def given(self) -> bool:
@@ -180,39 +184,44 @@ class StartParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PretrainParams:
-    """`params` of a pretrain job."""
+class PretrainConfig:
+    """Params of `pretrain`."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 
-    model: ModelParams
-    data: DataParams
-    optim: OptimParams
-    outer: OuterParams
-    start: StartParams = StartParams()
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    outer: OuterConfig
+    start: StartConfig = StartConfig()
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _within(self, seed=(0, 2**53 - 1))
+
     @classmethod
-    def of(cls, params: dict[str, Any], *, where: str = "params") -> PretrainParams:
+    def of(cls, params: dict[str, Any], *, where: str = "params") -> PretrainConfig:
         """Return `params` checked; raises UsageError naming each offending key."""
         return from_json(cls, params, where=where)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateParams:
-    """`params` of an evaluate job: which outer states to measure (-1 is the newest) and on how many batches each."""
+class EvaluateConfig:
+    """Params of `evaluate`."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 
     rounds: tuple[int, ...] = (0, -1)
+    """Outer states to measure: 0 is before training, -1 the last."""
     batches: int = 20
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        if not self.rounds or min(self.rounds) < -1 or self.batches < 1 or self.batch_size < 1:
-            raise ValueError("rounds must name outer states (0 and up, -1 for the last); the rest at least 1")
+        _within(self, batches=(1, 1_000_000), batch_size=(1, 65_536))
+        if not self.rounds or any(not -1 <= number <= 100_000 for number in self.rounds):
+            raise ValueError(f"rounds must name outer states (0 and up, or -1 for the last), got {list(self.rounds)}")
 
     @classmethod
-    def of(cls, params: dict[str, Any], *, where: str = "params") -> EvaluateParams:
+    def of(cls, params: dict[str, Any], *, where: str = "params") -> EvaluateConfig:
         """Return `params` checked; raises UsageError naming each offending key."""
         return from_json(cls, params, where=where)
