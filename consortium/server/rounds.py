@@ -18,7 +18,7 @@ from consortium.domain.records import RecordType
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit, Round, RoundPhase, Standing, Verdict
 from consortium.errors import ConflictError, ForbiddenError, NotFoundError, UsageError
-from consortium.keys.signing import sign_value, verify_value
+from consortium.keys.signing import sign_value, signed_bytes, verify_value
 from consortium.server import legs
 from consortium.server.core import Core
 from consortium.state import jobs, rounds
@@ -71,7 +71,9 @@ def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -
                 raise ConflictError(f"round {commit.round - 1} comes first", where=where)
         expected = _expected(core, connection, job)
         row = rounds.open_round(connection, commit.job, commit.round, expected, "", core.clock.now_ms())
-    if row.phase is not RoundPhase.OPEN and not _repeats(connection, commit):
+    if row.phase is not RoundPhase.OPEN:
+        if _repeats(connection, commit):
+            return
         raise ConflictError(
             f"round {commit.round} is {row.phase.value} and takes no commits", where=where, fix="join the next round"
         )
@@ -284,9 +286,10 @@ def _sites_with_commit(connection: Connection, row: RoundRow) -> list[str]:
 
 
 def _repeats(connection: Connection, commit: Commit) -> bool:
+    """Whether the site committed just that before: a commit that makes a round never changes, whoever restarts."""
     same = (t.commits.c.job == commit.job) & (t.commits.c.round == commit.round) & (t.commits.c.site == commit.site)
     known = connection.execute(select(t.commits.c.doc).where(same)).scalar()
-    return known is not None and known["digest"] == commit.digest
+    return known is not None and signed_bytes(from_json(Commit, known)) == signed_bytes(commit)
 
 
 def job_rounds(connection: Connection, job_id: str) -> list[Round]:

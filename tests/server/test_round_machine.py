@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ from consortium.errors import ConflictError, UsageError
 from consortium.keys.signing import SigningKey, sign_value
 from consortium.server import rounds as machine
 from consortium.server.core import Core
-from consortium.state import Database
+from consortium.state import Database, tables
 from consortium.state.data import agree
 from consortium.train.rounds import check_certificate
 from tests.state.test_jobs import make_job, place, store
@@ -114,10 +114,13 @@ class Play:
                 now_ms=1,
             )
 
+    def write(self, call: Any, *given_: Any) -> None:
+        with self.core.db.write() as connection:
+            call(self.core, connection, *given_)
+
     def _write(self, call: Any, *given_: Any) -> None:
         try:
-            with self.core.db.write() as connection:
-                call(self.core, connection, *given_)
+            self.write(call, *given_)
         except (ConflictError, UsageError):
             pass  # too late, too early, or said already: the site learns it and goes on
 
@@ -198,3 +201,20 @@ def test_whatever_the_network_does_there_is_one_certificate_and_its_verdicts_imp
         machine.advance_all(core)
         play.holds()
     assert play.read(number).phase is RoundPhase.CLOSED
+
+
+def test_a_leg_that_was_started_anew_changes_nothing_of_a_commit_once_the_set_is_fixed(core):
+    play = Play(core, random.Random(0), 0)
+    for site in SITES:
+        play.write(machine.take_commit, site, play.commit(site, 1))
+    machine.advance_all(core)
+    assert play.read(1).phase is RoundPhase.JUDGING
+    with core.db.write() as connection:
+        connection.execute(tables.legs.update().where(tables.legs.c.job == play.job).values(incarnation=8))
+    fixed = play.read(1).commits
+    play.write(machine.take_commit, "fr-1", play.commit("fr-1", 1))
+    for changed in ({"tokens": 10**9}, {"norm": (1e-9).hex()}, {"loss": (0.0).hex()}, {"steps": 6}):
+        lie = sign_value(KEYS["fr-1"], replace(play.commit("fr-1", 1), **changed))
+        with pytest.raises(ConflictError, match="takes no commits"):
+            play.write(machine.take_commit, "fr-1", lie)
+    assert play.read(1).commits == fixed
