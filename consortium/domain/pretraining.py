@@ -90,10 +90,19 @@ class DataConfig:
 
     batch_size: int
     """Sequences per inner step and worker."""
+    accumulate: int = 1
+    """Parts a worker's batch is computed in, one after another: the same step with the memory of one part."""
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        _within(self, batch_size=(1, 65_536))
+        _within(self, batch_size=(1, 65_536), accumulate=(1, 65_536))
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})")
+
+    @property
+    def part(self) -> int:
+        """Sequences that a worker computes at once."""
+        return self.batch_size // self.accumulate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

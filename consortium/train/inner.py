@@ -7,7 +7,7 @@ fp32 vectors over the process group, never as pickled objects.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -137,27 +137,41 @@ class InnerWorker:
         )
 
     def _step(self, rows_BT: Tensor, step: int, rate: float) -> Tensor:
-        """Take one step on this rank's rows; return its mean loss."""
+        """Take one step on this rank's rows; return its mean loss.
+
+        Parts of a batch have equally many tokens, so the mean of their gradients is the batch's.
+        """
         if self.params.model.dropout:
             # Dropout draws from the global generator: seeded by what is trained, so that a repeated round is the same.
             torch.manual_seed(self._order.seed_at(step, self.rank))
-        with self._precision():
-            output = self._forward(rows_BT[:, :-1])
-        minimised, loss = self._model.losses(output, rows_BT)
-        minimised.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        count = self.params.data.accumulate
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        for at, part_BT in enumerate(rows_BT.chunk(count)):
+            with self._between_ranks(at == count - 1):
+                with self._precision():
+                    output = self._forward(part_BT[:, :-1])
+                minimised, nats = self._model.losses(output, part_BT)
+                (minimised / count).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            loss += nats.detach().double() / count
         nn.utils.clip_grad_norm_(self._model.parameters(), self.params.optim.grad_clip)
         self._optimizer.step(rate)
-        return loss.detach().double()
+        return loss
+
+    def _between_ranks(self, last: bool) -> AbstractContextManager[None]:
+        """Average gradients over ranks in the last part of a batch only."""
+        if last or not isinstance(self._forward, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return self._forward.no_sync()
 
     def _probe(self, outer: Vector, position: int, count: int) -> float:
         self._set_parameters(outer)
         self._model.eval()
         mine = self._order.at(position, count)[self.rank :: self.world]
         total = torch.zeros(1, dtype=torch.float64, device=self.device)
-        batch = self.params.data.batch_size
+        part = self.params.data.part
         with torch.inference_mode(), self._precision():
-            for start in range(0, len(mine), batch):
-                rows_BT = torch.from_numpy(self._sequences.read(mine[start : start + batch])).to(self.device)
+            for start in range(0, len(mine), part):
+                rows_BT = torch.from_numpy(self._sequences.read(mine[start : start + part])).to(self.device)
                 total += self._model.losses(self._model(rows_BT[:, :-1]), rows_BT)[1].double() * len(rows_BT)
         self._model.train()
         if self.world > 1:

@@ -61,7 +61,7 @@ def memory(params: PretrainConfig, vocab_size: int, *, workers: int = 1, bf16: b
     """
     model, count = params.model, parameter_count(params.model, vocab_size)
     width = 2 if bf16 else 4
-    tokens = params.data.batch_size * model.context
+    tokens = params.data.part * model.context
     muon = hidden_count(model) if params.optim.name == "muon" else 0
     block = tokens * _block_bytes(model, width)
     stream = 4 * tokens * model.dim

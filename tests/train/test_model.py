@@ -138,6 +138,16 @@ def test_recomputing_blocks_changes_no_bit():
     np.testing.assert_array_equal(runs[0].local, runs[1].local)
 
 
+def test_a_batch_in_parts_is_the_same_step():
+    start = worker().initial()
+    whole, parts = (
+        worker(data={"batch_size": 4, "accumulate": count}).run(start, position=0, step=0, count=3) for count in (1, 4)
+    )
+    np.testing.assert_allclose(whole.local, parts.local, atol=2e-4)
+    assert whole.loss == pytest.approx(parts.loss, rel=1e-5)
+    assert (whole.tokens, whole.position) == (parts.tokens, parts.position)
+
+
 @pytest.mark.long
 def test_a_compiled_model_trains_like_an_eager_one(monkeypatch):
     from torch._dynamo.utils import counters
@@ -229,9 +239,11 @@ RANK = """
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("changes", [{}, {"optim": {"name": "muon", "lr": 0.003}}])
+@pytest.mark.parametrize(
+    "changes", [{"data": {"batch_size": 2, "accumulate": 2}}, {"optim": {"name": "muon", "lr": 0.003}}]
+)
 def test_two_gloo_processes_train_like_one(tmp_path, changes):
-    one = worker(**changes)
+    one = worker(**changes | {"data": PARAMS["data"]})
     start = one.initial()
     np.save(tmp_path / "start.npy", start)
     first = one.run(start, position=0, step=0, count=4)
@@ -313,6 +325,7 @@ def test_another_optimisers_state_is_refused():
         ({"model": PARAMS["model"] | {"kv_heads": 3}}, "multiple of kv_heads"),
         ({"model": PARAMS["model"] | {"plugin": "os:system"}}, "not a path to code"),
         ({"model": PARAMS["model"] | {"heads": 3}}, "multiple of twice the heads"),
+        ({"data": {"batch_size": 4, "accumulate": 3}}, "multiple of accumulate"),
         ({"outer": PARAMS["outer"] | {"rounds": 0}}, "rounds must be 1 to"),
         ({"surprise": 1}, "surprise"),
         ({"optim": PARAMS["optim"] | {"name": "sgd"}}, "optim.name"),
