@@ -18,6 +18,8 @@ from consortium.errors import UsageError
 
 Indices = npt.NDArray[np.uint64]
 _ROUNDS = 4
+_AHEAD = 1024
+"""Positions worked out at a time: a step asks for few, and small arrays cost as much as large ones."""
 
 
 class DataOrder:
@@ -33,9 +35,15 @@ class DataOrder:
         bits = max(1, (sequences - 1).bit_length())
         self._half = (bits + 1) // 2
         self._mask = np.uint64((1 << self._half) - 1)
+        self._start, self._ahead = 0, np.empty(0, dtype=np.uint64)
 
     def at(self, position: int, count: int) -> Indices:
         """Return the sequence numbers at positions [position, position + count)."""
+        if not self._start <= position <= position + count <= self._start + len(self._ahead):
+            self._start, self._ahead = position, self._found(position, max(count, _AHEAD))
+        return self._ahead[position - self._start : position - self._start + count].copy()
+
+    def _found(self, position: int, count: int) -> Indices:
         places = np.arange(position, position + count, dtype=np.uint64)
         if not self._shuffle:
             return places % np.uint64(self.sequences)

@@ -26,9 +26,10 @@ def test_a_pass_reads_every_sequence_exactly_once(sequences, seed, number):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), st.integers(0, 2000), st.lists(st.integers(1, 60), min_size=1, max_size=6))
 def test_resuming_at_a_position_repeats_nothing_and_skips_nothing(sequences, start, counts):
-    order, position, parts = DataOrder(5, "fr-1", sequences), start, []
+    order, walking, position, parts = DataOrder(5, "fr-1", sequences), DataOrder(5, "fr-1", sequences), start, []
     for count in counts:
         parts.append(DataOrder(5, "fr-1", sequences).at(position, count))
+        np.testing.assert_array_equal(walking.at(position, count), parts[-1])
         position += count
     np.testing.assert_array_equal(np.concatenate(parts), order.at(start, sum(counts)))
 
