@@ -39,6 +39,7 @@ class LegOffer:
     vouchers: dict[str, Voucher] = field(default_factory=dict)
     """By dataset id, one for each of `inputs`. Since protocol 2."""
     model_peers: tuple[str, ...] = ()
+    """Sites behind the model that the job measures or goes on from, those behind that one included."""
     tracking_run: str = ""
     """MLflow run id of this leg."""
     tracking_experiment: str = ""

@@ -5,11 +5,20 @@ from __future__ import annotations
 from consortium.policy.cedar import compile_policy
 from consortium.policy.decide import PolicyBook
 from consortium.policy.model import CONSORTIUM, Action, PartnerPolicy, PolicyRules
-from consortium.policy.request import Request, log_request, receive_request, release_request, requests_for_job
+from consortium.policy.request import (
+    Behind,
+    Request,
+    log_request,
+    receive_request,
+    release_request,
+    requests_for_job,
+    requests_for_model,
+)
 
 __all__ = [
     "CONSORTIUM",
     "Action",
+    "Behind",
     "PartnerPolicy",
     "PolicyBook",
     "PolicyRules",
@@ -19,4 +28,5 @@ __all__ = [
     "receive_request",
     "release_request",
     "requests_for_job",
+    "requests_for_model",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from consortium.domain.data import ArtifactClass
 from consortium.policy.cedar import STRICTNESS, Clause
 from consortium.policy.model import Action, LogRule
 from consortium.policy.request import Request
@@ -54,6 +55,12 @@ def _categories(clause: Clause, partner: str, request: Request) -> tuple[str, st
     hit = _and(name for name in clause.rule.categories if name in request.categories)
     purposes = _or(clause.rule.purposes) or "no purpose at all"
     other = f", or state a true purpose={clause.rule.purposes[0]}" if clause.rule.purposes else ""
+    if request.artifact_class == ArtifactClass.OUTER_STATE:
+        return (
+            f"a model made of {partner}'s data of category {hit} may be used for {purposes} only, "
+            f"not for {request.purpose!r}",
+            f"choose another model{other}",
+        )
     return (
         f"{partner}'s data of category {hit} may be read for {purposes} only, not for {request.purpose!r}",
         f"leave data of category {hit} out{other}",

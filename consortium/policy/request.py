@@ -51,6 +51,14 @@ class Request:
     destination_territory: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behind:
+    """A site where a model was trained, or one it goes back to, and the categories of the data it read there."""
+
+    site: Site
+    categories: tuple[str, ...] = ()
+
+
 def sent(spec: JobSpec) -> tuple[ArtifactClass, ...]:
     """Return the artifact classes that the legs of a job send to each other's sites."""
     across = spec.params.get("across") if spec.kind is JobKind.CLEAN else None
@@ -75,6 +83,33 @@ def requests_for_job(
         )
         for site_id in sorted(host_sites)
     }
+
+
+def requests_for_model(spec: JobSpec, behind: Iterable[Behind], host_sites: Mapping[str, Site]) -> tuple[Request, ...]:
+    """Return what a job that reads a model asks of the partners behind it: an outer state holds what their data said.
+
+    Of each site behind it: to read its outer state at home for the job's purpose, the categories of its data told, and
+    to hand it to every host but itself.
+    """
+    requests = []
+    for item in sorted(behind, key=lambda one: one.site.id):
+        home = item.site
+        requests.append(
+            _hosted(
+                Action.READ,
+                spec,
+                home,
+                owner=home.partner,
+                owner_territory=home.territory,
+                artifact_class=ArtifactClass.OUTER_STATE.value,
+                categories=item.categories,
+            )
+        )
+        requests += [
+            release_request(spec, home, ArtifactClass.OUTER_STATE, host_sites[name], item.categories)
+            for name in sorted(set(host_sites) - {home.id})
+        ]
+    return tuple(requests)
 
 
 def release_request(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from consortium import PROTOCOL_VERSION
 from consortium.domain.codec import to_json
@@ -16,9 +16,9 @@ from consortium.domain.data import Dataset
 from consortium.domain.job import Job, Leg, LegState, SignedSpec
 from consortium.domain.protocol import LegCommand, LegOffer, LegReport, Pinned, PollRequest, PollResponse
 from consortium.errors import UsageError
+from consortium.server.ancestry import ancestry
 from consortium.server.core import Core
 from consortium.state import data, inbox, jobs, records
-from consortium.state import tables as t
 from consortium.state.evict import making_way
 from consortium.state.sites import SiteStatus, all_sites, update_site
 
@@ -199,7 +199,5 @@ def _inputs(connection: Connection, leg: Leg) -> tuple[Dataset, ...]:
 
 
 def _model_sites(connection: Connection, job: Job) -> tuple[str, ...]:
-    if not job.spec.model:
-        return ()
-    query = select(t.legs.c.site).where((t.legs.c.job == job.spec.model) & (t.legs.c.state == LegState.SUCCEEDED.value))
-    return tuple(sorted(set(connection.execute(query).scalars())))
+    """Sites behind the model that a job reads; each partner among them judges for itself what is made of it."""
+    return tuple(site for site, _ in ancestry(connection, job.spec).sites)

@@ -19,6 +19,7 @@ from consortium.domain.partner import SiteState
 from consortium.policy import requests_for_job
 from consortium.scheduler import HeldLeg, PendingJob, RunTimes, SiteView, Snapshot, expected_s
 from consortium.server import nodes, waits
+from consortium.server.ancestry import NOTHING, Ancestry, ancestry, judge_model
 from consortium.server.core import Core
 from consortium.server.federation import Federation
 from consortium.state import jobs, shares
@@ -76,7 +77,7 @@ def take(core: Core, connection: Connection, federation: Federation | None = Non
     kept_out, waiting = waits.reasons(connection, specs), []
     for row in rows:
         spec, sites, kept_ms = specs[row.id], tuple(row.sites), done_ms.get(row.id, 0)
-        decisions = decide(federation, spec, inputs_of(connection, spec), sites)
+        decisions = decide(federation, spec, inputs_of(connection, spec), sites, ancestry(connection, spec))
         job = pending_job(row.id, spec, sites, decisions, row.created_ms, stored, view.run_times, row, kept_ms)
         avoid = known.avoid(row.id, spec.resources) if row.id in known.faults else ()
         waiting.append(replace(job, avoid=avoid, waits_for=kept_out.get(row.id)))
@@ -100,16 +101,32 @@ def _site_views(core: Core, connection: Connection, stored: Mapping[str, SiteSta
 
 
 def decide(
-    federation: Federation, spec: JobSpec, inputs: tuple[Dataset, ...], sites: tuple[str, ...]
+    federation: Federation,
+    spec: JobSpec,
+    inputs: tuple[Dataset, ...],
+    sites: tuple[str, ...],
+    behind: Ancestry = NOTHING,
 ) -> dict[str, PolicyDecision]:
-    """Return what the partners' policies say of a job, by host site (all sites where it names none)."""
+    """Return what the partners' policies say of a job, by host site (all sites where it names none).
+
+    `behind` is what is behind the model it reads: those partners are asked as well.
+    """
     groups = [tuple(sites)] if sites else [(name,) for name in federation.sites]
     found: dict[str, PolicyDecision] = {}
     for group in groups:
         hosts = {name: federation.sites[name] for name in group if name in federation.sites}
+        of_model = judge_model(federation, spec, behind, hosts)
         for site, requests in requests_for_job(spec, inputs, hosts).items():
-            found[site] = federation.policies.decide_all(requests)
+            found[site] = _both(federation.policies.decide_all(requests), of_model)
     return dict(sorted(found.items()))
+
+
+def _both(one: PolicyDecision, other: PolicyDecision) -> PolicyDecision:
+    return PolicyDecision(
+        allowed=one.allowed and other.allowed,
+        denials=tuple(dict.fromkeys((*one.denials, *other.denials))),
+        consulted=tuple(sorted({*one.consulted, *other.consulted})),
+    )
 
 
 def policy_reason(site: str, decision: PolicyDecision) -> Reason:

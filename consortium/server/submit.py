@@ -21,7 +21,7 @@ from consortium.keys.canonical import digest_json
 from consortium.keys.roster import may_submit, verify_spec
 from consortium.keys.tokens import Claims
 from consortium.scheduler import never_fits
-from consortium.server import snapshots, tasks
+from consortium.server import ancestry, snapshots, tasks
 from consortium.server.core import Core
 from consortium.server.snapshots import View
 from consortium.state import data, jobs, waits
@@ -129,6 +129,7 @@ def judge_checked(core: Core, connection: Connection, signed: SignedSpec, view: 
     inputs = _inputs(connection, spec)
     _check_kind(connection, spec, inputs)
     sites = _target_sites(core, spec, inputs)
+    ancestry.check_start(connection, spec, sites)
     if spec.kind is JobKind.CLEAN:
         _check_clean(spec, inputs)
     now_ms = core.clock.now_ms()
@@ -146,7 +147,8 @@ def judge_checked(core: Core, connection: Connection, signed: SignedSpec, view: 
     over = consent_over(inputs, now_ms)
     if over is not None:
         return _denied(job, over)
-    decisions = snapshots.decide(core.federation, spec, inputs, sites)
+    behind = ancestry.ancestry(connection, spec)
+    decisions = snapshots.decide(core.federation, spec, inputs, sites, behind)
     refused = {site: decision for site, decision in decisions.items() if not decision.allowed}
     if refused and (sites or len(refused) == len(decisions)):
         site, decision = next(iter(refused.items()))
@@ -324,12 +326,5 @@ def _check_kind(connection: Connection, spec: JobSpec, inputs: tuple[Dataset, ..
         held_out = [item.name for item in inputs if item.held_out]
         if held_out:
             raise UsageError(f"{held_out[0]} is held out: no training job may read it")
-    if spec.kind is not JobKind.EVALUATE:
-        return
-    if not spec.model:
-        raise UsageError("an evaluate job needs model: the id of a pretrain job")
-    model = jobs.find_job(connection, spec.model)
-    if model.spec.kind is not JobKind.PRETRAIN:
-        raise UsageError(f"{spec.model} is a {model.spec.kind.value} job, not a pretrain job", where="model")
-    if model.state is not JobState.SUCCEEDED:
-        raise ConflictError(f"{spec.model} is {model.state.value}: it has no model yet", where="model")
+    if spec.kind is JobKind.EVALUATE:
+        ancestry.check_evaluated(connection, spec)

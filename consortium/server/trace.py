@@ -89,7 +89,7 @@ class _Graph:
         """
         if ids.is_id(node, "job"):
             found = self._job(node).spec
-            read = [*found.inputs, *([found.model] if found.model else [])]
+            read = [*found.inputs, *([found.reads_model] if found.reads_model else [])]
         else:
             read = list(self._dataset(node).parents)
             maker = self.datasets[node]["made_by"]
@@ -104,7 +104,7 @@ class _Graph:
         """Return what was made of a node: of a dataset others and models, of a job its datasets and measurements."""
         if ids.is_id(node, "job"):
             self._job(node)
-            found = [other.id for other in self._jobs_naming(node) if other.spec.model == node]
+            found = [other.id for other in self._jobs_naming(node) if other.spec.reads_model == node]
             found += [made.id for made in data.outputs_of(self._connection, node)]
         else:
             self._dataset(node)

@@ -185,6 +185,10 @@ class LegTable:
         """Return all epochs of a leg, in order."""
         return self._select("WHERE leg = ?", (leg,))
 
+    def of_job(self, job: str) -> list[SiteLeg]:
+        """Return all legs of a job here that were not refused, in order."""
+        return self._select("WHERE job = ? AND state != ?", (job, LegState.REFUSED.value))
+
     def named(self, command: LegCommand) -> SiteLeg | None:
         """Return the leg a command names."""
         return self.get(command.leg, command.epoch)

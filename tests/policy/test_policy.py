@@ -14,12 +14,14 @@ from consortium.domain.partner import Cotenancy, Flavor, Node, Site
 from consortium.errors import ConfigError
 from consortium.policy import (
     Action,
+    Behind,
     PolicyBook,
     Request,
     compile_policy,
     log_request,
     release_request,
     requests_for_job,
+    requests_for_model,
 )
 
 FEDERATION = load_federation()
@@ -119,6 +121,22 @@ def test_a_federated_job_asks_for_what_its_kind_sends_between_each_pair_of_sites
     }
     assert {(r.owner, r.host_site) for r in requests if r.action is Action.READ} == {("fr", "fr-1")}
     assert {r.owner for r in requests if r.action is Action.RECEIVE} == {"de", "uy"}
+
+
+def test_who_reads_a_model_asks_everybody_whose_data_are_in_it() -> None:
+    behind = [Behind(site=SITES["fr-1"], categories=("health-records",)), Behind(site=SITES["de-1"])]
+    onward = spec(JobKind.PRETRAIN, purpose="health-research")
+    decision = BOOK.decide_all(requests_for_model(onward, behind, {"fr-1": SITES["fr-1"]}))
+    assert [d.clause for d in decision.denials] == ["de/purposes/1"], "France allows it, for its own part of the model"
+    decision = BOOK.decide_all(requests_for_model(spec(JobKind.PRETRAIN), behind, {"uy-1": SITES["uy-1"]}))
+    assert [d.clause for d in decision.denials] == ["fr/categories/1"]
+    assert "a model made of fr's data of category health-records" in decision.denials[0].message
+    plain = [Behind(site=SITES["fr-1"]), Behind(site=SITES["de-1"])]
+    assert BOOK.decide_all(requests_for_model(spec(JobKind.PRETRAIN), plain, SITES)).allowed
+    text = FEDERATION.text("policy", "de").text.replace("outer_state], to: [fr, uy]", "outer_state], to: [fr]")
+    strict = PolicyBook.of([p for p in FEDERATION.policies if p.partner != "de"] + [parse_policy_text(text, "de.yaml")])
+    asked = requests_for_model(spec(JobKind.PRETRAIN), plain, {name: SITES[name] for name in ("fr-1", "uy-1")})
+    assert [d.clause for d in strict.decide_all(asked).denials] == ["de/artifacts/2"]
 
 
 @pytest.mark.parametrize("reader", ["fr", "de", "uy", "consortium"])

@@ -10,7 +10,7 @@ import pytest
 
 from consortium.domain.codec import from_json
 from consortium.domain.data import ArtifactClass, Dataset, Description, Shard
-from consortium.domain.job import JobKind, Resources
+from consortium.domain.job import JobKind, LegState, Resources
 from consortium.keys.canonical import digest
 from consortium.ledger.log import Entry
 from consortium.ledger.proofs import verify_inclusion
@@ -137,3 +137,38 @@ def test_digits_that_begin_two_shards_are_not_guessed(fed: Any) -> None:
     assert refused.status_code == 422
     assert all(words in refused.text for words in ("2 shards begin with", *digests))
     assert fed.get(f"/v1/datasets/{digests[1]}/trace")["shard"]["in"][0]["number"] == 1
+
+
+def onward(fed: Any, made: Made, inputs: list[Dataset], model: str = "", **changes: Any) -> Any:
+    """Submit a training that goes on from a model."""
+    wanted = fed.params("pretrain") | {"start": {"job": model or made.model, "round": -1, "weights": "", "digest": ""}}
+    given = {"kind": JobKind.PRETRAIN, "params": wanted, "name": "babel-2", "min_sites": len(inputs)}
+    return fed.submit(fed.spec(inputs, **(given | changes)))
+
+
+def test_a_training_that_goes_on_from_a_model_asks_the_partners_behind_it(fed: Any, made: Made) -> None:
+    mine = [made.tokens["fr-1"]]
+    denied = onward(fed, made, mine, purpose="health-research").json()
+    assert denied["state"] == "denied", "France alone would allow it; Germany's data are in the model"
+    assert {denial["clause"] for denial in denied["denials"]} == {"de/purposes/1"}
+    assert "configs/policy/de.yaml" in denied["denials"][0]["file"]
+    running = onward(fed, made, mine).json()
+    assert running["state"] == "pending", running
+    offer = fed.site("fr-1").offer(running["id"])
+    assert offer.model_peers == ("de-1", "fr-1"), "its partner's agent asks its own rules about the model, too"
+    early = onward(fed, made, mine, model=running["id"])
+    assert (early.status_code, "its last yet" in early.text) == (409, True)
+    fed.call("fr/amelie", "POST", f"/v1/jobs/{running['id']}/cancel")
+    fed.site("fr-1").say(offer.leg, offer.epoch, LegState.STOPPED)
+    assert "no outer state to go on from" in onward(fed, made, mine, model=running["id"]).text
+    assert onward(fed, made, mine, model=fed.new_id("job")).status_code == 404
+    no_part = onward(fed, made, [fed.dataset("uy-1", "tokens-es", ArtifactClass.TOKENS)])
+    assert (no_part.status_code, "uy-1, the job's first site" in no_part.text) == (422, True)
+    lineage = fed.get(f"/v1/datasets/{running['id']}/trace")
+    assert [made.model, running["id"]] in lineage["edges"]
+    assert lineage["collections"] == sorted(item.id for item in made.raw.values()), (
+        "Germany's laws, by way of the model"
+    )
+    assert fed.get(f"/v1/datasets/{made.raw['de-1'].id}/trace")["models"] == sorted(
+        [made.model, running["id"], denied["id"]]
+    )

@@ -169,6 +169,27 @@ def test_a_purpose_the_own_policy_does_not_allow_is_refused_with_clause_file_and
     assert refusal.denial["line"] > 0
 
 
+def test_a_model_this_site_took_part_in_is_judged_by_its_own_rules_whatever_the_server_says(
+    world: World, admission: Admission
+) -> None:
+    sick = builders.dataset("sick-fr", categories=("health-records",))
+    first = world.offer(1, kind="pretrain", inputs=(sick,), purpose="health-research")
+    hold(admission, first)
+    params = {"start": {"job": first.job}}
+    onward = world.offer(2, kind="pretrain", params=params, peers=("de-1", "fr-1"), min_sites=2)
+    refusal = judge(admission, onward)
+    assert refusal is not None
+    assert refusal.denial["clause"] == "fr/categories/1", "the server named nobody behind the model"
+    hold(admission, onward)
+    refusal = judge(admission, world.offer(3, kind="pretrain", params={"start": {"job": onward.job}}))
+    assert refusal is not None
+    assert refusal.denial["clause"] == "fr/categories/1", "nor what that one goes back to"
+    elsewhere = {"start": {"job": builders.new_id("job", 99)}}
+    assert judge(admission, world.offer(4, kind="pretrain", params=elsewhere)) is None
+    forbidden = world.offer(5, kind="pretrain", params=elsewhere, purpose="surveillance")
+    assert "surveillance" in getattr(judge(admission, replace(forbidden, model_peers=("fr-1",))), "reason", "")
+
+
 def test_an_expired_policy_stops_everything_and_a_new_one_is_read_without_a_restart(
     world: World, admission: Admission
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from consortium.domain.codec import to_json
 from consortium.domain.data import Dataset
@@ -17,6 +17,9 @@ from consortium.errors import ConsortiumError, VerificationError
 from consortium.keys.roster import verify_dataset, verify_spec
 from consortium.site.documents import Documents
 from consortium.site.legs import LegTable, SiteLeg
+
+if TYPE_CHECKING:
+    from consortium.policy import Behind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,20 +134,41 @@ class Admission:
             raise VerificationError(f"{self.site.id} wrote it in {leg} with other {', '.join(differ)}")
 
     def _policy(self, offer: LegOffer, now_ms: int) -> Refusal | None:
-        from consortium.policy import requests_for_job
+        from consortium.policy import requests_for_job, requests_for_model
 
         try:
             book = self.documents.policy(now_ms)
             others = {peer: self.documents.site(peer, now_ms) for peer in offer.peers if peer != self.site.id}
+            behind = self._behind(offer, now_ms)
         except ConsortiumError as fault:
             return Refusal(code="expired", reason=fault.what)
-        hosts = {**others, self.site.id: self.site}
-        decision = book.decide_all(requests_for_job(offer.spec.spec, offer.inputs, hosts)[self.site.id])
+        hosts, spec = {**others, self.site.id: self.site}, offer.spec.spec
+        asked = requests_for_job(spec, offer.inputs, hosts)[self.site.id]
+        decision = book.decide_all((*asked, *requests_for_model(spec, behind, hosts)))
         if decision.allowed:
             return None
         denial = decision.denials[0]
         where = f"{denial.clause} in {denial.file}:{denial.line}"
         return Refusal(code="policy", reason=f"{denial.message} ({where})", denial=to_json(denial))
+
+    def _behind(self, offer: LegOffer, now_ms: int) -> list[Behind]:
+        """Return the own partner's sites behind the model that a job reads.
+
+        This site knows by itself what it took part in, whatever the server says; of the partner's other sites it has
+        the server's word. Other partners' rules are not its to apply: the server asks them, and their own sites.
+        """
+        from consortium.policy import Behind
+
+        mine = {site: set[str]() for site in offer.model_peers if partner_of(site) == self.site.partner}
+        name, seen = offer.spec.spec.reads_model, set[str]()
+        while name and name not in seen:
+            seen.add(name)
+            runs = self.table.of_job(name)
+            for run in runs:
+                mine.setdefault(self.site.id, set()).update(c for item in run.offer.inputs for c in item.categories)
+            name = runs[0].offer.spec.spec.reads_model if runs else ""
+        sites = {site: self.site if site == self.site.id else self.documents.site(site, now_ms) for site in mine}
+        return [Behind(site=sites[site], categories=tuple(sorted(mine[site]))) for site in sorted(mine)]
 
 
 def _differences(reported: Dataset, offered: Dataset) -> list[str]:
