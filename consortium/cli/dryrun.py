@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from consortium.cli import estimate
 from consortium.cli.show import put_json, table, when
 from consortium.domain.units import gpu_hours
 
 if TYPE_CHECKING:
     from consortium.domain.job import Job
 
-_ADDED = ("dry_run", "funnel", "run_time", "sites", "cost", "share", "budgets")
+_ADDED = ("dry_run", "funnel", "run_time", "sites", "cost", "share", "budgets", "training")
 """What a dry run's answer holds besides the job."""
 
 
@@ -83,6 +84,8 @@ def _page(answer: dict[str, Any], job: Job, members: int) -> None:
     print()
     for name, text in (*_outlook(answer["funnel"]), *_facts(answer, job, members)):
         print(f"{name:12} {text}")
+    if "training" in answer:
+        estimate.show(answer["training"])
 
 
 def _row(row: dict[str, Any], job_id: str) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """What would become of a submission: every site with whether it could run there, when, at what price. Stores nothing.
 
+Of a training job also what the training takes: memory, steps, hours, bytes over each border (`consortium.train.costs`).
+
 A dry run needs no signature and takes none into account: the spec that comes cannot be submitted by whoever sees it.
 """
 
@@ -10,10 +12,15 @@ from fractions import Fraction
 from typing import Any
 
 from consortium.accounting.budgets import cost
+from consortium.config.federation import parse_site_text
 from consortium.domain.codec import to_json
+from consortium.domain.data import Dataset
 from consortium.domain.decision import Reason
-from consortium.domain.job import Job, JobSpec, SignedSpec
+from consortium.domain.job import Job, JobKind, JobSpec, SignedSpec
 from consortium.domain.partner import Site
+from consortium.domain.pretraining import PretrainConfig
+from consortium.errors import UsageError
+from consortium.keys.documents import DocumentKind
 from consortium.keys.tokens import Claims
 from consortium.scheduler import (
     Estimate,
@@ -28,6 +35,7 @@ from consortium.scheduler import (
 from consortium.scheduler.quota import QuotaTree
 from consortium.scheduler.rules import Rule
 from consortium.server import snapshots, submit, waits
+from consortium.server.ancestry import ancestry
 from consortium.server.core import Core
 from consortium.server.snapshots import View
 from consortium.state.sites import all_sites
@@ -45,11 +53,14 @@ def dry_run(core: Core, claims: Claims, spec: JobSpec) -> dict[str, Any]:
     with core.db.read() as connection:
         view = snapshots.take(core, connection)
         job = submit.judge_checked(core, connection, SignedSpec(spec=spec, signature=""), view)
-        decisions = snapshots.decide(core.federation, spec, snapshots.inputs_of(connection, spec), job.target_sites)
+        inputs = snapshots.inputs_of(connection, spec)
+        behind = ancestry(connection, spec)
+        decisions = snapshots.decide(core.federation, spec, inputs, job.target_sites, behind)
         stored = all_sites(connection)
         unmet = waits.unmet_of(connection, spec)
     waiting = snapshots.pending_job(job.id, spec, job.target_sites, decisions, job.created_ms, stored, view.run_times)
-    return _answer(core, view, job, replace(waiting, waits_for=unmet))
+    answer = _answer(core, view, job, replace(waiting, waits_for=unmet))
+    return answer | ({"training": _training(core, job, inputs)} if spec.kind is JobKind.PRETRAIN else {})
 
 
 def _answer(core: Core, view: View, job: Job, waiting: PendingJob) -> dict[str, Any]:
@@ -71,6 +82,52 @@ def _answer(core: Core, view: View, job: Job, waiting: PendingJob) -> dict[str, 
         "budgets": _budgets(view, job.spec.account, eligible, gang=bool(job.target_sites)),
     }
     return answer
+
+
+def _training(core: Core, job: Job, inputs: tuple[Dataset, ...]) -> dict[str, Any]:
+    """What a training takes; where that cannot be said, `unknown` and `fix` say why: its legs would fail for the same.
+
+    Links are what partners say of them in their sites' documents.
+    """
+    from consortium.train.costs import Place, costs
+    from consortium.train.tokens import vocabulary
+
+    links, resources = _links(core), job.spec.resources
+    own: dict[str, list[Dataset]] = {site: [] for site in job.target_sites}
+    for item in inputs:
+        own.setdefault(item.site, []).append(item)
+    try:
+        for site, there in sorted(own.items()):
+            if not there:
+                raise UsageError(
+                    f"no input lives at {site}", fix="name datasets of every site, or leave it out of sites"
+                )
+        found = costs(
+            PretrainConfig.of(job.spec.params),
+            vocabulary(inputs, held_out=False).size,
+            [
+                Place(
+                    site=core.federation.site(site),
+                    data_tokens=sum(item.tokens for item in there),
+                    gbit_per_s=links.get(site, {}),
+                )
+                for site, there in sorted(own.items())
+            ],
+            gpus=resources.gpus,
+            gpus_per_worker=resources.gpus_per_worker,
+            walltime_s=resources.walltime_s,
+        )
+    except UsageError as fault:
+        return {"unknown": fault.what, "fix": fault.fix or ""}
+    answer: dict[str, Any] = to_json(found)
+    return answer
+
+
+def _links(core: Core) -> dict[str, dict[str, str]]:
+    """Gbit/s from each site to others."""
+    signed = [document for document in core.federation.documents if document.kind is DocumentKind.SITE]
+    configs = [parse_site_text(document.text, document.file) for document in signed]
+    return {config.id: {other: link.gbit_per_s for other, link in config.links.items()} for config in configs}
 
 
 def _sites(

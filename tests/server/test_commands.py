@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from consortium.domain.data import ArtifactClass, Shard
 from tests.conftest import Call, Outcome
 
 pytestmark = pytest.mark.integration
@@ -123,3 +124,27 @@ def test_shares_show_the_factors_of_every_account(fed: Any, person: As) -> None:
         assert word in head
     rows = json.loads(person("fr/amelie", "shares", "--json").out)
     assert {"weight", "level", "credit", "borrowed_reference_gpu_ms", "dominant_share"} <= set(rows[0])
+
+
+def test_a_dry_run_of_a_training_says_what_it_takes(fed: Any, person: As) -> None:
+    described = {"vocab_size": "32000", "tokenizer_digest": "sha256:one"}
+    for site in ("fr-1", "de-1"):
+        shards = (Shard(key=f"t/{site}", digest="sha256:" + site, size_bytes=10**9, documents=10, tokens=10**9),)
+        fed.dataset(site, f"tokens-{site}", ArtifactClass.TOKENS, attributes=described, shards=shards)
+        fed.site(site)
+    asked = ("submit", "pretrain", "inputs=[tokens-fr-1,tokens-de-1]", "model=7b", "gpus=8", "outer.rounds=100",
+             "outer.inner_steps=500", "--dry-run")  # fmt: skip
+    shown = person("fr/amelie", *asked, key=False)
+    assert shown.code == 0, shown.err
+    lines = {line.split()[0]: line for line in shown.out.splitlines() if line}
+    assert "7.24 billion parameters with 32,000 words" in lines["model"]
+    assert "100 rounds of 500 steps" in lines["training"]
+    assert "walltime_s=" in lines["warning"]
+    assert [line.split()[1] for line in shown.out.splitlines() if line.startswith("de-1  fr-1")] == ["fr-1"]
+    answer = json.loads(person("fr/amelie", *asked, "--json", key=False).out)
+    assert [site["site"] for site in answer["training"]["sites"]] == ["de-1", "fr-1"]
+    assert answer["training"]["borders"][0]["round_bytes"] == 4 * 7_241_732_096
+
+    fed.dataset("de-1", "other-tokens", ArtifactClass.TOKENS, attributes=described | {"tokenizer_digest": "sha256:two"})
+    other = person("fr/amelie", "submit", "pretrain", "inputs=[tokens-fr-1,other-tokens]", "--dry-run", key=False)
+    assert "training     not known: the inputs were made with different tokenizers" in other.out

@@ -1,0 +1,272 @@
+"""What a training would cost, from its params and the sites' files alone, before anything starts. No torch here.
+
+Hours follow from the model's FLOPs and the TFLOP/s that partners measured of their flavors, times the share of them
+that training comes to: `UTILISATION`, a range. All else is counted: the same functions that size the codes, the model
+and the optimisers at work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+from consortium.domain.partner import Site
+from consortium.domain.pretraining import PretrainConfig
+from consortium.domain.units import data_size
+from consortium.errors import UsageError
+from consortium.train.codes import Code
+from consortium.train.sizes import Memory, flops_per_token, memory, parameter_count
+
+UTILISATION = (0.3, 0.6)
+"""Share of a flavor's measured BF16 TFLOP/s that training reaches, least and most. The most is what torchtitan reports
+of 8B on H100 (33 to 39% of the peak, https://arxiv.org/abs/2410.06511) over what matrix products alone reach there;
+the least is for small models and short batches."""
+RECOMPUTED = Fraction(4, 3)
+"""How much more work a step is where the forward pass is done twice (`model.recompute`)."""
+SPARE_BYTES = 2 * 10**9
+"""What driver and allocator hold of a GPU besides what `sizes.memory` counts."""
+CROWDED = 0.9
+"""Above this share of a GPU's memory, fragments of it may be missing."""
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A site that would take part."""
+
+    site: Site
+    data_tokens: int = 0
+    """Tokens of the job's inputs there."""
+    gbit_per_s: Mapping[str, str] = field(default_factory=dict)
+    """To other sites, as its partner states it; where only the other one does, that holds for both directions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteCosts:
+    """What it would take at one site."""
+
+    site: str
+    flavor: str
+    simulated: bool
+    """Whether its GPUs are a Ray resource only: memory and hours are then those of the flavor it declares."""
+    memory: Memory
+    needed_bytes: int
+    """On one GPU, with what driver and allocator hold."""
+    gpu_bytes: int
+    steps: int
+    tokens: int
+    passes: float
+    """How often its data is read; 0 where it has none."""
+    hours: Range
+    """Of its own inner steps alone, least and most."""
+    reference_gpu_hours: Range
+    """While it is held, that is until the slowest site is done as well."""
+    sent_bytes: int
+    """To all peers, over all rounds and before the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BorderCosts:
+    """What would cross one border, in one direction, as plaintext; an envelope adds a few hundred bytes."""
+
+    sender: str
+    recipient: str
+    round_bytes: int
+    first_bytes: int
+    """The initial state, once."""
+    total_bytes: int
+    round_s: float | None
+    """Seconds for a round's bytes over the stated link; None where none is stated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What a training would cost."""
+
+    parameters: int
+    vocab_size: int
+    flops_per_token: int
+    rounds: int
+    inner_steps: int
+    tokens: int
+    """Over all sites, like `flops`."""
+    flops: int
+    utilisation: Range
+    hours: Range
+    """Until the slowest site is done, with the time that the slowest border takes; nothing hides behind anything."""
+    computing: Range
+    """Share of that time in which the slowest site computes."""
+    reference_gpu_hours: Range
+    kept_round_bytes: int
+    """What each site's private store takes per round: states and contribution, with optimiser and residual."""
+    kept_bytes: int
+    """All of it, over all rounds."""
+    received_bytes: int
+    """Of peers' contributions, what each site keeps for audits in the end (`outer.keep_received`)."""
+    sites: tuple[SiteCosts, ...]
+    borders: tuple[BorderCosts, ...]
+    warnings: tuple[str, ...]
+
+
+def costs(
+    params: PretrainConfig,
+    vocab_size: int,
+    places: Sequence[Place],
+    *,
+    gpus: int,
+    gpus_per_worker: int,
+    walltime_s: int,
+) -> Costs:
+    """Return what training with `params` at `places` would cost, each with `gpus` GPUs.
+
+    Raises UsageError for a plugin's model, of which nothing is known before it is built.
+    """
+    if params.model.plugin:
+        raise UsageError(
+            f"what the model {params.model.plugin!r} costs is not known before it is built", where="model.plugin"
+        )
+    count, workers = parameter_count(params.model, vocab_size), gpus // gpus_per_worker
+    per_token = flops_per_token(params.model, vocab_size)
+    steps = params.outer.rounds * params.outer.inner_steps
+    tokens = steps * workers * params.data.batch_size * params.model.context
+    own = {place.site.id: _own_hours(params, place.site, tokens * per_token, gpus) for place in places}
+    slowest: Range = (max(low for low, _ in own.values()), max(high for _, high in own.values()))
+    borders = _borders(places, Code.of(params.outer).bytes_for(count), 4 * count, params.outer.rounds)
+    crossing = max((border.round_s or 0.0 for border in borders), default=0.0) * params.outer.rounds / 3600
+    hours = (slowest[0] + crossing, slowest[1] + crossing)
+    needed = memory(params, vocab_size, workers=workers)
+    sites = tuple(
+        SiteCosts(
+            site=place.site.id,
+            flavor=place.site.flavor.id,
+            simulated=place.site.gpu_resource != "GPU",
+            memory=needed,
+            needed_bytes=needed.total + SPARE_BYTES,
+            gpu_bytes=place.site.flavor.memory_bytes,
+            steps=steps,
+            tokens=tokens,
+            passes=tokens / place.data_tokens if place.data_tokens else 0.0,
+            hours=own[place.site.id],
+            reference_gpu_hours=_times(hours, gpus * float(Fraction(place.site.flavor.reference_factor))),
+            sent_bytes=sum(border.total_bytes for border in borders if border.sender == place.site.id),
+        )
+        for place in places
+    )
+    kept = _kept(params, count, needed.optimizer)
+    return Costs(
+        parameters=count,
+        vocab_size=vocab_size,
+        flops_per_token=per_token,
+        rounds=params.outer.rounds,
+        inner_steps=params.outer.inner_steps,
+        tokens=tokens * len(sites),
+        flops=tokens * len(sites) * per_token,
+        utilisation=UTILISATION,
+        hours=hours,
+        computing=(slowest[0] / hours[0], slowest[1] / hours[1]),
+        reference_gpu_hours=(
+            sum(site.reference_gpu_hours[0] for site in sites),
+            sum(site.reference_gpu_hours[1] for site in sites),
+        ),
+        kept_round_bytes=kept,
+        kept_bytes=kept * params.outer.rounds,
+        received_bytes=_received(params, len(sites), count),
+        sites=sites,
+        borders=borders,
+        warnings=_warnings(params, vocab_size, workers, sites, hours, walltime_s),
+    )
+
+
+def _own_hours(params: PretrainConfig, site: Site, flops: int, gpus: int) -> Range:
+    work = flops * (RECOMPUTED if params.model.recompute else 1)
+    alone = float(work / (Fraction(site.flavor.measured_tflops) * 10**12 * gpus * 3600))
+    return alone / UTILISATION[1], alone / UTILISATION[0]
+
+
+def _borders(places: Sequence[Place], payload: int, state: int, rounds: int) -> tuple[BorderCosts, ...]:
+    """Return all borders in order; the first site in order of ids sends the initial state to every other."""
+    first = min(place.site.id for place in places)
+    found = []
+    for place in places:
+        for other in places:
+            if other is place:
+                continue
+            once = state if place.site.id == first else 0
+            link = place.gbit_per_s.get(other.site.id) or other.gbit_per_s.get(place.site.id)
+            found.append(
+                BorderCosts(
+                    sender=place.site.id,
+                    recipient=other.site.id,
+                    round_bytes=payload,
+                    first_bytes=once,
+                    total_bytes=once + payload * rounds,
+                    round_s=None if link is None else float(8 * payload / (Fraction(link) * 10**9)),
+                )
+            )
+    return tuple(found)
+
+
+def _kept(params: PretrainConfig, count: int, optimizer: int) -> int:
+    """Return the bytes that `keep.py` writes per round: parameters, momentum, payload; optimiser and residual twice."""
+    residual = 0 if params.outer.code == "fp32" else 4 * count
+    return 8 * count + Code.of(params.outer).bytes_for(count) + 2 * (optimizer + residual)
+
+
+def _received(params: PretrainConfig, sites: int, count: int) -> int:
+    asked, rounds = params.outer.keep_received, params.outer.rounds
+    kept = rounds if asked == -1 else min(asked, rounds)
+    return kept * (sites - 1) * Code.of(params.outer).bytes_for(count)
+
+
+def _warnings(
+    params: PretrainConfig, vocab_size: int, workers: int, sites: Sequence[SiteCosts], hours: Range, walltime_s: int
+) -> tuple[str, ...]:
+    found = []
+    for site in sites:
+        if site.needed_bytes > site.gpu_bytes * CROWDED:
+            much = "more than it has" if site.needed_bytes > site.gpu_bytes else "nearly all it has"
+            smaller = _smaller(params, vocab_size, workers, site.gpu_bytes * CROWDED)
+            found.append(
+                f"{site.site}: {data_size(site.needed_bytes)} on a {site.flavor} of {data_size(site.gpu_bytes)}, "
+                f"{much}; {smaller}"
+            )
+        if site.passes > 4:
+            # Repeated text is worth as much as new text for about four passes (https://arxiv.org/abs/2305.16264).
+            found.append(f"{site.site}: its data is read {site.passes:,.1f} times; beyond 4 it teaches ever less")
+    if walltime_s < hours[1] * 3600:
+        stopped = "is stopped" if walltime_s < hours[0] * 3600 else "may be stopped"
+        enough = _up(hours[1] * 3600)
+        found.append(
+            f"it {stopped} after {walltime_s / 3600:,.1f} h, before its last round; walltime_s={enough} is enough"
+        )
+    return tuple(found)
+
+
+def _smaller(params: PretrainConfig, vocab_size: int, workers: int, room: float) -> str:
+    """Say what makes a step fit into `room` bytes, the cheapest first: it fits then, by the same count."""
+    parts = [part for part in range(1, params.data.batch_size + 1) if params.data.batch_size % part == 0]
+    for recompute in dict.fromkeys((params.model.recompute, True)):
+        for part in parts:
+            if part < params.data.accumulate:
+                continue
+            tried = replace(
+                params,
+                model=replace(params.model, recompute=recompute),
+                data=replace(params.data, accumulate=part),
+            )
+            if memory(tried, vocab_size, workers=workers).total + SPARE_BYTES <= room:
+                asked = [f"data.accumulate={part}"] if part != params.data.accumulate else []
+                asked += ["model.recompute=true"] if recompute != params.model.recompute else []
+                return f"it fits with {' and '.join(asked)}"
+    return "no batch is small enough: choose a smaller model or context, or GPUs with more memory"
+
+
+def _up(seconds: float) -> int:
+    """Return the seconds rounded up to whole hours."""
+    return int(-(-seconds // 3600)) * 3600
+
+
+def _times(pair: Range, factor: float) -> Range:
+    return pair[0] * factor, pair[1] * factor

@@ -1,0 +1,106 @@
+"""What a training would cost, against what codes, models and plain arithmetic say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from consortium.config.compose import compose_job
+from consortium.config.federation import load_federation
+from consortium.domain.partner import Site
+from consortium.domain.pretraining import PretrainConfig
+from consortium.errors import UsageError
+from consortium.train.codes import Code
+from consortium.train.costs import Costs, Place, costs
+from consortium.train.sizes import flops_per_token, memory, parameter_count
+
+VOCAB = 32_000
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def sites() -> dict[str, Site]:
+    return {site.id: site for site in load_federation(ROOT / "configs", ROOT / "clusters").sites}
+
+
+def asked(
+    sites: dict[str, Site], *more: str, at: tuple[str, ...] = ("fr-1", "de-1", "uy-1"), walltime_s: int = 86_400
+) -> tuple[PretrainConfig, Costs]:
+    params = PretrainConfig.of(compose_job("pretrain", list(more)).params)
+    links = {"fr-1": {"de-1": "10", "uy-1": "1"}}
+    places = [Place(site=sites[name], data_tokens=10**9, gbit_per_s=links.get(name, {})) for name in at]
+    return params, costs(params, VOCAB, places, gpus=8, gpus_per_worker=1, walltime_s=walltime_s)
+
+
+def test_hours_are_flops_over_measured_tflops_and_the_slowest_site_holds_the_others(sites):
+    params, found = asked(sites, "model=1b", "outer.rounds=100", "outer.inner_steps=100", "data.batch_size=4")
+    by_site = {one.site: one for one in found.sites}
+    tokens = 100 * 100 * 8 * 4 * params.model.context
+    flops = tokens * flops_per_token(params.model, VOCAB)
+    assert by_site["fr-1"].tokens == tokens
+    assert by_site["fr-1"].passes == tokens / 10**9
+    assert by_site["fr-1"].hours == pytest.approx(
+        (flops / (620e12 * 8 * 0.6 * 3600), flops / (620e12 * 8 * 0.3 * 3600))
+    )
+    slowest = max(found.sites, key=lambda one: one.hours)
+    assert slowest.site != "fr-1"
+    crossing = max(border.round_s or 0 for border in found.borders) * 100 / 3600
+    assert found.hours == pytest.approx((slowest.hours[0] + crossing, slowest.hours[1] + crossing))
+    assert found.computing[0] == pytest.approx(slowest.hours[0] / found.hours[0])
+    held = [8 * float(sites[one.site].flavor.reference_factor) * found.hours[1] for one in found.sites]
+    assert found.reference_gpu_hours[1] == pytest.approx(sum(held))
+    _, recomputed = asked(sites, "model=1b", "outer.rounds=100", "outer.inner_steps=100", "data.batch_size=4",
+                          "model.recompute=true")  # fmt: skip
+    assert recomputed.sites[0].hours[0] == pytest.approx(found.sites[0].hours[0] * 4 / 3)
+
+
+@pytest.mark.parametrize("code", ["fp32", "int4", "topk"])
+def test_bytes_are_those_of_the_code_and_the_first_site_sends_the_initial_state(sites, code):
+    params, found = asked(sites, "model=small", f"outer.code={code}", "outer.rounds=7", "outer.keep_received=3")
+    count = parameter_count(params.model, VOCAB)
+    payload = Code.of(params.outer).bytes_for(count)
+    borders = {(one.sender, one.recipient): one for one in found.borders}
+    assert len(borders) == 6
+    assert borders["fr-1", "uy-1"].total_bytes == 7 * payload
+    assert borders["de-1", "fr-1"].total_bytes == 7 * payload + 4 * count
+    assert borders["fr-1", "uy-1"].round_s == pytest.approx(8 * payload / 1e9)
+    assert borders["uy-1", "fr-1"].round_s == borders["fr-1", "uy-1"].round_s
+    assert borders["de-1", "uy-1"].round_s is None
+    assert found.received_bytes == 3 * 2 * payload
+
+
+def test_what_does_not_fit_is_said_with_what_makes_it_fit(sites):
+    large = ["model=1b", "data.batch_size=32", "outer.rounds=1"]
+    params, found = asked(sites, *large)
+    needed = memory(params, VOCAB, workers=8).total
+    assert all(needed < one.needed_bytes < needed + 3e9 for one in found.sites)
+    (said,) = [text for text in found.warnings if text.startswith("fr-1: ")]
+    assert "more than it has; it fits with data.accumulate=" in said
+    mended = said.rpartition("it fits with ")[2].split(" and ")
+    assert not any(text.startswith("fr-1: ") for text in asked(sites, *large, *mended)[1].warnings)
+    (hopeless, *_) = asked(sites, "model=7b", "outer.rounds=1")[1].warnings
+    assert "no batch is small enough" in hopeless
+    assert asked(sites, "model=1m", at=("fr-1",))[1].warnings == ()
+
+
+def test_a_walltime_that_ends_before_the_last_round_is_said_with_one_that_does_not(sites):
+    long = ["model=1b", "outer.rounds=100", "outer.inner_steps=5000"]
+    (late,) = [said for said in asked(sites, *long)[1].warnings if "walltime_s" in said]
+    enough = int(late.partition("walltime_s=")[2].split()[0])
+    assert not any("walltime_s" in said for said in asked(sites, *long, walltime_s=enough)[1].warnings)
+
+
+def test_of_one_site_nothing_crosses_and_of_a_plugin_nothing_is_known(sites):
+    params, found = asked(sites, "model=1m", at=("fr-1",))
+    assert (found.borders, found.computing, found.received_bytes) == ((), (1.0, 1.0), 0)
+    with pytest.raises(UsageError, match="not known before it is built"):
+        costs(
+            replace(params, model=replace(params.model, plugin="own")),
+            VOCAB,
+            [Place(site=sites["fr-1"])],
+            gpus=1,
+            gpus_per_worker=1,
+            walltime_s=1,
+        )
