@@ -93,6 +93,8 @@ class DataConfig:
     accumulate: int = 1
     """Parts a worker's batch is computed in, one after another: the same step with the memory of one part."""
     shuffle: bool = True
+    boundaries: Literal["join", "mask"] = "join"
+    """Whether attention goes on over the end of a document in a sequence or stops there."""
 
     def __post_init__(self) -> None:
         _within(self, batch_size=(1, 65_536), accumulate=(1, 65_536))

@@ -129,6 +129,8 @@ def held_out_loss(
         raise UsageError("the held-out dataset has not one whole sequence", fix="hold out more, or shorten the context")
     config = from_json(ModelConfig, origin.model)
     model = build(config, origin.vocab_size).to(device).eval()
+    if origin.document_end is not None:
+        model.separate(origin.document_end)
     for name, array in origin.layout.split(outer).items():
         model.get_parameter(name).data.copy_(torch.from_numpy(array.copy()))
     count = min(len(text), params.batches * params.batch_size)

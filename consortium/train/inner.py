@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from consortium.domain.pretraining import PretrainConfig
+from consortium.errors import UsageError
 from consortium.train.optim import InnerOptimizer, learning_rate
 from consortium.train.order import DataOrder, Sequences
 from consortium.train.outer import Layout, Moments, Vector
@@ -45,6 +46,12 @@ class InnerWorker:
         self._sequences = sequences
         self._order = DataOrder(params.seed, site, len(sequences), shuffle=params.data.shuffle)
         self._model = build(params.model, vocab_size).to(self.device)
+        self.document_end = sequences.end if params.data.boundaries == "mask" else None
+        """The token at which attention stops; None: it goes on over the end of documents."""
+        if self.document_end is not None:
+            self._model.separate(self.document_end)
+        elif params.data.boundaries == "mask":
+            raise UsageError("nothing says which token ends a document", where="data.boundaries")
         self._named = sorted(self._model.named_parameters())
         self.layout = Layout.of({name: tuple(parameter.shape) for name, parameter in self._named})
         self._optimizer = InnerOptimizer(self._named, params.optim, self._model.hidden())

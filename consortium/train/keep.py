@@ -49,6 +49,8 @@ class Origin:
     tokenizer_digest: str
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    document_end: int | None = None
+    """The token at which attention stopped in training; None: it went on over the end of documents."""
 
     @property
     def layout(self) -> Layout:

@@ -159,6 +159,7 @@ def lead(exchange: Exchange, worker: Any, params: PretrainConfig, vocab_size: in
         tokenizer_digest=tokenizer_digest,
         names=worker.layout.names,
         shapes=worker.layout.shapes,
+        document_end=worker.document_end,
     )
     keep = Keep(exchange.store(), context.job)
     metrics = RunMetrics(exchange.tracking_uri, exchange.token, context.tracking_run)

@@ -49,6 +49,22 @@ def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
     return torch.cat((first * cos_TK - second * sin_TK, first * sin_TK + second * cos_TK), dim=-1)
 
 
+def document_mask(tokens_BT: Tensor, end: int, dtype: torch.dtype) -> Tensor:
+    """Return what to add to scores, shape (B, 1, T, T), so that a token sees its own document up to itself: 0 or -inf.
+
+    `end` belongs to the document that it begins.
+    """
+    number_BT = (tokens_BT == end).cumsum(1)
+    seen_BTT = (number_BT[:, :, None] == number_BT[:, None, :]).tril()
+    return torch.zeros(seen_BTT.shape, dtype=dtype, device=tokens_BT.device).masked_fill_(~seen_BTT, -math.inf)[:, None]
+
+
+def _width(x: Tensor) -> torch.dtype:
+    """What attention computes in: made once in it, a mask is not kept anew by every block."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 class Past:
     """Keys and values of one block for the tokens read so far, for generating text: one more token at a time."""
 
@@ -83,8 +99,13 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(config.dim, 2 * config.hidden, bias=False)
         self.down = nn.Linear(config.hidden, config.dim, bias=False)
 
-    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, past: Past | None = None) -> Tensor:
-        """Return the stream after this block. With `past`, `x_BTD` is one token, or the first ones."""
+    def forward(
+        self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, past: Past | None = None, mask_B1TT: Tensor | None = None
+    ) -> Tensor:
+        """Return the stream after this block. With `past`, `x_BTD` is one token, or the first ones.
+
+        `mask_B1TT` is added to the scores; without one a token sees all before it.
+        """
         batch, tokens, width = x_BTD.shape
         heads_BTNK = self.qkv(self.attention_norm(x_BTD)).view(batch, tokens, -1, width // self.heads)
         sizes = (self.heads, self.groups, self.groups)
@@ -96,7 +117,8 @@ class Block(nn.Module):
             q_BHTK,
             k_BGTK,
             v_BGTK,
-            is_causal=k_BGTK.shape[2] == tokens,
+            attn_mask=mask_B1TT,
+            is_causal=mask_B1TT is None and k_BGTK.shape[2] == tokens,
             enable_gqa=self.groups != self.heads,
         )
         attended_BTD = self.attention_out(mixed_BHTK.transpose(1, 2).reshape(batch, tokens, width))
@@ -126,6 +148,11 @@ class Decoder(LanguageModel):
         cos_TK, sin_TK = rope_tables(config)
         self.register_buffer("cos_TK", cos_TK, persistent=False)
         self.register_buffer("sin_TK", sin_TK, persistent=False)
+        self._end: int | None = None
+
+    def separate(self, end: int) -> None:
+        """Keep documents apart from now on. Positions are rotary, distances alone count: they need not begin anew."""
+        self._end = end
 
     def initialise(self, seed: int) -> None:
         """Draw all parameters anew. One site does this and publishes the result; the bits depend on the machine."""
@@ -147,11 +174,12 @@ class Decoder(LanguageModel):
         end = start + tokens_BT.shape[1]
         cos_TK, sin_TK = self.cos_TK[start:end], self.sin_TK[start:end]
         x_BTD = self.embedding(tokens_BT)
+        mask_B1TT = None if self._end is None or pasts else document_mask(tokens_BT, self._end, _width(x_BTD))
         for at, block in enumerate(self.blocks):
             if self.config.recompute and self.training:
-                x_BTD = checkpoint(block, x_BTD, cos_TK, sin_TK, use_reentrant=False)
+                x_BTD = checkpoint(block, x_BTD, cos_TK, sin_TK, None, mask_B1TT, use_reentrant=False)
             else:
-                x_BTD = block(x_BTD, cos_TK, sin_TK, pasts[at] if pasts else None)
+                x_BTD = block(x_BTD, cos_TK, sin_TK, pasts[at] if pasts else None, mask_B1TT)
         output_VD = self.embedding.weight if self.head is None else self.head.weight
         return F.linear(self.final_norm(x_BTD), output_VD)
 

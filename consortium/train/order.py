@@ -107,7 +107,11 @@ class Packing:
 class Sequences:
     """All whole sequences of `context` + 1 tokens of a list of token arrays; arrays are not joined at their ends."""
 
-    def __init__(self, arrays: Sequence[npt.NDArray[np.unsignedinteger]], context: int) -> None:
+    def __init__(
+        self, arrays: Sequence[npt.NDArray[np.unsignedinteger]], context: int, *, end: int | None = None
+    ) -> None:
+        self.end = end
+        """The token that ends each document; None where that is not known."""
         self._arrays = list(arrays)
         self._packing = Packing([len(array) for array in self._arrays], context)
 

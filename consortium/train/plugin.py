@@ -47,6 +47,17 @@ class LanguageModel(nn.Module, ABC):
     def forward(self, tokens_BT: Tensor) -> Any:
         """Return what `losses` takes for int64 tokens; the package's decoder returns logits of shape (B, T, V)."""
 
+    def separate(self, end: int) -> None:
+        """Keep documents apart from now on: token `end` ends one and begins the next, which sees nothing before it.
+
+        Raises UsageError where the model does not know how.
+        """
+        raise UsageError(
+            f"{type(self).__name__} does not keep the documents of a sequence apart",
+            where="data.boundaries",
+            fix="leave it at join, or define separate() in the model",
+        )
+
     def losses(self, output: Any, rows_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Return what to minimise, a scalar, and the mean loss in nats per token, which is reported and compared.
 

@@ -66,6 +66,8 @@ def memory(params: PretrainConfig, vocab_size: int, *, workers: int = 1, bf16: b
     block = tokens * _block_bytes(model, width)
     stream = 4 * tokens * model.dim
     kept = model.layers * stream + block if model.recompute else model.layers * block
+    if params.data.boundaries == "mask":
+        kept += width * tokens * model.context
     return Memory(
         # Copies in bf16 of all that is multiplied live as long as the step.
         parameters=4 * count + (2 * (hidden_count(model) + vocab_size * model.dim) if bf16 else 0),

@@ -79,15 +79,20 @@ def open_sequences(
 ) -> Sequences:
     """Download the datasets' shards into `directory` and return their sequences, in order of dataset id and shard.
 
-    Raises VerificationError where a shard's bytes do not hash to its digest or it holds a token outside the vocabulary.
+    Raises VerificationError where a shard's bytes do not hash to its digest or it holds a token outside the vocabulary,
+    UsageError where shards end documents with different tokens.
     """
-    arrays = []
+    arrays, ends = [], set()
     for _, shard in _in_order(datasets):
-        tokens = map_tokens(_fetched(store, shard, directory)).tokens
+        mapped = map_tokens(_fetched(store, shard, directory))
+        tokens = mapped.tokens
         if len(tokens) and int(tokens.max()) >= vocab_size:
             raise VerificationError(f"a token lies outside the vocabulary of {vocab_size}", where=shard.key)
         arrays.append(tokens)
-    return Sequences(arrays, context)
+        ends.add(mapped.eos)
+    if len(ends) > 1:
+        raise UsageError(f"the inputs end documents with different tokens: {sorted(ends)}", fix="tokenize them alike")
+    return Sequences(arrays, context, end=next(iter(ends), None))
 
 
 def _in_order(datasets: Sequence[Dataset]) -> Iterator[tuple[Dataset, Shard]]:

@@ -18,7 +18,9 @@ import torch
 
 from consortium.domain.pretraining import EvaluateConfig, ModelConfig, OptimConfig, PretrainConfig
 from consortium.errors import UsageError, VerificationError
+from consortium.train.evaluate import held_out_loss
 from consortium.train.inner import InnerWorker
+from consortium.train.keep import Origin
 from consortium.train.model import Decoder, Past, next_token_loss, rope_tables, rotate
 from consortium.train.optim import learning_rate
 from consortium.train.order import Sequences
@@ -38,7 +40,7 @@ def one_thread():
 
 
 def text(seed: int = 1) -> Sequences:
-    return Sequences([np.concatenate([np.array([*d, 0], dtype=np.uint16) for d in documents(seed)])], 16)
+    return Sequences([np.concatenate([np.array([*d, 0], dtype=np.uint16) for d in documents(seed)])], 16, end=0)
 
 
 def worker(**changes) -> InnerWorker:
@@ -95,6 +97,44 @@ def test_reading_token_by_token_gives_the_logits_of_reading_all():
     with torch.no_grad():
         parts = [model(tokens[:, :5], pasts), *(model(tokens[:, at : at + 1], pasts) for at in range(5, 12))]
         torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_document_in_a_packed_row_is_read_as_if_alone(recompute):
+    model = Decoder(replace(MODEL, heads=4, kv_heads=2, recompute=recompute), VOCAB)
+    model.initialise(4)
+    model.separate(0)
+    row = torch.randint(1, VOCAB, (2, 16), generator=torch.Generator().manual_seed(5))
+    row[0, [3, 9]] = row[1, 12] = 0  # each ends a document and begins the next
+    packed = model(row)
+    for at, start, end in ((0, 0, 3), (0, 3, 9), (0, 9, 16), (1, 0, 12), (1, 12, 16)):
+        alone = model(row[at : at + 1, start:end])
+        torch.testing.assert_close(packed[at : at + 1, start:end], alone, rtol=1e-4, atol=1e-5)
+    joined = Decoder(model.config, VOCAB)
+    joined.load_state_dict(model.state_dict())
+    torch.testing.assert_close(packed[:, :3], joined(row)[:, :3], rtol=1e-4, atol=1e-5)
+    assert float((packed - joined(row)).detach()[0, 3:].abs().amax(-1).min()) > 1e-3
+
+
+def test_a_worker_keeps_documents_apart_and_so_does_evaluate():
+    apart, joined = (worker(data={"batch_size": 4, "shuffle": False, "boundaries": how}) for how in ("mask", "join"))
+    start = joined.initial()
+    for one in (apart, joined):
+        origin = Origin(
+            model=PARAMS["model"],
+            vocab_size=VOCAB,
+            tokenizer_digest="",
+            names=one.layout.names,
+            shapes=one.layout.shapes,
+            document_end=one.document_end,
+        )
+        asked = EvaluateConfig(batches=len(text()), batch_size=1)
+        loss, _ = held_out_loss(origin, start, text(), asked, torch.device("cpu"))
+        assert loss == pytest.approx(one.probe(start, position=0, count=len(text())), rel=1e-5)
+    assert apart.probe(start, position=0, count=8) != joined.probe(start, position=0, count=8)
+    unknown = Sequences([np.zeros(40, dtype=np.uint16)], 16)
+    with pytest.raises(UsageError, match="nothing says which token"):
+        InnerWorker(apart.params, VOCAB, unknown, "fr-1")
 
 
 def test_the_rotary_base_changes_what_far_positions_see():

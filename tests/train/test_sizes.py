@@ -58,10 +58,12 @@ def test_flops_are_those_of_the_products_that_torch_counts(change):
     assert flops == pytest.approx(flops_per_token(config, 96), abs=again)
 
 
-def kept_bytes(config: ModelConfig, batch: int, vocab_size: int, *, bf16: bool) -> int:
+def kept_bytes(config: ModelConfig, batch: int, vocab_size: int, *, bf16: bool, masked: bool = False) -> int:
     """Bytes that a forward pass and its loss keep for the backward pass, parameters left out."""
     model = Decoder(config, vocab_size)
     model.initialise(0)
+    if masked:
+        model.separate(0)
     own = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.Tensor] = {}
 
@@ -87,6 +89,16 @@ def test_memory_of_activations_is_what_is_kept(bf16, change):
     copies = estimate.parameters - 4 * parameter_count(config, 96)
     log_softmax = 4 * 4 * 64 * 96
     assert kept_bytes(config, 4, 96, bf16=bf16) == pytest.approx(estimate.activations + copies + log_softmax, rel=0.01)
+
+
+def test_memory_of_a_mask_is_kept_once_for_all_blocks():
+    model = {"dim": 128, "layers": 4, "heads": 4, "context": 64}
+    kept = [kept_bytes(ModelConfig(**model), 4, 96, bf16=True, masked=masked) for masked in (False, True)]
+    stated = [
+        memory(PretrainConfig.of(PARAMS | {"model": model, "data": {"batch_size": 4, "boundaries": how}}), 96).total
+        for how in ("join", "mask")
+    ]
+    assert kept[1] - kept[0] == stated[1] - stated[0] == 2 * 4 * 64 * 64
 
 
 def test_recomputing_and_muon_need_less_and_more_workers_more():
