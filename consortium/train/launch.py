@@ -152,6 +152,7 @@ def lead(exchange: Exchange, worker: Any, params: PretrainConfig, vocab_size: in
     from consortium.train.leg import FederatedLeg
     from consortium.train.track import RunMetrics
 
+    from consortium.train.meter import Meter
     context = exchange.context
     origin = Origin(
         model=to_json(params.model),
@@ -162,8 +163,9 @@ def lead(exchange: Exchange, worker: Any, params: PretrainConfig, vocab_size: in
         document_end=worker.document_end,
     )
     keep = Keep(exchange.store(), context.job)
-    metrics = RunMetrics(exchange.tracking_uri, exchange.token, context.tracking_run)
-    leg = FederatedLeg(exchange, keep, worker, params, origin, metrics)
+    meter = Meter(exchange)
+    metrics = meter.metrics(RunMetrics(exchange.tracking_uri, exchange.token, context.tracking_run))
+    leg = FederatedLeg(meter.exchange, keep, worker, params, origin, metrics)
     final = leg.run()
     worker.stop()
     if final is None:

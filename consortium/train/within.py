@@ -149,3 +149,5 @@ def _after(begun: Begun, done: InnerResult, steps: int) -> Begun:
         tokens=begun.tokens + done.tokens,
         position=done.position,
     )
+            tokens=now.tokens,
+            **({"loss": now.loss_sum / now.steps} if now.steps else {}),

@@ -356,12 +356,13 @@ def test_an_agreement_reaches_a_leg_only_if_its_site_signed_it(border: Border) -
 
 
 def test_progress_result_and_failure_are_kept_for_the_agent(border: Border) -> None:
-    assert border.http.post("/leg/progress", json={"round": 3}, headers=border.leg).status_code == 204
+    said = {"round": 3, "loss": 2.718281828459045}
+    assert border.http.post("/leg/progress", json=said, headers=border.leg).status_code == 204
     assert border.http.post("/leg/result", json={"metrics": {"loss": 1}}, headers=border.leg).status_code == 204
     failure = {"message": "no", "fault": "site"}
     assert border.http.post("/leg/failure", json=failure, headers=border.leg).status_code == 204
     (leg,) = border.gateway.table.active()
-    assert leg.progress == {"round": 3}
+    assert leg.progress == {"round": 3, "loss": 2.71828}, "metrics have six digits"
     assert leg.result is not None
     assert leg.result["metrics"] == {"loss": 1}
     assert leg.failure == failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
@@ -24,6 +25,8 @@ MAX_CONTROL_BYTES = 8 << 20
 MAX_RESULT_BYTES = 256 << 20
 """Of a leg's result: a clean one takes about 705 bytes per shard, so 380,000 shards, 1.5 TB of text."""
 MAX_FAILURE_CHARS = 2000
+SIGNIFICANT_DIGITS = 6
+"""Of metrics and progress: enough for people, little room for anything else."""
 router = APIRouter(prefix="/leg")
 
 
@@ -165,13 +168,25 @@ def context(gateway: At, leg: Leg) -> Any:
     )
 
 
+def rounded(value: Any) -> float | str:
+    """Return a metric's value with six significant digits; not-a-number and infinities as MLflow writes them."""
+    number = float(value)
+    if math.isnan(number):
+        return "NaN"
+    if math.isinf(number):
+        return "Infinity" if number > 0 else "-Infinity"
+    return float(f"{number:.{SIGNIFICANT_DIGITS}g}")
+
+
 @router.post("/progress", status_code=204)
 def progress(gateway: At, leg: Leg, body: Json) -> None:
     """Keep where the leg stands; the agent's next poll carries it."""
     values = from_json(dict[str, int | float | str | bool | None], body, where="progress")
     if len(json.dumps(values)) > 4000 or any(isinstance(x, str) and len(x) > 200 for x in values.values()):
         raise UsageError("progress is small numbers and words: 4 kB in all, 200 characters a word")
-    gateway.table.change(leg, progress=values)
+    # As of metrics, six digits are enough for people.
+    short = {key: rounded(value) if isinstance(value, float) else value for key, value in values.items()}
+    gateway.table.change(leg, progress=short)
 
 
 @router.get("/stop")

@@ -7,7 +7,6 @@ and of one line. Artifacts, models, traces and tracebacks have no way through.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -19,9 +18,8 @@ from fastapi.responses import JSONResponse, Response
 from consortium.domain.data import ArtifactClass
 from consortium.errors import ConsortiumError, ForbiddenError, UnreachableError
 from consortium.site.gateway.core import Gateway
-from consortium.site.gateway.legs import MAX_CONTROL_BYTES, At, AtBorder, Leg, read_body
+from consortium.site.gateway.legs import MAX_CONTROL_BYTES, At, AtBorder, Leg, read_body, rounded
 
-SIGNIFICANT_DIGITS = 6
 MAX_CHARS = 500
 _TAG_KEYS = re.compile(r"^(consortium\.[a-z0-9._-]{1,80}|mlflow\.runName|mlflow\.data\.context)$")
 _KEY = re.compile(r"^[\w./ -]{1,200}$")
@@ -93,16 +91,6 @@ def _send(gateway: Gateway, method: str, path: str, body: Any, query: dict[str, 
 
 
 # -- bodies -------------------------------------------------------------------------------------------------------
-
-
-def rounded(value: Any) -> float | str:
-    """Return a metric's value with six significant digits; not-a-number and infinities as MLflow writes them."""
-    number = float(value)
-    if math.isnan(number):
-        return "NaN"
-    if math.isinf(number):
-        return "Infinity" if number > 0 else "-Infinity"
-    return float(f"{number:.{SIGNIFICANT_DIGITS}g}")
 
 
 def text(value: Any, what: str) -> str:
