@@ -150,9 +150,9 @@ def lead(exchange: Exchange, worker: Any, params: PretrainConfig, vocab_size: in
     """Take part in all rounds as rank 0 and leave the result with the site. `worker` is an `InnerWorker`."""
     from consortium.domain.codec import to_json
     from consortium.train.leg import FederatedLeg
+    from consortium.train.meter import Meter
     from consortium.train.track import RunMetrics
 
-    from consortium.train.meter import Meter
     context = exchange.context
     origin = Origin(
         model=to_json(params.model),

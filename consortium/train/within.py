@@ -122,7 +122,9 @@ class RoundTrainer:
             rounds=self._rounds,
             step=now.steps,
             steps=self._steps,
+            tokens=now.tokens,
             kept=f"{now.round - 1}.{kept}",
+            **({"loss": now.loss_sum / now.steps} if now.steps else {}),
         )
 
 
@@ -149,5 +151,3 @@ def _after(begun: Begun, done: InnerResult, steps: int) -> Begun:
         tokens=begun.tokens + done.tokens,
         position=done.position,
     )
-            tokens=now.tokens,
-            **({"loss": now.loss_sum / now.steps} if now.steps else {}),
