@@ -11,7 +11,7 @@ from typing import NoReturn
 import typer
 from typer.exceptions import Abort, TyperException
 
-from consortium.cli import audit, data, federation, jobs, models, quota, simulate, site, snapshot
+from consortium.cli import audit, data, federation, jobs, models, quota, rounds, simulate, site, snapshot
 from consortium.errors import ConsortiumError
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _room in (federation, jobs, models, site, quota, data, audit, simulate, snapshot):
+for _room in (federation, jobs, rounds, models, site, quota, data, audit, simulate, snapshot):
     _room.add_to(app)
 
 

@@ -13,7 +13,7 @@ from consortium.client.transport import Transport
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset
 from consortium.domain.job import Job, JobSpec, JobState, SignedSpec
-from consortium.domain.training import Round
+from consortium.domain.training import Round, Ruling
 from consortium.errors import UnreachableError
 
 Json = dict[str, Any]
@@ -171,10 +171,18 @@ class Client:
         """Return `chunks` of log text after number `after`, `next`, the sites that `withheld` theirs, and `final`."""
         return self._json("GET", f"/jobs/{quote(job, safe='')}/logs", query={"site": site, "after": after})
 
-    def rounds(self, job: str) -> tuple[Round, ...]:
-        """Return a job's rounds."""
-        found = self._list("GET", f"/jobs/{quote(job, safe='')}/rounds")
+    def rounds(self, job: str, *, after: int = 0) -> tuple[Round, ...]:
+        """Return a job's rounds after number `after`."""
+        found = self._list("GET", f"/jobs/{quote(job, safe='')}/rounds", query={"after": after})
         return from_json(tuple[Round, ...], found, where=job)
+
+    def rulings(self, job: str) -> Json:
+        """Return `rulings` of admins in a job, `first_open` round, which takes rulings, and who `committed` to it."""
+        return self._json("GET", f"/jobs/{quote(job, safe='')}/rulings")
+
+    def rule(self, ruling: Ruling) -> Json:
+        """Give a ruling, signed by the calling admin; return what `rulings` does."""
+        return self._json("POST", f"/jobs/{quote(ruling.job, safe='')}/rulings", body=to_json(ruling))
 
     def wait(self, job: str, *, timeout_s: float = 3600.0, poll_s: float = 0.5, patience_s: float = 60.0) -> Job:
         """Return a job once it is final. A server away for less than `patience_s` is waited for.

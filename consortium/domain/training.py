@@ -54,12 +54,15 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruling:
-    """An admin's word on a site's part in a job, signed: from round `round` on it is left out, or let in again."""
+    """An admin's word on a site's part in a job, signed: from round `round` on it is left out, or let in again.
+
+    A site that is withdrawn is left out too, and its leg ends with the round before.
+    """
 
     job: str
     round: int
     site: str
-    action: Literal["reject", "readmit"]
+    action: Literal["reject", "readmit", "withdraw"]
     reason: str
     by: str
     """Who ruled, such as `fr/anna`."""

@@ -13,10 +13,11 @@ from consortium.domain.data import Dataset
 from consortium.domain.ids import partner_of
 from consortium.domain.job import JobSpec, SignedSpec
 from consortium.domain.partner import Person, Role
+from consortium.domain.training import Ruling
 from consortium.errors import ConfigError, NotFoundError, UsageError, VerificationError
 from consortium.keys.canonical import canonical
 from consortium.keys.documents import DocumentKind, SignedDocument
-from consortium.keys.signing import verify
+from consortium.keys.signing import verify, verify_value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,26 @@ def verify_dataset(dataset: Dataset, registrar: str, signature: str, rosters: Ro
     if not {Role.ENGINEER, Role.ADMIN} & set(person.roles):
         raise VerificationError(f"{person.id} is neither engineer nor admin and may not register data", where=what)
     verify(person.signing_key, canonical(dataset), signature, what=f"{what} by {person.id}")
+    return person
+
+
+def verify_ruling(ruling: Ruling, rosters: Rosters, account: str = "") -> Person:
+    """Return who ruled on a site's part in a job after checking that it is an admin and signed it.
+
+    With the job's `account`: that it may. A job's account's partner rules on any site; a site's own partner may take
+    its site out, but not let it in again. Raises VerificationError.
+    """
+    what = f"the ruling on {ruling.site} for round {ruling.round} of {ruling.job}"
+    try:
+        person = rosters.person(ruling.by)
+    except NotFoundError as fault:
+        raise VerificationError(fault.what, where=what, fix=fault.fix) from fault
+    if Role.ADMIN not in person.roles:
+        raise VerificationError(f"{person.id} is no admin and may not rule", where=what)
+    own = ruling.action != "readmit" and partner_of(person.id) == partner_of(ruling.site)
+    if account and partner_of(person.id) != partner_of(account) and not own:
+        raise VerificationError(f"{what} is not {person.id}'s to give: the job is {account}'s", where=what)
+    verify_value(person.signing_key, ruling, what=f"{what} by {person.id}")
     return person
 
 

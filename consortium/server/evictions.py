@@ -125,7 +125,9 @@ def _back_ms(core: Core, connection: Connection, leg: Leg) -> int:
         if nodes.covers(window, leg.site, leg.nodes) and window.start_ms <= now_ms < window.end_ms
     ]
     status = stored.get(leg.site)
-    return 0 if status is not None and status.withdraw_ms else max(ends, default=0)
+    sites = jobs.find_job(connection, leg.job).target_sites
+    leaves = bool(sites) and leg.site not in sites
+    return 0 if leaves or (status is not None and status.withdraw_ms) else max(ends, default=0)
 
 
 def _withdraw(core: Core, status: SiteStatus) -> None:

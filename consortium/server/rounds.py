@@ -21,6 +21,7 @@ from consortium.errors import ConflictError, ForbiddenError, NotFoundError, Usag
 from consortium.keys.signing import sign_value, signed_bytes, verify_value
 from consortium.server import legs
 from consortium.server.core import Core
+from consortium.server.rulings import rejected
 from consortium.state import jobs, rounds
 from consortium.state import tables as t
 from consortium.state.data import agreements
@@ -49,7 +50,13 @@ def read_round(core: Core, connection: Connection, job_id: str, number: int) -> 
     found = rounds.read(connection, job_id, number)
     if found is not None:
         return found
-    return Round(job=job_id, number=number, phase=RoundPhase.OPEN, expected=tuple(_expected(core, connection, job)))
+    return Round(
+        job=job_id,
+        number=number,
+        phase=RoundPhase.OPEN,
+        expected=tuple(_expected(core, connection, job, number)),
+        rulings=rounds.rulings(connection, job_id, number),
+    )
 
 
 def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -> None:
@@ -69,7 +76,7 @@ def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -
             before = rounds.find(connection, commit.job, commit.round - 1)
             if before is None or before.phase not in _DONE:
                 raise ConflictError(f"round {commit.round - 1} comes first", where=where)
-        expected = _expected(core, connection, job)
+        expected = _expected(core, connection, job, commit.round)
         row = rounds.open_round(connection, commit.job, commit.round, expected, "", core.clock.now_ms())
     if row.phase is not RoundPhase.OPEN:
         if _repeats(connection, commit):
@@ -124,7 +131,7 @@ def _advance(core: Core, connection: Connection, job_id: str, number: int) -> bo
     job = jobs.find_job(connection, job_id)
     if job.state.final:
         return False
-    if row.phase not in _DONE and not _expected(core, connection, job):
+    if row.phase not in _DONE and not _expected(core, connection, job, number):
         return _pause(connection, row)
     if row.phase is RoundPhase.OPEN:
         return _fix(core, connection, job, row)
@@ -146,7 +153,7 @@ def _fix(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
         before = rounds.find(connection, row.job, row.number - 1)
         if before is None or before.phase is not RoundPhase.CLOSED:
             return False
-    expected = _expected(core, connection, job)
+    expected = _expected(core, connection, job, row.number)
     committed = _sites_with_commit(connection, row)
     if tuple(expected) != row.expected:
         rounds.change(connection, row.job, row.number, expected=expected)
@@ -155,7 +162,7 @@ def _fix(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
     full = bool(expected) and set(expected) <= set(committed)
     quorum = _outer(job, "quorum") or job.spec.min_sites
     if not full:
-        if len(committed) < max(1, quorum):
+        if len(set(committed) - rejected(connection, row.job, row.number)) < max(1, quorum):
             return False
         if not _grace_over(core, connection, row):
             return False
@@ -174,7 +181,7 @@ def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> boo
     found = rounds.read(connection, row.job, row.number)
     if found is None:
         return False
-    judges = set(row.fixed) & set(_expected(core, connection, job))
+    judges = set(row.fixed) & set(_expected(core, connection, job, row.number))
     given = {(verdict.judge, verdict.site) for verdict in found.verdicts}
     complete = bool(judges) and all((judge, site) in given for judge in judges for site in row.fixed)
     if not complete and not _grace_over(core, connection, row):
@@ -265,14 +272,17 @@ def _grace_over(core: Core, connection: Connection, row: RoundRow) -> bool:
     return now_ms >= row.deadline_ms
 
 
-def _expected(core: Core, connection: Connection, job: Job) -> list[str]:
-    """Sites whose commits a round waits for: legs at work, and legs to be offered again at a site that is there."""
+def _expected(core: Core, connection: Connection, job: Job, number: int) -> list[str]:
+    """Sites whose commits a round waits for: legs at work, and legs to be offered again at a site that is there.
+
+    Not those that an admin's ruling leaves out.
+    """
     stored = all_sites(connection)
     sites = set(_at_work(job))
     for row in jobs.waiting_legs(connection):
         if row.job == job.id and legs.awaited(core, row, stored.get(row.site)):
             sites.add(row.site)
-    return sorted(sites)
+    return sorted(sites - rejected(connection, job.id, number))
 
 
 def _at_work(job: Job) -> list[str]:
@@ -292,9 +302,10 @@ def _repeats(connection: Connection, commit: Commit) -> bool:
     return known is not None and signed_bytes(from_json(Commit, known)) == signed_bytes(commit)
 
 
-def job_rounds(connection: Connection, job_id: str) -> list[Round]:
-    """Return all rounds of a job."""
+def job_rounds(connection: Connection, job_id: str, after: int = 0) -> list[Round]:
+    """Return a job's rounds after number `after`, in order."""
     if not jobs.find_job(connection, job_id):
         raise NotFoundError(f"there is no job {job_id!r}")
-    found = (rounds.read(connection, job_id, number) for number in rounds.numbers(connection, job_id))
+    later = (number for number in rounds.numbers(connection, job_id) if number > after)
+    found = (rounds.read(connection, job_id, number) for number in later)
     return [item for item in found if item is not None]

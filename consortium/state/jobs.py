@@ -143,6 +143,13 @@ def update_job(
     return changed
 
 
+def leave_site(connection: Connection, job: Job, site: str, now_ms: int) -> None:
+    """Take a site off those that a job is to run at."""
+    update_job(connection, job, now_ms=now_ms)
+    left = [name for name in job.target_sites if name != site]
+    connection.execute(t.jobs.update().where(t.jobs.c.id == job.id).values(sites=left))
+
+
 def set_tracking_run(connection: Connection, *, job: str = "", leg: str = "", run: str) -> None:
     """Note the tracking server's run of a job or a leg."""
     if leg:

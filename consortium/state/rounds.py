@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from consortium.domain.codec import from_json, to_json
-from consortium.domain.training import Certificate, Commit, Round, RoundPhase, Verdict
+from consortium.domain.job import JobState
+from consortium.domain.training import Certificate, Commit, Round, RoundPhase, Ruling, Verdict
 from consortium.errors import ConflictError
 from consortium.keys.canonical import digest_json
 from consortium.state import tables as t
@@ -166,7 +167,43 @@ def read(connection: Connection, job: str, number: int) -> Round | None:
         certificate=None if row.certificate is None else from_json(Certificate, row.certificate, where=job),
         outer_digests=agreements(connection, job, f"outer/{number}"),
         deadline_ms=row.deadline_ms,
+        rulings=rulings(connection, job, number),
     )
+
+
+def add_ruling(connection: Connection, ruling: Ruling, now_ms: int) -> bool:
+    """Keep an admin's ruling; False where it is known. Raises ConflictError where another one rules the same."""
+    keys = {name: getattr(ruling, name) for name in ("job", "round", "site", "action")}
+    same = [t.rulings.c[name] == value for name, value in keys.items()]
+    known = connection.execute(select(t.rulings.c.doc).where(*same)).scalar()
+    if known is None:
+        connection.execute(t.rulings.insert().values(**keys, doc=to_json(ruling), at_ms=now_ms))
+    elif digest_json(known) != digest_json(ruling):
+        what = f"{known['by']} ruled so on {ruling.site} for round {ruling.round} before"
+        raise ConflictError(what, where=ruling.job)
+    return known is None
+
+
+def rulings(connection: Connection, job: str, number: int) -> tuple[Ruling, ...]:
+    """Return what was ruled for a round or an earlier one, by round, site and action."""
+    query = select(t.rulings.c.doc).where((t.rulings.c.job == job) & (t.rulings.c.round <= number))
+    ordered = query.order_by(t.rulings.c.round, t.rulings.c.site, t.rulings.c.action)
+    return tuple(from_json(Ruling, doc, where=job) for doc in connection.execute(ordered).scalars())
+
+
+def withdrawals(connection: Connection) -> list[Ruling]:
+    """Return the withdrawals from jobs that have not ended, by job, round and site."""
+    going = t.jobs.c.state.not_in([state.value for state in JobState if state.final])
+    query = select(t.rulings.c.doc).join(t.jobs, t.jobs.c.id == t.rulings.c.job)
+    query = query.where(going & (t.rulings.c.action == "withdraw"))
+    ordered = query.order_by(t.rulings.c.job, t.rulings.c.round, t.rulings.c.site)
+    return [from_json(Ruling, doc, where="rulings") for doc in connection.execute(ordered).scalars()]
+
+
+def first_open(connection: Connection, job: str) -> int:
+    """Return the number of the first round whose commits are not fixed yet."""
+    fixed = (t.rounds.c.job == job) & (t.rounds.c.phase != RoundPhase.OPEN.value)
+    return 1 + (connection.execute(select(func.max(t.rounds.c.number)).where(fixed)).scalar() or 0)
 
 
 def _row(row: Any) -> RoundRow:

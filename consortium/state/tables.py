@@ -338,10 +338,14 @@ rounds = Table(
     Column("fixed", JSON, nullable=False),
     _text("previous_outer"),
     Column("certificate", JSON),
+    Column("settlement", JSON),
     _ms("opened_ms"),
     _ms("deadline_ms"),
 )
-"""`fixed`: sites whose commits make the round, once it is judged. `deadline_ms` is 0 until something waits on it."""
+"""`fixed`: sites whose commits make the round, once it is judged. `deadline_ms` is 0 until something waits on it.
+
+`settlement`: how a dispute over the outer state ended, where there was one.
+"""
 
 commits = Table(
     "commits",
@@ -366,6 +370,18 @@ verdicts = Table(
     _text("epoch"),
     _ms("at_ms"),
 )
+
+rulings = Table(
+    "rulings",
+    metadata,
+    _text("job", primary_key=True),
+    Column("round", Integer, primary_key=True),
+    _text("site", primary_key=True),
+    _text("action", primary_key=True),
+    Column("doc", JSON, nullable=False),
+    _ms("at_ms"),
+)
+"""What admins ruled on sites' parts in rounds: signed, for rounds whose commits were not fixed yet."""
 
 agreements = Table(
     "agreements",

@@ -17,8 +17,8 @@ Where the job clips or quarantines, the certificate carries a standing: what the
 6. a site that was refused `quarantine` rounds in a row for what it sent is left out as in 1. A refusal is for what was
    sent where more than half of the judges gave a reason other than `missing` and `unreachable`.
 
-`standing_after` gives the next round's. And with or without one: a site that an admin rejected, and did not readmit
-since, is left out as in 1; a readmission in round k takes effect in round k.
+`standing_after` gives the next round's. And with or without one: a site that an admin rejected or withdrew, and did not
+readmit since, is left out as in 1; a readmission in round k takes effect in round k.
 
 A certificate without contributions is valid and leaves the outer state as it is. Signatures are not part of the rule:
 who receives commits and verdicts checks them first. The order in which messages arrived changes nothing.
@@ -122,8 +122,8 @@ def left_out(number: int, rulings: Iterable[Ruling], standing: Standing | None) 
     last: dict[str, tuple[int, bool]] = {}
     for ruling in given:
         if ruling.round <= number:
-            # Of two rulings for one round the rejection holds.
-            said = (ruling.round, ruling.action == "reject")
+            # Of two rulings for one round the one that leaves out holds.
+            said = (ruling.round, ruling.action != "readmit")
             last[ruling.site] = max(said, last.get(ruling.site, said))
     out = {site for site, (_, rejected) in last.items() if rejected}
     if standing is not None and standing.quarantine:

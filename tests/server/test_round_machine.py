@@ -5,6 +5,7 @@ The state, its transactions and the machine are the real ones; the network and t
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 from collections.abc import Callable
@@ -17,19 +18,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consortium.domain.job import JobKind
-from consortium.domain.training import Commit, Round, RoundPhase, Verdict
-from consortium.errors import ConflictError, UsageError
+from consortium.domain.job import JobKind, LegState
+from consortium.domain.partner import Person, Role
+from consortium.domain.training import Commit, Round, RoundPhase, Ruling, Verdict
+from consortium.errors import ConflictError, ForbiddenError, UsageError, VerificationError
+from consortium.keys.roster import Rosters
 from consortium.keys.signing import SigningKey, sign_value
+from consortium.keys.tokens import Claims
+from consortium.server import evictions, rulings
 from consortium.server import rounds as machine
 from consortium.server.core import Core
-from consortium.state import Database, tables
+from consortium.state import Database, jobs, tables
 from consortium.state.data import agree
-from consortium.train.rounds import check_certificate
+from consortium.state.rounds import first_open
+from consortium.train.rounds import check_certificate, left_out
 from tests.state.test_jobs import make_job, place, store
 
 SITES = ("de-1", "fr-1", "uy-1")
 KEYS = {site: SigningKey.generate() for site in SITES}
+ADMIN = SigningKey.generate()
+CLAIMS = Claims(subject="fr/bruno", roles=(Role.ADMIN,), partner="fr", expires_ms=2**50)
 GRACE_MS, ROUNDS = 1_000, 3
 REASONS = ("", "", "", "outlier", "missing")
 
@@ -40,6 +48,7 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Any:
     db = Database(f"sqlite:///{folder / 'state.db'}")
     clock = SimpleNamespace(now=1_000)
     known = {site: SimpleNamespace(id=site, signing_key=key.public) for site, key in KEYS.items()}
+    admin = Person(id="fr/bruno", name="Bruno", roles=(Role.ADMIN,), signing_key=ADMIN.public)
     yield Core(
         settings=SimpleNamespace(round_grace_ms=GRACE_MS),  # type: ignore[arg-type]  # all that rounds read of them
         db=db,
@@ -48,7 +57,7 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Any:
         trust=None,  # type: ignore[arg-type]
         clock=SimpleNamespace(now_ms=lambda: clock.now, at=clock),  # type: ignore[arg-type]
         contacts=None,  # type: ignore[arg-type]
-        files=SimpleNamespace(current=SimpleNamespace(site=known.__getitem__)),  # type: ignore[arg-type]
+        files=SimpleNamespace(current=SimpleNamespace(site=known.__getitem__, rosters=Rosters({admin.id: admin}))),  # type: ignore[arg-type]
         incarnation=7,
     )
     db.close()
@@ -62,6 +71,7 @@ class Play:
     core: Any
     random: random.Random
     quarantine: int
+    ruled: bool = False
     flight: list[Callable[[], None]] = field(default_factory=list)
     certificates: dict[int, Any] = field(default_factory=dict)
     said: dict[tuple[str, int, str], str] = field(default_factory=dict)
@@ -71,7 +81,7 @@ class Play:
         job = make_job()
         params = {"outer": {"rounds": ROUNDS, "inner_steps": 5, "quorum": 2, "screen": screen}}
         spec = type(job.spec)(**{**_fields(job.spec), "kind": JobKind.PRETRAIN, "params": params, "min_sites": 2})
-        self.job = store(self.core.db, _with(job, spec=spec)).id
+        self.job = store(self.core.db, _with(job, spec=spec, target_sites=SITES)).id
         place(self.core.db, _with(job, spec=spec), sites=SITES)
 
     # -- what sites send: the same message has the same content, however often it is sent ---------------------------
@@ -119,15 +129,34 @@ class Play:
             call(self.core, connection, *given_)
 
     def _write(self, call: Any, *given_: Any) -> None:
-        try:
+        # Too late, too early, or said already: the site learns it and goes on.
+        with contextlib.suppress(ConflictError, UsageError):
             self.write(call, *given_)
-        except (ConflictError, UsageError):
-            pass  # too late, too early, or said already: the site learns it and goes on
+
+    def rule(self) -> None:
+        """An admin rules on a site from the next round on; what may not be is refused."""
+        with self.core.db.read() as connection:
+            first = first_open(connection, self.job)
+        action = self.random.choice(["reject", "readmit", "withdraw"])
+        ruling = Ruling(job=self.job, round=first + self.random.randrange(2), site=self.random.choice(SITES),
+                        action=action, reason="asked to", by="fr/bruno")  # fmt: skip
+        with contextlib.suppress(ConflictError):
+            self.write(rulings.take_ruling, CLAIMS, sign_value(ADMIN, ruling))
+
+    def _stop_the_withdrawn(self) -> None:
+        rulings.withdraw_due(self.core)
+        with self.core.db.write() as connection:
+            job = jobs.find_job(connection, self.job)
+            for leg in job.attempt.legs if job.attempt else ():
+                if leg.state is LegState.STOPPING:
+                    evictions.stopped(self.core, connection, leg, LegState.STOPPED, self.core.clock.now_ms(), None)
 
     # -- the network, and what must hold whatever it does ---------------------------------------------------------
 
     def step(self, number: int) -> None:
-        match self.random.randrange(10):
+        match self.random.randrange(11):
+            case 10 if self.ruled:
+                self.rule()
             case 0 | 1 | 2:
                 self.send(
                     self.random.choice(SITES), self.random.choice([number, number, max(1, number - 1), number + 1])
@@ -141,6 +170,7 @@ class Play:
             case _:
                 self.core.clock.at.now += self.random.choice([1, GRACE_MS])
                 machine.advance_all(self.core)
+                self._stop_the_withdrawn()
                 self.holds()
 
     def holds(self) -> None:
@@ -152,6 +182,7 @@ class Play:
             assert self.certificates.setdefault(number, current.certificate) == current.certificate, "only one"
             check_certificate(current, current.certificate.previous_outer)
             parts = current.certificate.contributions
+            assert not {part.site for part in parts} & self.out(number), "who is left out does not count"
             assert [part.site for part in parts] == sorted({part.site for part in parts}), "each site once"
             for part in parts:
                 assert part.digest == f"sha256:{part.site}{number}"
@@ -159,8 +190,7 @@ class Play:
                 assert 2 * len({v.judge for v in yes}) > len({c.site for c in current.commits} - self.out(number))
 
     def out(self, number: int) -> set[str]:
-        standing = self.certificates[number].standing
-        return {s for s, n in standing.refused if n >= standing.quarantine} if standing else set()
+        return set(left_out(number, self.read(number).rulings, self.certificates[number].standing))
 
     def read(self, number: int) -> Round:
         with self.core.db.read() as connection:
@@ -180,9 +210,9 @@ def hash_of(site: str, number: int) -> int:
 
 
 @settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 2**32), quarantine=st.sampled_from([0, 1]))
-def test_whatever_the_network_does_there_is_one_certificate_and_its_verdicts_imply_it(core, seed, quarantine):
-    play = Play(core, random.Random(seed), quarantine)
+@given(seed=st.integers(0, 2**32), quarantine=st.sampled_from([0, 1]), ruled=st.booleans())
+def test_whatever_the_network_does_there_is_one_certificate_and_its_verdicts_imply_it(core, seed, quarantine, ruled):
+    play = Play(core, random.Random(seed), quarantine, ruled)
     number = 1
     for _ in range(60):
         play.step(number)
@@ -218,3 +248,46 @@ def test_a_leg_that_was_started_anew_changes_nothing_of_a_commit_once_the_set_is
         with pytest.raises(ConflictError, match="takes no commits"):
             play.write(machine.take_commit, "fr-1", lie)
     assert play.read(1).commits == fixed
+
+
+def test_rulings_hold_from_an_open_round_and_a_withdrawn_site_keeps_what_it_contributed(core):
+    play = Play(core, random.Random(0), 0)
+
+    def said(action: str, site: str, number: int, **changes: Any) -> Ruling:
+        one = Ruling(job=play.job, round=number, site=site, action=action, reason="why", by="fr/bruno")
+        return sign_value(ADMIN, replace(one, **changes))
+
+    def whole_round(number: int) -> tuple[str, ...]:
+        for _ in range(4):
+            for site in SITES:
+                play.send(site, number)
+            while play.flight:
+                play.flight.pop()()
+            machine.advance_all(core)
+            play._stop_the_withdrawn()
+        assert play.read(number).phase is RoundPhase.CLOSED
+        parts = play.read(number).certificate.contributions
+        return tuple(part.site for part in parts)
+
+    with pytest.raises(VerificationError, match="does not hold"):
+        play.write(rulings.take_ruling, CLAIMS, replace(said("reject", "de-1", 1), round=2))
+    foreign = replace(CLAIMS, subject="de/bernd", partner="de")
+    with pytest.raises(ForbiddenError, match="not de/bernd's to decide"):
+        play.write(rulings.take_ruling, foreign, said("reject", "uy-1", 1, by="de/bernd"))
+    play.said |= {(judge, number, site): "" for judge in SITES for site in SITES for number in (1, 2, 3)}
+    play.write(rulings.take_ruling, CLAIMS, said("reject", "de-1", 1))
+    assert play.read(1).expected == ("fr-1", "uy-1"), "the round waits for nobody who is left out"
+    assert whole_round(1) == ("fr-1", "uy-1")
+    with pytest.raises(ConflictError, match="no rulings any more"):
+        play.write(rulings.take_ruling, CLAIMS, said("readmit", "de-1", 1))
+    play.write(rulings.take_ruling, CLAIMS, said("readmit", "de-1", 2))
+    play.write(rulings.take_ruling, CLAIMS, said("withdraw", "uy-1", 3))
+    with pytest.raises(ConflictError, match="the job needs 2"):
+        play.write(rulings.take_ruling, CLAIMS, said("withdraw", "de-1", 3))
+    assert whole_round(2) == SITES
+    with core.db.read() as connection:
+        job = jobs.find_job(connection, play.job)
+    assert {leg.site: leg.state for leg in job.attempt.legs}["uy-1"] is LegState.STOPPED
+    assert job.target_sites == ("de-1", "fr-1"), "nor would another attempt go there"
+    assert whole_round(3) == ("de-1", "fr-1")
+    assert "uy-1" in {part.site for part in play.read(2).certificate.contributions}, "what it gave still counts"

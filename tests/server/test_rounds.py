@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import Any
 
@@ -13,6 +14,8 @@ from consortium.domain.job import JobKind, LegState, Resources
 from consortium.domain.training import Certificate, Commit, Round, Verdict
 from consortium.keys.signing import sign_value, verify_value
 from consortium.train.rounds import check_certificate
+from tests.server.test_commands import As
+from tests.server.test_commands import person as person
 
 pytestmark = pytest.mark.integration
 NAMES = ("de-1", "fr-1", "uy-1")
@@ -121,9 +124,45 @@ def test_two_rounds_from_commits_to_a_closed_round_on_record(fed: Any) -> None:
     assert isinstance(second.certificate, Certificate)
     assert second.certificate.previous_outer == "sha256:one"
     assert len(fed.get(f"/v1/jobs/{job.job}/rounds")) == 2
+    assert [one["number"] for one in fed.get(f"/v1/jobs/{job.job}/rounds?after=1")] == [2]
     record = next(r for r in fed.records("server") if r["type"] == "round" and r["body"]["job"] == job.job)
     assert record["body"]["outer_digest"] == "sha256:one"
     assert from_json(Round, record["body"]["round"]).number == 1
+    job.cancel()
+
+
+def test_an_admin_rejects_a_site_and_the_list_of_rounds_says_so(fed: Any, person: As) -> None:
+    job = Training(fed, min_sites=2)
+    who = ("round", "reject", job.job, "uy-1", "--reason", "its numbers are not its own")
+    refused = person("fr/amelie", *who)
+    assert refused.code == 2, refused.err
+    assert "fr/amelie is not admin" in refused.err
+    done = person("fr/bruno", *who)
+    assert done.code == 0, done.err
+    assert "left out from round 1 on" in done.err
+    for name in NAMES:
+        job.commit(name, 1)  # uy-1's may come too late: nobody waits for it
+    fixed = tuple(commit.site for commit in job.phase(1, "judging").commits)
+    for name in fixed:
+        job.judge(name, 1, fixed)
+    certified = job.phase(1, "certified")
+    assert [part.site for part in check_certificate(certified, "").contributions] == ["de-1", "fr-1"]
+    assert person("fr/bruno", "round", "readmit", job.job, "uy-1", "--round", "1", "--reason", "x").code == 2
+    (row,) = json.loads(person("fr/amelie", "round", "ls", job.job, "--json").out)
+    assert (row["round"], row["left_out"], row["weights"]) == (1, ["uy-1"], {"de-1": 0.5, "fr-1": 0.5})
+    assert "left out" in person("fr/amelie", "round", "ls", job.job).out
+    gone = person("fr/bruno", "job", "withdraw-site", job.job, "uy-1", "--reason", "its GPUs are needed")
+    assert "withdrawn from round 2 on" in gone.err
+    for name in NAMES:
+        job.agree(name, "outer/1", "sha256:one")
+    job.phase(1, "closed")
+    fed.until(lambda: job.sites["uy-1"].poll().stops)
+    job.sites["uy-1"].say(job.offers["uy-1"].leg, job.offers["uy-1"].epoch, LegState.STOPPED)
+    assert fed.until(lambda: (shown := fed.job(job.job))["target_sites"] == ["de-1", "fr-1"] and shown)["state"] == (
+        "running"
+    )
+    given = [r["body"]["ruling"] for r in fed.records("server") if r["body"].get("kind") == "ruling"]
+    assert [one["action"] for one in given] == ["reject", "withdraw"]
     job.cancel()
 
 

@@ -11,6 +11,7 @@ from consortium.domain.codec import from_json, to_json
 from consortium.domain.ids import partner_of
 from consortium.domain.job import MAX_ARRAY, JobSpec, JobState, SignedSpec
 from consortium.domain.partner import Role
+from consortium.domain.training import Ruling
 from consortium.errors import ConflictError, ForbiddenError, UsageError
 from consortium.policy import CONSORTIUM, log_request
 from consortium.scheduler import explain
@@ -19,8 +20,10 @@ from consortium.server import submit as submission
 from consortium.server.auth import CoreArg, ReaderArg, UserArg
 from consortium.server.core import Core
 from consortium.server.dryrun import dry_run
+from consortium.server.rulings import take_ruling
 from consortium.state import data, inbox
 from consortium.state import jobs as store
+from consortium.state import rounds as round_store
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -151,12 +154,36 @@ def logs(job: str, core: CoreArg, claims: UserArg, site: str = "", after: int = 
 
 
 @router.get("/{job}/rounds")
-def all_rounds(job: str, core: CoreArg, claims: ReaderArg) -> list[dict[str, Any]]:
-    """List a job's rounds with commits, verdicts, certificates and outer digests."""
+def all_rounds(job: str, core: CoreArg, claims: ReaderArg, after: int = 0) -> list[dict[str, Any]]:
+    """List a job's rounds after number `after`, with commits, verdicts, certificates and outer digests."""
     with core.db.read() as connection:
         store.find_job(connection, job)
-        found: list[dict[str, Any]] = to_json(rounds.job_rounds(connection, job))
+        found: list[dict[str, Any]] = to_json(rounds.job_rounds(connection, job, after))
     return found
+
+
+@router.get("/{job}/rulings")
+def rulings(job: str, core: CoreArg, claims: UserArg) -> dict[str, Any]:
+    """Return what admins ruled in a job, the first round that takes rulings, and who committed to it already."""
+    with core.db.read() as connection:
+        store.find_job(connection, job)
+        first = round_store.first_open(connection, job)
+        current = round_store.read(connection, job, first)
+        given = round_store.rulings(connection, job, 2**31 - 1)
+    committed = sorted(commit.site for commit in current.commits) if current else []
+    return {"first_open": first, "committed": committed, "rulings": to_json(given)}
+
+
+@router.post("/{job}/rulings")
+def rule(job: str, body: dict[str, Any], core: CoreArg, claims: UserArg) -> dict[str, Any]:
+    """Reject, readmit or withdraw a site's part from a round on; admins may, over their signature."""
+    ruling = from_json(Ruling, body, where="ruling")
+    if ruling.job != job:
+        raise UsageError(f"the ruling is of {ruling.job}", where=job)
+    with core.db.write() as connection:
+        take_ruling(core, connection, claims, ruling)
+    core.bell.set()
+    return rulings(job, core, claims)
 
 
 def _may_read(core: Core, spec: JobSpec, site: str, partner: str) -> bool:

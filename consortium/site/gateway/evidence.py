@@ -5,18 +5,25 @@ The rule that makes a certificate out of commits and verdicts leaves signatures 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from consortium.domain.codec import from_json
 from consortium.domain.protocol import LegOffer
 from consortium.domain.training import Round
 from consortium.errors import VerificationError
+from consortium.keys.roster import Rosters, verify_ruling
 from consortium.keys.signing import verify_value
 from consortium.keys.trust import Trust
 
 
-def check_round(trust: Trust, offer: LegOffer, number: int, answer: Any) -> Round:
-    """Return a round as the server gave it. Raises VerificationError unless every part was signed by whom it names."""
+def check_round(
+    trust: Trust, offer: LegOffer, number: int, answer: Any, rosters: Callable[[], Rosters] | None = None
+) -> Round:
+    """Return a round as the server gave it. Raises VerificationError unless every part was signed by whom it names.
+
+    `rosters` gives the people whom partners vouch for; it is asked only where somebody ruled.
+    """
     where = f"{offer.job} round {number}"
     found = from_json(Round, answer, where=where)
     named = {(found.job, found.number)} | {(commit.job, commit.round) for commit in found.commits}
@@ -25,6 +32,7 @@ def check_round(trust: Trust, offer: LegOffer, number: int, answer: Any) -> Roun
         named.add((found.certificate.job, found.certificate.round))
     if named != {(offer.job, number)}:
         raise VerificationError("the server answered with parts of another round", where=where)
+    _check_rulings(found, offer, number, rosters, where)
     for commit in found.commits:
         verify_value(_peer_key(trust, offer, commit.site), commit, what=f"the commit of {commit.site} to {where}")
     for verdict in found.verdicts:
@@ -32,6 +40,17 @@ def check_round(trust: Trust, offer: LegOffer, number: int, answer: Any) -> Roun
     if found.certificate is not None:
         verify_value(trust.server_key, found.certificate, what=f"the certificate of {where}")
     return found
+
+
+def _check_rulings(
+    found: Round, offer: LegOffer, number: int, rosters: Callable[[], Rosters] | None, where: str
+) -> None:
+    if any(ruling.job != offer.job or ruling.round > number for ruling in found.rulings):
+        raise VerificationError("the server answered with rulings of another job or a later round", where=where)
+    if found.rulings and rosters is not None:
+        people = rosters()
+        for ruling in found.rulings:
+            verify_ruling(ruling, people, offer.spec.spec.account)
 
 
 def check_agreements(trust: Trust, offer: LegOffer, topic: str, answer: Any) -> dict[str, str]:

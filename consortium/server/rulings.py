@@ -1,0 +1,126 @@
+"""Admins' rulings on sites' parts in a training: rejected, let in again, withdrawn.
+
+A ruling is signed by the admin and holds from a round whose commits are not fixed yet, so that what it changes shows
+in the certificate for anyone to recompute. Requests store rulings; only the loop ends a withdrawn site's leg, once the
+rounds that it still takes part in are closed.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import Connection
+
+from consortium.domain.ids import partner_of
+from consortium.domain.job import Job, LegState
+from consortium.domain.partner import Role
+from consortium.domain.records import RecordType
+from consortium.domain.training import RoundPhase, Ruling
+from consortium.errors import ConflictError, ForbiddenError, NotFoundError, UsageError
+from consortium.keys.roster import verify_ruling
+from consortium.keys.tokens import Claims
+from consortium.server import legs
+from consortium.server.auth import need
+from consortium.server.core import Core
+from consortium.state import jobs, rounds
+from consortium.train.rounds import left_out
+
+log = logging.getLogger(__name__)
+MAX_REASON = 500
+
+
+def take_ruling(core: Core, connection: Connection, claims: Claims, ruling: Ruling) -> None:
+    """Keep an admin's ruling and put it on record.
+
+    Raises ForbiddenError where it is not theirs to give, ConflictError where the round is fixed, nobody would be left,
+    or an earlier ruling stands in the way, VerificationError where the signature does not hold.
+    """
+    need(claims, Role.ADMIN)
+    job = jobs.find_job(connection, ruling.job)
+    if ruling.by != claims.subject:
+        raise ForbiddenError(f"{claims.subject} cannot rule as {ruling.by}")
+    owner, site_owner = partner_of(job.spec.account), partner_of(ruling.site)
+    if claims.partner != owner and (ruling.action == "readmit" or claims.partner != site_owner):
+        raise ForbiddenError(
+            f"{ruling.action} of {ruling.site} is not {claims.subject}'s to decide: the job is {job.spec.account}'s",
+            where=job.id,
+            fix=f"ask an admin of {owner}",
+        )
+    _check(connection, job, ruling)
+    verify_ruling(ruling, core.federation.rosters, job.spec.account)
+    if rounds.add_ruling(connection, ruling, core.clock.now_ms()):
+        core.record(connection, RecordType.APPROVAL, {"kind": "ruling", "job": job.id, "ruling": ruling})
+
+
+def _check(connection: Connection, job: Job, ruling: Ruling) -> None:
+    outer = job.spec.params.get("outer")
+    last = int(outer.get("rounds") or 0) if isinstance(outer, dict) else 0
+    where = f"{job.id} round {ruling.round}"
+    if not last:
+        raise UsageError("the job has no rounds", where=job.id)
+    if job.state.final:
+        raise ConflictError(f"the job is {job.state.value}", where=job.id)
+    sites = taking_part(job)
+    if ruling.site not in sites:
+        raise NotFoundError(
+            f"{ruling.site[:80]!r} takes no part in the job", where=job.id, fix=", ".join(sorted(sites))
+        )
+    if not 0 < len(ruling.reason.strip()) <= MAX_REASON:
+        raise UsageError(f"a ruling needs a reason of at most {MAX_REASON} characters", where=where)
+    known = rounds.rulings(connection, job.id, last)
+    if ruling in known:
+        return
+    first = rounds.first_open(connection, job.id)
+    if not first <= ruling.round <= last:
+        fix = f"rule from round {first} on" if first <= last else "the last round's commits are fixed; cancel the job"
+        raise ConflictError("the round takes no rulings any more, or the job has no such round", where=where, fix=fix)
+    if ruling.action == "readmit":
+        same = [one for one in known if (one.site, one.round) == (ruling.site, ruling.round)]
+        if any(one.site == ruling.site and one.action == "withdraw" for one in known):
+            raise ConflictError(f"{ruling.site} was withdrawn and has no leg to let in again", where=where)
+        if same and same[0].action != "readmit":
+            fix = f"readmit it from round {ruling.round + 1} on"
+            raise ConflictError(f"{ruling.site} is left out of this very round", where=where, fix=fix)
+        return
+    left = sites - left_out(ruling.round, (*known, ruling), None)
+    least = max(1, job.spec.min_sites) if ruling.action == "withdraw" else 1
+    if len(left) < least:
+        what = f"{len(left)} sites would be left, the job needs {least}"
+        raise ConflictError(what, where=where, fix=f"consortium cancel {job.id}")
+
+
+def taking_part(job: Job) -> set[str]:
+    """Return the sites of a job: where it is to run, and where its attempt has legs."""
+    return {*job.target_sites, *(leg.site for leg in (job.attempt.legs if job.attempt else ()))}
+
+
+def rejected(connection: Connection, job_id: str, number: int) -> frozenset[str]:
+    """Return the sites that rulings leave out of a round: it does not wait for them."""
+    return left_out(number, rounds.rulings(connection, job_id, number), None)
+
+
+def withdraw_due(core: Core) -> None:
+    """End the legs of withdrawn sites whose last round is closed; the job goes on without them."""
+    with core.db.read() as connection:
+        due = rounds.withdrawals(connection)
+    for ruling in due:
+        with core.db.write() as connection:
+            _withdraw(core, connection, ruling)
+
+
+def _withdraw(core: Core, connection: Connection, ruling: Ruling) -> None:
+    job = jobs.find_job(connection, ruling.job)
+    if job.state.final or ruling.site not in taking_part(job):
+        return
+    before = rounds.find(connection, job.id, ruling.round - 1)
+    if ruling.round > 1 and (before is None or before.phase is not RoundPhase.CLOSED):
+        return
+    if ruling.site in job.target_sites:
+        jobs.leave_site(connection, job, ruling.site, core.clock.now_ms())
+        log.info("%s is withdrawn from %s by %s", ruling.site, job.id, ruling.by)
+    why = f"withdrawn from the job by {ruling.by}: {ruling.reason}"
+    for leg in job.attempt.legs if job.attempt else ():
+        if leg.site == ruling.site and leg.state in legs.AT_WORK:
+            jobs.set_leg(connection, leg, LegState.STOPPING, core.clock.now_ms(), reason=why)
+        elif leg.site == ruling.site and leg.state not in jobs.LIVE:
+            jobs.set_retry(connection, leg.id, 0)

@@ -1,0 +1,54 @@
+"""What admins ruled reaches a leg only over a signature that a partner's roster vouches for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from consortium.domain.codec import to_json
+from consortium.domain.partner import Person, Role
+from consortium.domain.training import Round, RoundPhase, Ruling
+from consortium.errors import VerificationError
+from consortium.keys.roster import Rosters
+from consortium.keys.signing import SigningKey, sign_value
+from consortium.site.gateway.evidence import check_round
+from tests.site.world import World
+
+BRUNO, AMELIE, BERND = (SigningKey.generate() for _ in range(3))
+ROSTERS = Rosters(
+    {
+        person: Person(id=person, name=person, roles=(role,), signing_key=key.public)
+        for person, role, key in (
+            ("fr/bruno", Role.ADMIN, BRUNO),
+            ("fr/amelie", Role.ENGINEER, AMELIE),
+            ("de/bernd", Role.ADMIN, BERND),
+        )
+    }
+)
+
+
+def test_only_rulings_of_admins_who_may_reach_a_leg(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    offer = world.offer(peers=("de-1", "fr-1"))
+    assert offer.spec.spec.account == "fr"
+    draft = Ruling(job=offer.job, round=2, site="de-1", action="reject", reason="broken disks", by="fr/bruno")
+
+    def relayed(*rulings: Ruling, number: int = 2) -> Round:
+        told = Round(job=offer.job, number=number, phase=RoundPhase.OPEN, expected=("fr-1",), rulings=rulings)
+        return check_round(world.trust, offer, number, to_json(told), lambda: ROSTERS)
+
+    true = sign_value(BRUNO, draft)
+    own = sign_value(BERND, replace(draft, by="de/bernd"))
+    assert relayed(true, own).rulings == (true, own)
+    for false, why in (
+        (replace(true, site="fr-1"), "does not hold"),
+        (sign_value(AMELIE, replace(draft, by="fr/amelie")), "no admin"),
+        (sign_value(BERND, replace(draft, by="de/bernd", site="fr-1")), "not de/bernd's to give"),
+        (sign_value(BERND, replace(draft, by="de/bernd", action="readmit")), "not de/bernd's to give"),
+        (sign_value(BRUNO, replace(draft, by="fr/nobody")), "in no partner's roster"),
+        (sign_value(BRUNO, replace(draft, round=3)), "a later round"),
+    ):
+        with pytest.raises(VerificationError, match=why):
+            relayed(true, false)
