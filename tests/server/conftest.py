@@ -10,7 +10,6 @@ import functools
 import json
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -38,6 +37,7 @@ from consortium.keys.signing import SigningKey, sign_value
 from consortium.keys.tokens import issue
 from consortium.keys.trust import SiteKeys, Trust
 from consortium.ledger.proofs import parse_checkpoint
+from consortium.local.ports import free_ports
 
 ROLES = {
     "fr/amelie": Role.ENGINEER,
@@ -397,13 +397,13 @@ def make_fed(home: Path) -> Fed:
     put("quota", "consortium", server_key, "consortium", file.file, file.text)
     settings = {
         "host": "127.0.0.1",
-        "port": free_port(),
+        "port": free_ports(1)[0],
         "database_url": f"sqlite:///{home}/server/state.db",
         "ledger_dir": str(home / "server" / "ledger"),
         "signing_key_path": str(home / "server" / "server.key"),
         "trust_path": str(home / "trust.json"),
         "documents_dir": str(home / "documents"),
-        "mlflow_url": f"http://127.0.0.1:{free_port()}",
+        "mlflow_url": f"http://127.0.0.1:{free_ports(1)[0]}",
         "code_digest": "sha256:test",
         "lease_ms": 20_000,
         "max_skew_ms": 200,
@@ -420,12 +420,6 @@ def make_fed(home: Path) -> Fed:
         trust=trust,
         settings=settings,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from consortium.domain.codec import to_json
 from consortium.domain.job import Fault, LegState
 from consortium.domain.protocol import LegCommand, LegOffer, LegReport
 from consortium.ledger.origins import check_chain
+from consortium.local.ports import free_ports
 from consortium.site.agent.logs import archive_key
 from consortium.site.db import SiteDb
 from consortium.site.legs import LegTable, new_leg
@@ -71,12 +71,6 @@ sys.exit(run(program))
 """
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def wait_for(what: str, condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -100,7 +94,7 @@ class RayHead:
     def start(self) -> None:
         names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
                  "metrics-export-port", "runtime-env-agent-port")  # fmt: skip
-        self.ports = self.ports or {name: free_port() for name in names}
+        self.ports = self.ports or dict(zip(names, free_ports(len(names)), strict=True))
         flags = [f"--{name}={port}" for name, port in self.ports.items()]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
@@ -135,7 +129,7 @@ class RayHead:
             [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats",
              f"--address=127.0.0.2:{self.ports['port']}", "--node-ip-address=127.0.0.3", "--num-cpus=1",
              "--num-gpus=0", "--object-store-memory=100000000", f"--labels={label}",
-             *(f"--{name}={free_port()}" for name in names)],
+             *(f"--{name}={port}" for name, port in zip(names, free_ports(len(names)), strict=True))],
             env=self.environment() | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"},  # else it may not join
             start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
@@ -266,7 +260,7 @@ def site(tmp_path: Path, head: RayHead, s3: S3) -> Iterator[Site]:
         )
         for store in stores
     )
-    port = free_port()
+    port = free_ports(1)[0]
     with consortium_server(script) as server:
         settings = world.settings(
             server_url=server.url,
