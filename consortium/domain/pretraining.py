@@ -20,6 +20,13 @@ CodeName = Literal["fp32", "bf16", "int8", "int4", "topk"]
 _STRICT: dict[str, str] = {"extra": "forbid"}
 
 
+def _weight(text: str) -> tuple[str, float]:
+    name, _, weight = text.rpartition(":")
+    if not re.fullmatch(r"[a-z0-9._+-]+", name) or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", weight):
+        raise ValueError(f"mixture: {text[:100]!r} must be NAME:WEIGHT such as fr:0.5, a dataset's name or a language")
+    return name, float(weight)
+
+
 def _within(config: object, **bounds: tuple[float, float]) -> None:
     for name, (low, high) in bounds.items():
         value = getattr(config, name)
@@ -95,11 +102,22 @@ class DataConfig:
     shuffle: bool = True
     boundaries: Literal["join", "mask"] = "join"
     """Whether attention goes on over the end of a document in a sequence or stops there."""
+    mixture: tuple[str, ...] = ()
+    """`NAME:WEIGHT` for each dataset or language; empty: every token of a site is read equally often."""
 
     def __post_init__(self) -> None:
         _within(self, batch_size=(1, 65_536), accumulate=(1, 65_536))
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})")
+        if len(self.weights) < len(self.mixture):
+            raise ValueError("mixture names a dataset or language twice")
+        if self.mixture and not any(self.weights.values()):
+            raise ValueError("mixture: one weight at least must be above 0")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The mixture's weights by name of dataset or language."""
+        return dict(_weight(text) for text in self.mixture)
 
     @property
     def part(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import UsageError
 from consortium.train.optim import InnerOptimizer, learning_rate
-from consortium.train.order import DataOrder, Sequences
+from consortium.train.order import Sequences
 from consortium.train.outer import Layout, Moments, Vector
 from consortium.train.plugin import build
 from consortium.train.within import InnerResult
@@ -44,7 +44,9 @@ class InnerWorker:
         self.world = world
         self.device = device or torch.device("cpu")
         self._sequences = sequences
-        self._order = DataOrder(params.seed, site, len(sequences), shuffle=params.data.shuffle)
+        if params.data.mixture and not sequences.sources:
+            raise UsageError("the sequences were opened without the job's mixture", where="data.mixture")
+        self.order = sequences.order(params.seed, site, shuffle=params.data.shuffle)
         self._model = build(params.model, vocab_size).to(self.device)
         self.document_end = sequences.end if params.data.boundaries == "mask" else None
         """The token at which attention stops; None: it goes on over the end of documents."""
@@ -128,7 +130,7 @@ class InnerWorker:
         total = self.params.outer.rounds * self.params.outer.inner_steps
         self._model.train()
         for at in range(step, step + count):
-            numbers = self._order.at(position, batch)[self.rank :: self.world]
+            numbers = self.order.at(position, batch)[self.rank :: self.world]
             rows_BT = torch.from_numpy(self._sequences.read(numbers)).to(self.device)
             self._losses += self._step(rows_BT, at, learning_rate(at, total, self.params.optim))
             position += batch
@@ -150,7 +152,7 @@ class InnerWorker:
         """
         if self.params.model.dropout:
             # Dropout draws from the global generator: seeded by what is trained, so that a repeated round is the same.
-            torch.manual_seed(self._order.seed_at(step, self.rank))
+            torch.manual_seed(self.order.seed_at(step, self.rank))
         count = self.params.data.accumulate
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         for at, part_BT in enumerate(rows_BT.chunk(count)):
@@ -173,7 +175,7 @@ class InnerWorker:
     def _probe(self, outer: Vector, position: int, count: int) -> float:
         self._set_parameters(outer)
         self._model.eval()
-        mine = self._order.at(position, count)[self.rank :: self.world]
+        mine = self.order.at(position, count)[self.rank :: self.world]
         total = torch.zeros(1, dtype=torch.float64, device=self.device)
         part = self.params.data.part
         with torch.inference_mode(), self._precision():

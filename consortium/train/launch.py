@@ -138,7 +138,9 @@ def _worker(config: Mapping[str, Any]) -> None:
     words = vocabulary(context.inputs, held_out=False)
     device = torch.device("cuda", torch.cuda.current_device()) if context.gpu_resource == "GPU" else torch.device("cpu")
     with tempfile.TemporaryDirectory(prefix="consortium-tokens-") as directory:
-        sequences = open_sequences(exchange.store(), context.inputs, params.model.context, words.size, Path(directory))
+        sequences = open_sequences(
+            exchange.store(), context.inputs, params.model.context, words.size, Path(directory), params.data.weights
+        )
         worker = InnerWorker(params, words.size, sequences, context.site, rank=rank, world=world, device=device)
         if rank == 0:
             lead(exchange, worker, params, words.size, words.tokenizer_digest)
@@ -171,8 +173,10 @@ def lead(exchange: Exchange, worker: Any, params: PretrainConfig, vocab_size: in
     if final is None:
         sys.stderr.write("this leg's GPUs are taken back; what it has is kept\n")
         return
+    mixture = {"mixture": worker.order.read(final.position)} if params.data.mixture else {}
     exchange.result(
         metrics={
+            **mixture,
             "rounds": final.round,
             "tokens": final.tokens,
             "parameters": worker.layout.size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from consortium.domain.data import ArtifactClass, Dataset, Shard
 from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import UsageError, VerificationError
 from consortium.storage.shards import map_tokens
-from consortium.train.order import DataOrder, Packing, Sequences
+from consortium.train.order import Packing, Sequences, Source, order_of
 
 if TYPE_CHECKING:
     from consortium.storage.objects import ObjectStore
@@ -65,25 +65,34 @@ def spans_read(
 
     Needs the datasets' descriptions only. Raises UsageError where they have not one whole sequence.
     """
-    shards = [(dataset.id, shard) for dataset, shard in _in_order(datasets)]
-    packing = Packing([shard.tokens for _, shard in shards], params.model.context)
-    order = DataOrder(params.seed, site, len(packing), shuffle=params.data.shuffle)
+    context = params.model.context
+    mixed = _mixed(datasets, params.data.weights)
+    shards = [(dataset.id, shard) for dataset, shard in _in_order(datasets, mixed)]
+    packing = Packing([shard.tokens for _, shard in shards], context)
+    sources = _sources(mixed, params.data.weights, context)
+    order = order_of(params.seed, site, len(packing), sources, shuffle=params.data.shuffle)
     places = [packing.place(int(number)) for number in order.at(position, count)]
-    return tuple(
-        Span(shards[array][0], shards[array][1].digest, start, params.model.context + 1) for array, start in places
-    )
+    return tuple(Span(shards[array][0], shards[array][1].digest, start, context + 1) for array, start in places)
 
 
 def open_sequences(
-    store: ObjectStore, datasets: Sequence[Dataset], context: int, vocab_size: int, directory: Path
+    store: ObjectStore,
+    datasets: Sequence[Dataset],
+    context: int,
+    vocab_size: int,
+    directory: Path,
+    weights: Mapping[str, float] | None = None,
 ) -> Sequences:
     """Download the datasets' shards into `directory` and return their sequences, in order of dataset id and shard.
 
+    With `weights`, those of `DataConfig`, only datasets whose weight is above 0, one source after another.
+
     Raises VerificationError where a shard's bytes do not hash to its digest or it holds a token outside the vocabulary,
-    UsageError where shards end documents with different tokens.
+    UsageError where shards end documents with different tokens or the weights do not say what to do with a dataset.
     """
     arrays, ends = [], set()
-    for _, shard in _in_order(datasets):
+    mixed = _mixed(datasets, weights or {})
+    for _, shard in _in_order(datasets, mixed):
         mapped = map_tokens(_fetched(store, shard, directory))
         tokens = mapped.tokens
         if len(tokens) and int(tokens.max()) >= vocab_size:
@@ -92,14 +101,47 @@ def open_sequences(
         ends.add(mapped.eos)
     if len(ends) > 1:
         raise UsageError(f"the inputs end documents with different tokens: {sorted(ends)}", fix="tokenize them alike")
-    return Sequences(arrays, context, end=next(iter(ends), None))
+    return Sequences(arrays, context, end=next(iter(ends), None), sources=_sources(mixed, weights or {}, context))
 
 
-def _in_order(datasets: Sequence[Dataset]) -> Iterator[tuple[Dataset, Shard]]:
-    """Yield all shards in the order in which training numbers them."""
-    for dataset in sorted(datasets, key=lambda dataset: dataset.id):
-        for shard in dataset.shards:
-            yield dataset, shard
+def _mixed(datasets: Sequence[Dataset], weights: Mapping[str, float]) -> dict[str, list[Dataset]]:
+    """Return the datasets of each source by its name: a dataset's own where it has a weight, else its language's.
+
+    Empty where nothing is weighted. Raises UsageError where a dataset has no weight, or none of them one above 0.
+    """
+    mixed: dict[str, list[Dataset]] = {}
+    for dataset in datasets if weights else ():
+        name = dataset.name if dataset.name in weights else "+".join(sorted(dataset.languages))
+        if name not in weights:
+            raise UsageError(
+                f"the mixture says nothing of {dataset.name}, whose language is {name or 'not stated'}",
+                where=f"data.mixture at {dataset.site}",
+                fix=f"add {dataset.name}:WEIGHT or {name or 'its language'}:WEIGHT; weight 0 leaves it out",
+            )
+        if weights[name]:
+            mixed.setdefault(name, []).append(dataset)
+    if weights and not mixed:
+        raise UsageError("the mixture leaves out every dataset of this site", where="data.mixture")
+    return dict(sorted(mixed.items()))
+
+
+def _sources(mixed: Mapping[str, Sequence[Dataset]], weights: Mapping[str, float], context: int) -> tuple[Source, ...]:
+    return tuple(
+        Source(
+            name=name,
+            sequences=len(Packing([shard.tokens for one in datasets for shard in one.shards], context)),
+            weight=weights[name],
+        )
+        for name, datasets in mixed.items()
+    )
+
+
+def _in_order(datasets: Sequence[Dataset], mixed: Mapping[str, Sequence[Dataset]]) -> Iterator[tuple[Dataset, Shard]]:
+    """Yield all shards in the order in which training numbers them: source by source where they are mixed."""
+    for group in mixed.values() if mixed else (datasets,):
+        for dataset in sorted(group, key=lambda dataset: dataset.id):
+            for shard in dataset.shards:
+                yield dataset, shard
 
 
 def _fetched(store: ObjectStore, shard: Shard, directory: Path) -> Path:

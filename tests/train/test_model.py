@@ -135,6 +135,8 @@ def test_a_worker_keeps_documents_apart_and_so_does_evaluate():
     unknown = Sequences([np.zeros(40, dtype=np.uint16)], 16)
     with pytest.raises(UsageError, match="nothing says which token"):
         InnerWorker(apart.params, VOCAB, unknown, "fr-1")
+    with pytest.raises(UsageError, match="without the job's mixture"):
+        worker(data={"batch_size": 4, "mixture": ["fr:1"]})
 
 
 def test_the_rotary_base_changes_what_far_positions_see():

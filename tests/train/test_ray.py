@@ -81,7 +81,8 @@ def test_pretrain_then_evaluate_on_a_real_cluster(cluster, s3):
     store = s3.store(f"private-{secrets.token_hex(4)}")
     store.ensure_bucket()
     hub = Hub(("fr-1",))
-    leg = context(store, "fr-1", ("fr-1",), s3=s3, gpus=2, gpus_per_worker=1)
+    params = {**PARAMS, "data": {**PARAMS["data"], "mixture": ["fr:1", "de:2"]}}
+    leg = context(store, "fr-1", ("fr-1",), s3=s3, gpus=2, gpus_per_worker=1, params=params)
     done = _run("pretrain.py", Line(hub, leg, store), cluster)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [hub.rounds[number].phase for number in (1, 2, 3)] == [RoundPhase.CLOSED] * 3
@@ -90,6 +91,8 @@ def test_pretrain_then_evaluate_on_a_real_cluster(cluster, s3):
     assert result["tokens"] == 3 * 4 * (4 * 2) * 16
     assert result["outer_digest"] == hub.agreed["outer/3"]["fr-1"]
     assert result["loss"]["3"] < result["loss"]["1"]
+    tokens = leg.inputs[0].shards[0].tokens
+    assert result["mixture"] == {"fr": {"share": 1.0, "passes": 3 * 4 * (4 * 2) / ((tokens - 1) // 16)}}
 
     held_out = put_tokens(store, "fr-1", held_out=True)
     params = {"rounds": [0, -1], "batches": 4, "batch_size": 8}
