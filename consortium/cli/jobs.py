@@ -11,6 +11,7 @@ from consortium.cli import dryrun
 from consortium.cli.context import As, Caller, Json, check_job_id
 from consortium.cli.dryrun import denied, funnel
 from consortium.cli.show import put_json, say, table, when
+from consortium.cli.watch import follow, told
 from consortium.errors import JobFailedError
 
 if TYPE_CHECKING:
@@ -119,9 +120,17 @@ def jobs(
     table(columns, rows, empty="no jobs; submit one with `consortium submit KIND`")
 
 
-def show(job: JobArg, as_json: Json = False, person: As = "") -> None:
+def show(
+    job: JobArg,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end first: sites, speed, rounds.")] = False,
+    as_json: Json = False,
+    person: As = "",
+) -> None:
     """Show a job."""
-    found = Caller(person).client().job(check_job_id(job))
+    client = Caller(person).client()
+    found = client.job(check_job_id(job))
+    if watch:
+        found = follow(client, found.id)
     if as_json:
         _put(found)
         return
@@ -165,7 +174,7 @@ def explain(job: JobArg, as_json: Json = False, person: As = "") -> None:
         funnel(found["funnel"])
     for site, progress in sorted((found.get("progress") or {}).items()):
         if progress:
-            print(f"  {site}: {_progress(progress)}")
+            print(f"  {site}: {told(progress)}")
 
 
 def logs(
@@ -177,14 +186,14 @@ def logs(
 ) -> None:
     """Print logs."""
     client = Caller(person).client()
-    after, told = 0, False
+    after, named = 0, False
     while True:
         found = client.logs(check_job_id(job), site=site, after=after)
         if as_json:
             put_json(found)
         else:
-            _log_text(found, told)
-        told = True
+            _log_text(found, named)
+        named = True
         more = found["next"] > after
         after = found["next"]
         if (found["final"] or not follow) and not more:
@@ -233,11 +242,7 @@ def _states(text: str) -> list[str]:
 
 def _watch(client: Client, job: str) -> Job:
     say(f"{job} submitted")
-    found = client.job(job)
-    for found in client.watch(job, timeout_s=366 * 86_400.0):
-        parts = [f"{site}: {_progress(said)}" for site, said in sorted(found.progress.items()) if said]
-        say(f"{found.state.value:10} {'; '.join(parts) or (found.reason.message if found.reason else '')}".rstrip())
-    return found
+    return follow(client, job)
 
 
 def _sites(job: Job) -> list[str]:
@@ -248,18 +253,14 @@ def _legs(job: Job) -> None:
     for attempt in job.attempts:
         print(f"attempt {attempt.number}")
         for leg in attempt.legs:
-            told = leg.reason or _progress(job.progress.get(leg.site, {}))
-            print(f"  {leg.site}  {leg.state.value}  {leg.gpus} GPUs  {leg.id}@{leg.epoch}  {told}".rstrip())
+            said = leg.reason or told(job.progress.get(leg.site, {}))
+            print(f"  {leg.site}  {leg.state.value}  {leg.gpus} GPUs  {leg.id}@{leg.epoch}  {said}".rstrip())
 
 
-def _progress(progress: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in progress.items())
-
-
-def _log_text(found: dict[str, Any], told: bool) -> None:
+def _log_text(found: dict[str, Any], named: bool) -> None:
     for chunk in found["chunks"]:
         for line in chunk["text"].splitlines():
             print(f"{chunk['site']} | {line}")
-    if not told:
+    if not named:
         for site in found["withheld"]:
             say(f"{site} keeps its logs at home: its partner's policy does not release them")

@@ -88,6 +88,9 @@ def test_an_array_is_submitted_listed_and_explained(fed: Any, person: As) -> Non
     assert after.code == 0, after.err
     assert f"after        {last}" in person("fr/amelie", "show", after.out.strip()).out
     ended = person("fr/amelie", "cancel", array)
+    watched = person("fr/amelie", "show", last, "--watch")
+    assert watched.err.startswith("cancelled")
+    assert "state        cancelled" in watched.out
     assert ended.err.count("is cancelled") == 3
     fed.until(lambda: fed.job(after.out.strip())["state"] == "cancelled")
     assert "no member" in person("fr/amelie", "cancel", array).err

@@ -1,0 +1,135 @@
+"""Following a job to its end: a live table on a terminal, a line for every change elsewhere. All of it is talk."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from consortium.cli.show import say
+from consortium.domain.units import data_size
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from consortium.client.api import Client
+    from consortium.domain.job import Job
+    from consortium.domain.training import Round
+
+FOR_S = 366 * 86_400.0
+SHOWN = 8
+"""Rounds below the live table."""
+
+
+def follow(client: Client, job: str) -> Job:
+    """Show a job on standard error until it is final, and return it."""
+    rounds: list[str] = []
+    news = _news(client, job)
+    if not sys.stderr.isatty():
+        for found, closed in news:
+            for line in closed:
+                say(line)
+            say(changed(found))
+        return found
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), transient=False) as live:
+        for found, closed in news:
+            rounds = [*rounds, *closed][-SHOWN:]
+            live.update(page(found, rounds))
+    return found
+
+
+def _news(client: Client, job: str) -> Iterator[tuple[Job, list[str]]]:
+    """Yield the job whenever something of it changes, each time with the rounds that were closed since."""
+    seen = 0
+    for found in client.watch(job, timeout_s=FOR_S):
+        closed: list[str] = []
+        if any(int(said.get("round", 0)) > seen for said in found.progress.values()) or (seen and found.state.final):
+            for one in client.rounds(job, after=seen):
+                if one.phase.value != "closed":
+                    break
+                seen = one.number
+                closed.append(round_line(one))
+        yield found, closed
+
+
+def changed(job: Job) -> str:
+    """Return a job's state in a line, with what its legs say."""
+    parts = [f"{site}: {told(said)}" for site, said in sorted(job.progress.items()) if said]
+    return f"{job.state.value:10} {'; '.join(parts) or (job.reason.message if job.reason else '')}".rstrip()
+
+
+def told(progress: dict[str, Any]) -> str:
+    """Return what a leg last said of itself, in a line."""
+    if "rounds" not in progress:
+        return ", ".join(f"{key} {value}" for key, value in progress.items())
+    parts = [f"{progress.get('phase', '')} {progress['round']}/{progress['rounds']}".strip()]
+    if "step" in progress:
+        parts.append(f"step {progress['step']:,}/{progress['steps']:,}")
+    names = ("tokens/s", "loss", "sent", "waited")
+    parts += [f"{name} {text}" for name, text in zip(names, _numbers(progress), strict=True) if text != "-"]
+    return ", ".join(parts)
+
+
+def round_line(one: Round) -> str:
+    """Return a closed round in a line: who counted, tokens, losses, who was refused and why."""
+    counted = {} if one.certificate is None else {part.site: part for part in one.certificate.contributions}
+    losses = {commit.site: float.fromhex(commit.loss) for commit in one.commits if commit.site in counted}
+    tokens = sum(part.tokens for part in counted.values())
+    shown = ", ".join(f"{site} {loss:.4f}" for site, loss in sorted(losses.items()))
+    line = f"round {one.number} closed: {tokens:,} tokens" + (f", loss {fmean(losses.values()):.4f}" if losses else "")
+    for commit in one.commits:
+        if commit.site not in counted:
+            said = {verdict.reason for verdict in one.verdicts if verdict.site == commit.site and verdict.reason}
+            shown += f"; {commit.site} refused: {', '.join(sorted(said)) or 'left out'}"
+    return f"{line} ({shown.removeprefix('; ')})" if shown else line
+
+
+def page(job: Job, rounds: list[str]) -> RenderableType:
+    """Return the live table: a row per site, the last rounds below it."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    reason = f": {job.reason.message}" if job.reason else ""
+    table = Table(title=Text(f"{job.id}  {job.spec.name}  {job.state.value}{reason}"), title_justify="left", box=None)
+    legs = {leg.site: leg.state.value for leg in job.attempt.legs} if job.attempt else {}
+    sites = sorted({*legs, *job.target_sites})
+    if any("rounds" in said for said in job.progress.values()):
+        for name in ("site", "leg", "doing"):
+            table.add_column(name)
+        for name in ("round", "step", "tokens/s", "loss", "sent", "waited"):
+            table.add_column(name, justify="right")
+        for site in sites:
+            table.add_row(site, legs.get(site, "-"), *_cells(job.progress.get(site, {})))
+    else:
+        for name in ("site", "leg", "doing"):
+            table.add_column(name)
+        for site in sites:
+            table.add_row(site, legs.get(site, "-"), Text(told(job.progress.get(site, {}))))
+    return Group(table, *(Text(line) for line in rounds))
+
+
+def _cells(progress: dict[str, Any]) -> list[str]:
+    number, rounds = progress.get("round"), progress.get("rounds")
+    step = f"{progress['step']:,}/{progress['steps']:,}" if "step" in progress else "-"
+    return [
+        str(progress.get("phase", "-")),
+        "-" if number is None else f"{number}/{rounds}",
+        step,
+        *_numbers(progress),
+    ]
+
+
+def _numbers(progress: dict[str, Any]) -> list[str]:
+    """Tokens a second, loss, bytes sent, seconds waited; `-` for what is not known."""
+    loss, speed = progress.get("loss"), progress.get("tokens_s")
+    return [
+        f"{speed:,}" if speed else "-",
+        f"{loss:.4f}" if isinstance(loss, float) else "-",
+        data_size(int(progress["sent"])) if progress.get("sent") else "-",
+        f"{progress['waited_s']:,.0f} s" if progress.get("waited_s") else "-",
+    ]
