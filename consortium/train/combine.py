@@ -67,17 +67,20 @@ def _trimmed(rows: npt.NDArray[np.float32], weights: list[np.float32], cut: int)
         kept = (rank >= cut) & (rank < len(rows) - cut)
         total = np.add(total, np.where(kept, np.multiply(row, share), np.float32(0)))
         weight = np.add(weight, np.where(kept, share, np.float32(0)))
-    return np.divide(total, weight)
+    # Weights that are nothing in fp32 beside one that was cut have no say: zero, never 0 / 0.
+    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
 
 
 def _median(rows: npt.NDArray[np.float32], tokens: list[int]) -> Vector:
     """Return, by column, the middle of the least and the greatest weighted median of the rows.
 
     A weighted median has at most half of the tokens below it and at most half above; tokens are counted as integers.
+    They are the sites' own word: where twice their sum does not fit 63 bits, all are halved until it does.
     """
     order = np.argsort(rows, axis=0, kind="stable")
     values = np.take_along_axis(rows, order, axis=0)
-    counts = np.asarray(tokens, dtype=np.int64)[order]
+    too_long = max(0, sum(tokens).bit_length() - 62)
+    counts = np.asarray([count >> too_long for count in tokens], dtype=np.int64)[order]
     up_to = np.cumsum(counts, axis=0)
     least = np.argmax(2 * up_to >= up_to[-1], axis=0)
     greatest = np.argmax(2 * up_to > up_to[-1], axis=0)

@@ -96,6 +96,15 @@ def test_a_trimmed_mean_leaves_the_ends_out_and_weighs_the_rest():
     assert trimmed_sites(3, 0.49) == 1
 
 
+@pytest.mark.parametrize("lie", [2**62, 10**60])
+def test_a_token_count_beyond_all_bounds_breaks_no_leg(lie):
+    made, vectors = parts(1000, 1000, lie), rows([1, 2], [1.5, 2], [9, -9])
+    median = combine(made, vectors, 2, ScreenRule(aggregate="median"))
+    np.testing.assert_array_equal(median, np.float32([9, -9]), "who is believed to have most of the tokens decides")
+    trimmed = combine(made, vectors, 2, ScreenRule(aggregate="trimmed"))
+    assert np.isfinite(trimmed).all()
+
+
 def test_equal_values_are_cut_from_the_first_site_on():
     rule = ScreenRule(aggregate="trimmed", trim=0.25)
     assert combine(parts(1, 1, 2, 4), rows([1], [1], [1], [1]), 1, rule) == np.float32(1)
