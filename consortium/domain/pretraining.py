@@ -163,6 +163,12 @@ class OuterConfig:
     inner_steps: int
     lr: float = 0.7
     momentum: float = 0.9
+    fragments: int = 1
+    """Parts of the model that rounds exchange in turn (`consortium.train.fragments`); 1: all of it in every round."""
+    delay: int = 0
+    """Inner steps that sites go on training between sending a round's part and applying what came of it."""
+    mix: float = 0.0
+    """Share of its own parameters that a site keeps when it applies a round; the rest is the outer state's."""
     quorum: int = 0
     """Commits that close a round once its grace is over; 0: every site. The server keeps it."""
     code: CodeName = "fp32"
@@ -178,6 +184,9 @@ class OuterConfig:
     def __post_init__(self) -> None:
         _within(self, rounds=(1, 100_000), inner_steps=(1, 1_000_000), lr=(1e-6, 10), momentum=(0, 0.9999))
         _within(self, feedback=(0, 1), quorum=(0, 1_000), keep_received=(-1, 100_000))
+        _within(self, fragments=(1, 1_000), delay=(0, self.inner_steps), mix=(0, 1))
+        if self.rounds % self.fragments:
+            raise ValueError(f"rounds ({self.rounds}) must be a multiple of fragments ({self.fragments})")
         if self.code == "topk" and self.screen.aggregate != "mean":
             raise ValueError(f"code topk sends few coordinates: aggregate must be mean, got {self.screen.aggregate}")
 
@@ -227,6 +236,8 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         _within(self, seed=(0, 2**53 - 1))
+        if not self.model.plugin and self.outer.fragments > self.model.layers:
+            raise ValueError(f"outer.fragments must be at most the model's layers ({self.model.layers})")
 
     @classmethod
     def of(cls, params: dict[str, Any], *, where: str = "params") -> PretrainConfig:

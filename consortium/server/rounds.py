@@ -214,11 +214,12 @@ def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> boo
 
 
 def _standing(connection: Connection, job: Job, row: RoundRow) -> Standing | None:
-    """Return what the round before left; None where the job neither clips nor quarantines."""
+    """Return what the last round of the same fragment left; None where the job neither clips nor quarantines."""
     outer = job.spec.params.get("outer")
     asked = outer.get("screen") if isinstance(outer, dict) else None
     first = first_standing(from_json(ScreenRule, asked or {}, where=row.job))
-    before = rounds.read(connection, row.job, row.number - 1) if first is not None and row.number > 1 else None
+    earlier = row.number - (_outer(job, "fragments") or 1)
+    before = rounds.read(connection, row.job, earlier) if first is not None and earlier > 0 else None
     return first if before is None else standing_after(before)
 
 

@@ -8,8 +8,9 @@ after inner step t a site
 - tau steps later applies the exchange: outer_p becomes the outer optimiser's step from outer_p, and
   local_p = alpha * local_p + (1 - alpha) * outer_p, as the steps since the sending are not to be lost.
 
-Everything here is pure: which fragment, when, and the arithmetic. One fragment without delay is the round of
-`consortium.train.leg`. docs/training.md says what the protocol between sites needs before more can be used.
+Everything here is pure: which fragment, when, and the arithmetic. An exchange is a round of `consortium.train.leg`: a
+job's `inner_steps` lie between two of them, so that a fragment's period H is F times as long. One fragment without
+delay is DiLoCo.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Literal
 
 import numpy as np
 
+from consortium.domain.pretraining import OuterConfig
 from consortium.errors import UsageError
-from consortium.train.outer import Layout, Vector
+from consortium.train.outer import Layout, Vector, nesterov
 
 _LAYER = re.compile(r"(?:^|\.)(?:blocks|layers|h)\.(\d+)\.")
 """The number of the layer in a parameter's name."""
@@ -39,11 +41,15 @@ class Fragment:
         return sum(stop - start for start, stop in self.ranges)
 
     def take(self, vector: Vector) -> Vector:
-        """Return the fragment's elements of a whole vector."""
+        """Return the fragment's elements of a whole vector; a view of it where they lie together."""
+        if len(self.ranges) == 1:
+            return vector[slice(*self.ranges[0])]
         return np.concatenate([vector[start:stop] for start, stop in self.ranges])
 
     def put(self, vector: Vector, part: Vector) -> Vector:
         """Return the whole vector with the fragment's elements replaced."""
+        if self.size == len(vector):
+            return part
         whole, done = vector.copy(), 0
         for start, stop in self.ranges:
             whole[start:stop] = part[done : done + stop - start]
@@ -160,3 +166,51 @@ class Streaming:
             return outer.copy()
         kept, taken = np.float32(self.mixing), np.float32(1 - self.mixing)
         return np.add(np.multiply(kept, local), np.multiply(taken, outer))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What each round of a job exchanges and when it is applied; the same at all its sites. Rounds count from 1."""
+
+    fragments: tuple[Fragment, ...]
+    streaming: Streaming
+    rounds: int
+
+    @classmethod
+    def of(cls, layout: Layout, outer: OuterConfig) -> Plan:
+        """Return the plan of a job over a model. Raises UsageError where the model has too few layers for it."""
+        whole = (Fragment(((0, layout.size),)),)
+        return cls(
+            fragments=whole if outer.fragments == 1 else fragments_of(layout, outer.fragments),
+            streaming=Streaming(
+                period=outer.fragments * outer.inner_steps, count=outer.fragments, delay=outer.delay, mixing=outer.mix
+            ),
+            rounds=outer.rounds,
+        )
+
+    @property
+    def carries(self) -> bool:
+        """Whether sites go on from parameters of their own, where DiLoCo begins each round from the outer state."""
+        plan = self.streaming
+        return plan.count > 1 or plan.delay > 0 or plan.mixing > 0
+
+    def fragment(self, number: int) -> Fragment:
+        """Return the part of the model that a round exchanges."""
+        return self.fragments[(number - 1) % len(self.fragments)]
+
+    def delay(self, number: int) -> int:
+        """Return the inner steps done between a round's sending and its application; none after the last."""
+        return self.streaming.delay if number < self.rounds else 0
+
+    def step(
+        self, number: int, outer: Vector, momentum: Vector, gradient: Vector, *, lr: float, momentum_decay: float
+    ) -> tuple[Vector, Vector]:
+        """Return outer state and momentum, both whole, after a round; `gradient` is of its fragment."""
+        part = self.fragment(number)
+        after, speed = nesterov(part.take(outer), part.take(momentum), gradient, lr=lr, momentum_decay=momentum_decay)
+        return part.put(outer, after), part.put(momentum, speed)
+
+    def mix(self, number: int, local: Vector, outer: Vector) -> Vector:
+        """Return a site's parameters, whole, once a round that counted its contribution is applied."""
+        part = self.fragment(number)
+        return part.put(local, self.streaming.mix(part.take(local), part.take(outer)))

@@ -13,6 +13,10 @@ Vectors lie under keys that hold their SHA-256 and are checked against it when r
 What encoding drops of a contribution (the residual) belongs to the outer state from which it is carried on, the new one
 to the contribution. It moves into the next outer state if that round applied the contribution, and only then. A crash
 before that reads the contribution back, or encodes again from the old residual, and gets the same bytes.
+
+Where sites go on training while a round is judged, or keep parameters of their own (`fragments.Plan.carries`), those
+stand beside the contribution as they were when it was sent, and beside the outer state as they were once it was
+applied. Inner steps done in between are kept as the next round's, under the outer state before this one.
 """
 
 from __future__ import annotations
@@ -59,6 +63,22 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """This site's inner steps in a round, as far as they are done."""
+
+    round: int
+    previous_outer: str
+    """Digest of the outer state that was applied last."""
+    local: Vector
+    """Parameters after the steps."""
+    steps: int
+    loss_sum: float
+    tokens: int
+    position: int
+    moments: Moments | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OuterState:
     """The state of a job at this site after round `round` (0: before the first)."""
 
@@ -67,11 +87,14 @@ class OuterState:
     outer: Vector
     momentum: Vector
     position: int
+    """Sequences of this site's order that went into its contributions so far."""
     tokens: int
     """Tokens this site trained on so far."""
     moments: Moments | None
     residual: Vector | None = None
     """What encoding dropped of this site's contributions so far; None where nothing was."""
+    ahead: Begun | None = None
+    """What this site did of the next round already; None where it begins it from `outer`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,23 +113,9 @@ class Contribution:
     position: int
     moments: Moments | None
     residual: Vector | None = None
-    """What is left once this contribution is applied; None where its code drops nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Begun:
-    """This site's inner steps in a round, as far as they are done."""
-
-    round: int
-    previous_outer: str
-    """Digest of the outer state that they began from."""
-    local: Vector
-    """Parameters after the steps."""
-    steps: int
-    loss_sum: float
-    tokens: int
-    position: int
-    moments: Moments | None
+    """What is left, of its fragment, once this contribution is applied; None where its code drops nothing."""
+    local: Vector | None = None
+    """This site's parameters, whole, when it was made; None where the next round begins from the outer state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +128,7 @@ class _Pointer:
     vector: Blob
     residual: Blob | None = None
     momentum: Blob | None = None
+    local: Blob | None = None
     optimizer: dict[str, Blob] = field(default_factory=dict)
     """The optimiser's vectors by name, after `adam_steps` steps of it; empty where it took none."""
     adam_steps: int = 0
@@ -129,6 +139,9 @@ class _Pointer:
     norm: str = ""
     loss: str = ""
     steps: int = 0
+    ahead_tokens: int = 0
+    """Of an outer state: what the site did of the next round, beside `local`, `steps` and `loss`."""
+    ahead_position: int = 0
     origin: Origin | None = None
 
 
@@ -156,7 +169,20 @@ class Keep:
             adam_steps=state.moments.steps if state.moments else 0,
             origin=origin,
         )
+        if (ahead := state.ahead) is not None:
+            pointer = replace(
+                pointer,
+                local=self._put(prefix, to_bytes(ahead.local)),
+                steps=ahead.steps,
+                loss=ahead.loss_sum.hex(),
+                ahead_tokens=ahead.tokens,
+                ahead_position=ahead.position,
+            )
         self._put_json(f"{prefix}/state.json", pointer)
+
+    def drop_outer(self, number: int) -> None:
+        """Forget an outer state that does not hold; what it was made from is kept."""
+        self._store.delete(f"{self._root}/outer/{number}/state.json")
 
     def rounds(self) -> list[int]:
         """Return the rounds whose outer state is kept, ascending."""
@@ -177,6 +203,7 @@ class Keep:
         pointer = self._pointer(f"{self._root}/outer/{number}/state.json")
         if pointer.momentum is None:
             raise VerificationError("the outer state names no momentum", where=f"{self._root}/outer/{number}")
+        moments = self._moments(pointer)
         return OuterState(
             round=number,
             digest=pointer.vector.digest,
@@ -185,7 +212,22 @@ class Keep:
             residual=self._vector(pointer.residual, size) if pointer.residual else None,
             position=pointer.position,
             tokens=pointer.tokens,
-            moments=self._moments(pointer),
+            moments=moments,
+            ahead=self._ahead(pointer, size, moments),
+        )
+
+    def _ahead(self, pointer: _Pointer, size: int, moments: Moments | None) -> Begun | None:
+        if pointer.local is None:
+            return None
+        return Begun(
+            round=pointer.round + 1,
+            previous_outer=pointer.vector.digest,
+            local=self._vector(pointer.local, size),
+            steps=pointer.steps,
+            loss_sum=float.fromhex(pointer.loss),
+            tokens=pointer.ahead_tokens,
+            position=pointer.ahead_position,
+            moments=moments,
         )
 
     def measured(self, number: int) -> tuple[Origin, Vector]:
@@ -207,6 +249,7 @@ class Keep:
             tokens=made.tokens,
             vector=self._put(prefix, made.data, ".f32" if made.residual is None else ".code"),
             residual=self._put_residual(prefix, made.residual),
+            local=None if made.local is None else self._put(prefix, to_bytes(made.local)),
             optimizer=vectors,
             adam_steps=made.moments.steps if made.moments else 0,
             previous_outer=made.previous_outer,
@@ -216,12 +259,16 @@ class Keep:
         )
         self._put_json(f"{prefix}/contribution.json", pointer)
 
-    def contribution(self, number: int, size: int) -> Contribution | None:
-        """Return the contribution kept for a round, or None where there is none that reads back whole."""
+    def contribution(self, number: int, size: int, part: int | None = None) -> Contribution | None:
+        """Return the contribution kept for a round, or None where there is none that reads back whole.
+
+        `size` is the model's, `part` that of the round's fragment where it is not the whole.
+        """
         try:
             pointer = self._pointer(f"{self._root}/rounds/{number}/contribution.json")
             data = self._store.get(pointer.vector.key, digest=pointer.vector.digest)
-            residual = self._vector(pointer.residual, size) if pointer.residual else None
+            residual = self._vector(pointer.residual, part or size) if pointer.residual else None
+            local = self._vector(pointer.local, size) if pointer.local else None
             moments = self._moments(pointer)
         except NotFoundError:
             return None
@@ -240,6 +287,7 @@ class Keep:
             position=pointer.position,
             moments=moments,
             residual=residual,
+            local=local,
         )
 
     # -- inner steps ----------------------------------------------------------------------------------------------
@@ -373,6 +421,6 @@ def _old_names(pointer: _Pointer) -> dict[str, Blob]:
 
 def _blobs(pointer: _Pointer) -> list[str]:
     """The keys of the vectors that a pointer names."""
-    own = (pointer.vector, pointer.residual, pointer.momentum)
+    own = (pointer.vector, pointer.residual, pointer.momentum, pointer.local)
     named = (*own, pointer.first, pointer.second, *pointer.optimizer.values())
     return [blob.key for blob in named if blob is not None]

@@ -3,6 +3,9 @@
 `FederatedLeg.run` is a loop over `advance`, and every step of it may be repeated after a crash: what was made is in the
 private store before it is announced, and what was announced is read back from the server before anything is made anew.
 How long to wait is the server's to say: the leg follows the round's phase and has no deadline of its own.
+
+With `outer.delay` the round is talked about beside the next round's first steps (`consortium.train.beside`), and
+applied after exactly so many of them, so that the parameters do not depend on how long the talking took.
 """
 
 from __future__ import annotations
@@ -10,24 +13,27 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import PretrainConfig
-from consortium.domain.training import Certificate, Commit, Round, RoundPhase, Standing
-from consortium.errors import ConflictError, ConsortiumError, VerificationError
+from consortium.domain.training import RoundPhase
+from consortium.errors import ConsortiumError, VerificationError
+from consortium.train.beside import Beside
 from consortium.train.book import RoundBook
 from consortium.train.codes import Code
 from consortium.train.combine import combine
 from consortium.train.exchange import Exchange
-from consortium.train.keep import Contribution, Keep, Origin, OuterState
-from consortium.train.outer import Vector, digest_of, nesterov, norm_of, to_bytes
-from consortium.train.peers import INITIAL, JUDGED, Peers, commit_of
-from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
-from consortium.train.screen import Gates
+from consortium.train.fragments import Plan
+from consortium.train.keep import Begun, Contribution, Keep, Origin, OuterState
+from consortium.train.outer import Vector, digest_of, norm_of, to_bytes
+from consortium.train.peers import INITIAL, commit_of
 from consortium.train.start import starting_point
+from consortium.train.talk import Made, Met, Probe, Talk
 from consortium.train.within import Inner, RoundTrainer, Stopped
 
 
@@ -61,7 +67,9 @@ class FederatedLeg:
         self._size = origin.layout.size
         self._metrics = metrics
         self._code = Code.of(params.outer)
-        self._peers = Peers(exchange, self._size, code=self._code, sleep=sleep)
+        self._plan = Plan.of(origin.layout, params.outer)
+        self._talk = Talk(exchange, self._book, params, self._plan, self._size, sleep=sleep)
+        self._peers = self._talk.peers
         self._trainer = RoundTrainer(exchange, keep, inner, params, self._size)
         self._job = exchange.context.job
         self._site = exchange.context.site
@@ -133,26 +141,31 @@ class FederatedLeg:
         """Take part in the round after `state` and return the state after it."""
         number = state.round + 1
         started = time.monotonic()
-        made = self._contribute(state, number)
-        trained = time.monotonic()
-        current = self._await_certificate(state, number, made)
-        after = self._apply(state, current, made)
+        made = self._made(state, number)
+        delay = self._plan.delay(number)
+        ahead: Begun | None = None
+        if made is None or delay == 0:
+            trained = time.monotonic()
+            met = self._settle_and_meet(state, made, self._probe)
+            ahead = self._untouched(made)
+        else:
+            ahead, met, trained = self._meet_beside(state, made, delay)
+        after = self._applied(state, met, ahead)
         self._agree(after)
-        self._keep.save_outer(after, self._origin)
         self._peers.forget()
-        self._report(after, current, made, trained - started, time.monotonic() - trained)
+        self._report(after, met, trained - started, time.monotonic() - trained)
         return after
 
-    def _contribute(self, state: OuterState, number: int) -> Contribution | None:
-        """Make, keep, send and commit this site's contribution; None where the round goes on without it."""
+    def _made(self, state: OuterState, number: int) -> Made | None:
+        """Make and keep this site's contribution, or find it; None where the round goes on without it."""
         seen = self._peers.look(number)
         committed = commit_of(seen, self._site)
-        made = self._keep.contribution(number, self._size)
+        made = self._keep.contribution(number, self._size, self._plan.fragment(number).size)
         if made is not None and made.previous_outer != state.digest:
             made = None
         if committed is not None:
-            return self._known(made, committed)
-        if seen is not None and seen.phase is not RoundPhase.OPEN:
+            made = self._talk.known(made, committed)
+        elif seen is not None and seen.phase is not RoundPhase.OPEN:
             return None
         if made is None:
             made = self._make(state, number)
@@ -160,167 +173,139 @@ class FederatedLeg:
             self._keep.drop_begun(number)
         elif made.moments is not None:
             self._inner.restore(made.moments)
-        return made if self._commit(made) else None
+        return Made(contribution=made, committed=committed is not None)
 
     def _make(self, state: OuterState, number: int) -> Contribution:
-        done = self._trainer.train(state, number)
-        made = self._code.encode(np.subtract(state.outer, done.local), state.residual)
+        done, part = self._trainer.train(state, number), self._plan.fragment(number)
+        carried = None if state.residual is None else part.take(state.residual)
+        made = self._code.encode(np.subtract(part.take(state.outer), part.take(done.local)), carried)
         return Contribution(
             round=number,
             previous_outer=state.digest,
             data=made.data,
             digest=digest_of(made.data),
-            norm=norm_of(self._code.decode(made.data, self._size)).hex(),
+            norm=norm_of(self._code.decode(made.data, part.size)).hex(),
             loss=(done.loss_sum / done.steps).hex(),
             tokens=done.tokens,
             steps=done.steps,
             position=done.position,
             moments=done.moments,
             residual=made.residual,
+            local=done.local if self._plan.carries else None,
         )
 
-    def _commit(self, made: Contribution) -> bool:
-        """Send and commit; False where the round stopped taking commits meanwhile."""
-        if len(self._peers.sites) > 1:
-            self._exchange.send(ArtifactClass.PSEUDO_GRADIENT, _name(made.round), made.data, round=made.round)
-        try:
-            self._exchange.commit(
-                made.round, tokens=made.tokens, steps=made.steps, digest=made.digest, norm=made.norm, loss=made.loss
-            )
-        except ConflictError as fault:
-            current = self._peers.look(made.round)
-            if current is None or current.phase is RoundPhase.OPEN:
+    def _probe(self, outer: Vector, position: int, count: int) -> float:
+        return self._inner.probe(outer, position=position, count=count)
+
+    def _meet_beside(self, state: OuterState, made: Made, delay: int) -> tuple[Begun, Met, float]:
+        """Talk about the round while the next one's first `delay` steps are done; also when these were."""
+
+        def asked(outer: Vector, position: int, count: int) -> float:
+            loss: float = beside.ask(lambda: self._probe(outer, position, count))
+            return loss
+
+        work = partial(self._settle_and_meet, state, made, asked, aside=True)
+        with Beside(work, self._talk.halt) as beside:
+            ahead = self._trainer.train_on(made.contribution, delay, beside.serve)
+            trained = time.monotonic()
+            try:
+                return ahead, beside.result(), trained
+            except Stopped:
+                self._trainer.keep(ahead)
                 raise
-            if commit_of(current, self._site) is None:
-                sys.stderr.write(f"round {made.round} goes on without this site: {fault.what}\n")
-                return False
-        return True
 
-    def _known(self, made: Contribution | None, committed: Commit) -> Contribution:
-        """Return the contribution this site committed before; it is in the private store, or something is wrong."""
-        if made is None or made.digest != committed.digest:
-            raise VerificationError(
-                f"the server shows a commit {committed.digest} of {self._site}, which this site's store does not hold",
-                where=f"job {self._job}, round {committed.round}",
-                fix="restore the site's private store, or start the job anew",
-            )
-        if made.moments is not None:
-            self._inner.restore(made.moments)
-        return made
+    def _settle_and_meet(self, state: OuterState, made: Made | None, probe: Probe, *, aside: bool = False) -> Met:
+        """See to it that the state itself is agreed on, where it was gone on from before that, and take the round."""
+        if self._plan.carries and state.round > 0:
+            self._settle(state)
+        return self._talk.exchange(state, made, probe, aside=aside)
 
-    # -- verdicts and certificate ---------------------------------------------------------------------------------
-
-    def _await_certificate(self, state: OuterState, number: int, made: Contribution | None) -> Round:
-        """Follow the round until it is certified, judging its commits on the way."""
-        judged = False
-        kept = f"{number - 1}.{self._params.outer.inner_steps}" if made is not None else f"{number - 1}"
-        self._exchange.progress(phase="waiting", round=number, rounds=self._params.outer.rounds, kept=kept)
-        for current in self._peers.follow(number):
-            if current.phase in JUDGED:
-                return current
-            if current.phase is RoundPhase.JUDGING and not judged and made is not None:
-                judged = True
-                if commit_of(current, self._site) is not None:
-                    self._peers.judge(current, made, self._gates(state, made))
-        raise AssertionError("following ends only with a result")
-
-    def _gates(self, state: OuterState, made: Contribution) -> Gates:
-        """Return what this leg screens the round after `state` with."""
-        rule = self._params.outer.screen
-
-        def loss_of(gradient: Vector) -> float:
-            return self._inner.probe(
-                np.subtract(state.outer, gradient), position=made.position, count=rule.loss_sequences
-            )
-
-        return Gates(rule=rule, standing=self._standing(made.round), momentum=state.momentum, probe=loss_of)
-
-    def _standing(self, number: int) -> Standing | None:
-        """Return what the round before `number` left. Raises VerificationError where the store lost it."""
-        first = first_standing(self._params.outer.screen)
-        if number == 1 or first is None:
-            return first
-        before = self._book.round(number - 1)
-        if before is None or before.certificate is None:
-            raise VerificationError(
-                f"{self._site} does not keep round {number - 1}, which says what may count in round {number}",
-                where=f"job {self._job}",
-                fix="restore the site's private store, or start the job anew",
-            )
-        return standing_after(before)
+    def _untouched(self, made: Made | None) -> Begun | None:
+        """Return what the next round begins from where nothing of it is done yet; None: from the outer state."""
+        if made is None or not self._plan.carries:
+            return None
+        return self._trainer.begun_after(made.contribution)
 
     # -- the outer step -------------------------------------------------------------------------------------------
 
-    def _apply(self, state: OuterState, current: Round, made: Contribution | None) -> OuterState:
-        """Return the state after a certified round. Raises VerificationError where the certificate does not hold."""
-        certificate = check_certificate(current, state.digest)
-        mine = commit_of(current, self._site)
-        if mine is not None and (made is None or mine.digest != made.digest):
-            raise VerificationError(
-                f"the round counts a commit {mine.digest} that {self._site} did not make", where=f"job {self._job}"
-            )
-        check_standing(certificate, self._standing(current.number))
-        self._keep.pin_certificate(certificate)
-        self._book.save(current)
-        outer, momentum = state.outer, state.momentum
-        if certificate.contributions:
-            vectors = self._peers.gather(certificate, made)
-            self._retain(certificate)
-            mean = combine(certificate.contributions, vectors, self._size, self._params.outer.screen)
-            outer, momentum = nesterov(
-                outer, momentum, mean, lr=self._params.outer.lr, momentum_decay=self._params.outer.momentum
-            )
-        counted = made if mine is not None else None
-        applied = made is not None and any(
-            (part.site, part.digest) == (self._site, made.digest) for part in certificate.contributions
-        )
+    def _applied(self, state: OuterState, met: Met, ahead: Begun | None) -> OuterState:
+        """Return the state after a certified round.
+
+        A site whose contribution is not in it begins the next round from the outer state: what it trained meanwhile
+        is not counted.
+        """
+        number, counted = state.round + 1, met.counted
+        self._keep.pin_certificate(met.certificate)
+        self._book.save(met.round)
+        self._retain(met)
+        outer, momentum, rule = state.outer, state.momentum, self._params.outer
+        if met.certificate.contributions:
+            size = self._plan.fragment(number).size
+            mean = combine(met.certificate.contributions, met.vectors, size, rule.screen)
+            outer, momentum = self._plan.step(number, outer, momentum, mean, lr=rule.lr, momentum_decay=rule.momentum)
+        digest, applied = digest_of(to_bytes(outer)), met.applied(self._site)
+        if ahead is not None and counted is not None and applied:
+            ahead = replace(ahead, previous_outer=digest, local=self._plan.mix(number, ahead.local, outer))
+        else:
+            ahead = None
         return OuterState(
-            round=current.number,
-            digest=digest_of(to_bytes(outer)),
+            round=number,
+            digest=digest,
             outer=outer,
             momentum=momentum,
             position=counted.position if counted else state.position,
             tokens=state.tokens + (counted.tokens if counted else 0),
             moments=self._inner.moments(),
-            residual=made.residual if made is not None and applied else state.residual,
+            residual=self._residual(state, counted) if applied else state.residual,
+            ahead=ahead,
         )
 
-    def _retain(self, certificate: Certificate) -> None:
+    def _residual(self, state: OuterState, counted: Contribution | None) -> Vector | None:
+        """Return the residual, whole, once a contribution is applied: a round changes its fragment's part."""
+        if counted is None or counted.residual is None:
+            return None
+        whole = np.zeros(self._size, dtype=np.float32) if state.residual is None else state.residual
+        return self._plan.fragment(counted.round).put(whole, counted.residual)
+
+    def _retain(self, met: Met) -> None:
         """Keep what peers contributed for an audit, as far back as the job says."""
         rounds = self._params.outer.keep_received
-        if rounds:
-            for data in self._peers.wire(certificate):
-                self._book.save_received(certificate.round, data)
-            self._book.retain(certificate.round, rounds)
+        if rounds and met.certificate.contributions:
+            for data in self._peers.wire(met.certificate):
+                self._book.save_received(met.round.number, data)
+            self._book.retain(met.round.number, rounds)
 
     def _agree(self, after: OuterState) -> None:
-        """Publish the new state's digest, compare it with the peers', and wait until the server closes the round."""
-        topic = f"outer/{after.round}"
-        self._exchange.agree(topic, after.digest)
-        self._peers.compare(topic, after.digest, self._exchange.agreements(topic))
-        for current in self._peers.follow(after.round):
-            self._peers.compare(topic, after.digest, current.outer_digests or {})
-            if current.phase is RoundPhase.CLOSED:
-                self._book.save(current)
-                return
-            if current.phase is RoundPhase.DISPUTED:
-                raise VerificationError(f"round {after.round} is disputed", where=f"job {self._job}")
+        """Publish the new state's digest and keep the state: once the round is closed, or, where sites carry on
+        meanwhile and it is not the last, at once."""
+        self._talk.agree(after)
+        if not self._plan.carries or after.round == self._plan.rounds:
+            self._book.save(self._talk.closed(after))
+        self._keep.save_outer(after, self._origin)
+
+    def _settle(self, state: OuterState) -> None:
+        """Wait until the round that made `state` is closed. A state that is disputed is not kept."""
+        try:
+            self._talk.agree(state)
+            self._book.save(self._talk.closed(state))
+        except VerificationError:
+            self._keep.drop_outer(state.round)
+            raise
 
     # -- small things ---------------------------------------------------------------------------------------------
 
-    def _report(
-        self, after: OuterState, current: Round, made: Contribution | None, training_s: float, waiting_s: float
-    ) -> None:
+    def _report(self, after: OuterState, met: Met, training_s: float, waiting_s: float) -> None:
         self.digests[str(after.round)] = after.digest
         values = {
             "tokens": float(after.tokens),
-            "sites": float(len(current.certificate.contributions) if current.certificate else 0),
+            "sites": float(len(met.certificate.contributions)),
             "training_s": training_s,
             "waiting_s": waiting_s,
         }
-        if made is not None:
-            self.losses[str(after.round)] = float.fromhex(made.loss)
-            values |= {"loss": float.fromhex(made.loss), "pseudo_gradient_norm": float.fromhex(made.norm)}
+        if met.counted is not None:
+            loss, norm = float.fromhex(met.counted.loss), float.fromhex(met.counted.norm)
+            self.losses[str(after.round)] = loss
+            values |= {"loss": loss, "pseudo_gradient_norm": norm}
         sys.stdout.write(f"round {after.round}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()) + "\n")
         sys.stdout.flush()
         self._exchange.progress(
@@ -334,7 +319,3 @@ class FederatedLeg:
             self._metrics.log(values, after.round)
         except ConsortiumError as fault:
             sys.stderr.write(f"the numbers of round {after.round} were not tracked: {fault.render()}\n")
-
-
-def _name(number: int) -> str:
-    return f"pseudo-gradient-{number}"

@@ -58,8 +58,11 @@ class Peers:
                 )
         raise AssertionError("waiting ends only with a result")
 
-    def judge(self, current: Round, made: Contribution, gates: Gates) -> None:
-        """Fetch, check and judge every commit of the round, unless this site's verdicts are known already."""
+    def judge(self, current: Round, made: Contribution, gates: Gates, size: int) -> None:
+        """Fetch, check and judge every commit of the round, unless this site's verdicts are known already.
+
+        `size` is that of the part of the model that the round exchanges.
+        """
         if {verdict.site for verdict in current.verdicts if verdict.judge == self.site} >= {
             commit.site for commit in current.commits
         }:
@@ -68,7 +71,7 @@ class Peers:
         for commit in current.commits:
             if commit.site != self.site:
                 self._try_fetch(current.number, commit.site, commit.digest, received, faults)
-        judged = screen(current.commits, received, faults, self._size, gates, code=self._code)
+        judged = screen(current.commits, received, faults, size, gates, code=self._code)
         for one in judged:
             if one.reason:
                 sys.stderr.write(f"round {current.number}: {one.commit.site} refused: {one.reason}\n")
@@ -111,8 +114,11 @@ class Peers:
                 return data
         raise NotFoundError(f"no contribution {digest} of {site} for round {number}", where=f"job {self.job}")
 
-    def gather(self, certificate: Certificate, made: Contribution | None) -> dict[str, Vector]:
-        """Return the accepted pseudo-gradients, waiting for those that cannot be had yet: the outer step needs all."""
+    def gather(self, certificate: Certificate, made: Contribution | None, size: int) -> dict[str, Vector]:
+        """Return the accepted pseudo-gradients, waiting for those that cannot be had yet: the outer step needs all.
+
+        `size` is that of the part of the model that the round exchanges.
+        """
         vectors: dict[str, Vector] = {}
         for part in certificate.contributions:
             data = made.data if made is not None and part.digest == made.digest else None
@@ -124,7 +130,7 @@ class Peers:
                     self._exchange.progress(phase="fetching", round=certificate.round, site=part.site)
                     sys.stderr.write(f"still waiting for the contribution of {part.site}: {fault.what}\n")
             if data is not None:
-                vectors[part.site] = self._code.decode(data, self._size)
+                vectors[part.site] = self._code.decode(data, size)
         return vectors
 
     def wire(self, certificate: Certificate) -> Iterator[bytes]:

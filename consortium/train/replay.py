@@ -20,7 +20,7 @@ bit. Elsewhere kernels round otherwise, and training amplifies it: `TOLERANCE` s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,8 +33,9 @@ from consortium.keys.signing import verify_value
 from consortium.train.book import RoundBook
 from consortium.train.codes import Code, Encoded
 from consortium.train.combine import combine
+from consortium.train.fragments import Plan
 from consortium.train.keep import Keep, OuterState
-from consortium.train.outer import Vector, digest_of, nesterov, norm_of, to_bytes
+from consortium.train.outer import Layout, Vector, digest_of, norm_of, to_bytes
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
 from consortium.train.screen import cosine_of
 from consortium.train.within import Inner
@@ -113,6 +114,7 @@ class Replay:
         self._trust = trust
         self._decode = decode or Code.of(params).decode
         self._size = 0
+        self._plan = Plan.of(Layout((), ()), replace(params, fragments=1))
 
     def run(self) -> tuple[Replayed, ...]:
         """Replay every round up to the newest that is kept. Raises NotFoundError where no round is."""
@@ -120,12 +122,15 @@ class Replay:
         if not numbers:
             raise NotFoundError("no round of this job is kept here", fix="run it at a site that took part in the job")
         states = self._keep.rounds()
-        self._size = self._keep.measured(states[0])[0].layout.size if states else 0
+        if states:
+            layout = self._keep.measured(states[0])[0].layout
+            self._size, self._plan = layout.size, Plan.of(layout, self._params)
         chain = self._kept_state(0)
         found = []
-        before: Round | None = None
+        past: dict[int, Round | None] = {}
         for number in range(1, numbers[-1] + 1):
-            one, chain, before = self._round(number, chain, before)
+            before = past.get(number - self._params.fragments)
+            one, chain, past[number] = self._round(number, chain, before)
             found.append(one)
         return tuple(found)
 
@@ -171,9 +176,12 @@ class Replay:
             verify_value(self._trust.server_key, current.certificate, what=f"the certificate of {where}")
 
     def _expected_standing(self, number: int, before: Round | None) -> Any:
-        """Return what the certificate must carry; `...` where the round that says so is not kept."""
+        """Return what the certificate must carry, from the last round of the same fragment.
+
+        `...` where that is not kept.
+        """
         first: Standing | None = first_standing(self._params.screen)
-        if number == 1 or first is None:
+        if number <= self._params.fragments or first is None:
             return first
         return ... if before is None else standing_after(before)
 
@@ -190,7 +198,7 @@ class Replay:
                 if data is None:
                     missing.append(named)
                 else:
-                    vectors[part.site] = self._decode(data, self._size)
+                    vectors[part.site] = self._decode(data, self._plan.fragment(certificate.round).size)
             except VerificationError as fault:
                 damaged.append(f"{named}: {fault.what}")
         return vectors, missing, damaged
@@ -198,9 +206,10 @@ class Replay:
     def _step(self, chain: _Chain, certificate: Certificate, vectors: dict[str, Vector]) -> _Chain:
         if not certificate.contributions:
             return chain
-        mean = combine(certificate.contributions, vectors, self._size, self._params.screen)
-        outer, momentum = nesterov(
-            chain.outer, chain.momentum, mean, lr=self._params.lr, momentum_decay=self._params.momentum
+        number, rule = certificate.round, self._params
+        mean = combine(certificate.contributions, vectors, self._plan.fragment(number).size, rule.screen)
+        outer, momentum = self._plan.step(
+            number, chain.outer, chain.momentum, mean, lr=rule.lr, momentum_decay=rule.momentum
         )
         return _Chain(outer, momentum, chain.own)
 
@@ -267,19 +276,27 @@ def re_execute(keep: Keep, inner: Inner, params: OuterConfig, number: int, size:
     the state before the round or the contribution is not kept.
     """
     before = keep.outer(number - 1, size)
-    made = keep.contribution(number, size)
+    plan = Plan.of(keep.measured(number - 1)[0].layout, params)
+    part = plan.fragment(number)
+    made = keep.contribution(number, size, part.size)
     if made is None or made.previous_outer != before.digest:
         raise NotFoundError(f"no contribution to round {number} from that outer state is kept here")
     if before.moments is not None:
         inner.restore(before.moments)
-    done = inner.run(before.outer, position=before.position, step=(number - 1) * params.inner_steps, count=made.steps)
-    again = np.subtract(before.outer, done.local)
-    code = Code.of(params)
-    kept = code.given(Encoded(made.data, made.residual), before.residual, size)
+    ahead = before.ahead
+    local, over, position = before.outer, 0, before.position
+    if ahead is not None:
+        local, over, position = ahead.local, ahead.steps, ahead.position
+    if made.steps > over:
+        step = (number - 1) * params.inner_steps + over
+        local = inner.run(local, position=position, step=step, count=made.steps - over).local
+    again = np.subtract(part.take(before.outer), part.take(local))
+    code, carried = Code.of(params), None if before.residual is None else part.take(before.residual)
+    kept = code.given(Encoded(made.data, made.residual), carried, part.size)
     scale = norm_of(kept)
     return ReExecuted(
         round=number,
-        same_bits=digest_of(code.encode(again, before.residual).data) == made.digest,
+        same_bits=digest_of(code.encode(again, carried).data) == made.digest,
         distance=norm_of(np.subtract(again, kept)) / scale if scale else norm_of(again),
         cosine=cosine_of(again, kept),
     )

@@ -1,6 +1,7 @@
 """The inner steps of one round, in stretches of seconds: between them the leg looks up, and keeps what it has.
 
 Where the steps are cut changes no bit of the parameters. What is kept is the site's own: it is never sent or committed.
+While an exchange is under way the stretches are shorter, and between them its questions to the model are answered.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from typing import Protocol
 
 from consortium.domain.pretraining import PretrainConfig
 from consortium.train.exchange import Exchange
-from consortium.train.keep import Begun, Keep, OuterState
+from consortium.train.keep import Begun, Contribution, Keep, OuterState
 from consortium.train.outer import Moments, Vector
 
 LOOK_S = 10.0
 """How long a stretch lasts, about: how soon a leg learns that it is to stop."""
+SERVE_S = 2.0
+"""The same while an exchange is under way beside it."""
 TELL_S = 30.0
 """How often people and the watchdog hear of it, at the most."""
 KEEP_S = 600
@@ -83,24 +86,63 @@ class RoundTrainer:
         self._now_s = now_s
 
     def train(self, state: OuterState, number: int) -> Begun:
-        """Return the round's steps done. Raises Stopped where the leg is to end before; what it has is kept then."""
-        begun = self._keep.begun(number, self._size)
-        if begun is None or begun.previous_outer != state.digest:
-            begun = _nothing(state, number)
-        elif begun.moments is not None:
-            self._inner.restore(begun.moments)
+        """Return the round's steps done, up to its sending.
+
+        Raises Stopped where the leg is to end before; what it has is kept then.
+        """
+        return self._on(self._taken_up(state.ahead or _nothing(state, number)), self._steps, None)
+
+    def train_on(self, made: Contribution, count: int, serve: Callable[[], bool]) -> Begun:
+        """Return the first `count` steps of the round after `made`, whose exchange goes on meanwhile.
+
+        Between stretches `serve` answers what the exchange asks of the model, and says whether it asked anything.
+        Raises what `serve` raises, and Stopped as `train` does.
+        """
+        return self._on(self._taken_up(self.begun_after(made)), count, serve)
+
+    def begun_after(self, made: Contribution) -> Begun:
+        """Return the round after `made` with nothing done of it yet, from this site's own parameters."""
+        if made.local is None:
+            raise ValueError("a contribution that keeps no parameters has nothing to go on from")
+        return Begun(
+            round=made.round + 1,
+            previous_outer=made.previous_outer,
+            local=made.local,
+            steps=0,
+            loss_sum=0.0,
+            tokens=0,
+            position=made.position,
+            moments=made.moments,
+        )
+
+    def keep(self, now: Begun) -> None:
+        """Keep steps that cannot be applied before the leg ends."""
+        self._keep.save_begun(now)
+
+    def _taken_up(self, begun: Begun) -> Begun:
+        """Return the steps kept of the round, where they go on from the same, or `begun`."""
+        kept = self._keep.begun(begun.round, self._size)
+        if kept is None or kept.previous_outer != begun.previous_outer:
+            return begun
+        if kept.moments is not None:
+            self._inner.restore(kept.moments)
+        return kept
+
+    def _on(self, begun: Begun, until: int, serve: Callable[[], bool] | None) -> Begun:
+        """Train up to `until` steps of the round."""
         self._tell(begun, begun.steps)
         told_s = kept_s = self._now_s()
         start: Vector | None = begun.local
-        now, count = begun, 1
-        while now.steps < self._steps:
-            began_s, count = self._now_s(), min(count, self._steps - now.steps)
-            step = (number - 1) * self._steps + now.steps
+        now, since, count = begun, begun, 1
+        while now.steps < until:
+            began_s, count = self._now_s(), min(count, until - now.steps)
+            step = (now.round - 1) * self._steps + now.steps
             done = self._inner.run(start, position=now.position, step=step, count=count)
-            start, now = None, _after(begun, done, now.steps + count)
+            start, now = None, _after(since, done, now.steps + count)
             here_s = self._now_s()
-            count = max(1, int(LOOK_S * count / max(here_s - began_s, 1e-3)))
-            if now.steps == self._steps:
+            look_s = LOOK_S if serve is None else SERVE_S
+            count = max(1, int(look_s * count / max(here_s - began_s, 1e-3)))
+            if now.steps == until:
                 break
             stopping = self._exchange.stopping()
             if stopping or here_s - kept_s >= self._keep_s:
@@ -113,6 +155,9 @@ class RoundTrainer:
                 self._tell(now, begun.steps)
             if stopping:
                 raise Stopped
+            if serve is not None and serve():
+                # The model was used for something else: its parameters are set anew, and sums begin from here.
+                start, since = now.local, now
         return replace(now, moments=self._inner.moments())
 
     def _tell(self, now: Begun, kept: int) -> None:

@@ -34,6 +34,7 @@ class Hub:
     sites: tuple[str, ...]
     quorum: int = 0
     screen: ScreenRule = field(default_factory=ScreenRule)
+    fragments: int = 1
     lock: threading.RLock = field(default_factory=threading.RLock)
     rounds: dict[int, Round] = field(default_factory=dict)
     artifacts: list[tuple[Artifact, bytes]] = field(default_factory=list)
@@ -134,7 +135,7 @@ class Hub:
             said = {(one.judge, one.site) for one in current.verdicts}
             if {(judge, site) for judge in committed & alive for site in committed} <= said:
                 previous = next(iter(self.agreed[f"outer/{number - 1}"].values()))
-                before = self.rounds.get(number - 1)
+                before = self.rounds.get(number - self.fragments)
                 standing = first_standing(self.screen) if before is None else standing_after(before)
                 certificate = certify(JOB, number, previous, current.commits, current.verdicts, standing=standing)
                 current = replace(current, phase=RoundPhase.CERTIFIED, certificate=certificate)

@@ -1,0 +1,103 @@
+"""Work that goes on in a thread beside the inner steps: sending, following a round, fetching what others sent.
+
+Calls to the gateway move as many bytes as a fragment has, at the speed of a border, so they must not stop the training.
+Everything that touches the model stays with the thread that trains: the other one asks, and is answered between two
+stretches of steps.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from consortium.train.within import Stopped
+
+T = TypeVar("T")
+_ASK_S = 0.2
+_LEAVE_S = 10.0
+"""How long an exchange that is given up gets to end its call under way."""
+
+
+class _Question:
+    """Something to be done by the thread that trains."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
+        self.answered = threading.Event()
+        self.answer: Any = None
+        self.fault: BaseException | None = None
+
+
+class Beside(Generic[T]):
+    """`work` in a thread of its own, from the `with` on. `halt` is set where it is left before the work is done."""
+
+    def __init__(self, work: Callable[[], T], halt: threading.Event) -> None:
+        self._work = work
+        self._halt = halt
+        self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
+        self._result: list[T] = []
+        self._fault: BaseException | None = None
+        self._ended = False
+
+    def __enter__(self) -> Beside[T]:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._ended:
+            self._halt.set()
+            self._thread.join(_LEAVE_S)
+
+    def ask(self, work: Callable[[], Any]) -> Any:
+        """Let the training thread do `work` and return what came of it. Called by the work itself."""
+        question = _Question(work)
+        self._questions.put(question)
+        while not question.answered.wait(_ASK_S):
+            if self._halt.is_set():
+                raise Stopped
+        if question.fault is not None:
+            raise question.fault
+        return question.answer
+
+    def serve(self) -> bool:
+        """Answer what was asked so far; return whether anything was. Raises what ended the work, where that failed."""
+        asked = False
+        while not self._ended and not self._questions.empty():
+            asked |= self._next()
+        if self._fault is not None:
+            raise self._fault
+        return asked
+
+    def result(self) -> T:
+        """Answer until the work is done and return what it gave. Raises what it raised."""
+        while not self._ended:
+            self._next()
+        if self._fault is not None:
+            raise self._fault
+        return self._result[0]
+
+    def _next(self) -> bool:
+        question = self._questions.get()
+        if question is None:
+            self._ended = True
+            self._thread.join()
+            return False
+        try:
+            question.answer = question.work()
+        except BaseException as fault:
+            question.fault = fault
+        question.answered.set()
+        return True
+
+    def _run(self) -> None:
+        try:
+            self._result.append(self._work())
+        except BaseException as fault:
+            self._fault = fault
+        self._questions.put(None)

@@ -1,0 +1,204 @@
+"""One round as a leg talks about it: what it sends and commits, its verdicts, the certificate, the digests compared.
+
+`Talk.exchange` is a chain of calls that may each be repeated after a crash. It may run beside the inner steps, in a
+thread of its own (`consortium.train.beside`); then `probe` is what asks the thread that trains, and nothing else here
+touches the model or the private store, but for reading what the round before left.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from consortium.domain.data import ArtifactClass
+from consortium.domain.pretraining import PretrainConfig
+from consortium.domain.training import Certificate, Commit, Round, RoundPhase, Standing
+from consortium.errors import ConflictError, VerificationError
+from consortium.train.book import RoundBook
+from consortium.train.codes import Code
+from consortium.train.exchange import Exchange
+from consortium.train.fragments import Plan
+from consortium.train.keep import Contribution, OuterState
+from consortium.train.outer import Vector
+from consortium.train.peers import JUDGED, Peers, commit_of
+from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
+from consortium.train.screen import Gates
+from consortium.train.within import Stopped
+
+Probe = Callable[[Vector, int, int], float]
+"""Mean loss of parameters, on so many sequences (the third) from a position (the second) on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What this site has for a round, and whether the server knows of it."""
+
+    contribution: Contribution
+    committed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Met:
+    """What an exchange came to."""
+
+    round: Round
+    """Certified, the certificate checked."""
+    certificate: Certificate
+    vectors: dict[str, Vector]
+    """The accepted pseudo-gradients of the round's fragment, by site."""
+    counted: Contribution | None
+    """This site's, where its commit was taken; whether it was accepted, the certificate says."""
+
+    def applied(self, site: str) -> bool:
+        """Whether the certificate counts what this site made."""
+        return self.counted is not None and any(
+            (part.site, part.digest) == (site, self.counted.digest) for part in self.certificate.contributions
+        )
+
+
+class Talk:
+    """This leg's side of the protocol between sites."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        book: RoundBook,
+        params: PretrainConfig,
+        plan: Plan,
+        size: int,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._exchange = exchange
+        self._book = book
+        self._params = params
+        self._plan = plan
+        self._sleep = sleep
+        self._job = exchange.context.job
+        self._site = exchange.context.site
+        self.halt = threading.Event()
+        """Set where the leg ends while it talks in a thread of its own."""
+        self.peers = Peers(exchange, size, code=Code.of(params.outer), sleep=self._pause)
+
+    def _pause(self, seconds: float) -> None:
+        if self.halt.is_set():
+            raise Stopped
+        self._sleep(seconds)
+
+    def exchange(self, state: OuterState, made: Made | None, probe: Probe, *, aside: bool = False) -> Met:
+        """Take part in the round after `state` until it is certified and all that it counts is here.
+
+        `aside` says that this site trains meanwhile, so that it does not tell people that it waits. Raises
+        VerificationError where the certificate does not hold.
+        """
+        number = state.round + 1
+        mine = made.contribution if made is not None and (made.committed or self._commit(made.contribution)) else None
+        current = self._await_certificate(state, number, mine, probe, aside)
+        certificate = check_certificate(current, state.digest)
+        known = commit_of(current, self._site)
+        if known is not None and (mine is None or known.digest != mine.digest):
+            raise VerificationError(
+                f"the round counts a commit {known.digest} that {self._site} did not make", where=f"job {self._job}"
+            )
+        check_standing(certificate, self._standing(number))
+        vectors = self.peers.gather(certificate, mine, self._plan.fragment(number).size)
+        return Met(
+            round=current,
+            certificate=certificate,
+            vectors=vectors,
+            counted=mine if known is not None else None,
+        )
+
+    def known(self, made: Contribution | None, committed: Commit) -> Contribution:
+        """Return the contribution this site committed before; it is in the private store, or something is wrong."""
+        if made is None or made.digest != committed.digest:
+            raise VerificationError(
+                f"the server shows a commit {committed.digest} of {self._site}, which this site's store does not hold",
+                where=f"job {self._job}, round {committed.round}",
+                fix="restore the site's private store, or start the job anew",
+            )
+        return made
+
+    def agree(self, after: OuterState) -> None:
+        """Publish the new state's digest and compare it with the peers'."""
+        topic = f"outer/{after.round}"
+        self._exchange.agree(topic, after.digest)
+        self.peers.compare(topic, after.digest, self._exchange.agreements(topic))
+
+    def closed(self, after: OuterState) -> Round:
+        """Return the round once the server closed it, because all published the same digest."""
+        topic = f"outer/{after.round}"
+        for current in self.peers.follow(after.round):
+            self.peers.compare(topic, after.digest, current.outer_digests or {})
+            if current.phase is RoundPhase.CLOSED:
+                return current
+            if current.phase is RoundPhase.DISPUTED:
+                raise VerificationError(f"round {after.round} is disputed", where=f"job {self._job}")
+        raise AssertionError("following ends only with a result")
+
+    # -- commit and verdicts --------------------------------------------------------------------------------------
+
+    def _commit(self, made: Contribution) -> bool:
+        """Send and commit; False where the round stopped taking commits meanwhile."""
+        if len(self.peers.sites) > 1:
+            name = f"pseudo-gradient-{made.round}"
+            self._exchange.send(ArtifactClass.PSEUDO_GRADIENT, name, made.data, round=made.round)
+        try:
+            self._exchange.commit(
+                made.round, tokens=made.tokens, steps=made.steps, digest=made.digest, norm=made.norm, loss=made.loss
+            )
+        except ConflictError as fault:
+            current = self.peers.look(made.round)
+            if current is None or current.phase is RoundPhase.OPEN:
+                raise
+            if commit_of(current, self._site) is None:
+                sys.stderr.write(f"round {made.round} goes on without this site: {fault.what}\n")
+                return False
+        return True
+
+    def _await_certificate(
+        self, state: OuterState, number: int, made: Contribution | None, probe: Probe, aside: bool
+    ) -> Round:
+        """Follow the round until it is certified, judging its commits on the way."""
+        judged = False
+        kept = f"{number - 1}.{self._params.outer.inner_steps}" if made is not None else f"{number - 1}"
+        if not aside:
+            self._exchange.progress(phase="waiting", round=number, rounds=self._params.outer.rounds, kept=kept)
+        for current in self.peers.follow(number):
+            if current.phase in JUDGED:
+                return current
+            if current.phase is RoundPhase.JUDGING and not judged and made is not None:
+                judged = True
+                if commit_of(current, self._site) is not None:
+                    gates = self._gates(state, made, probe)
+                    self.peers.judge(current, made, gates, self._plan.fragment(number).size)
+        raise AssertionError("following ends only with a result")
+
+    def _gates(self, state: OuterState, made: Contribution, probe: Probe) -> Gates:
+        """Return what this leg screens the round after `state` with."""
+        rule, part = self._params.outer.screen, self._plan.fragment(made.round)
+
+        def loss_of(gradient: Vector) -> float:
+            outer = part.put(state.outer, np.subtract(part.take(state.outer), gradient))
+            return probe(outer, made.position, rule.loss_sequences)
+
+        return Gates(rule=rule, standing=self._standing(made.round), momentum=part.take(state.momentum), probe=loss_of)
+
+    def _standing(self, number: int) -> Standing | None:
+        """Return what the last round of the same fragment left. Raises VerificationError where the store lost it."""
+        first, earlier = first_standing(self._params.outer.screen), number - self._params.outer.fragments
+        if earlier < 1 or first is None:
+            return first
+        before = self._book.round(earlier)
+        if before is None or before.certificate is None:
+            raise VerificationError(
+                f"{self._site} does not keep round {earlier}, which says what may count in round {number}",
+                where=f"job {self._job}",
+                fix="restore the site's private store, or start the job anew",
+            )
+        return standing_after(before)

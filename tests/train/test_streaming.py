@@ -1,0 +1,200 @@
+"""Legs that exchange parts of the model in turn and go on training meanwhile: one outer state, whatever happens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from consortium.domain.data import ArtifactClass
+from consortium.domain.pretraining import PretrainConfig
+from consortium.domain.screening import ScreenRule
+from consortium.errors import UsageError, VerificationError
+from consortium.train.codes import Code
+from consortium.train.fragments import Plan
+from consortium.train.inner import InnerWorker
+from consortium.train.keep import Keep
+from consortium.train.outer import digest_of, to_bytes
+from consortium.train.replay import kept_params, re_execute, replay
+from consortium.train.tokens import open_sequences
+from tests.train.conftest import PARAMS, VOCAB
+from tests.train.hub import JOB, Hub
+from tests.train.test_leg import SITES, Site, digests, federation, together
+
+pytestmark = pytest.mark.integration
+ROUNDS = 4
+
+
+def streamed(**changes: Any) -> dict[str, Any]:
+    """Two fragments, applied two steps after they were sent, in a code that drops something."""
+    outer = {"rounds": ROUNDS, "fragments": 2, "delay": 2, "mix": 0.5, "code": "int4", "keep_received": -1}
+    return {**PARAMS, "outer": {**PARAMS["outer"], **outer, **changes}}
+
+
+def stream(
+    leg: Any, sites: tuple[str, ...] = SITES, screen: dict[str, Any] | None = None, **changes: Any
+) -> list[Site]:
+    made = federation(leg, sites, params=streamed(**changes, **({"screen": screen} if screen else {})))
+    hub: Hub = made[0].hub
+    hub.fragments = streamed(**changes)["outer"]["fragments"]
+    hub.screen = ScreenRule(**(screen or {}))
+    return made
+
+
+def plan_of(site: Site) -> Plan:
+    layout = Keep(site.store, JOB).measured(0)[0].layout
+    return Plan.of(layout, PretrainConfig.of(site.context.params).outer)
+
+
+@pytest.fixture(scope="module")
+def calm() -> dict[str, Any]:
+    """What an undisturbed run came to, against which disturbed ones are held."""
+    return {}
+
+
+def undisturbed(leg: Any, calm: dict[str, Any]) -> dict[str, Any]:
+    if not calm:
+        sites = stream(leg, SITES[:2])
+        together(sites)
+        (calm["digest"],) = digests(sites)
+        calm["sites"] = sites
+        calm["commits"] = sorted(sites[0].hub.commits_seen)
+        calm["residuals"] = [digest_of(to_bytes(site.final.residual)) for site in sites]
+    return calm
+
+
+def test_every_round_changes_its_own_fragment_and_all_sites_agree(leg, calm):
+    sites = undisturbed(leg, calm)["sites"]
+    hub, plan, size = sites[0].hub, plan_of(sites[0]), len(sites[0].final.outer)
+    states = [Keep(sites[0].store, JOB).outer(k, size) for k in range(ROUNDS + 1)]
+    for number in range(1, ROUNDS + 1):
+        assert len(hub.rounds[number].certificate.contributions) == 2
+        before, after = states[number - 1], states[number]
+        part, other = plan.fragment(number), plan.fragment(number + 1)
+        for was, now in ((before.outer, after.outer), (before.momentum, after.momentum)):
+            assert (part.take(was) != part.take(now)).mean() > 0.9
+            np.testing.assert_array_equal(other.take(was), other.take(now))
+        sent = {
+            len(data)
+            for artifact, data in hub.artifacts
+            if artifact.artifact_class is ArtifactClass.PSEUDO_GRADIENT and artifact.round == number
+        }
+        assert sent == {plan_code(sites[0]).bytes_for(part.size)}
+    assert states[1].ahead.steps == 2, "two steps of round 2 were done while round 1 was judged"
+    assert sites[0].final.position == ROUNDS * 4 * 4
+    assert {commit.steps for commit in hub.rounds[2].commits} == {4}
+    losses = [float.fromhex(commit.loss) for k in (1, ROUNDS) for commit in hub.rounds[k].commits]
+    assert sum(losses[2:]) < sum(losses[:2])
+
+
+def plan_code(site: Site) -> Code:
+    return Code.of(PretrainConfig.of(site.context.params).outer)
+
+
+def test_an_auditor_recomputes_fragments_and_the_steps_between_them(leg, calm, tmp_path):
+    site = undisturbed(leg, calm)["sites"][1]
+    found = replay(site.store, JOB, kept_params(site.store, JOB))
+    assert [(one.result, one.what) for one in found] == [("verified", ())] * ROUNDS
+    params = PretrainConfig.of(site.context.params)
+    text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
+    for number in (1, 4):
+        worker = InnerWorker(params, VOCAB, text, site.context.site)
+        done = re_execute(Keep(site.store, JOB), worker, params.outer, number, worker.layout.size)
+        assert done.same_bits
+
+
+@pytest.mark.parametrize(
+    "crash",
+    [
+        ("commit", 2, "after"),
+        ("verdicts", 3, "before"),
+        ("outer/2", 0, "before"),
+        ("outer/2", 0, "after"),
+    ],
+)
+def test_a_crash_beside_the_training_changes_no_bit(leg, calm, crash):
+    expected = undisturbed(leg, calm)
+    sites = stream(leg, SITES[:2])
+    for site in sites:
+        site.crash = crash
+    together(sites)
+    assert digests(sites) == {expected["digest"]}
+    assert sorted(sites[0].hub.commits_seen) == expected["commits"]
+    assert [digest_of(to_bytes(site.final.residual)) for site in sites] == expected["residuals"]
+
+
+@pytest.mark.parametrize("asked", [4, 8])
+def test_legs_told_to_stop_while_a_round_is_judged_go_on_where_they_were(leg, calm, asked):
+    expected = undisturbed(leg, calm)
+    sites = stream(leg, SITES[:2])
+    for site in sites:
+        site.stop_at = asked
+    together(sites)
+    assert {site.stopped for site in sites} == {1}
+    assert digests(sites) == {expected["digest"]}
+    assert {site.final.position for site in sites} == {ROUNDS * 4 * 4}
+
+
+@pytest.mark.parametrize("changes", [{"fragments": 1}, {"delay": 0}, {"delay": 4, "mix": 0.0}])
+def test_fragments_without_delay_and_delay_without_fragments_work(leg, changes):
+    sites = stream(leg, ("de-1", "fr-1"), **changes)
+    together(sites)
+    assert len(digests(sites)) == 1
+    found = replay(sites[0].store, JOB, kept_params(sites[0].store, JOB))
+    assert [one.result for one in found] == ["verified"] * ROUNDS
+
+
+def test_gates_judge_each_fragment_beside_the_training(leg):
+    """The loss gate asks the model in the middle of a stretch; clipping follows from rounds of the same fragment."""
+    screen = {"clip": 0.5, "quarantine": 3, "cosine": -1.0, "loss_rise": 5.0, "loss_sequences": 4}
+    sites = stream(leg, screen=screen)
+    sites[2].spoil = 100.0
+    together(sites)
+    assert len(digests(sites)) == 1
+    rounds = sites[0].hub.rounds
+    for number in range(1, ROUNDS + 1):
+        assert [part.site for part in rounds[number].certificate.contributions] == ["de-1", "fr-1"]
+    assert rounds[2].certificate.standing.norms == (), "the second fragment's first round"
+    assert len(rounds[3].certificate.standing.norms) == 2
+    assert rounds[4].certificate.standing.refused == (("uy-1", 1),)
+    assert [one.result for one in replay(sites[0].store, JOB, kept_params(sites[0].store, JOB))] == [
+        "verified"
+    ] * ROUNDS
+
+
+def test_a_site_that_missed_rounds_takes_the_outer_state_and_joins(leg):
+    sites = stream(leg)
+    hub, whole = sites[0].hub, sites[2].context
+    late = sites[2]
+    late.crash = ("verdicts", 1, "after")
+
+    def leave() -> None:
+        try:
+            late._run(late.crash)
+        except BaseException:
+            hub.lose("uy-1")
+
+    late.live = leave  # type: ignore[method-assign]
+    together(sites)
+    assert len(digests(sites[:2])) == 1
+    back = Site(hub, whole, late.store)
+    together([back])
+    assert digests([back]) == {sites[0].final.digest}
+    assert [len(hub.rounds[k].commits) for k in range(1, ROUNDS + 1)] == [3, 2, 2, 2]
+    assert back.final.position == 4 * 4
+    assert back.final.ahead is None
+
+
+def test_a_disputed_state_that_was_gone_on_from_is_not_kept(leg):
+    sites = stream(leg, SITES[:2])
+    sites[0].hub.agreed["outer/2"] = {"zz-1": "sha256:ff"}
+    together(sites)
+    assert all(isinstance(site.fault, VerificationError) and "zz-1 has sha256:ff" in str(site.fault) for site in sites)
+    assert all(Keep(site.store, JOB).rounds() == [0, 1] for site in sites)
+
+
+def test_settings_that_cannot_be_kept_are_refused():
+    for wrong, said in (({"delay": 5}, "delay"), ({"rounds": 3}, "multiple"), ({"fragments": 4}, "layers")):
+        with pytest.raises(UsageError, match=said):
+            PretrainConfig.of(streamed(**wrong))
