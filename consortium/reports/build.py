@@ -8,15 +8,27 @@ from typing import Any, Protocol
 from consortium.accounting.periods import bounds
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.ids import is_partner, partner_of
+from consortium.domain.job import JobKind
 from consortium.domain.partner import Site
 from consortium.domain.records import Record, RecordType
 from consortium.errors import UsageError
 from consortium.keys.signing import SigningKey, sign_value
 from consortium.keys.trust import Trust
 from consortium.ledger.log import Entry
+from consortium.ledger.origins import record_id
 from consortium.ledger.proofs import parse_checkpoint
-from consortium.reports.figures import crossings_of, datasets_of, figures, read_facts, receipts_of, rounds_of, usage_of
+from consortium.reports.figures import (
+    crossings_of,
+    datasets_of,
+    figures,
+    read_facts,
+    receipts_of,
+    round_of,
+    rounds_of,
+    usage_of,
+)
 from consortium.reports.model import FORMAT, LIMITS, Erased, Leaf, Report, SiteFacts
+from consortium.reports.training import SERVER, ancestry, specs_of
 from consortium.reports.verify import verify_report
 
 
@@ -105,16 +117,62 @@ def choose(records: Iterable[tuple[Entry, Record]], partner: str, period: str) -
     """Return what a report on `partner` rests on, in the log's order.
 
     Usage and crossings of its own sites, whole; usage, whole, of every site its accounts ran at; the other side's
-    records of its crossings; the server's leases, rounds and datasets that concern it.
+    records of its crossings; the server's leases and datasets that concern it; of every training it took part in, and
+    of those behind them, all rounds so far, the job, its inputs' datasets, what was measured and done again of it.
     """
     everything = list(records)
+    of_training = _training(everything, partner, period)
     hosts = {
         record.origin
         for _, record in everything
         if record.type is RecordType.USAGE
         and any(partner in (partner_of(m.row.account), partner_of(m.row.site)) for m in usage_of(record, period))
     }
-    return [(entry, record) for entry, record in everything if _concerns(record, partner, period, hosts)]
+    return [
+        (entry, record)
+        for entry, record in everything
+        if record_id(record) in of_training or _concerns(record, partner, period, hosts)
+    ]
+
+
+def _training(everything: list[tuple[Entry, Record]], partner: str, period: str) -> set[str]:
+    """Return the ids of the records that the figures on training rest on."""
+    records = [record for _, record in everything]
+    rounds = [record for record in records if record.type is RecordType.ROUND]
+    mine = {
+        item.job
+        for record in rounds
+        for item in rounds_of(record, period)
+        if any(partner_of(commit.site) == partner for commit in item.commits)
+    }
+    if not mine:
+        return set()
+    specs = specs_of(records)
+    jobs = ancestry(mine, specs)
+    measuring = {job for job, spec in specs.items() if spec.kind is JobKind.EVALUATE and spec.model in mine}
+    read = {name for job in jobs if job in specs for name in specs[job].inputs}
+    redone = [item for item in records if item.type is RecordType.RE_EXECUTION and item.body.get("job") in mine]
+    auditors = {partner_of(str(item.body.get("by") or "")) for item in redone}
+    _, end_ms = bounds(period)
+
+    def wanted(record: Record) -> bool:
+        job = record.body.get("job")
+        match record.type:
+            case RecordType.ROUND:
+                return record.at_ms < end_ms and round_of(record).job in jobs
+            case RecordType.JOB:
+                return job in jobs or job in measuring
+            case RecordType.MANIFEST:
+                return record.origin == SERVER and job in measuring
+            case RecordType.ROSTER:
+                return record.body.get("partner") in auditors
+            case RecordType.DATASET:
+                body = record.body.get("dataset")
+                return (body if isinstance(body, dict) else record.body).get("id") in read
+            case _:
+                return False
+
+    return {record_id(record) for record in [*redone, *filter(wanted, records)]}
 
 
 def _concerns(record: Record, partner: str, period: str, hosts: set[str]) -> bool:
@@ -129,9 +187,6 @@ def _concerns(record: Record, partner: str, period: str, hosts: set[str]) -> boo
         case RecordType.LEASE:
             rows = receipts_of(record, period)
             return any(partner in (partner_of(row.account), partner_of(row.site)) for row in rows)
-        case RecordType.ROUND:
-            found = rounds_of(record, period)
-            return any(partner_of(commit.site) == partner for item in found for commit in item.commits)
         case RecordType.DATASET:
             return any(item.partner == partner for item in datasets_of(record, period))
         case _:

@@ -29,8 +29,18 @@ from consortium.reports.model import (
     GpuTime,
     RoundRow,
 )
-
-SERVER = "server"
+from consortium.reports.training import (
+    SERVER,
+    RedoneBy,
+    Run,
+    Work,
+    decimal,
+    read_redone,
+    read_runs,
+    shares_of,
+    training_rows,
+)
+from consortium.train.attribution import Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +51,10 @@ class Facts:
     receipts: tuple[UsageRow, ...]
     crossings: tuple[Crossing, ...]
     rounds: tuple[Round, ...]
+    """Of the period."""
+    runs: dict[str, Run]
+    """The trainings with all their rounds so far, and those they go back to."""
+    redone: RedoneBy
     datasets: tuple[Dataset, ...]
     completeness: tuple[Completeness, ...]
 
@@ -59,6 +73,8 @@ def read_facts(records: Iterable[Record], partner: str, period: str) -> Facts:
         receipts=tuple(row for record in of_type[RecordType.LEASE] for row in receipts_of(record, period)),
         crossings=tuple(item for record in of_type[RecordType.CROSSING] for item in crossings_of(record, period)),
         rounds=tuple(item for record in of_type[RecordType.ROUND] for item in rounds_of(record, period)),
+        runs=read_runs(ordered, [round_of(record) for record in of_type[RecordType.ROUND]]),
+        redone=read_redone(ordered),
         datasets=tuple(item for record in of_type[RecordType.DATASET] for item in datasets_of(record, period)),
         completeness=_completeness(ordered, partner),
     )
@@ -69,11 +85,26 @@ def figures(facts: Facts, partner: str, factors: Mapping[str, str]) -> Figures:
     billing = bill(facts.usage)
     rows = [item.row for item in billing.billed]
     own = [item for item in facts.crossings if partner in (partner_of(item.sender), partner_of(item.recipient))]
+    parts = {job: shares_of(run, own) for job, run in facts.runs.items()}
+    mine = {
+        (item.job, item.number, commit.site): Work.of(commit, facts.redone)
+        for item in facts.rounds
+        for commit in item.commits
+        if partner_of(commit.site) == partner
+    }
+    by_job = {
+        job: [(share, mine[job, share.round, share.site]) for share in found.values()
+              if (job, share.round, share.site) in mine]
+        for job, found in parts.items()
+    }  # fmt: skip
     return Figures(
         delivered=_gpu_table(delivered(rows, partner), delivered(facts.receipts, partner), factors),
         consumed=_gpu_table(consumed(rows, partner), consumed(facts.receipts, partner), factors),
         crossings=tuple(_border_row(item) for item in border_sums(own)),
-        rounds=tuple(row for item in facts.rounds for row in _round_rows(item, partner)),
+        rounds=tuple(
+            row for item in facts.rounds for row in _round_rows(item, partner, parts.get(item.job, {}), facts.redone)
+        ),
+        training=training_rows(facts.runs, by_job),
         datasets=tuple(_dataset_row(item) for item in facts.datasets if item.partner == partner),
         not_billed=billing.repeated,
         completeness=facts.completeness,
@@ -125,13 +156,18 @@ def crossings_of(record: Record, period: str) -> list[Crossing]:
 
 def rounds_of(record: Record, period: str) -> list[Round]:
     """Return the round of a `round` record of the server, made in `period`."""
+    found = round_of(record)
+    return [found] if period_of(record.at_ms) == period else []
+
+
+def round_of(record: Record) -> Round:
+    """Return the round of a `round` record of the server."""
     where = f"record {record_id(record)}"
     if record.origin != SERVER:
         raise VerificationError(f"{record.origin} wrote a round record; only the server may", where=where)
-    if period_of(record.at_ms) != period:
-        return []
     body = record.body.get("round")
-    return [_parse(Round, body if isinstance(body, dict) else record.body, where)]
+    found: Round = _parse(Round, body if isinstance(body, dict) else record.body, where)
+    return found
 
 
 def datasets_of(record: Record, period: str) -> list[Dataset]:
@@ -233,7 +269,7 @@ def _border_row(item: BorderSum) -> BorderRow:
     )
 
 
-def _round_rows(item: Round, partner: str) -> list[RoundRow]:
+def _round_rows(item: Round, partner: str, shares: Mapping[tuple[int, str], Share], redone: RedoneBy) -> list[RoundRow]:
     given = {} if item.certificate is None else {part.site: part for part in item.certificate.contributions}
     total = sum(part.tokens for part in given.values())
     digests = set((item.outer_digests or {}).values())
@@ -246,6 +282,8 @@ def _round_rows(item: Round, partner: str) -> list[RoundRow]:
         judges = sorted(
             {v.judge for v in item.verdicts if v.site == commit.site and v.accept and v.digest == commit.digest}
         )
+        share, founded = shares.get((item.number, commit.site)), Work.of(commit, redone)
+        loss = None if share is None else share.loss_share
         checked = part is not None and outer is not None and any(partner_of(judge) != partner for judge in judges)
         made.append(
             RoundRow(
@@ -253,13 +291,22 @@ def _round_rows(item: Round, partner: str) -> list[RoundRow]:
                 round=item.number,
                 site=commit.site,
                 accepted=part is not None,
+                refused_for=share.reasons if share else (),
                 tokens=commit.tokens,
                 steps=commit.steps,
+                flops=share.flops if share else None,
                 weight=part.weight if part else None,
                 weight_percent=_percent(part.tokens, total) if part else None,
+                clip=part.clip if part else None,
+                bytes_sent=share.bytes_sent if share else None,
+                bytes_received=share.bytes_received if share else None,
+                loss_share_nats=None if loss is None else decimal(loss),
                 accepting_judges=tuple(judges),
                 outer_digest=outer,
                 evidence=Evidence.CROSS_CHECKED if checked else Evidence.DECLARED,
+                re_executed_by=founded.held,
+                re_execution_differed=founded.differed,
+                work_evidence=founded.evidence,
             )
         )
     return made

@@ -11,7 +11,7 @@ from consortium.domain.data import ArtifactClass
 from consortium.domain.records import Evidence
 from consortium.keys.trust import Trust
 
-FORMAT = "consortium-report/1"
+FORMAT = "consortium-report/2"
 _STRICT = {"extra": "forbid"}
 
 LIMITS = (
@@ -20,6 +20,11 @@ LIMITS = (
     f"{AGREE_PERCENT} % of the site's figure plus {AGREE_SLACK_MS} ms per GPU and lease.",
     "A crossing is cross-checked where sender and recipient recorded the same artifacts. Batches of metric and control "
     "calls are declared by their sender.",
+    "Tokens, steps and FLOPs of a round are the site's own word, weighed by its peers; they are re-executed where an "
+    "auditor of another partner had the inner steps done again at the site and signed the result. A site that says so "
+    "of itself is named, and its word founds nothing. FLOPs are the model's arithmetic, not the hardware's.",
+    "A share of the fall in held-out loss is an apportionment by weight, not a measurement of what a site's data "
+    "brought; the loss itself is declared by the site that measured it. Rounds that did not close count nowhere.",
     "Reference factors, datasets, licences and languages are declared by the partner whose site it is.",
     "What an origin recorded in the period after the last record shown here does not show; compare `completeness` with "
     "the origin's own count.",
@@ -105,14 +110,65 @@ class RoundRow:
     round: int
     site: str
     accepted: bool
+    refused_for: tuple[str, ...]
+    """Why judges refused it, each code once; `left out` where a ruling or quarantine did."""
     tokens: int
     steps: int
+    flops: int | None
+    """Tokens times 6 N + 12 L H K T; null where the model's shape is not known, as of a plugged-in one."""
     weight: str | None
     """Hex float, as certified; null where the contribution was not accepted."""
     weight_percent: str | None
+    clip: str | None
+    """Hex float: what it was scaled by before it was applied."""
+    bytes_sent: int | None
+    """What it took across borders, each recipient counted."""
+    bytes_received: int | None
+    loss_share_nats: str | None
+    """The round's fall of held-out loss, nats per token, shared out by weight; null where no job measured it."""
     accepting_judges: tuple[str, ...]
     outer_digest: str | None
     evidence: Evidence
+    """Of acceptance and weight."""
+    re_executed_by: tuple[str, ...]
+    """Who did its inner steps again with the same result: the site itself (`fr-1`), or under an auditor's eyes
+    (`uy/carla at fr-1`)."""
+    re_execution_differed: tuple[str, ...]
+    work_evidence: Evidence
+    """Of tokens, steps and FLOPs: re-executed only where an auditor of another partner signed the result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRow:
+    """A partner's part in one training in the period, and what the whole model took so far."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    job: str
+    rounds: int
+    """In how many rounds something of the partner was accepted."""
+    refused: int
+    tokens: int
+    accepted_tokens: int
+    re_executed_tokens: int
+    flops: int | None
+    weight: str
+    """Sum over rounds of the weights as applied; of all partners together at most one a round."""
+    bytes_sent: int | None
+    bytes_received: int | None
+    loss_share_nats: str | None
+    model_flops: int | None
+    """Of all partners in all closed rounds so far; null where a round or the model's shape is not known."""
+    lineage: tuple[str, ...]
+    """The trainings it goes back to, oldest first."""
+    lineage_flops: int | None
+    """With those of the lineage; null where one of them is not known."""
+    general_purpose: bool | None
+    """Above 10^23; null where what is known is not, and something is unknown."""
+    systemic_risk: bool | None
+    """Above 10^25."""
+    evidence: Evidence
+    """Of tokens and FLOPs in the period."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +214,7 @@ class Figures:
     consumed: GpuTable
     crossings: tuple[BorderRow, ...]
     rounds: tuple[RoundRow, ...]
+    training: tuple[TrainingRow, ...]
     datasets: tuple[DatasetRow, ...]
     not_billed: tuple[Repeated, ...]
     """Usage metered twice: in the ledger, but counted once."""

@@ -12,6 +12,7 @@ from consortium.domain.records import Record, RecordType
 from consortium.domain.training import Round
 from consortium.errors import ConsortiumError, UsageError, VerificationError
 from consortium.keys.canonical import canonical
+from consortium.keys.documents import check_document
 from consortium.keys.signing import verify_value
 from consortium.keys.trust import Trust
 from consortium.ledger.origins import record_digest, record_id
@@ -19,6 +20,7 @@ from consortium.ledger.proofs import Checkpoint, leaf_data, parse_checkpoint, ve
 from consortium.reports.figures import figures, read_facts
 from consortium.reports.model import FORMAT, Report
 from consortium.reports.text import parse_report
+from consortium.reports.training import roster_of
 from consortium.train.rounds import check_certificate
 
 
@@ -48,17 +50,24 @@ def verify_report(document: Mapping[str, Any] | str | bytes, trust: Trust | None
     """
     try:
         raw = parse_report(document) if isinstance(document, str | bytes) else dict(document)
+        if isinstance(raw.get("format"), str) and raw["format"] != FORMAT:
+            raise VerificationError(
+                f"not a report of format {FORMAT}: it says {raw['format'][:80]!r}",
+                fix="verify it with the release it was made with, or ask the server for it anew",
+            )
         report = from_json(Report, raw, where="report")
-        if report.format != FORMAT:
-            raise VerificationError(f"not a report of format {FORMAT}: it says {report.format!r}")
         bounds(report.period)
         keys = _trusted(report, trust)
         checkpoint = parse_checkpoint(report.checkpoint, keys.log_name, keys.log_key)
         records = _leaves(report, keys, checkpoint)
         _links(records)
+        for record in records:
+            if record.type is RecordType.ROSTER:
+                check_document(roster_of(record), keys, 0, where=f"record {record_id(record)}")
         facts = read_facts(records, report.partner, report.period)
-        for item in facts.rounds:
-            _round(item, keys)
+        for run in facts.runs.values():
+            for item in run.rounds:
+                _round(item, keys)
         _figures(raw, to_json(figures(facts, report.partner, {s.id: s.reference_factor for s in report.sites})))
         verify_value(keys.server_key, raw, what="the server over the whole report")
     except VerificationError:

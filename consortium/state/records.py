@@ -15,7 +15,7 @@ from sqlalchemy import Connection, select
 from consortium.accounting.periods import period_of
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Crossing, CrossingSide
-from consortium.domain.records import Record, RecordType, UsageRow
+from consortium.domain.records import Record, RecordType, ReExecution, UsageRow
 from consortium.errors import ConflictError, UsageError, VerificationError
 from consortium.keys.canonical import digest_json
 from consortium.keys.signing import SigningKey, sign_value, verify_value
@@ -29,6 +29,7 @@ SITE_MAY_WRITE = (
     RecordType.REFUSAL,
     RecordType.MANIFEST,
     RecordType.DOWNTIME,
+    RecordType.RE_EXECUTION,
 )
 """What a site's records may tell of; the rest is the server's."""
 
@@ -171,6 +172,10 @@ def _check_form(connection: Connection, record: Record) -> None:
                 raise UsageError(f"a crossing of {item.size_bytes} bytes, {item.count} times", where=where)
         own = {"count": sum(item.count for item in items), "size_bytes": sum(item.size_bytes for item in items)}
         _check_sums(connection, record, [item.at_ms for item in items], own)
+    elif record.type is RecordType.RE_EXECUTION:
+        redone = from_json(ReExecution, record.body, where=where)
+        if redone.site != record.origin:
+            raise UsageError(f"{record.origin} recorded a re-execution that is another's to record", where=where)
 
 
 def _check_sums(connection: Connection, record: Record, moments: list[int], own: dict[str, int]) -> None:

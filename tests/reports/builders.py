@@ -48,9 +48,10 @@ class World:
 
     @property
     def trust(self) -> Trust:
+        people = {s[:2]: self.keys[s].public for s in FACTORS}
         sites = {s: SiteKeys(signing=self.keys[s].public, sealing=self.keys[s].public) for s in FACTORS}
         server = self.keys["server"].public
-        return Trust(log_name=NAME, log_key=server, server_key=server, partners={}, sites=sites)
+        return Trust(log_name=NAME, log_key=server, server_key=server, partners=people, sites=sites)
 
     @property
     def sites(self) -> list[Site]:
@@ -94,7 +95,7 @@ class World:
         self.crossing(sender, item)
         self.crossing(recipient, replace(item, side=CrossingSide.RECEIPT))
 
-    def round(self, job: str, number: int, tokens: dict[str, int]) -> Record:
+    def round(self, job: str, number: int, tokens: dict[str, int], at_ms: int = START) -> Record:
         commits = [
             sign_value(
                 self.keys[s],
@@ -118,7 +119,7 @@ class World:
             job=job, number=number, phase=RoundPhase.CLOSED, expected=tuple(tokens), commits=tuple(commits),
             verdicts=tuple(verdicts), certificate=certificate, outer_digests=dict.fromkeys(tokens, "sha256:after"),
         )  # fmt: skip
-        return self.add("server", RecordType.ROUND, to_json(closed))
+        return self.add("server", RecordType.ROUND, to_json(closed), at_ms)
 
     def log(self, folder: Path) -> Ledger:
         ledger = Ledger(folder, self.keys["server"], NAME)

@@ -194,7 +194,7 @@ LIES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda d: d.update(checkpoint=d["checkpoint"].replace("\n", "\n1", 1)), "signature of the note"),
     (lambda d: d["fingerprints"].update({"site fr-1": "0" * 16}), "fingerprints"),
     (lambda d: d["trust"]["sites"]["fr-1"].update(signing=SigningKey.generate().public), "fingerprints"),
-    (lambda d: d.update(format="consortium-report/2"), "format"),
+    (lambda d: d.update(format="consortium-report/1"), "format"),
     (lambda d: d.update(period="2026-04"), "records|begin|figures"),
 ]
 

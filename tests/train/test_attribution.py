@@ -85,6 +85,16 @@ def test_partners_are_summed_and_unknown_is_not_zero():
     assert aa.flops + bb.flops == 1_200 * PER_TOKEN
 
 
+def test_a_fall_measured_over_several_rounds_is_shared_out_over_all_of_them():
+    rounds = [round_of(everyone(SITES)), round_of(refused_last(), number=2)]
+    far = shares(rounds, flops_per_token=None, held_out={0: {"fr": 5.0}, 2: {"fr": 3.0}})
+    assert [one.loss_share for one in far] == pytest.approx([1 / 6, 1 / 3, 1 / 2, 1 / 3, 2 / 3, 0.0])
+    assert {one.flops for one in far} == {None}, "of a plugged-in model"
+    assert totals(far)[0].flops is None
+    gap = shares(rounds[1:], flops_per_token=1, held_out={0: {"fr": 5.0}, 2: {"fr": 3.0}})
+    assert {one.loss_share for one in gap} == {None}, "a round of the span is missing"
+
+
 def test_a_round_without_a_certificate_is_nobodys_yet():
     assert shares([replace(round_of(refusing("cc-1")), certificate=None)], flops_per_token=1) == ()
 
@@ -97,6 +107,8 @@ def test_the_flops_of_a_lineage_meet_the_thresholds_of_the_law():
     assert (second.jobs, second.flops) == (("job-a", "job-b"), 11 * 10**22)
     assert (second.general_purpose, second.systemic_risk) == (True, False)
     assert lineage("job-c", parents, flops).systemic_risk
+    unknown = lineage("job-b", parents, {"job-a": None, "job-b": 10**24})
+    assert (unknown.flops, unknown.general_purpose, unknown.systemic_risk) == (None, True, None)
     with pytest.raises(UsageError, match="not known"):
         lineage("job-b", parents, {"job-b": 1})
     with pytest.raises(UsageError, match="go back to themselves"):

@@ -1,0 +1,308 @@
+"""Training in a report: who brought what to which model, from rounds, crossings, measurements and re-executions.
+
+All of it follows from leaves: a `round` record has commits and certificate, the `job` record the model's shape and what
+it went on from, the `dataset` records of its inputs the vocabulary, the `manifest` of an `evaluate` job the losses, a
+`re_execution` record what a site's inner steps came to when they were done again. Pure; writer and verifier both call
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from consortium.domain.codec import from_json
+from consortium.domain.data import Crossing, Dataset
+from consortium.domain.ids import partner_of
+from consortium.domain.job import JobKind, JobSpec
+from consortium.domain.partner import Role
+from consortium.domain.pretraining import PretrainConfig
+from consortium.domain.records import Evidence, Record, RecordType, ReExecution
+from consortium.domain.training import Commit, Round
+from consortium.errors import ConfigError, UsageError, VerificationError
+from consortium.keys.canonical import digest_json
+from consortium.keys.documents import SignedDocument
+from consortium.keys.roster import Roster
+from consortium.keys.signing import verify_value
+from consortium.ledger.origins import record_id
+from consortium.reports.model import TrainingRow
+from consortium.train.attribution import Share, lineage, shares, totals
+from consortium.train.sizes import flops_per_token
+
+SERVER = "server"
+UNKNOWN = "unknown"
+"""Stands in a lineage for what nobody can say: the trainings behind a file that `start.weights` names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A training as the leaves tell of it."""
+
+    job: str
+    rounds: tuple[Round, ...]
+    """All its closed rounds up to the end of the report's period, whoever took part in them."""
+    flops_per_token: int | None
+    """None of a plugged-in model, or where neither job nor vocabulary is among the leaves."""
+    parent: str
+    """The job it went on from, or `UNKNOWN`; empty where it began anew."""
+    held_out: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Losses of its outer states in nats per token, by round and series of measurements."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether no round is missing from the first on."""
+        return [item.number for item in self.rounds] == list(range(1, len(self.rounds) + 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redone:
+    """A re-execution that is on record, and who besides the site vouches for it."""
+
+    what: ReExecution
+    auditor: str
+    """Of another partner than the site's, in its roster, its signature under the result; empty where there is none."""
+
+    @property
+    def said(self) -> str:
+        """By whom, as reports say it."""
+        return f"{self.auditor} at {self.what.site}" if self.auditor else self.what.site
+
+
+RedoneBy = Mapping[tuple[str, int, str], tuple[Redone, ...]]
+"""Re-executions by job, round and digest of the contribution."""
+
+
+def specs_of(records: Iterable[Record]) -> dict[str, JobSpec]:
+    """Return the specs of the training and measuring jobs in `job` records of the server."""
+    found = {}
+    for record in records:
+        spec = record.body.get("spec")
+        if record.type is not RecordType.JOB or not isinstance(spec, dict):
+            continue
+        if spec.get("kind") in (JobKind.PRETRAIN.value, JobKind.EVALUATE.value):
+            found[str(record.body.get("job"))] = _parse(JobSpec, spec, record)
+    return found
+
+
+def ancestry(jobs: Iterable[str], specs: Mapping[str, JobSpec]) -> set[str]:
+    """Return `jobs` and every training that one of them goes back to."""
+    found, todo = set[str](), list(jobs)
+    while todo:
+        job = todo.pop()
+        if job and job not in found:
+            found.add(job)
+            todo.append(specs[job].reads_model if job in specs else "")
+    return found
+
+
+def read_runs(records: Iterable[Record], rounds: Iterable[Round]) -> dict[str, Run]:
+    """Return the trainings by job; `rounds` are those of all of them."""
+    kept = list(records)
+    specs = specs_of(kept)
+    words = _vocabularies(kept)
+    losses = _losses(kept, specs)
+    by_job: dict[str, list[Round]] = {job: [] for job, spec in specs.items() if spec.kind is JobKind.PRETRAIN}
+    for item in rounds:
+        by_job.setdefault(item.job, []).append(item)
+    return {
+        job: Run(
+            job=job,
+            rounds=tuple(sorted(found, key=lambda one: one.number)),
+            flops_per_token=_flops_per_token(specs[job], words) if job in specs else None,
+            parent=_parent(specs[job]) if job in specs else UNKNOWN,
+            held_out=losses.get(job, {}),
+        )
+        for job, found in sorted(by_job.items())
+    }
+
+
+def read_redone(records: Iterable[Record]) -> RedoneBy:
+    """Return the re-executions on record. Raises VerificationError where one is not its origin's to record."""
+    kept = list(records)
+    keys = _auditors(kept)
+    found: dict[tuple[str, int, str], list[Redone]] = {}
+    for record in kept:
+        if record.type is not RecordType.RE_EXECUTION:
+            continue
+        what = _parse(ReExecution, record.body, record)
+        if what.site != record.origin:
+            raise VerificationError(
+                f"{record.origin} recorded a re-execution that is {what.site}'s to record",
+                where=f"record {record_id(record)}",
+            )
+        one = Redone(what=what, auditor=_countersigned(what, keys))
+        found.setdefault((what.job, what.round, what.digest), []).append(one)
+    return {key: tuple(sorted(held, key=lambda one: one.said)) for key, held in found.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """How well a commit's tokens, steps and FLOPs are founded.
+
+    What a site says of itself founds nothing better than its commit did: only a result with the signature of another
+    partner's auditor counts, and one that came out otherwise undoes it.
+    """
+
+    held: tuple[str, ...]
+    """By whom the inner steps were done again and came to the same."""
+    differed: tuple[str, ...]
+    evidence: Evidence
+
+    @classmethod
+    def of(cls, commit: Commit, redone: RedoneBy) -> Work:
+        """Return how well a commit is founded."""
+        found = [
+            one for one in redone.get((commit.job, commit.round, commit.digest), ()) if one.what.site == commit.site
+        ]
+        differed = [one.said for one in found if not one.what.holds]
+        independent = any(one.auditor for one in found) and not differed
+        return cls(
+            held=tuple(dict.fromkeys(one.said for one in found if one.what.holds)),
+            differed=tuple(dict.fromkeys(differed)),
+            evidence=Evidence.RE_EXECUTED if independent else Evidence.DECLARED,
+        )
+
+
+def shares_of(run: Run, crossings: Iterable[Crossing]) -> dict[tuple[int, str], Share]:
+    """Return the shares of a run by round and site; of a commit that contradicts another, the one that counted."""
+    found: dict[tuple[int, str], Share] = {}
+    for one in shares(run.rounds, flops_per_token=run.flops_per_token, crossings=crossings, held_out=run.held_out):
+        if one.accepted or (one.round, one.site) not in found:
+            found[one.round, one.site] = one
+    return found
+
+
+def training_rows(runs: Mapping[str, Run], own: Mapping[str, Iterable[tuple[Share, Work]]]) -> tuple[TrainingRow, ...]:
+    """Return a partner's part in each training; `own` are its shares in the period, by job."""
+    flops = {job: _all_flops(run) for job, run in runs.items()} | {UNKNOWN: None}
+    parents = {job: run.parent for job, run in runs.items()}
+    rows = []
+    for job, mine in sorted(own.items()):
+        parts = list(mine)
+        if not parts:
+            continue
+        (total,) = totals(share for share, _ in parts)
+        again = [share for share, founded in parts if founded.evidence is Evidence.RE_EXECUTED]
+        behind = lineage(job, parents, flops | {parent: None for parent in parents.values() if parent not in flops})
+        rows.append(
+            TrainingRow(
+                job=job,
+                rounds=total.rounds,
+                refused=total.refused,
+                tokens=total.tokens,
+                accepted_tokens=total.accepted_tokens,
+                re_executed_tokens=sum(one.tokens for one in again),
+                flops=total.flops,
+                weight=decimal(total.weight),
+                bytes_sent=total.bytes_sent,
+                bytes_received=total.bytes_received,
+                loss_share_nats=None if total.loss_share is None else decimal(total.loss_share),
+                model_flops=flops[job],
+                lineage=tuple(name for name in behind.jobs if name != job),
+                lineage_flops=behind.flops,
+                general_purpose=behind.general_purpose,
+                systemic_risk=behind.systemic_risk,
+                evidence=Evidence.RE_EXECUTED if len(again) == len(parts) else Evidence.DECLARED,
+            )
+        )
+    return tuple(rows)
+
+
+def decimal(value: float) -> str:
+    """Render with six decimals, rounded half-even once."""
+    return f"{value:.6f}"
+
+
+def _all_flops(run: Run) -> int | None:
+    """The FLOPs of all commits to closed rounds, refused ones too; None where a round is missing."""
+    if run.flops_per_token is None or not run.whole:
+        return None
+    return sum(commit.tokens for item in run.rounds for commit in item.commits) * run.flops_per_token
+
+
+def _parent(spec: JobSpec) -> str:
+    start = spec.params.get("start")
+    from_file = isinstance(start, dict) and bool(start.get("weights"))
+    return UNKNOWN if from_file else spec.reads_model
+
+
+def _flops_per_token(spec: JobSpec, words: Mapping[str, int]) -> int | None:
+    sizes = {words[name] for name in spec.inputs if name in words}
+    try:
+        model = PretrainConfig.of(spec.params).model
+    except UsageError:  # of another release: its shape is not for this one to say
+        return None
+    return flops_per_token(model, sizes.pop()) if len(sizes) == 1 and not model.plugin else None
+
+
+def _vocabularies(records: Iterable[Record]) -> dict[str, int]:
+    found = {}
+    for record in records:
+        if record.type is RecordType.DATASET:
+            body = record.body.get("dataset")
+            dataset: Dataset = _parse(Dataset, body if isinstance(body, dict) else record.body, record)
+            size = dataset.attributes.get("vocab_size", "")
+            if size.isdecimal():
+                found[dataset.id] = int(size)
+    return found
+
+
+def _losses(records: Iterable[Record], specs: Mapping[str, JobSpec]) -> dict[str, dict[int, dict[str, float]]]:
+    """Return by training the losses that `evaluate` jobs measured; a series is one site, language, text and sample."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for record in records:
+        spec = specs.get(str(record.body.get("job"))) if record.type is RecordType.MANIFEST else None
+        if spec is None or spec.kind is not JobKind.EVALUATE or record.origin != SERVER:
+            continue
+        metrics = record.body.get("metrics")
+        by_round = metrics.get("by_round") if isinstance(metrics, dict) else None
+        sample = {name: spec.params.get(name) for name in ("batches", "batch_size")}
+        text = digest_json({"inputs": sorted(spec.inputs), **sample})
+        for language, losses in sorted(by_round.items()) if isinstance(by_round, dict) else ():
+            series = f"{record.body.get('site')} {language} {text}"
+            for number, loss in _parse(dict[int, float], losses, record).items():
+                found.setdefault(spec.model, {}).setdefault(number, {})[series] = loss
+    return found
+
+
+def roster_of(record: Record) -> SignedDocument:
+    """Return the signed roster in a `roster` record of the server."""
+    found: SignedDocument = _parse(SignedDocument, record.body.get("document"), record)
+    return found
+
+
+def _auditors(records: Iterable[Record]) -> dict[str, set[str]]:
+    """Return the keys that partners' rosters gave auditors, by person: any of them, as rosters change."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        if record.type is not RecordType.ROSTER or record.origin != SERVER:
+            continue
+        try:
+            roster = Roster.parse(roster_of(record))
+        except ConfigError as fault:
+            raise VerificationError(fault.what, where=f"record {record_id(record)}") from fault
+        for person in roster.people:
+            if Role.AUDITOR in person.roles:
+                found.setdefault(person.id, set()).add(person.signing_key)
+    return found
+
+
+def _countersigned(what: ReExecution, keys: Mapping[str, set[str]]) -> str:
+    if not what.by or partner_of(what.by) == partner_of(what.site):
+        return ""
+    for key in sorted(keys.get(what.by, ())):
+        try:
+            verify_value(key, what, what="a re-execution")
+        except VerificationError:
+            continue
+        return what.by
+    return ""
+
+
+def _parse(cls: type[Any], data: Any, record: Record) -> Any:
+    where = f"record {record_id(record)}"
+    try:
+        return from_json(cls, data, where=where)
+    except UsageError as fault:
+        raise VerificationError(fault.what, where=where) from fault
