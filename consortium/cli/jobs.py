@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ from consortium.errors import JobFailedError
 if TYPE_CHECKING:
     from consortium.client.api import Client
     from consortium.domain.job import Job
+    from consortium.train.plot import Curves, Form
 
 JobArg = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 
@@ -123,14 +125,20 @@ def jobs(
 def show(
     job: JobArg,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end first: sites, speed, rounds.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw a training's losses and timeline: .svg or .png.")
+    ] = None,
     as_json: Json = False,
     person: As = "",
 ) -> None:
     """Show a job."""
+    form = None if plot is None else _form(plot)
     client = Caller(person).client()
     found = client.job(check_job_id(job))
     if watch:
         found = follow(client, found.id)
+    if plot is not None and form is not None:
+        _draw(client.curves(found.id), plot, form)
     if as_json:
         _put(found)
         return
@@ -157,6 +165,30 @@ def show(
     for denial in found.denials:
         print(f"{'denied by':12} {denial.clause} at {denial.file}:{denial.line}: {denial.message}")
     _legs(found)
+
+
+def _form(path: Path) -> Form:
+    from consortium.errors import UsageError
+
+    endings: dict[str, Form] = {".svg": "svg", ".png": "png"}
+    if path.suffix not in endings:
+        raise UsageError(
+            f"cannot draw a {path.suffix or 'file without ending'}", where="--plot", fix="name it .svg or .png"
+        )
+    return endings[path.suffix]
+
+
+def _draw(shown: Curves, path: Path, form: Form) -> None:
+    from consortium.errors import UsageError
+    from consortium.train.plot import draw
+
+    if not shown.points:
+        raise UsageError(f"{shown.job} has closed no round yet: there is nothing to draw", where="--plot")
+    try:
+        path.write_bytes(draw(shown, form))
+    except OSError as fault:
+        raise UsageError(f"cannot write the plot: {fault.strerror}", where=str(path)) from fault
+    say(f"wrote {path}" + ("" if shown.spans else "; no timeline: nothing is known at the tracking server"))
 
 
 def explain(job: JobArg, as_json: Json = False, person: As = "") -> None:

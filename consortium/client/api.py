@@ -15,6 +15,7 @@ from consortium.domain.data import Dataset
 from consortium.domain.job import Job, JobSpec, JobState, SignedSpec
 from consortium.domain.training import Round, Ruling
 from consortium.errors import UnreachableError
+from consortium.train.plot import Curves
 
 Json = dict[str, Any]
 ARRAY_MEMBER_S = 0.2
@@ -175,6 +176,10 @@ class Client:
         """Return a job's rounds after number `after`."""
         found = self._list("GET", f"/jobs/{quote(job, safe='')}/rounds", query={"after": after})
         return from_json(tuple[Round, ...], found, where=job)
+
+    def curves(self, job: str) -> Curves:
+        """Return a training's losses by round and site, held-out losses, and what each site did when."""
+        return from_json(Curves, self._json("GET", f"/jobs/{quote(job, safe='')}/curves"), where=job)
 
     def rulings(self, job: str) -> Json:
         """Return `rulings` of admins in a job, `first_open` round, which takes rulings, and who `committed` to it."""

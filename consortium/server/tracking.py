@@ -14,14 +14,16 @@ import httpx
 from sqlalchemy import Connection, Row, select
 
 from consortium.domain.codec import from_json
-from consortium.domain.job import JobSpec
+from consortium.domain.job import JobKind, JobSpec
 from consortium.domain.records import RecordType
 from consortium.errors import ConsortiumError, UnreachableError
 from consortium.server.core import Core
+from consortium.server.curves import curves
 from consortium.server.polls import TRACKING_EXPERIMENT
 from consortium.state import data, jobs
 from consortium.state import tables as t
 from consortium.tracking.tracker import Tracker
+from consortium.train.plot import FORMS, draw
 
 log = logging.getLogger(__name__)
 RETRY_S = 5.0
@@ -133,6 +135,8 @@ class TrackingWorker(threading.Thread):
             if leg.tracking_run:
                 self._finish(leg.tracking_run, task.payload["status"], task.job, leg.id)
         elif task.kind == "job_ended" and job.tracking_run:
+            if spec.kind is JobKind.PRETRAIN:
+                self._picture(job.tracking_run, task.job)
             self._finish(job.tracking_run, task.payload["status"], task.job, "")
 
     def _start_job(self, job_id: str, spec: JobSpec) -> None:
@@ -155,6 +159,16 @@ class TrackingWorker(threading.Thread):
         self._tracker.log_params(run, spec.params)
         if inputs:
             self._tracker.log_inputs(run, inputs)
+
+    def _picture(self, run: str, job: str) -> None:
+        """Put a training's pictures into its run. They are for people: where that fails, it is said and left."""
+        try:
+            shown = curves(self._core, job)
+            if shown.points:
+                for form in FORMS:
+                    self._tracker.log_figure(run, f"training.{form}", draw(shown, form))
+        except ConsortiumError as fault:
+            log.warning("no pictures of %s in the tracking server: %s", job, fault.what)
 
     def _finish(self, run: str, status: str, job: str, leg: str) -> None:
         self._tracker.finish(run, status)

@@ -10,10 +10,13 @@ two trackers in one process may hold different ones.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from consortium.domain.data import Dataset
 from consortium.errors import AuthError, ConsortiumError, NotFoundError, UnreachableError, UsageError
@@ -158,6 +161,35 @@ class Tracker:
             raise UsageError(f"no run ends as {status!r}", fix=f"one of {', '.join(STATUSES)}")
         with self._translated(f"run {run}"):
             self._store.update_run_info(run, RunStatus.from_string(status), _now_ms(), None)
+
+    def history(self, run: str) -> dict[str, list[tuple[int, int, float]]]:
+        """Return all that was logged of each metric of a run: rows of (step, when in Unix ms, value), sorted."""
+        with self._translated(f"run {run}"):
+            names = sorted(self._store.get_run(run).data.metrics)
+            return {
+                name: sorted((m.step, m.timestamp, float(m.value)) for m in self._store.get_metric_history(run, name))
+                for name in names
+            }
+
+    def log_figure(self, run: str, name: str, data: bytes) -> None:
+        """Put a picture among a run's artifacts, as `figures/NAME`, where the tracking server keeps artifacts.
+
+        Raises UsageError where that is a folder of another machine.
+        """
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        with self._translated(f"run {run}"), tempfile.TemporaryDirectory(prefix="consortium-figure-") as folder:
+            uri = self._store.get_run(run).info.artifact_uri
+            place = urlsplit(uri)
+            if place.scheme in ("", "file") and not Path(place.path).parents[2].is_dir():
+                raise UsageError(
+                    f"the tracking server keeps artifacts in {place.path}, which is not on this machine",
+                    where=self.url,
+                    fix="give it an S3 store for artifacts, or let it serve them",
+                )
+            file = Path(folder) / name
+            file.write_bytes(data)
+            get_artifact_repository(uri, tracking_uri=self.url).log_artifact(str(file), "figures")
 
     def contents(self, run: str) -> dict[str, Any]:
         """Return what a run says, as plain sorted values; floats as hex strings, so that no digit is lost."""

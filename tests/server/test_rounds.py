@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,7 +81,7 @@ class Training:
             site.say(self.offers[name].leg, self.offers[name].epoch, LegState.STOPPED)
 
 
-def test_two_rounds_from_commits_to_a_closed_round_on_record(fed: Any) -> None:
+def test_two_rounds_from_commits_to_a_closed_round_on_record(fed: Any, person: As, tmp_path: Path) -> None:
     job = Training(fed, min_sites=3)
     for name in NAMES:
         assert job.agree(name, "outer/0", "sha256:start").status_code == 200
@@ -125,6 +126,11 @@ def test_two_rounds_from_commits_to_a_closed_round_on_record(fed: Any) -> None:
     assert second.certificate.previous_outer == "sha256:one"
     assert len(fed.get(f"/v1/jobs/{job.job}/rounds")) == 2
     assert [one["number"] for one in fed.get(f"/v1/jobs/{job.job}/rounds?after=1")] == [2]
+    drawn = person("fr/amelie", "show", job.job, "--plot", str(tmp_path / "training.png"))
+    assert drawn.code == 0, drawn.err
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+    (point,) = fed.get(f"/v1/jobs/{job.job}/curves")["points"]
+    assert point == {"round": 1, "tokens": 300, "losses": dict.fromkeys(NAMES, 2.0)}
     record = next(r for r in fed.records("server") if r["type"] == "round" and r["body"]["job"] == job.job)
     assert record["body"]["outer_digest"] == "sha256:one"
     assert from_json(Round, record["body"]["round"]).number == 1

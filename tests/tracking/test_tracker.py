@@ -80,7 +80,12 @@ def test_a_run_is_kept_and_its_digest_changes_with_any_of_its_contents(url: str)
     [[name, short, tags]] = contents["inputs"]
     assert (name, short) == ("laws-fr", dataset_digest(DATASET).removeprefix("sha256:")[:DIGEST_CHARS])
     assert ["consortium.digest", dataset_digest(DATASET)] in tags
+    assert [(step, value) for step, _, value in tracker.history(run)["loss"]] == [(1, 0.1), (2, 0.05)]
     before = tracker.contents_digest(run)
+    tracker.log_figure(run, "training.svg", b"<svg/>")
+    address = f"{url}/get-artifact?run_uuid={run}&path=figures/training.svg"
+    with urllib.request.urlopen(address, timeout=10) as picture:
+        assert picture.read() == b"<svg/>"
     tracker.set_tags(run, {LINK_PREFIX + "index": "7"})
     assert tracker.contents_digest(run) == before
     tracker.set_tags(run, {"note": "changed"})

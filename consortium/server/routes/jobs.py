@@ -19,6 +19,7 @@ from consortium.server import rounds, snapshots
 from consortium.server import submit as submission
 from consortium.server.auth import CoreArg, ReaderArg, UserArg
 from consortium.server.core import Core
+from consortium.server.curves import curves
 from consortium.server.dryrun import dry_run
 from consortium.server.rulings import take_ruling
 from consortium.state import data, inbox
@@ -159,6 +160,13 @@ def all_rounds(job: str, core: CoreArg, claims: ReaderArg, after: int = 0) -> li
     with core.db.read() as connection:
         store.find_job(connection, job)
         found: list[dict[str, Any]] = to_json(rounds.job_rounds(connection, job, after))
+    return found
+
+
+@router.get("/{job}/curves")
+def job_curves(job: str, core: CoreArg, claims: UserArg) -> dict[str, Any]:
+    """Return what the pictures of a training show: losses by round and site, what each site did when."""
+    found: dict[str, Any] = to_json(curves(core, job))
     return found
 
 
