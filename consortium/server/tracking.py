@@ -167,8 +167,8 @@ class TrackingWorker(threading.Thread):
             if shown.points:
                 for form in FORMS:
                     self._tracker.log_figure(run, f"training.{form}", draw(shown, form))
-        except ConsortiumError as fault:
-            log.warning("no pictures of %s in the tracking server: %s", job, fault.what)
+        except Exception as fault:
+            log.warning("no pictures of %s in the tracking server: %s", job, fault)
 
     def _finish(self, run: str, status: str, job: str, leg: str) -> None:
         self._tracker.finish(run, status)
