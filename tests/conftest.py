@@ -1,4 +1,7 @@
-"""Fixtures that several rooms share: one whole embedded federation per test run, started where a test asks for it."""
+"""Fixtures that several rooms share: one whole embedded federation and one S3 server per test run.
+
+Each is started where a test asks for it.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from consortium.cli.app import run
 from consortium.client import Client
 from consortium.keys.signing import SigningKey
 from consortium.local.paths import FederationDir
+from consortium.storage.objects import ObjectStore
+from tests.s3 import S3, serving
 
 # A busy machine makes an example slow, not wrong; pytest's own timeout ends what hangs.
 settings.register_profile("consortium", deadline=None)
@@ -65,6 +70,19 @@ def embedded() -> Iterator[Embedded]:
     finally:
         if not os.environ.get("CONSORTIUM_KEEP_TEST_HOME"):
             shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A real S3 server; who needs stores of its own makes fresh buckets there."""
+    with serving(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def store(s3: S3) -> ObjectStore:
+    """A fresh bucket."""
+    return s3.fresh()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,6 @@ from consortium.storage.objects import ObjectStore
 from tests.conftest import Call
 from tests.home import made_at
 from tests.s3 import S3
-from tests.storage.conftest import s3 as s3
-from tests.storage.conftest import store as store
 from tests.train.hub import JOB
 from tests.train.test_export import kept, made
 from tests.train.test_export import tokenizer as tokenizer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,13 @@ from consortium.domain.partner import Role
 from consortium.storage.objects import ObjectStore
 from tests.conftest import Call, Outcome
 from tests.home import made_at
-from tests.s3 import S3, serving
+from tests.s3 import S3
 from tests.server.test_jobs import submitted
 
 pytestmark = pytest.mark.integration
 CONFIG = CleanConfig(
     languages=(), min_language_confidence=0.5, min_chars=40, max_chars=100_000, redact=("email",), repair="none"
 )
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    with serving(tmp_path_factory.mktemp("s3")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,49 +12,23 @@ import pytest
 from consortium.client.api import Client
 from consortium.data.readers import Quarantined, read
 from consortium.data.sample import generate
-from consortium.domain.codec import to_json
 from consortium.domain.data import Description
 from consortium.domain.partner import Role
 from consortium.errors import ForbiddenError, NotFoundError, UsageError
 from consortium.local.paths import FederationDir
 from consortium.local.steward import export_at_home, register_at_home, register_in_place
-from consortium.site.settings import SiteSettings, StoreSettings
 from consortium.storage.objects import ObjectStore
-from tests import builders
-from tests.s3 import S3, serving
+from tests.home import made_at
+from tests.s3 import S3
 
 pytestmark = pytest.mark.integration
 ABOUT = Description(contributors=("Archives",), consent_until="2099-12-31")
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    with serving(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
-@pytest.fixture
-def store(s3: S3) -> ObjectStore:
-    return s3.fresh()
-
-
 @pytest.fixture
 def home(s3: S3, store: ObjectStore, tmp_path: Path) -> FederationDir:
     """A machine with fr-1's private store."""
-    directory = FederationDir(root=tmp_path / "federation")
-    folder = directory.site("fr-1")
-    folder.mkdir(parents=True)
-    (folder / "secret").write_text(s3.secret_key)
-    private = StoreSettings(
-        endpoint=s3.endpoint, bucket=store.bucket, access_key=s3.access_key, secret_path=str(folder / "secret")
-    )
-    names = ("home", "server_url", "mlflow_url", "gateway_url", "token_path", "signing_key_path", "sealing_key_path")
-    more = ("trust_path", "documents_dir", "ray_dashboard_url", "ray_token_path", "jobs_dir")
-    given: dict[str, Any] = dict.fromkeys((*names, *more), "unused")
-    stores = {"private_store": private, "egress_store": private, "peer_egress": {}}
-    settings = SiteSettings(site=builders.site("fr-1"), gateway_port=1, **stores, **given)
-    (folder / "config.json").write_text(json.dumps(to_json(settings)))
-    return directory
+    return FederationDir(root=made_at(tmp_path, s3, store) / "federations" / "t")
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import read_table, read_tokens, write_text
 from tests.builders import site
 from tests.conftest import Call, Outcome
-from tests.data.conftest import s3 as s3
 from tests.s3 import S3
 from tests.server.test_trace import run
 

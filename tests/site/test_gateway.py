@@ -28,7 +28,7 @@ from consortium.site.settings import StoreSettings
 from consortium.storage import envelope
 from consortium.train.rounds import certify
 from tests import builders
-from tests.s3 import S3, serving
+from tests.s3 import S3
 from tests.site.http import App, Serving
 from tests.site.world import SITE_TOKEN, Script, World, consortium_server, script_for
 
@@ -36,12 +36,6 @@ AGENT = {"Authorization": f"Bearer {SITE_TOKEN}"}
 
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    with serving(tmp_path_factory.mktemp("s3")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

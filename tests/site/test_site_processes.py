@@ -29,7 +29,7 @@ from consortium.site.agent.logs import archive_key
 from consortium.site.db import SiteDb
 from consortium.site.legs import LegTable, new_leg
 from consortium.site.settings import StoreSettings
-from tests.s3 import S3, serving
+from tests.s3 import S3
 from tests.site.world import Script, World, consortium_server, script_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
@@ -162,12 +162,6 @@ def head() -> Iterator[RayHead]:
         head.start()
         yield head
         head.kill()
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    with serving(tmp_path_factory.mktemp("s3")) as server:
-        yield server
 
 
 @dataclass

@@ -16,8 +16,7 @@ from consortium.keys.canonical import digest
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import read_tokens, write_tokens
 from tests.builders import new_id
-from tests.storage.conftest import S3
-from tests.storage.conftest import s3 as s3
+from tests.s3 import S3
 from tests.train.hub import JOB
 
 VOCAB = 64

@@ -24,8 +24,6 @@ from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.model import Decoder
 from consortium.train.outer import Layout, Vector, digest_of, to_bytes
 from consortium.train.start import starting_point
-from tests.storage.conftest import s3 as s3
-from tests.storage.conftest import store as store
 from tests.train.hub import JOB
 
 MODEL = ModelConfig(dim=32, layers=2, heads=4, kv_heads=2, context=16, mlp_dim=40, rope_base=50_000.0)

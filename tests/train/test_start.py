@@ -14,8 +14,6 @@ from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.outer import digest_of, to_bytes
 from tests.train.conftest import PARAMS, VOCAB
-from tests.train.conftest import leg as leg
-from tests.train.conftest import s3 as s3
 from tests.train.hub import JOB, Hub
 from tests.train.test_leg import Site
 from tests.train.test_model import text
