@@ -10,9 +10,10 @@ import typer
 
 from consortium.cli.context import As, Caller, Json, check_job_id
 from consortium.cli.show import put_json, say, table, when
-from consortium.errors import ConsortiumError, UsageError, VerificationError
+from consortium.errors import ConsortiumError, NotFoundError, UsageError, VerificationError
 
 _REPLAY_HELP = "Recompute a training run from what sites on this machine kept; exit 7 where anything differs."
+_RE_EXECUTE_HELP = "Do inner steps again at the site that contributed them; exit 7 where they come to something else."
 audit_app = typer.Typer(help="Verify reports, read the log, recompute training runs.", no_args_is_help=True)
 
 
@@ -22,6 +23,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(audit_app, name="audit")
     audit_app.command("verify", help="Check a report offline: every signature, proof and total.")(verify)
     audit_app.command("replay", help=_REPLAY_HELP)(replay)
+    audit_app.command("re-execute", help=_RE_EXECUTE_HELP)(re_execute)
     audit_app.command("log", help="Show the ledger's checkpoint and its latest records.")(log)
 
 
@@ -112,6 +114,46 @@ def replay(
             where=job,
             fix="compare with another site's replay, then open a dispute with what differs",
         )
+
+
+def re_execute(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A pretrain job's id.")],
+    round: Annotated[list[int] | None, typer.Option(min=1, help="A round to do again; may be repeated.")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="In place of --round: how many rounds to draw.")] = 0,
+    seed: Annotated[str, typer.Option(help="What they are drawn by; nothing that the site could choose.")] = "",
+    site: Annotated[str, typer.Option(help="Only this site's contributions, such as fr-1.")] = "",
+    auditor: Annotated[str, typer.Option(metavar="PERSON", help="Who watches and signs, such as uy/carla.")] = "",
+    key: Annotated[Path | None, typer.Option(help="The auditor's key file; default: as for --as.")] = None,
+    record: Annotated[bool, typer.Option(help="Put what comes out on record, in the site's name.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Do inner steps again, where the site's private store, signing key and book are; needs no server."""
+    from consortium.domain.codec import to_json
+    from consortium.keys.signing import SigningKey
+    from consortium.local.re_execute_home import Auditor, Wanted, re_execute_at_home
+
+    if key is not None and not auditor:
+        raise UsageError("a key without its owner", where="--key", fix="name them with --auditor")
+    signs = None
+    if auditor:
+        signs = Auditor(person=auditor, key=SigningKey.load(key) if key else Caller(auditor).key())
+    wanted = Wanted(rounds=tuple(sorted(set(round or ()))), samples=samples, seed=seed)
+    found = re_execute_at_home(check_job_id(job), wanted, site=site, auditor=signs, keep_record=record)
+    if as_json:
+        put_json([to_json(one) for one in found])
+    else:
+        rows = [(one.site, one.round, one.result, one.what) for one in found]
+        table(["site", "round", "result", "what"], rows, empty="nothing to do again")
+    differs = [one for one in found if one.result == "differs"]
+    if differs:
+        raise VerificationError(
+            f"{len(differs)} of {len(found)} contributions are not what their inner steps come to, first round "
+            f"{differs[0].round} of {differs[0].site}: {differs[0].what}",
+            where=job,
+            fix="compare machine and software with those it was made on, then open a dispute",
+        )
+    if not any(one.record for one in found):
+        raise NotFoundError(f"nothing could be done again: {found[0].what}", where=job, fix="draw other rounds")
 
 
 def log(

@@ -19,7 +19,8 @@ bit. Elsewhere kernels round otherwise, and training amplifies it: `TOLERANCE` s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ import numpy as np
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.pretraining import OuterConfig
+from consortium.domain.records import RE_EXECUTION_TOLERANCE
 from consortium.domain.training import Certificate, Round, Standing
 from consortium.errors import NotFoundError, VerificationError
 from consortium.keys.signing import verify_value
@@ -44,13 +46,8 @@ if TYPE_CHECKING:
     from consortium.keys.trust import Trust
     from consortium.storage.objects import ObjectStore
 
-TOLERANCE = 0.2
-"""Relative L2 distance of two pseudo-gradients of the same inner steps on unlike processors.
-
-Measured between AVX2 and no vector instructions, from fresh parameters: 4e-7 after 30 steps, 7e-5 after 60, 0.07 after
-100, 0.33 after 200; steps on other text come to a distance of about 1 and more. So sample rounds of up to 100 steps
-elsewhere, and longer ones on the same kind of machine, where nothing but the same bits passes for certain.
-"""
+TOLERANCE = RE_EXECUTION_TOLERANCE
+"""Relative L2 distance of two pseudo-gradients of the same inner steps that still passes."""
 Decode = Callable[[bytes, int], Vector]
 
 
@@ -74,6 +71,8 @@ class ReExecuted:
     """What doing a round's inner steps again came to."""
 
     round: int
+    digest: str
+    """Of what is kept as this site's contribution, and was compared with."""
     same_bits: bool
     distance: float
     """L2 norm of the difference over the norm of the kept pseudo-gradient."""
@@ -269,6 +268,19 @@ def kept_params(store: ObjectStore, job: str) -> OuterConfig:
     return from_json(OuterConfig, RoundBook(store, job).settings(), where=f"jobs/{job}")
 
 
+def draw(seed: str, job: str, site: str, rounds: Iterable[int], count: int) -> tuple[int, ...]:
+    """Return `count` of `rounds`, ascending, drawn by `seed` so that anybody draws the same.
+
+    They are those of which SHA-256 of `seed job site round` is least. A seed that the site did not know when it
+    committed, such as the log's root after the last round or an auditor's own, leaves it no choice.
+    """
+
+    def lot(number: int) -> bytes:
+        return hashlib.sha256(f"{seed} {job} {site} {number}".encode()).digest()
+
+    return tuple(sorted(sorted(set(rounds), key=lot)[:count]))
+
+
 def re_execute(keep: Keep, inner: Inner, params: OuterConfig, number: int, size: int) -> ReExecuted:
     """Do the inner steps of round `number` again and compare with what this site contributed.
 
@@ -296,6 +308,7 @@ def re_execute(keep: Keep, inner: Inner, params: OuterConfig, number: int, size:
     scale = norm_of(kept)
     return ReExecuted(
         round=number,
+        digest=made.digest,
         same_bits=digest_of(code.encode(again, carried).data) == made.digest,
         distance=norm_of(np.subtract(again, kept)) / scale if scale else norm_of(again),
         cosine=cosine_of(again, kept),

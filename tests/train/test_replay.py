@@ -11,18 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from consortium.domain.codec import to_json
+from consortium.domain.codec import from_json, to_json
+from consortium.domain.job import Epoch, SignedSpec
 from consortium.domain.pretraining import OuterConfig, PretrainConfig
+from consortium.domain.protocol import LegOffer
+from consortium.domain.records import ReExecution
 from consortium.domain.screening import ScreenRule
 from consortium.errors import NotFoundError
-from consortium.keys.signing import SigningKey
+from consortium.keys.signing import SigningKey, verify_value
 from consortium.keys.trust import SiteKeys, Trust
+from consortium.site.db import SiteDb
+from consortium.site.legs import LegTable, new_leg
+from consortium.site.outbox import Outbox
 from consortium.storage.objects import ObjectStore
 from consortium.train.book import RoundBook, cost_bytes
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
-from consortium.train.replay import kept_params, re_execute, replay
+from consortium.train.replay import draw, kept_params, re_execute, replay
 from consortium.train.tokens import open_sequences
+from tests import builders
 from tests.server.test_trace_at_home import _machine
 from tests.train.conftest import PARAMS, VOCAB
 from tests.train.hub import JOB
@@ -188,6 +195,76 @@ def test_the_command_line_replays_at_home_without_a_server(sites, s3, call, tmp_
     assert "1 of the rounds differ, first round 2 at fr-1" in outcome.err
     assert [line.split()[2] for line in outcome.out.splitlines()[1:]] == ["verified", "differs", "verified"]
     assert call("audit", "replay", JOB, "--site", "de-1", home=tmp_path).code == 5
+
+
+@pytest.fixture
+def machine(sites, s3, tmp_path) -> tuple[Site, SigningKey, Outbox]:
+    """France's own machine after the training: settings, signing key, and the book of its legs."""
+    site = next(site for site in sites if site.context.site == "fr-1")
+    _machine(tmp_path, s3, site.store)
+    home = tmp_path / "current" / "sites" / "fr-1"
+    settings, key = json.loads((home / "config.json").read_text()), SigningKey.generate()
+    key.save(home / "signing.key")
+    (home / "config.json").write_text(json.dumps(settings | {"signing_key_path": str(home / "signing.key")}))
+    context, db = site.context, SiteDb(home)
+    offer = LegOffer(
+        leg=context.leg, job=JOB, attempt=context.attempt, attempt_number=1, epoch=Epoch(incarnation=1, counter=1),
+        site="fr-1", peers=context.peers, nodes={"n0": 1}, inputs=context.inputs,
+        spec=SignedSpec(spec=builders.spec("pretrain", params=context.params), signature=""),
+    )  # fmt: skip
+    with db.write() as write:
+        LegTable(db).add(new_leg(offer), 0, write)
+    return site, key, Outbox(db, "fr-1", key)
+
+
+def test_the_command_line_does_a_rounds_steps_again_and_site_and_auditor_sign_what_came_out(machine, call, tmp_path):
+    _, site_key, outbox = machine
+    carla = SigningKey.generate()
+    carla.save(tmp_path / "carla.key")
+    asked = ("--samples", "2", "--seed", "root of the log")
+    done = call(
+        "audit", "re-execute", JOB, *asked, "--auditor", "uy/carla", "--key", str(tmp_path / "carla.key"), home=tmp_path
+    )
+    assert done.code == 0, done.err
+    assert done.out.count("re-executed") == done.out.count("the same bits") == 2
+    records = outbox.after(-1)
+    drawn = draw("root of the log", JOB, "fr-1", (3, 2, 1), 2)
+    assert len(drawn) == 2
+    for number, record in zip(drawn, records, strict=True):
+        verify_value(site_key.public, record, what="the site's record")
+        found = from_json(ReExecution, record.body)
+        verify_value(carla.public, found, what="what the auditor saw")
+        assert (found.round, found.drawn, found.by, found.holds) == (number, drawn, "uy/carla", True)
+    alone = call("audit", "re-execute", JOB, "--round", "1", "--no-record", home=tmp_path)
+    assert (alone.code, len(outbox.after(-1))) == (0, 2)
+    assert call("audit", "re-execute", JOB, "--samples", "2", home=tmp_path).code == 2, "drawn by nothing"
+
+
+def test_a_contribution_that_its_steps_do_not_come_to_fails_with_7_and_is_on_record(machine, call, tmp_path):
+    site, _, outbox = machine
+    again = ("audit", "re-execute", JOB, "--round", "2", "--json")
+    state, root = f"jobs/{JOB}/outer/1/state.json", f"jobs/{JOB}/rounds/2"
+    elsewhere = edited(site.store, state, lambda value: value.update(position=value["position"] + 40))
+    with changed(site.store, state, elsewhere):
+        told = call(*again, home=tmp_path)
+    assert (told.code, json.loads(told.out)[0]["result"]) == (7, "differs")
+    assert "relative distance" in told.err
+    mine = json.loads(site.store.get(f"{root}/contribution.json"))["vector"]["key"]
+    with changed(site.store, mine, b"\0" * len(site.store.get(mine))):
+        assert call(*again, home=tmp_path).code == 7, "other bytes"
+    last = f"jobs/{JOB}/rounds/3/contribution.json"
+    other = json.loads(site.store.get(last))["vector"]
+
+    def swap(value: Any) -> None:
+        value["vector"] = other
+
+    with changed(site.store, f"{root}/contribution.json", edited(site.store, f"{root}/contribution.json", swap)):
+        told = call(*again, home=tmp_path)
+    assert (told.code, "committed was" in told.err) == (7, True), "another contribution put in its place"
+    records = [from_json(ReExecution, record.body) for record in outbox.after(-1)]
+    assert [record.holds for record in records] == [False] * 3
+    with changed(site.store, state, None):
+        assert call(*again, home=tmp_path).code == 5, "nothing to begin from"
 
 
 def test_with_trusted_keys_unsigned_words_do_not_pass(sites):
