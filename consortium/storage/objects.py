@@ -116,10 +116,13 @@ class ObjectStore:
             self._client.put_object(Bucket=self.bucket, Key=_checked(key), Body=data)
 
     def put_addressed(self, prefix: str, data: bytes, suffix: str = "") -> Addressed:
-        """Write `data` under `prefix/<hex of its SHA-256><suffix>`; writes nothing where it already stands there."""
+        """Write `data` under `prefix/<hex of its SHA-256><suffix>`; writes nothing where it already stands there.
+
+        Bytes of the same length that are not `data` are written over, as far as the store tells them apart (`_has`).
+        """
         digest = sha256(data)
         key = f"{prefix.rstrip('/')}/{digest.removeprefix('sha256:')}{suffix}"
-        if not self._has(key, len(data)):
+        if not self._has(key, data):
             self.put(key, data)
         return Addressed(key, digest)
 
@@ -204,11 +207,21 @@ class ObjectStore:
         with self._translated(key):
             self._client.delete_object(Bucket=self.bucket, Key=_checked(key))
 
-    def _has(self, key: str, size: int) -> bool:
+    def _has(self, key: str, data: bytes) -> bool:
+        """Tell whether the key holds `data`, by its size and, where the ETag is an MD5, by that.
+
+        It is of what was written whole and is not encrypted with a key of the store's or the client's.
+        """
         try:
-            return self.size(key) == size
+            with self._translated(key):
+                found = self._client.head_object(Bucket=self.bucket, Key=_checked(key))
         except NotFoundError:
             return False
+        etag = str(found["ETag"]).strip('"')
+        hashed = len(etag) == 32 and found.get("ServerSideEncryption", "AES256") == "AES256"
+        hashed = hashed and "SSECustomerAlgorithm" not in found
+        same = not hashed or etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return bool(found["ContentLength"] == len(data) and same)
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:

@@ -28,6 +28,13 @@ def test_an_addressed_object_is_named_by_its_digest_and_put_once(store: ObjectSt
     assert store.get(first.key, digest=first.digest) == b"text"
 
 
+def test_an_addressed_object_whose_bytes_changed_is_written_again(store: ObjectStore) -> None:
+    first = store.put_addressed("shards", b"text", ".parquet")
+    store.put(first.key, b"tex!")
+    store.put_addressed("shards", b"text", ".parquet")
+    assert store.get(first.key, digest=first.digest) == b"text"
+
+
 def test_a_changed_object_is_noticed(store: ObjectStore) -> None:
     store.put("x", b"changed")
     with pytest.raises(VerificationError, match="hash to"):
