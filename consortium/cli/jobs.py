@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from consortium.cli import dryrun
+from consortium.cli.attribution import show_attribution
 from consortium.cli.context import As, Caller, Json, check_job_id
 from consortium.cli.dryrun import denied, funnel
 from consortium.cli.show import put_json, say, table, when
@@ -17,7 +18,7 @@ from consortium.errors import JobFailedError
 
 if TYPE_CHECKING:
     from consortium.client.api import Client
-    from consortium.domain.job import Job
+    from consortium.domain.job import Job, JobSpec
     from consortium.train.plot import Curves, Form
 
 JobArg = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
@@ -41,6 +42,10 @@ def submit(
     account: Annotated[str, typer.Option(help="Who pays: a partner or project; default: yours.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would become of it; submit nothing.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end; exit 1 if it fails.")] = False,
+    resume: Annotated[
+        str,
+        typer.Option(metavar="JOB", help="Go on where this training ended; outer.rounds then counts all its rounds."),
+    ] = "",
     array: Annotated[
         int, typer.Option(metavar="N", help="Submit N jobs, all or none; %a in a value stands for 0 to N-1.")
     ] = 0,
@@ -50,15 +55,22 @@ def submit(
     person: As = "",
 ) -> None:
     """Submit a job."""
+    from consortium.client.resumption import draft_resumed
     from consortium.client.submission import draft_array, draft_spec, finish_spec
     from consortium.errors import UsageError
 
     if array_limit and not array:
         raise UsageError("--array-limit needs --array")
+    if resume and (array or kind != "pretrain"):
+        raise UsageError("--resume goes with `submit pretrain`, and not with --array")
     caller = Caller(person, partner=account[:2])
     given = overrides or []
     with caller.client() as client:
-        if array:
+        if resume:
+            drafts: tuple[JobSpec, ...] = (
+                draft_resumed(client, check_job_id(resume), given, person=caller.name(), account=account),
+            )
+        elif array:
             drafts = draft_array(
                 client, kind, given, size=array, limit=array_limit, person=caller.name(), account=account
             )
@@ -139,8 +151,10 @@ def show(
         found = follow(client, found.id)
     if plot is not None and form is not None:
         _draw(client.curves(found.id), plot, form)
+    trains = found.spec.kind.value == "pretrain" and bool(found.attempts)
+    brought = {"attribution": client.attribution(found.id)} if trains else {}
     if as_json:
-        _put(found)
+        _put(found, **brought)
         return
     spec = found.spec
     facts = {
@@ -165,6 +179,8 @@ def show(
     for denial in found.denials:
         print(f"{'denied by':12} {denial.clause} at {denial.file}:{denial.line}: {denial.message}")
     _legs(found)
+    if brought:
+        show_attribution(brought["attribution"])
 
 
 def _form(path: Path) -> Form:
@@ -255,10 +271,10 @@ def cancel(
         say(f"no member of {job} is left to cancel")
 
 
-def _put(value: Any) -> None:
+def _put(value: Any, **more: Any) -> None:
     from consortium.domain.codec import to_json
 
-    put_json(to_json(value))
+    put_json({**to_json(value), **more} if more else to_json(value))
 
 
 def _states(text: str) -> list[str]:

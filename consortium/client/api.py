@@ -181,6 +181,10 @@ class Client:
         """Return a training's losses by round and site, held-out losses, and what each site did when."""
         return from_json(Curves, self._json("GET", f"/jobs/{quote(job, safe='')}/curves"), where=job)
 
+    def attribution(self, job: str) -> Json:
+        """Return who brought what to the model of a training: `rounds`, `partners`, what is `retained` for audits."""
+        return self._json("GET", f"/jobs/{quote(job, safe='')}/attribution")
+
     def rulings(self, job: str) -> Json:
         """Return `rulings` of admins in a job, `first_open` round, which takes rulings, and who `committed` to it."""
         return self._json("GET", f"/jobs/{quote(job, safe='')}/rulings")

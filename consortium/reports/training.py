@@ -9,6 +9,7 @@ it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +28,8 @@ from consortium.keys.roster import Roster
 from consortium.keys.signing import verify_value
 from consortium.ledger.origins import record_id
 from consortium.reports.model import TrainingRow
-from consortium.train.attribution import Share, lineage, shares, totals
-from consortium.train.sizes import flops_per_token
+from consortium.train.attribution import Lineage, Share, lineage, shares, totals
+from consortium.train.sizes import flops_per_token, parameter_count
 
 SERVER = "server"
 UNKNOWN = "unknown"
@@ -44,8 +45,12 @@ class Run:
     """All its closed rounds up to the end of the report's period, whoever took part in them."""
     flops_per_token: int | None
     """None of a plugged-in model, or where neither job nor vocabulary is among the leaves."""
+    parameters: int | None
+    """None as well then."""
     parent: str
     """The job it went on from, or `UNKNOWN`; empty where it began anew."""
+    parent_round: int = -1
+    """After which of that job's rounds; -1: the last."""
     held_out: dict[int, dict[str, float]] = field(default_factory=dict)
     """Losses of its outer states in nats per token, by round and series of measurements."""
 
@@ -106,15 +111,33 @@ def read_runs(records: Iterable[Record], rounds: Iterable[Round]) -> dict[str, R
     for item in rounds:
         by_job.setdefault(item.job, []).append(item)
     return {
-        job: Run(
-            job=job,
-            rounds=tuple(sorted(found, key=lambda one: one.number)),
-            flops_per_token=_flops_per_token(specs[job], words) if job in specs else None,
-            parent=_parent(specs[job]) if job in specs else UNKNOWN,
-            held_out=losses.get(job, {}),
-        )
+        job: _run(job, tuple(sorted(found, key=lambda one: one.number)), specs.get(job), words, losses.get(job, {}))
         for job, found in sorted(by_job.items())
     }
+
+
+def _run(
+    job: str,
+    rounds: tuple[Round, ...],
+    spec: JobSpec | None,
+    words: Mapping[str, int],
+    held_out: dict[int, dict[str, float]],
+) -> Run:
+    params, sizes = None, {words[name] for name in spec.inputs if name in words} if spec else set()
+    with suppress(UsageError):  # of another release: its shape is not for this one to say
+        params = PretrainConfig.of(spec.params) if spec else None
+    known = params is not None and len(sizes) == 1 and not params.model.plugin
+    size = sizes.pop() if known else 0
+    from_file = params is None or bool(params.start.weights)
+    return Run(
+        job=job,
+        rounds=rounds,
+        flops_per_token=flops_per_token(params.model, size) if params and known else None,
+        parameters=parameter_count(params.model, size) if params and known else None,
+        parent=UNKNOWN if from_file else params.start.job if params else "",
+        parent_round=params.start.round if params else -1,
+        held_out=held_out,
+    )
 
 
 def read_redone(records: Iterable[Record]) -> RedoneBy:
@@ -175,8 +198,6 @@ def shares_of(run: Run, crossings: Iterable[Crossing]) -> dict[tuple[int, str], 
 
 def training_rows(runs: Mapping[str, Run], own: Mapping[str, Iterable[tuple[Share, Work]]]) -> tuple[TrainingRow, ...]:
     """Return a partner's part in each training; `own` are its shares in the period, by job."""
-    flops = {job: _all_flops(run) for job, run in runs.items()} | {UNKNOWN: None}
-    parents = {job: run.parent for job, run in runs.items()}
     rows = []
     for job, mine in sorted(own.items()):
         parts = list(mine)
@@ -184,7 +205,7 @@ def training_rows(runs: Mapping[str, Run], own: Mapping[str, Iterable[tuple[Shar
             continue
         (total,) = totals(share for share, _ in parts)
         again = [share for share, founded in parts if founded.evidence is Evidence.RE_EXECUTED]
-        behind = lineage(job, parents, flops | {parent: None for parent in parents.values() if parent not in flops})
+        behind = _lineage(job, runs)
         rows.append(
             TrainingRow(
                 job=job,
@@ -198,7 +219,7 @@ def training_rows(runs: Mapping[str, Run], own: Mapping[str, Iterable[tuple[Shar
                 bytes_sent=total.bytes_sent,
                 bytes_received=total.bytes_received,
                 loss_share_nats=None if total.loss_share is None else decimal(total.loss_share),
-                model_flops=flops[job],
+                model_flops=_flops(runs[job]),
                 lineage=tuple(name for name in behind.jobs if name != job),
                 lineage_flops=behind.flops,
                 general_purpose=behind.general_purpose,
@@ -214,26 +235,25 @@ def decimal(value: float) -> str:
     return f"{value:.6f}"
 
 
-def _all_flops(run: Run) -> int | None:
-    """The FLOPs of all commits to closed rounds, refused ones too; None where a round is missing."""
-    if run.flops_per_token is None or not run.whole:
+def _lineage(job: str, runs: Mapping[str, Run]) -> Lineage:
+    """Return what is behind a model; of a training that it went on from, the rounds up to the one it began with."""
+    flops: dict[str, int | None] = {}
+    parents: dict[str, str] = {}
+    at, last = job, -1
+    while at and at not in flops:
+        run = runs.get(at)
+        flops[at] = None if run is None else _flops(run, last)
+        parents[at], last = ("", -1) if run is None else (run.parent, run.parent_round)
+        at = parents[at]
+    return lineage(job, parents, flops)
+
+
+def _flops(run: Run, last: int = -1) -> int | None:
+    """The FLOPs of all commits to closed rounds (up to `last`), refused ones too; None where a round is missing."""
+    if run.flops_per_token is None or not run.whole or last > len(run.rounds):
         return None
-    return sum(commit.tokens for item in run.rounds for commit in item.commits) * run.flops_per_token
-
-
-def _parent(spec: JobSpec) -> str:
-    start = spec.params.get("start")
-    from_file = isinstance(start, dict) and bool(start.get("weights"))
-    return UNKNOWN if from_file else spec.reads_model
-
-
-def _flops_per_token(spec: JobSpec, words: Mapping[str, int]) -> int | None:
-    sizes = {words[name] for name in spec.inputs if name in words}
-    try:
-        model = PretrainConfig.of(spec.params).model
-    except UsageError:  # of another release: its shape is not for this one to say
-        return None
-    return flops_per_token(model, sizes.pop()) if len(sizes) == 1 and not model.plugin else None
+    counted = run.rounds if last < 0 else run.rounds[:last]
+    return sum(commit.tokens for item in counted for commit in item.commits) * run.flops_per_token
 
 
 def _vocabularies(records: Iterable[Record]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from consortium.domain.codec import from_json
 from consortium.domain.job import JobKind, JobSpec
 from consortium.domain.records import RecordType
 from consortium.errors import ConsortiumError, UnreachableError
+from consortium.server import attribution
 from consortium.server.core import Core
 from consortium.server.curves import curves
 from consortium.server.polls import TRACKING_EXPERIMENT
@@ -137,6 +138,7 @@ class TrackingWorker(threading.Thread):
         elif task.kind == "job_ended" and job.tracking_run:
             if spec.kind is JobKind.PRETRAIN:
                 self._picture(job.tracking_run, task.job)
+                self._attribute(job.tracking_run, task.job)
             self._finish(job.tracking_run, task.payload["status"], task.job, "")
 
     def _start_job(self, job_id: str, spec: JobSpec) -> None:
@@ -169,6 +171,17 @@ class TrackingWorker(threading.Thread):
                     self._tracker.log_figure(run, f"training.{form}", draw(shown, form))
         except Exception as fault:
             log.warning("no pictures of %s in the tracking server: %s", job, fault)
+
+    def _attribute(self, run: str, job: str) -> None:
+        """Log by round what each site brought to the model, into the job's own run."""
+        try:
+            with self._core.db.read() as connection:
+                by_round = attribution.metrics(attribution.attribute(connection, job))
+        except ConsortiumError as fault:  # it is for people: the run ends all the same
+            log.warning("what sites brought to %s is not in the tracking server: %s", job, fault.what)
+            return
+        for number, values in sorted(by_round.items()):
+            self._tracker.log_metrics(run, values, number)
 
     def _finish(self, run: str, status: str, job: str, leg: str) -> None:
         self._tracker.finish(run, status)

@@ -12,9 +12,12 @@ import pytest
 from consortium.domain.codec import from_json
 from consortium.domain.data import ArtifactClass
 from consortium.domain.job import JobKind, LegState, Resources
+from consortium.domain.pretraining import PretrainConfig
+from consortium.domain.records import RecordType, ReExecution
 from consortium.domain.training import Certificate, Commit, Round, Verdict
 from consortium.keys.signing import sign_value, verify_value
 from consortium.train.rounds import check_certificate
+from consortium.train.sizes import flops_per_token
 from tests.server.test_commands import As
 from tests.server.test_commands import person as person
 
@@ -28,7 +31,8 @@ class Training:
     def __init__(self, fed: Any, min_sites: int) -> None:
         self.fed = fed
         self.sites = {name: fed.site(name) for name in NAMES}
-        inputs = [fed.dataset(n, f"tokens-{n}-{secrets.token_hex(3)}", ArtifactClass.TOKENS) for n in NAMES]
+        words = {"attributes": {"vocab_size": "1024"}}
+        inputs = [fed.dataset(n, f"tokens-{n}-{secrets.token_hex(3)}", ArtifactClass.TOKENS, **words) for n in NAMES]
         spec = fed.spec(inputs, kind=JobKind.PRETRAIN, params=fed.params("pretrain"), min_sites=min_sites,
                         resources=Resources(gpus=1, walltime_s=600))  # fmt: skip
         answer = fed.submit(spec)
@@ -134,7 +138,33 @@ def test_two_rounds_from_commits_to_a_closed_round_on_record(fed: Any, person: A
     record = next(r for r in fed.records("server") if r["type"] == "round" and r["body"]["job"] == job.job)
     assert record["body"]["outer_digest"] == "sha256:one"
     assert from_json(Round, record["body"]["round"]).number == 1
+    _who_brought_what(fed, job, person)
     job.cancel()
+
+
+def _who_brought_what(fed: Any, job: Training, person: As) -> None:
+    """After the first round: by site and partner, with what was done again of it, and who says so."""
+    site = job.sites["fr-1"]
+    again = ReExecution(job=job.job, round=1, site="fr-1", digest="sha256:fr-11", same_bits=True, distance=(0.0).hex(),
+                        cosine=(1.0).hex(), tolerance=(0.2).hex(), drawn=(1,))  # fmt: skip
+    site.record(RecordType.RE_EXECUTION, fed.to_json(again))
+    assert site.push().status_code == 200
+    job.sites["de-1"].record(RecordType.RE_EXECUTION, fed.to_json(again))
+    assert "another's to record" in job.sites["de-1"].push().text
+    job.sites["de-1"].chain.pop()
+    brought = fed.get(f"/v1/jobs/{job.job}/attribution")
+    model = PretrainConfig.of(fed.params("pretrain")).model
+    assert brought["flops_per_token"] == flops_per_token(model, 1024)
+    assert [(row["round"], row["site"], row["weight"], row["re_executed_by"]) for row in brought["rounds"]] == [
+        (1, "de-1", 1 / 3, []), (1, "fr-1", 1 / 3, ["fr-1"]), (1, "uy-1", 1 / 3, [])
+    ]  # fmt: skip
+    row = brought["partners"]["fr"]
+    assert (row["tokens"], row["evidence"], row["bytes_sent"], row["loss_share_nats"]) == (100, "declared", None, None)
+    assert row["model_flops"] == 300 * flops_per_token(model, 1024)
+    shown = person("fr/amelie", "show", job.job)
+    assert shown.code == 0, shown.err
+    assert "below 10^23" in shown.out
+    assert json.loads(person("fr/amelie", "show", job.job, "--json").out)["attribution"]["partners"]["fr"] == row
 
 
 def test_an_admin_rejects_a_site_and_the_list_of_rounds_says_so(fed: Any, person: As) -> None:

@@ -15,7 +15,7 @@ from consortium.domain.training import Ruling
 from consortium.errors import ConflictError, ForbiddenError, UsageError
 from consortium.policy import CONSORTIUM, log_request
 from consortium.scheduler import explain
-from consortium.server import rounds, snapshots
+from consortium.server import attribution, rounds, snapshots
 from consortium.server import submit as submission
 from consortium.server.auth import CoreArg, ReaderArg, UserArg
 from consortium.server.core import Core
@@ -161,6 +161,13 @@ def all_rounds(job: str, core: CoreArg, claims: ReaderArg, after: int = 0) -> li
         store.find_job(connection, job)
         found: list[dict[str, Any]] = to_json(rounds.job_rounds(connection, job, after))
     return found
+
+
+@router.get("/{job}/attribution")
+def job_attribution(job: str, core: CoreArg, claims: UserArg) -> dict[str, Any]:
+    """Return who brought what to the model of a training, by round and site and by partner, as far as it is closed."""
+    with core.db.read() as connection:
+        return attribution.as_json(connection, job)
 
 
 @router.get("/{job}/curves")

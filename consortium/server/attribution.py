@@ -1,0 +1,155 @@
+"""Who brought what to a model, as the server's records say so far: the figures of the monthly reports, of all partners.
+
+Reports compute them from leaves with proofs; this answers `show` and fills MLflow while a training goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, String, cast, select
+
+from consortium.domain.codec import from_json, to_json
+from consortium.domain.data import ArtifactClass, Crossing
+from consortium.domain.ids import partner_of
+from consortium.domain.job import JobKind
+from consortium.domain.pretraining import PretrainConfig
+from consortium.domain.records import Record, RecordType
+from consortium.domain.training import Commit, Round, RoundPhase
+from consortium.errors import UsageError
+from consortium.reports.training import Run, Work, read_redone, read_runs, shares_of, training_rows
+from consortium.server.ancestry import ancestry
+from consortium.server.rounds import job_rounds
+from consortium.state import jobs
+from consortium.state import tables as t
+from consortium.train.attribution import Share
+from consortium.train.book import cost_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attributed:
+    """A training's figures: its shares by round and site with how well each is founded, and the rows by partner."""
+
+    run: Run
+    shares: tuple[tuple[Share, Work], ...]
+    partners: dict[str, Any]
+    """A report's `training` row by partner, as JSON."""
+
+
+def attribute(connection: Connection, job: str) -> Attributed:
+    """Return who brought what to the model of a training. Raises UsageError for another kind of job."""
+    spec = jobs.find_job(connection, job).spec
+    if spec.kind is not JobKind.PRETRAIN:
+        raise UsageError(f"{job} is a {spec.kind.value} job: it trains no model", where=job)
+    lineage = [job, *(found.id for found in ancestry(connection, spec).jobs)]
+    rounds = [item for name in lineage for item in job_rounds(connection, name) if item.phase is RoundPhase.CLOSED]
+    records = _records(connection, job, lineage)
+    runs, redone = read_runs(records, rounds), read_redone(records)
+    run, by_commit = runs[job], _works(rounds, job)
+    shares = shares_of(run, _crossings(connection, job))
+    founded = tuple((shares[key], Work.of(by_commit[key], redone)) for key in sorted(shares))
+    partners = sorted({share.partner for share, _ in founded})
+    rows = {
+        partner: training_rows(runs, {job: [one for one in founded if one[0].partner == partner]})
+        for partner in partners
+    }
+    return Attributed(run=run, shares=founded, partners={name: to_json(row) for name, (row,) in rows.items()})
+
+
+def as_json(connection: Connection, job: str) -> dict[str, Any]:
+    """Return the figures of a training as JSON: by round and site, by partner, and what retained contributions cost."""
+    found = attribute(connection, job)
+    rows = [
+        to_json(share) | {"re_executed_by": work.held, "re_execution_differed": work.differed,
+                          "work_evidence": work.evidence.value}
+        for share, work in found.shares
+    ]  # fmt: skip
+    sites = {share.site for share, _ in found.shares}
+    answer: dict[str, Any] = to_json(
+        {
+            "job": job,
+            "flops_per_token": found.run.flops_per_token,
+            "rounds": rows,
+            "partners": found.partners,
+            "retained": retained(jobs.find_job(connection, job).spec.params, found.run.parameters, len(sites)),
+        }
+    )
+    return answer
+
+
+def metrics(found: Attributed) -> dict[int, dict[str, float]]:
+    """Return the figures by round as a tracking server takes them: `tokens.fr-1` and the like; what is unknown is left
+    out."""
+    by_round: dict[int, dict[str, float]] = {}
+    for share, _ in found.shares:
+        told = {
+            "tokens": share.tokens, "flops": share.flops, "weight": share.weight, "bytes_sent": share.bytes_sent,
+            "bytes_received": share.bytes_received, "loss_share": share.loss_share,
+        }  # fmt: skip
+        known = {f"{name}.{share.site}": float(value) for name, value in told.items() if value is not None}
+        by_round.setdefault(share.round, {}).update(known)
+    for item in found.run.rounds:
+        for commit in item.commits:
+            by_round.setdefault(item.number, {})[f"loss.{commit.site}"] = float.fromhex(commit.loss)
+    return by_round
+
+
+def retained(params: Mapping[str, Any], parameters: int | None, sites: int) -> dict[str, Any]:
+    """Return for how many rounds sites keep their peers' contributions for an audit, and what that takes at each.
+
+    `bytes_per_site` is of the whole job; None of a model whose size is not known. A fragment crosses per round where
+    there are several.
+    """
+    from consortium.train.codes import Code
+
+    try:
+        outer = PretrainConfig.of(dict(params)).outer
+    except UsageError:  # of another release
+        return {"rounds": None, "bytes_per_site": None}
+    held = outer.rounds if outer.keep_received < 0 else min(outer.rounds, outer.keep_received)
+    if parameters is None:
+        return {"rounds": held, "bytes_per_site": None if held else 0}
+    crossing = Code.of(outer).bytes_for(-(-parameters // outer.fragments))
+    return {"rounds": held, "bytes_per_site": cost_bytes(outer.rounds, outer.keep_received, sites, crossing)}
+
+
+def _works(rounds: Iterable[Round], job: str) -> dict[tuple[int, str], Commit]:
+    """Return the commits that shares are of: of two of one site, the one that counted."""
+    found: dict[tuple[int, str], Commit] = {}
+    for item in rounds:
+        counted = {part.digest for part in item.certificate.contributions} if item.certificate else set()
+        for commit in item.commits if item.job == job else ():
+            if commit.digest in counted or (item.number, commit.site) not in found:
+                found[item.number, commit.site] = commit
+    return found
+
+
+def _crossings(connection: Connection, job: str) -> list[Crossing]:
+    columns = [column for column in t.crossings.c if column.name in Crossing.__dataclass_fields__]
+    wanted = (t.crossings.c.job == job) & (t.crossings.c.artifact_class == ArtifactClass.PSEUDO_GRADIENT.value)
+    rows = connection.execute(select(*columns).where(wanted).order_by(t.crossings.c.id))
+    return [from_json(Crossing, dict(row._mapping), where="crossings") for row in rows]
+
+
+def _records(connection: Connection, job: str, lineage: list[str]) -> list[Record]:
+    """Return the records that the figures rest on besides rounds and crossings."""
+    body = t.records.c.payload["body"]
+    measuring = select(t.jobs.c.id).where(
+        (t.jobs.c.kind == JobKind.EVALUATE.value) & cast(t.jobs.c.spec, String).contains(job)
+    )
+    measured = list(connection.execute(measuring).scalars())
+    inputs = sorted({name for key in lineage for name in jobs.find_job(connection, key).spec.inputs})
+    found = _of(connection, RecordType.JOB, body["job"].as_string().in_([*lineage, *measured]))
+    found += _of(connection, RecordType.DATASET, t.records.c.payload[("body", "dataset", "id")].as_string().in_(inputs))
+    found += _of(connection, RecordType.MANIFEST, body["job"].as_string().in_(measured))
+    redone = _of(connection, RecordType.RE_EXECUTION, body["job"].as_string() == job)
+    auditors = sorted({partner_of(str(item.body.get("by") or "")) for item in redone} - {""})
+    return [*found, *redone, *_of(connection, RecordType.ROSTER, body["partner"].as_string().in_(auditors))]
+
+
+def _of(connection: Connection, kind: RecordType, wanted: ColumnElement[bool]) -> list[Record]:
+    query = select(t.records.c.payload).where((t.records.c.type == kind.value) & wanted)
+    rows = connection.execute(query.order_by(t.records.c.origin, t.records.c.seq)).scalars()
+    return [from_json(Record, payload, where="records") for payload in rows]
