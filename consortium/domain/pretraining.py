@@ -232,10 +232,14 @@ class PretrainConfig:
     optim: OptimConfig
     outer: OuterConfig
     start: StartConfig = StartConfig()
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How a site's workers hold the model: each all of it, or each a part (`consortium.train.parallel`)."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         _within(self, seed=(0, 2**53 - 1))
+        if self.parallel == "fsdp" and self.optim.name == "muon":
+            raise ValueError("parallel fsdp goes with optim adamw only: muon needs whole matrices, which no worker has")
         if not self.model.plugin and self.outer.fragments > self.model.layers:
             raise ValueError(f"outer.fragments must be at most the model's layers ({self.model.layers})")
 

@@ -65,6 +65,11 @@ def _width(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
+def normed(norm: nn.RMSNorm, x_BTD: Tensor) -> Tensor:
+    """Return `x_BTD` through a norm, in its own precision: FSDP2 may have gathered the weight in bf16."""
+    return F.rms_norm(x_BTD, list(norm.normalized_shape), norm.weight.to(x_BTD.dtype), norm.eps)
+
+
 class Past:
     """Keys and values of one block for the tokens read so far, for generating text: one more token at a time."""
 
@@ -107,7 +112,7 @@ class Block(nn.Module):
         `mask_B1TT` is added to the scores; without one a token sees all before it.
         """
         batch, tokens, width = x_BTD.shape
-        heads_BTNK = self.qkv(self.attention_norm(x_BTD)).view(batch, tokens, -1, width // self.heads)
+        heads_BTNK = self.qkv(normed(self.attention_norm, x_BTD)).view(batch, tokens, -1, width // self.heads)
         sizes = (self.heads, self.groups, self.groups)
         q_BHTK, k_BGTK, v_BGTK = (part.transpose(1, 2) for part in heads_BTNK.split(sizes, dim=2))
         q_BHTK, k_BGTK = rotate(q_BHTK, cos_TK, sin_TK), rotate(k_BGTK, cos_TK, sin_TK)
@@ -123,7 +128,7 @@ class Block(nn.Module):
         )
         attended_BTD = self.attention_out(mixed_BHTK.transpose(1, 2).reshape(batch, tokens, width))
         x_BTD = x_BTD + F.dropout(attended_BTD, self.dropout, self.training)
-        gate, up = self.gate_up(self.feed_norm(x_BTD)).chunk(2, dim=-1)
+        gate, up = self.gate_up(normed(self.feed_norm, x_BTD)).chunk(2, dim=-1)
         result: Tensor = x_BTD + F.dropout(self.down(F.silu(gate) * up), self.dropout, self.training)
         return result
 
@@ -182,6 +187,10 @@ class Decoder(LanguageModel):
                 x_BTD = block(x_BTD, cos_TK, sin_TK, pasts[at] if pasts else None, mask_B1TT)
         output_VD = self.embedding.weight if self.head is None else self.head.weight
         return F.linear(self.final_norm(x_BTD), output_VD)
+
+    def units(self) -> Sequence[nn.Module]:
+        """Return the blocks."""
+        return list(self.blocks)
 
     def hidden(self) -> Mapping[str, tuple[int, ...]]:
         """Return the blocks' matrices; queries, keys and values, gate and up are matrices of their own."""

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from consortium.domain.pretraining import OptimConfig
 from consortium.errors import UsageError, VerificationError
 from consortium.train.outer import Moments, Vector
+from consortium.train.parallel import Group
 
 _ADAMW = ("exp_avg", "exp_avg_sq")
 _MUON = "momentum_buffer"
 
 
-def learning_rate(step: int, total: int, config: OptimConfig) -> float:
+def learning_rate(step: float, total: int, config: OptimConfig) -> float:
     """Return the rate at a step of `total`: a linear warm-up, then what `config.schedule` says.
 
     `cosine`: half a cosine down to `final_lr_share` of the rate at the last step (https://arxiv.org/abs/1608.03983).
@@ -45,8 +46,13 @@ class InnerOptimizer:
     """Optimises parameters in place. `hidden` names the matrices that are Muon's, as `LanguageModel.hidden` does."""
 
     def __init__(
-        self, named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig, hidden: Mapping[str, tuple[int, ...]]
+        self,
+        named: Sequence[tuple[str, nn.Parameter]],
+        config: OptimConfig,
+        hidden: Mapping[str, tuple[int, ...]],
+        group: Group,
     ) -> None:
+        self._group = group
         muons = hidden if config.name == "muon" else {}
         if absent := sorted(set(muons) - {name for name, _ in named}):
             raise UsageError(f"the model has no parameters {absent} that its hidden() names", where="model.plugin")
@@ -83,7 +89,7 @@ class InnerOptimizer:
     # -- its state ------------------------------------------------------------------------------------------------
 
     def moments(self) -> Moments | None:
-        """Return the state, the same on every rank; None before the first step.
+        """Return the state on rank 0; None before the first step. Where parameters are sharded, for all ranks to call.
 
         Raises UsageError where a parameter had no gradient in any step: its state would not be whole.
         """
@@ -97,21 +103,23 @@ class InnerOptimizer:
             vectors[_MUON] = self._flat(self._muon, [part for _, parts in self._split for part in parts], _MUON)
         return Moments(vectors, self._steps)
 
-    def restore(self, moments: Moments) -> None:
-        """Set the state. Raises VerificationError where it is not this optimiser's or the model had other shapes."""
+    def check(self, moments: Moments) -> None:
+        """Raise VerificationError where the state is not this optimiser's or the model had other shapes."""
         found = {name: vector.size for name, vector in moments.vectors.items()}
         if found != self.sizes:
             raise VerificationError(
                 f"the kept state of the optimiser does not fit: it holds {found}, this job's has {self.sizes}",
                 fix="go on with the model and optimiser that the state was kept with",
             )
-        self._steps = moments.steps
+
+    def restore(self, vectors: Mapping[str, Vector] | None, steps: int) -> None:
+        """Set the state on all ranks, which all call this: rank 0 with the vectors, the others with None."""
+        self._steps = steps
         if self._adamw is not None:
             plain = [parameter for _, parameter in self._plain]
-            self._set(self._adamw, plain, {key: moments.vectors[key] for key in _ADAMW}, moments.steps)
+            self._set(self._adamw, plain, _ADAMW, vectors, {"step": float(steps)})
         if self._muon is not None:
-            parts = [part for _, parts in self._split for part in parts]
-            self._set(self._muon, parts, {_MUON: moments.vectors[_MUON]}, None)
+            self._set(self._muon, [part for _, parts in self._split for part in parts], (_MUON,), vectors, {})
 
     def _flat(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], key: str) -> Vector:
         if any(key not in optimizer.state.get(parameter, {}) for parameter in parameters):
@@ -120,23 +128,24 @@ class InnerOptimizer:
                 where="model.plugin",
                 fix="every parameter must take part in what losses() minimises",
             )
-        return np.concatenate([optimizer.state[one][key].detach().cpu().numpy().reshape(-1) for one in parameters])
+        return np.concatenate([self._group.take(optimizer.state[one][key]) for one in parameters])
 
     def _set(
         self,
         optimizer: torch.optim.Optimizer,
         parameters: Sequence[Tensor],
-        vectors: Mapping[str, Vector],
-        steps: int | None,
+        keys: Sequence[str],
+        vectors: Mapping[str, Vector] | None,
+        numbers: Mapping[str, float],
     ) -> None:
         start = 0
         for one in parameters:
             end = start + one.numel()
-            state = {
-                key: torch.from_numpy(vector[start:end].copy()).reshape(one.shape).to(one.device)
-                for key, vector in vectors.items()
-            }
-            optimizer.state[one] = state if steps is None else {"step": torch.tensor(float(steps)), **state}
+            state = {name: torch.tensor(number) for name, number in numbers.items()}
+            for key in keys:
+                state[key] = torch.zeros_like(one)
+                self._group.put(state[key], None if vectors is None else vectors[key][start:end])
+            optimizer.state[one] = state
             start = end
 
     def _of_parts(self, config: OptimConfig) -> torch.optim.Muon:

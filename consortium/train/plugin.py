@@ -14,7 +14,7 @@ names and shapes must agree, or the sites' vectors do not fit each other. What a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -57,6 +57,13 @@ class LanguageModel(nn.Module, ABC):
             where="data.boundaries",
             fix="leave it at join, or define separate() in the model",
         )
+
+    def units(self) -> Sequence[nn.Module]:
+        """Return the modules whose parameters are brought together one after another where each worker holds a part.
+
+        Empty: all at once. Each must be called as a module, since that is when it is brought together.
+        """
+        return ()
 
     def losses(self, output: Any, rows_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Return what to minimise, a scalar, and the mean loss in nats per token, which is reported and compared.

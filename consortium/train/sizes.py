@@ -57,7 +57,8 @@ class Memory:
 def memory(params: PretrainConfig, vocab_size: int, *, workers: int = 1, bf16: bool = True) -> Memory:
     """Return what one of `workers` workers needs; `bf16` as on CUDA, where products run in bf16, else all is fp32.
 
-    Counted from the tensors that the blocks keep, which a test measures. `torch.compile` keeps fewer.
+    Counted from the tensors that the blocks keep, which a test measures; what sharding leaves is not measured.
+    `torch.compile` keeps fewer.
     """
     model, count = params.model, parameter_count(params.model, vocab_size)
     width = 2 if bf16 else 4
@@ -68,12 +69,22 @@ def memory(params: PretrainConfig, vocab_size: int, *, workers: int = 1, bf16: b
     kept = model.layers * stream + block if model.recompute else model.layers * block
     if params.data.boundaries == "mask":
         kept += width * tokens * model.context
+    hidden = hidden_count(model)
+    # Copies in bf16 of all that is multiplied live as long as the step; several workers average gradients in buckets
+    # beside them.
+    parameters = 4 * count + (2 * (hidden + vocab_size * model.dim) if bf16 else 0)
+    gradients = 4 * count * (2 if workers > 1 else 1)
+    shards = workers if params.parallel == "fsdp" else 1
+    if shards > 1:
+        # Beside its part a worker has what is brought together: embeddings and head for the whole step, of the blocks
+        # the one computed with and the next; and the whole gradients of the first and of one block.
+        outer, one = count - hidden, hidden // model.layers
+        parameters = -(-4 * count // shards) + 4 * outer + (2 * vocab_size * model.dim if bf16 else 0) + 2 * width * one
+        gradients = -(-4 * count // shards) + 4 * outer + (width + 4) * one
     return Memory(
-        # Copies in bf16 of all that is multiplied live as long as the step.
-        parameters=4 * count + (2 * (hidden_count(model) + vocab_size * model.dim) if bf16 else 0),
-        # Several workers average gradients in buckets beside them.
-        gradients=4 * count * (2 if workers > 1 else 1),
-        optimizer=8 * (count - muon) + 4 * muon,
+        parameters=parameters,
+        gradients=gradients,
+        optimizer=-(-(8 * (count - muon) + 4 * muon) // shards),
         activations=kept + 2 * stream + width * tokens * model.dim,
         # The logits, in fp32 too where they came in bf16; their log-softmax; and the gradient of both.
         logits=tokens * vocab_size * ((2 * width if bf16 else 0) + 12),

@@ -1,16 +1,10 @@
-"""The decoder and its inner steps: shapes, causality, data parallel against one process, exact resume."""
+"""The decoder and its inner steps: shapes, causality, exact resume."""
 
 from __future__ import annotations
 
-import json
 import math
-import socket
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +22,6 @@ from consortium.train.plugin import token_losses
 from tests.train.conftest import PARAMS, VOCAB, documents
 
 MODEL = ModelConfig(dim=32, layers=2, heads=2, context=16)
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -253,59 +246,6 @@ def test_dropout_is_repeatable_from_the_step_number():
     runs = [worker(model=model).run(start, position=0, step=3, count=3).local for _ in range(2)]
     np.testing.assert_array_equal(*runs)
     assert not np.array_equal(runs[0], worker().run(start, position=0, step=3, count=3).local)
-
-
-RANK = """
-    import json, sys, numpy as np, torch, torch.distributed as dist
-    torch.set_num_threads(1)
-    sys.path.insert(0, {root!r})
-    from tests.train.test_model import text
-    from tests.train.conftest import PARAMS, VOCAB
-    from consortium.train.inner import InnerWorker
-    from consortium.domain.pretraining import PretrainConfig
-    rank = int(sys.argv[1])
-    dist.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    more = json.loads(sys.argv[4])
-    params = PretrainConfig.of(PARAMS | {{"data": {{"batch_size": 2, "shuffle": True}}}} | more)
-    worker = InnerWorker(params, VOCAB, text(), "fr-1", rank=rank, world=2)
-    if rank:
-        worker.follow()
-    else:
-        first = worker.run(np.load(sys.argv[2]), position=0, step=0, count=4)
-        worker.restore(worker.moments())
-        second = worker.run(first.local, position=first.position, step=4, count=4)
-        worker.stop()
-        np.savez(sys.argv[3], local=second.local, loss=[first.loss, second.loss], position=second.position)
-    dist.destroy_process_group()
-"""
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize(
-    "changes", [{"data": {"batch_size": 2, "accumulate": 2}}, {"optim": {"name": "muon", "lr": 0.003}}]
-)
-def test_two_gloo_processes_train_like_one(tmp_path, changes):
-    one = worker(**changes | {"data": PARAMS["data"]})
-    start = one.initial()
-    np.save(tmp_path / "start.npy", start)
-    first = one.run(start, position=0, step=0, count=4)
-    second = one.run(first.local, position=first.position, step=4, count=4)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = textwrap.dedent(RANK.format(root=str(ROOT), port=port))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(r), tmp_path / "start.npy", tmp_path / "end.npz", json.dumps(changes)],
-            cwd=ROOT,
-        )
-        for r in (0, 1)
-    ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    end = np.load(tmp_path / "end.npz")
-    np.testing.assert_allclose(end["local"], second.local, atol=2e-4)
-    assert end["loss"].tolist() == pytest.approx([first.loss, second.loss], rel=1e-4)
-    assert int(end["position"]) == second.position
 
 
 def test_the_rate_warms_up_and_comes_down_to_a_tenth():

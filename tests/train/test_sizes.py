@@ -108,4 +108,9 @@ def test_recomputing_and_muon_need_less_and_more_workers_more():
     assert plain.optimizer == 8 * 1_235_814_400
     assert plain.optimizer - thrifty.optimizer == 4 * hidden_count(configured("1b").model)
     assert memory(configured("1b"), 128_256, workers=8).gradients == 2 * plain.gradients
+    sharded = memory(configured("7b", "parallel=fsdp"), 32_000, workers=8)
+    whole = memory(configured("7b"), 32_000, workers=8)
+    assert sharded.optimizer == whole.optimizer / 8 == 7_241_732_096
+    assert sharded.parameters + sharded.gradients < (whole.parameters + whole.gradients) / 6
+    assert sharded.activations == whole.activations
     assert plain.total == sum((plain.parameters, plain.gradients, plain.optimizer, plain.activations, plain.logits))
