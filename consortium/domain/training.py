@@ -102,6 +102,36 @@ class Certificate:
     signature: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recomputed:
+    """What a leg's second computation of a round from its store came to; each digest is signed as an agreement is."""
+
+    certificate: str
+    """Digest of the certificate it follows, without its signature."""
+    momentum: str
+    """Digest of the outer momentum after the round."""
+    outer: str
+    """Digest of the outer state after the round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """How a dispute over the outer state after a round ended: what most recomputations give, and who differs.
+
+    Follows from the recomputations by the rule in `consortium.train.disputes`.
+    """
+
+    parties: tuple[str, ...]
+    """Sites whose word was asked for, in order; more than half of them agree."""
+    outer: str
+    """Digest of the outer state that holds; empty where it could not be decided."""
+    momentum: str = ""
+    agree: tuple[str, ...] = ()
+    """Sites whose recomputation gives it."""
+    differ: tuple[str, ...] = ()
+    """Sites that published or recomputed another state."""
+
+
 class RoundPhase(StrEnum):
     """Where a round stands."""
 
@@ -121,7 +151,7 @@ class RoundPhase(StrEnum):
 class Round:
     """A round as the server keeps it and legs read it."""
 
-    __left_out__ = frozenset({"rulings"})
+    __left_out__ = frozenset({"rulings", "settlement"})
 
     job: str
     number: int
@@ -136,3 +166,5 @@ class Round:
     deadline_ms: int = 0
     rulings: tuple[Ruling, ...] = ()
     """What admins ruled for this round or an earlier one."""
+    settlement: Settlement | None = None
+    """Where sites published different outer states: how that was settled."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import Connection, select
 
@@ -16,7 +17,7 @@ from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Job, JobState, Leg
 from consortium.domain.records import RecordType
 from consortium.domain.screening import ScreenRule
-from consortium.domain.training import Commit, Round, RoundPhase, Standing, Verdict
+from consortium.domain.training import Commit, Round, RoundPhase, Settlement, Standing, Verdict
 from consortium.errors import ConflictError, ForbiddenError, NotFoundError, UsageError
 from consortium.keys.signing import sign_value, signed_bytes, verify_value
 from consortium.server import legs
@@ -24,9 +25,10 @@ from consortium.server.core import Core
 from consortium.server.rulings import rejected
 from consortium.state import jobs, rounds
 from consortium.state import tables as t
-from consortium.state.data import agreements
+from consortium.state.data import agreements, signed_agreements
 from consortium.state.rounds import RoundRow
 from consortium.state.sites import all_sites
+from consortium.train import disputes
 from consortium.train.rounds import certify, first_standing, standing_after
 
 log = logging.getLogger(__name__)
@@ -188,6 +190,9 @@ def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> boo
         return False
     before = agreements(connection, row.job, f"outer/{row.number - 1}")
     states = sorted({digest for site, digest in before.items() if site in row.fixed} or set(before.values()))
+    earlier = rounds.read(connection, row.job, row.number - 1)
+    if earlier is not None and earlier.settlement is not None:
+        states = [earlier.settlement.outer]
     if len(states) > 1:
         _dispute(core, connection, row, before)
         return False
@@ -227,35 +232,66 @@ def _close(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
     found = rounds.read(connection, row.job, row.number)
     if found is None or found.certificate is None:
         return False
-    published = found.outer_digests or {}
+    published, counted = found.outer_digests or {}, found.certificate.contributions
     if len(set(published.values())) > 1:
-        _dispute(core, connection, row, published)
+        settlement = _settlement(core, connection, job, row, found)
+        if settlement is None:
+            return False
+        found = replace(found, settlement=settlement)
+    elif not published or (set(row.fixed) & set(_at_work(job))) - published.keys():
         return False
-    awaited = set(row.fixed) & set(_at_work(job))
-    if not published or awaited - published.keys():
-        return False
-    rounds.change(connection, row.job, row.number, phase=RoundPhase.CLOSED.value)
+    rounds.change(connection, row.job, row.number, phase=RoundPhase.CLOSED.value, deadline_ms=0)
     body = {
         "job": row.job,
         "round": replace(found, phase=RoundPhase.CLOSED),
-        "sites": sorted(c.site for c in found.certificate.contributions),
-        "tokens": sum(c.tokens for c in found.certificate.contributions),
-        "outer_digest": next(iter(published.values())),
+        "sites": sorted(c.site for c in counted),
+        "tokens": sum(c.tokens for c in counted),
+        "outer_digest": found.settlement.outer if found.settlement else next(iter(published.values())),
     }
     core.record(connection, RecordType.ROUND, body)
     return False
 
 
-def _dispute(core: Core, connection: Connection, row: RoundRow, digests: dict[str, str]) -> None:
+def _settlement(core: Core, connection: Connection, job: Job, row: RoundRow, found: Round) -> Settlement | None:
+    """Settle by recomputation which of a round's outer states holds; None while it is open, or where it stays so."""
+    expected = set(_expected(core, connection, job, row.number))
+    if not expected:
+        _pause(connection, row)
+        return None
+    published, parts = found.outer_digests or {}, disputes.topics(row.number)
+    said = {part: signed_agreements(connection, row.job, topic) for part, topic in parts.items()}
+    told = {part: {site: one["digest"] for site, one in sites.items()} for part, sites in said.items()}
+    recomputed = disputes.recomputations(told)
+    awaited = expected & {*row.fixed, *published}
+    waits = bool(awaited - recomputed.keys()) and not _grace_over(core, connection, row)
+    if waits or found.certificate is None:
+        return None
+    settlement = disputes.settle(found.certificate, published, recomputed, awaited)
+    evidence = {"settlement": settlement, "recomputed": recomputed, "signed": said}
+    if not settlement.outer:
+        _dispute(core, connection, row, published, evidence)
+        return None
+    rounds.change(connection, row.job, row.number, settlement=to_json(settlement))
+    body = {"job": row.job, "round": row.number, "outer_digests": published, "decided": True, **evidence}
+    core.record(connection, RecordType.DISPUTE, to_json(body))
+    log.warning("%s round %d: %s differ; settled by recomputation", row.job, row.number, ", ".join(settlement.differ))
+    return settlement
+
+
+def _dispute(
+    core: Core, connection: Connection, row: RoundRow, digests: dict[str, str], evidence: dict[str, Any] | None = None
+) -> None:
     rounds.change(connection, row.job, row.number, phase=RoundPhase.DISPUTED.value)
     said = ", ".join(f"{site} {digest[:19]}" for site, digest in sorted(digests.items()))
     reason = Reason(
         code=ReasonCode.DISPUTE,
-        message=f"the outer states around round {row.number} differ between sites: {said}",
+        message=f"the outer states around round {row.number} differ between sites, and recomputation left it undecided "
+        f"who is wrong: {said}",
         numbers={"round": row.number},
-        fix="recompute the round from its certificate and commits to find who differs",
+        fix="replay the round at every site (`consortium audit replay`) to find who differs",
     )
-    core.record(connection, RecordType.DISPUTE, {"job": row.job, "round": row.number, "outer_digests": digests})
+    body = {"job": row.job, "round": row.number, "outer_digests": digests, "decided": False, **(evidence or {})}
+    core.record(connection, RecordType.DISPUTE, to_json(body))
     legs.end_job(core, connection, row.job, JobState.FAILED, reason)
 
 

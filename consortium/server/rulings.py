@@ -12,7 +12,7 @@ import logging
 from sqlalchemy import Connection
 
 from consortium.domain.ids import partner_of
-from consortium.domain.job import Job, LegState
+from consortium.domain.job import Job, Leg, LegState
 from consortium.domain.partner import Role
 from consortium.domain.records import RecordType
 from consortium.domain.training import RoundPhase, Ruling
@@ -102,25 +102,33 @@ def rejected(connection: Connection, job_id: str, number: int) -> frozenset[str]
 def withdraw_due(core: Core) -> None:
     """End the legs of withdrawn sites whose last round is closed; the job goes on without them."""
     with core.db.read() as connection:
-        due = rounds.withdrawals(connection)
+        due = [ruling for ruling in rounds.withdrawals(connection) if _due(connection, ruling)]
     for ruling in due:
         with core.db.write() as connection:
             _withdraw(core, connection, ruling)
 
 
-def _withdraw(core: Core, connection: Connection, ruling: Ruling) -> None:
+def _due(connection: Connection, ruling: Ruling) -> bool:
+    """Whether a withdrawn site's rounds are closed, and it still has a leg, or would get one."""
     job = jobs.find_job(connection, ruling.job)
-    if job.state.final or ruling.site not in taking_part(job):
-        return
     before = rounds.find(connection, job.id, ruling.round - 1)
     if ruling.round > 1 and (before is None or before.phase is not RoundPhase.CLOSED):
-        return
+        return False
+    return ruling.site in job.target_sites or any(leg.state in legs.AT_WORK for leg in _legs(job, ruling.site))
+
+
+def _withdraw(core: Core, connection: Connection, ruling: Ruling) -> None:
+    job = jobs.find_job(connection, ruling.job)
     if ruling.site in job.target_sites:
         jobs.leave_site(connection, job, ruling.site, core.clock.now_ms())
         log.info("%s is withdrawn from %s by %s", ruling.site, job.id, ruling.by)
     why = f"withdrawn from the job by {ruling.by}: {ruling.reason}"
-    for leg in job.attempt.legs if job.attempt else ():
-        if leg.site == ruling.site and leg.state in legs.AT_WORK:
+    for leg in _legs(job, ruling.site):
+        if leg.state in legs.AT_WORK:
             jobs.set_leg(connection, leg, LegState.STOPPING, core.clock.now_ms(), reason=why)
-        elif leg.site == ruling.site and leg.state not in jobs.LIVE:
+        elif leg.state not in jobs.LIVE:
             jobs.set_retry(connection, leg.id, 0)
+
+
+def _legs(job: Job, site: str) -> list[Leg]:
+    return [leg for leg in (job.attempt.legs if job.attempt else ()) if leg.site == site]

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, select
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.job import JobState
-from consortium.domain.training import Certificate, Commit, Round, RoundPhase, Ruling, Verdict
+from consortium.domain.training import Certificate, Commit, Round, RoundPhase, Ruling, Settlement, Verdict
 from consortium.errors import ConflictError
 from consortium.keys.canonical import digest_json
 from consortium.state import tables as t
@@ -168,6 +168,7 @@ def read(connection: Connection, job: str, number: int) -> Round | None:
         outer_digests=agreements(connection, job, f"outer/{number}"),
         deadline_ms=row.deadline_ms,
         rulings=rulings(connection, job, number),
+        settlement=None if row.settlement is None else from_json(Settlement, row.settlement, where=job),
     )
 
 

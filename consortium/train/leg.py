@@ -22,7 +22,7 @@ import numpy as np
 from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.training import RoundPhase
-from consortium.errors import ConsortiumError, VerificationError
+from consortium.errors import ConsortiumError, UnreachableError, VerificationError
 from consortium.train.beside import Beside
 from consortium.train.book import RoundBook
 from consortium.train.codes import Code
@@ -151,7 +151,7 @@ class FederatedLeg:
         else:
             ahead, met, trained = self._meet_beside(state, made, delay)
         after = self._applied(state, met, ahead)
-        self._agree(after)
+        after = self._agree(after)
         self._peers.forget()
         self._report(after, met, trained - started, time.monotonic() - trained)
         return after
@@ -238,11 +238,7 @@ class FederatedLeg:
         self._keep.pin_certificate(met.certificate)
         self._book.save(met.round)
         self._retain(met)
-        outer, momentum, rule = state.outer, state.momentum, self._params.outer
-        if met.certificate.contributions:
-            size = self._plan.fragment(number).size
-            mean = combine(met.certificate.contributions, met.vectors, size, rule.screen)
-            outer, momentum = self._plan.step(number, outer, momentum, mean, lr=rule.lr, momentum_decay=rule.momentum)
+        outer, momentum = self._stepped(state, met)
         digest, applied = digest_of(to_bytes(outer)), met.applied(self._site)
         if ahead is not None and counted is not None and applied:
             ahead = replace(ahead, previous_outer=digest, local=self._plan.mix(number, ahead.local, outer))
@@ -260,6 +256,23 @@ class FederatedLeg:
             ahead=ahead,
         )
 
+    def _stepped(self, state: OuterState, met: Met) -> tuple[Vector, Vector]:
+        """Return the outer parameters and the momentum after a certified round."""
+        number, rule = state.round + 1, self._params.outer
+        if not met.certificate.contributions:
+            return state.outer, state.momentum
+        size = self._plan.fragment(number).size
+        mean = combine(met.certificate.contributions, met.vectors, size, rule.screen)
+        return self._plan.step(number, state.outer, state.momentum, mean, lr=rule.lr, momentum_decay=rule.momentum)
+
+    def _again(self, number: int) -> tuple[Vector, Vector]:
+        """Compute the outer step of a certified round anew, from what the store holds and what peers sent."""
+        before = self._keep.outer(number - 1, self._size)
+        kept = self._keep.contribution(number, self._size, self._plan.fragment(number).size)
+        made = None if kept is None else Made(contribution=kept, committed=True)
+        self._peers.forget()
+        return self._stepped(before, self._talk.exchange(before, made, self._probe, aside=True))
+
     def _residual(self, state: OuterState, counted: Contribution | None) -> Vector | None:
         """Return the residual, whole, once a contribution is applied: a round changes its fragment's part."""
         if counted is None or counted.residual is None:
@@ -275,22 +288,35 @@ class FederatedLeg:
                 self._book.save_received(met.round.number, data)
             self._book.retain(met.round.number, rounds)
 
-    def _agree(self, after: OuterState) -> None:
-        """Publish the new state's digest and keep the state: once the round is closed, or, where sites carry on
-        meanwhile and it is not the last, at once."""
+    def _agree(self, after: OuterState) -> OuterState:
+        """Publish the new state's digest; keep and return the state that holds: once the round is closed, or, where
+        sites carry on meanwhile and it is not the last, at once."""
         self._talk.agree(after)
         if not self._plan.carries or after.round == self._plan.rounds:
-            self._book.save(self._talk.closed(after))
+            closed, after = self._talk.closed(after, self._again)
+            self._book.save(closed)
         self._keep.save_outer(after, self._origin)
+        return after
 
     def _settle(self, state: OuterState) -> None:
-        """Wait until the round that made `state` is closed. A state that is disputed is not kept."""
+        """Wait until the round that made `state` is closed. A state that is disputed is not kept.
+
+        Raises UnreachableError where another state holds: it is kept, and the leg goes on from it once started anew.
+        """
         try:
             self._talk.agree(state)
-            self._book.save(self._talk.closed(state))
+            closed, holds = self._talk.closed(state, self._again)
         except VerificationError:
             self._keep.drop_outer(state.round)
             raise
+        self._book.save(closed)
+        if holds.digest != state.digest:
+            self._keep.save_outer(replace(holds, ahead=None), self._origin)
+            raise UnreachableError(
+                f"{self._site} went on from an outer state after round {state.round} that does not hold",
+                where=f"job {self._job}",
+                fix="none is needed: the state that holds is kept, and the leg goes on from it",
+            )
 
     # -- small things ---------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from consortium.train.outer import Vector
 from consortium.train.peers import JUDGED, Peers, commit_of
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
 from consortium.train.screen import Gates
+from consortium.train.settle import Again, Settling
 from consortium.train.within import Stopped
 
 Probe = Callable[[Vector, int, int], float]
@@ -84,6 +85,7 @@ class Talk:
         self.halt = threading.Event()
         """Set where the leg ends while it talks in a thread of its own."""
         self.peers = Peers(exchange, size, code=Code.of(params.outer), sleep=self._pause)
+        self._settling = Settling(exchange, self.peers, size)
 
     def _pause(self, seconds: float) -> None:
         if self.halt.is_set():
@@ -125,20 +127,28 @@ class Talk:
         return made
 
     def agree(self, after: OuterState) -> None:
-        """Publish the new state's digest and compare it with the peers'."""
-        topic = f"outer/{after.round}"
-        self._exchange.agree(topic, after.digest)
-        self.peers.compare(topic, after.digest, self._exchange.agreements(topic))
+        """Publish the new state's digest; where this site published another before, recomputation has to settle it."""
+        try:
+            self._exchange.agree(f"outer/{after.round}", after.digest)
+        except ConflictError as fault:
+            sys.stderr.write(f"the outer state after round {after.round} is another one now: {fault.what}\n")
 
-    def closed(self, after: OuterState) -> Round:
-        """Return the round once the server closed it, because all published the same digest."""
-        topic = f"outer/{after.round}"
+    def closed(self, after: OuterState, again: Again) -> tuple[Round, OuterState]:
+        """Return the round once the server closed it, and the state that holds: `after`, or what was settled.
+
+        Where sites published different states the round is computed `again` (`consortium.train.settle`). Raises
+        VerificationError where that left it undecided, or the round closed without this site's state.
+        """
         for current in self.peers.follow(after.round):
-            self.peers.compare(topic, after.digest, current.outer_digests or {})
+            if current.phase is RoundPhase.CLOSED and current.settlement is not None:
+                return current, self._settling.settled(current, after)
+            if current.phase in (RoundPhase.CLOSED, RoundPhase.DISPUTED):
+                self.peers.compare(f"outer/{after.round}", after.digest, current.outer_digests or {})
             if current.phase is RoundPhase.CLOSED:
-                return current
+                return current, after
             if current.phase is RoundPhase.DISPUTED:
                 raise VerificationError(f"round {after.round} is disputed", where=f"job {self._job}")
+            self._settling.recompute(current, after, again)
         raise AssertionError("following ends only with a result")
 
     # -- commit and verdicts --------------------------------------------------------------------------------------

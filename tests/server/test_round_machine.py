@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consortium.domain.job import JobKind, LegState
+from consortium.domain.codec import from_json, to_json
+from consortium.domain.job import JobKind, JobState, LegState
 from consortium.domain.partner import Person, Role
-from consortium.domain.training import Commit, Round, RoundPhase, Ruling, Verdict
+from consortium.domain.training import Commit, Round, RoundPhase, Ruling, Settlement, Verdict
 from consortium.errors import ConflictError, ForbiddenError, UsageError, VerificationError
 from consortium.keys.roster import Rosters
 from consortium.keys.signing import SigningKey, sign_value
@@ -28,9 +29,10 @@ from consortium.keys.tokens import Claims
 from consortium.server import evictions, rulings
 from consortium.server import rounds as machine
 from consortium.server.core import Core
-from consortium.state import Database, jobs, tables
-from consortium.state.data import agree
+from consortium.state import Database, jobs, records, tables
+from consortium.state.data import agree, agreements
 from consortium.state.rounds import first_open
+from consortium.train import disputes
 from consortium.train.rounds import check_certificate, left_out
 from tests.state.test_jobs import make_job, place, store
 
@@ -113,16 +115,15 @@ class Play:
             self.flight.append(lambda: self._agree(site, number))
 
     def _agree(self, site: str, number: int) -> None:
+        self.publish(site, f"outer/{number}", f"sha256:outer{number}")
+
+    def publish(self, site: str, topic: str, digest: str) -> None:
         with self.core.db.write() as connection:
-            agree(
-                connection,
-                job=self.job,
-                topic=f"outer/{number}",
-                site=site,
-                digest=f"sha256:outer{number}",
-                signature="",
-                now_ms=1,
-            )
+            agree(connection, job=self.job, topic=topic, site=site, digest=digest, signature="", now_ms=1)
+
+    def published(self, topic: str) -> dict[str, str]:
+        with self.core.db.read() as connection:
+            return agreements(connection, self.job, topic)
 
     def write(self, call: Any, *given_: Any) -> None:
         with self.core.db.write() as connection:
@@ -291,3 +292,88 @@ def test_rulings_hold_from_an_open_round_and_a_withdrawn_site_keeps_what_it_cont
     assert job.target_sites == ("de-1", "fr-1"), "nor would another attempt go there"
     assert whole_round(3) == ("de-1", "fr-1")
     assert "uy-1" in {part.site for part in play.read(2).certificate.contributions}, "what it gave still counts"
+
+
+def certified(core: Core) -> Play:
+    play = Play(core, random.Random(0), 0)
+    play.said |= {(judge, number, site): "" for judge in SITES for site in SITES for number in (1, 2)}
+    for _ in range(3):
+        for site in SITES:
+            play.send(site, 1)
+            if play.read(1).phase is not RoundPhase.CERTIFIED:
+                while play.flight:
+                    play.flight.pop()()
+        machine.advance_all(core)
+    assert play.read(1).phase is RoundPhase.CERTIFIED
+    play.flight.clear()
+    return play
+
+
+def says(play: Play, site: str, outer: str, momentum: str = "sha256:m", certificate: str = "") -> None:
+    """A site publishes what its second computation of round 1 came to."""
+    follows = certificate or disputes.certificate_digest(play.read(1).certificate)
+    for part, topic in disputes.topics(1).items():
+        digest = {"certificate": follows, "momentum": momentum, "outer": outer}[part]
+        play.publish(site, topic, digest)
+
+
+def test_who_differs_is_settled_by_recomputation_and_the_round_closes_with_the_state_that_holds(core):
+    play = certified(core)
+    for site, digest in zip(SITES, ("sha256:true", "sha256:wrong", "sha256:true"), strict=True):
+        play.publish(site, "outer/1", digest)
+    machine.advance_all(core)
+    assert play.read(1).phase is RoundPhase.CERTIFIED, "nobody recomputed it yet"
+    says(play, "de-1", "sha256:true")
+    says(play, "uy-1", "sha256:true")
+    machine.advance_all(core)
+    assert play.read(1).phase is RoundPhase.CERTIFIED, "the third is waited for, as long as its grace lasts"
+    core.clock.at.now += GRACE_MS
+    machine.advance_all(core)
+    closed = play.read(1)
+    assert closed.phase is RoundPhase.CLOSED
+    assert closed.settlement == Settlement(
+        parties=SITES, outer="sha256:true", momentum="sha256:m", agree=("de-1", "uy-1"), differ=("fr-1",)
+    )
+    assert from_json(Round, to_json(closed)) == closed
+    parts = {part: play.published(topic) for part, topic in disputes.topics(1).items()}
+    assert disputes.check_settlement(closed, disputes.recomputations(parts)) == closed.settlement
+    forged = replace(closed, settlement=replace(closed.settlement, outer="sha256:wrong", agree=("fr-1", "uy-1")))
+    with pytest.raises(VerificationError, match="does not follow"):
+        disputes.check_settlement(forged, disputes.recomputations(parts))
+    with core.db.read() as connection:
+        (record,) = [p for *_, p in records.pending_outbox(connection, 5_000) if p["type"] == "dispute"]
+    assert record["body"]["settlement"]["differ"] == ["fr-1"]
+    assert set(record["body"]["signed"]["outer"]) == {"de-1", "uy-1"}
+    for _ in range(3):
+        for site in SITES:
+            play.send(site, 2)
+        while play.flight:
+            play.flight.pop()()
+        machine.advance_all(core)
+    assert play.read(2).certificate.previous_outer == "sha256:true"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"de-1": ("sha256:true",)},
+        {"de-1": ("sha256:true",), "fr-1": ("sha256:wrong",), "uy-1": ("sha256:else",)},
+        {"de-1": ("sha256:true",), "uy-1": ("sha256:true", "sha256:another momentum")},
+        {"de-1": ("sha256:true",), "uy-1": ("sha256:true", "sha256:m", "sha256:another certificate")},
+    ],
+    ids=["one alone", "all differ", "other momenta", "another certificate"],
+)
+def test_what_recomputation_does_not_decide_fails_the_job(core, said):
+    play = certified(core)
+    for site, digest in zip(SITES, ("sha256:true", "sha256:wrong", "sha256:true"), strict=True):
+        play.publish(site, "outer/1", digest)
+    for site, parts in said.items():
+        says(play, site, *parts)
+    for _ in range(2):
+        machine.advance_all(core)
+        core.clock.at.now += GRACE_MS
+    assert play.read(1).phase is RoundPhase.DISPUTED
+    with core.db.read() as connection:
+        job = jobs.find_job(connection, play.job)
+    assert job.state is JobState.FAILED
+    assert "undecided" in job.reason.message

@@ -22,6 +22,7 @@ from consortium.domain.training import Commit, Round, RoundPhase, Verdict
 from consortium.errors import ConflictError, ConsortiumError, NotFoundError
 from consortium.keys.canonical import digest
 from consortium.storage.objects import ObjectStore
+from consortium.train import disputes
 from consortium.train.rounds import certify, first_standing, standing_after
 
 JOB = "job-0000000000000000000000000a"
@@ -43,6 +44,8 @@ class Hub:
     progress: list[dict[str, Any]] = field(default_factory=list)
     commits_seen: list[tuple[str, int, str]] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
+    mute: set[str] = field(default_factory=set)
+    """Sites whose recomputation of a round is not waited for: their grace is over."""
 
     def send(self, site: str, cls: str, name: str, data: bytes, number: int, recipients: Iterable[str]) -> Artifact:
         with self.lock:
@@ -134,7 +137,9 @@ class Hub:
         if current.phase is RoundPhase.JUDGING:
             said = {(one.judge, one.site) for one in current.verdicts}
             if {(judge, site) for judge in committed & alive for site in committed} <= said:
-                previous = next(iter(self.agreed[f"outer/{number - 1}"].values()))
+                settled = self.rounds[number - 1].settlement if number > 1 else None
+                agreed = next(iter(self.agreed[f"outer/{number - 1}"].values()))
+                previous = settled.outer if settled else agreed
                 before = self.rounds.get(number - self.fragments)
                 standing = first_standing(self.screen) if before is None else standing_after(before)
                 certificate = certify(JOB, number, previous, current.commits, current.verdicts, standing=standing)
@@ -142,10 +147,19 @@ class Hub:
         if current.phase is RoundPhase.CERTIFIED:
             digests = self.agreed.get(f"outer/{number}", {})
             if len(set(digests.values())) > 1:
-                current = replace(current, phase=RoundPhase.DISPUTED)
+                current = self._settle(current, digests, committed & alive)
             elif committed & alive <= digests.keys():
                 current = replace(current, phase=RoundPhase.CLOSED)
         self.rounds[number] = current
+
+    def _settle(self, current: Round, digests: dict[str, str], awaited: set[str]) -> Round:
+        said = {part: self.agreed.get(topic, {}) for part, topic in disputes.topics(current.number).items()}
+        recomputed = disputes.recomputations(said)
+        if not awaited <= recomputed.keys() | self.mute or current.certificate is None:
+            return current
+        found = disputes.settle(current.certificate, digests, recomputed, awaited)
+        phase = RoundPhase.CLOSED if found.outer else RoundPhase.DISPUTED
+        return replace(current, phase=phase, settlement=found)
 
 
 class Line:

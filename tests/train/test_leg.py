@@ -317,13 +317,6 @@ def test_a_forged_certificate_stops_the_leg(leg):
         assert "does not follow from the verdicts" in str(site.fault)
 
 
-def test_a_peer_with_another_outer_state_is_named(leg):
-    sites = federation(leg)
-    sites[0].hub.agreed["outer/1"] = {"zz-1": "sha256:ff"}
-    together(sites)
-    assert all(isinstance(site.fault, VerificationError) and "zz-1 has sha256:ff" in str(site.fault) for site in sites)
-
-
 def test_a_damaged_outer_state_is_left_for_the_one_before(leg, capsys):
     (site,) = federation(leg, ("fr-1",))
     together([site])
