@@ -230,9 +230,11 @@ class LegSession:
 
     # -- rounds and agreements ------------------------------------------------------------------------------------
 
-    def commit(self, round: int, *, tokens: int, steps: int, digest: str, norm: str, loss: str) -> None:
+    def commit(
+        self, round: int, *, tokens: int, steps: int, digest: str, norm: str, loss: str, train_ms: int = 0
+    ) -> None:
         """Commit this site's contribution to a round; the gateway signs it. `norm` and `loss` are hex floats."""
-        body = {"tokens": tokens, "steps": steps, "digest": digest, "norm": norm, "loss": loss}
+        body = {"tokens": tokens, "steps": steps, "digest": digest, "norm": norm, "loss": loss, "train_ms": train_ms}
         self._call("POST", f"/leg/rounds/{round}/commit", json=body)
 
     def verdicts(self, round: int, verdicts: Sequence[Mapping[str, Any]]) -> None:

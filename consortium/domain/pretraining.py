@@ -17,6 +17,9 @@ from consortium.domain.screening import ScreenRule
 
 CodeName = Literal["fp32", "bf16", "int8", "int4", "topk"]
 
+MOST_PACE = 4
+"""Times `outer.inner_steps` that a site does in a round at the most, where its pace is measured."""
+
 _STRICT: dict[str, str] = {"extra": "forbid"}
 
 
@@ -169,6 +172,8 @@ class OuterConfig:
     """Inner steps that sites go on training between sending a round's part and applying what came of it."""
     mix: float = 0.0
     """Share of its own parameters that a site keeps when it applies a round; the rest is the outer state's."""
+    pace: Literal["fixed", "measured"] = "fixed"
+    """`measured`: sites that are faster do more steps in a round, so that all finish together (`train.pace`)."""
     quorum: int = 0
     """Commits that close a round once its grace is over; 0: every site. The server keeps it."""
     code: CodeName = "fp32"

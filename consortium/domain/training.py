@@ -14,6 +14,8 @@ class Commit:
     Both are of the plaintext; the job's code (`consortium.train.codes`) leads from the one to the other.
     """
 
+    __left_out__ = frozenset({"train_ms"})
+
     job: str
     round: int
     site: str
@@ -23,6 +25,8 @@ class Commit:
     norm: str
     loss: str
     """Mean training loss over the round, hex float."""
+    train_ms: int = 0
+    """Milliseconds the steps took; stated where the pace is measured."""
     signature: str = ""
 
 

@@ -53,7 +53,9 @@ class Exchange(Protocol):
     def receive(self, artifact: Artifact) -> bytes:
         """Return an artifact's plaintext, its sender's signature and digest checked."""
 
-    def commit(self, round: int, *, tokens: int, steps: int, digest: str, norm: str, loss: str) -> None:
+    def commit(
+        self, round: int, *, tokens: int, steps: int, digest: str, norm: str, loss: str, train_ms: int = 0
+    ) -> None:
         """Commit to a round. Raises ConflictError where the round no longer takes commits."""
 
     def verdicts(self, round: int, verdicts: Sequence[Mapping[str, Any]]) -> None:

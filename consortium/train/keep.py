@@ -76,6 +76,8 @@ class Begun:
     tokens: int
     position: int
     moments: Moments | None
+    train_ms: int = 0
+    """Milliseconds the steps took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,7 @@ class Contribution:
     """What is left, of its fragment, once this contribution is applied; None where its code drops nothing."""
     local: Vector | None = None
     """This site's parameters, whole, when it was made; None where the next round begins from the outer state."""
+    train_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +142,9 @@ class _Pointer:
     norm: str = ""
     loss: str = ""
     steps: int = 0
+    train_ms: int = 0
     ahead_tokens: int = 0
-    """Of an outer state: what the site did of the next round, beside `local`, `steps` and `loss`."""
+    """Of an outer state: what the site did of the next round, beside `local`, `steps`, `train_ms` and `loss`."""
     ahead_position: int = 0
     origin: Origin | None = None
 
@@ -175,6 +179,7 @@ class Keep:
                 local=self._put(prefix, to_bytes(ahead.local)),
                 steps=ahead.steps,
                 loss=ahead.loss_sum.hex(),
+                train_ms=ahead.train_ms,
                 ahead_tokens=ahead.tokens,
                 ahead_position=ahead.position,
             )
@@ -228,6 +233,7 @@ class Keep:
             tokens=pointer.ahead_tokens,
             position=pointer.ahead_position,
             moments=moments,
+            train_ms=pointer.train_ms,
         )
 
     def measured(self, number: int) -> tuple[Origin, Vector]:
@@ -256,6 +262,7 @@ class Keep:
             norm=made.norm,
             loss=made.loss,
             steps=made.steps,
+            train_ms=made.train_ms,
         )
         self._put_json(f"{prefix}/contribution.json", pointer)
 
@@ -288,6 +295,7 @@ class Keep:
             moments=moments,
             residual=residual,
             local=local,
+            train_ms=pointer.train_ms,
         )
 
     # -- inner steps ----------------------------------------------------------------------------------------------
@@ -307,6 +315,7 @@ class Keep:
             previous_outer=begun.previous_outer,
             loss=begun.loss_sum.hex(),
             steps=begun.steps,
+            train_ms=begun.train_ms,
         )
         self._put_json(f"{prefix}/inner.json", pointer)
         if old is not None:
@@ -327,6 +336,7 @@ class Keep:
                 tokens=pointer.tokens,
                 position=pointer.position,
                 moments=self._moments(pointer),
+                train_ms=pointer.train_ms,
             )
         except (NotFoundError, VerificationError, ValueError) as fault:
             sys.stderr.write(f"the inner steps kept for round {number} are damaged and done again: {fault}\n")

@@ -31,6 +31,7 @@ from consortium.train.exchange import Exchange
 from consortium.train.fragments import Plan
 from consortium.train.keep import Begun, Contribution, Keep, Origin, OuterState
 from consortium.train.outer import Vector, digest_of, norm_of, to_bytes
+from consortium.train.pace import steps_of
 from consortium.train.peers import INITIAL, commit_of
 from consortium.train.start import starting_point
 from consortium.train.talk import Made, Met, Probe, Talk
@@ -57,6 +58,7 @@ class FederatedLeg:
         metrics: Metrics,
         *,
         sleep: Callable[[float], None] = time.sleep,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._exchange = exchange
         self._keep = keep
@@ -70,7 +72,7 @@ class FederatedLeg:
         self._plan = Plan.of(origin.layout, params.outer)
         self._talk = Talk(exchange, self._book, params, self._plan, self._size, sleep=sleep)
         self._peers = self._talk.peers
-        self._trainer = RoundTrainer(exchange, keep, inner, params, self._size)
+        self._trainer = RoundTrainer(exchange, keep, inner, params, self._size, now_s=now_s)
         self._job = exchange.context.job
         self._site = exchange.context.site
         self.digests: dict[str, str] = {}
@@ -176,7 +178,7 @@ class FederatedLeg:
         return Made(contribution=made, committed=committed is not None)
 
     def _make(self, state: OuterState, number: int) -> Contribution:
-        done, part = self._trainer.train(state, number), self._plan.fragment(number)
+        done, part = self._trainer.train(state, number, self._steps(number)), self._plan.fragment(number)
         carried = None if state.residual is None else part.take(state.residual)
         made = self._code.encode(np.subtract(part.take(state.outer), part.take(done.local)), carried)
         return Contribution(
@@ -192,7 +194,16 @@ class FederatedLeg:
             moments=done.moments,
             residual=made.residual,
             local=done.local if self._plan.carries else None,
+            train_ms=done.train_ms,
         )
+
+    def _steps(self, number: int) -> int:
+        """Return this site's inner steps in a round: from the last one that it held the certificate of as it began."""
+        rule = self._params.outer
+        if rule.pace == "fixed":
+            return rule.inner_steps
+        earlier = number - 2 if rule.delay else number - 1
+        return steps_of(self._site, self._book.round(earlier) if earlier > 0 else None, rule.inner_steps)
 
     def _probe(self, outer: Vector, position: int, count: int) -> float:
         return self._inner.probe(outer, position=position, count=count)
@@ -205,8 +216,11 @@ class FederatedLeg:
             return loss
 
         work = partial(self._settle_and_meet, state, made, asked, aside=True)
-        with Beside(work, self._talk.halt) as beside:
-            ahead = self._trainer.train_on(made.contribution, delay, beside.serve)
+        steps = self._steps(state.round + 2)
+        first = delay * steps // self._params.outer.inner_steps
+        beside = Beside(work, self._talk.halt)  # named before it begins: the work asks by this name
+        with beside:
+            ahead = self._trainer.train_on(made.contribution, first, steps, beside.serve)
             trained = time.monotonic()
             try:
                 return ahead, beside.result(), trained
@@ -251,7 +265,7 @@ class FederatedLeg:
             momentum=momentum,
             position=counted.position if counted else state.position,
             tokens=state.tokens + (counted.tokens if counted else 0),
-            moments=self._inner.moments(),
+            moments=self._inner.moments() if ahead is None else ahead.moments,
             residual=self._residual(state, counted) if applied else state.residual,
             ahead=ahead,
         )

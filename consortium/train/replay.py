@@ -300,8 +300,9 @@ def re_execute(keep: Keep, inner: Inner, params: OuterConfig, number: int, size:
     if ahead is not None:
         local, over, position = ahead.local, ahead.steps, ahead.position
     if made.steps > over:
-        step = (number - 1) * params.inner_steps + over
-        local = inner.run(local, position=position, step=step, count=made.steps - over).local
+        paced = {"per_round": made.steps} if made.steps != params.inner_steps else {}
+        step = (number - 1) * made.steps + over
+        local = inner.run(local, position=position, step=step, count=made.steps - over, **paced).local
     again = np.subtract(part.take(before.outer), part.take(local))
     code, carried = Code.of(params), None if before.residual is None else part.take(before.residual)
     kept = code.given(Encoded(made.data, made.residual), carried, part.size)

@@ -158,9 +158,16 @@ class Talk:
         if len(self.peers.sites) > 1:
             name = f"pseudo-gradient-{made.round}"
             self._exchange.send(ArtifactClass.PSEUDO_GRADIENT, name, made.data, round=made.round)
+        timed = {"train_ms": made.train_ms} if self._params.outer.pace == "measured" else {}
         try:
             self._exchange.commit(
-                made.round, tokens=made.tokens, steps=made.steps, digest=made.digest, norm=made.norm, loss=made.loss
+                made.round,
+                tokens=made.tokens,
+                steps=made.steps,
+                digest=made.digest,
+                norm=made.norm,
+                loss=made.loss,
+                **timed,
             )
         except ConflictError as fault:
             current = self.peers.look(made.round)

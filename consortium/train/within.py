@@ -49,9 +49,12 @@ class Inner(Protocol):
     def initial(self) -> Vector:
         """Return freshly drawn parameters."""
 
-    def run(self, start: Vector | None, *, position: int, step: int, count: int) -> InnerResult:
+    def run(self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0) -> InnerResult:
         """Train `count` steps, reading on from `position`: from `start`, or, where that is None, from where the last
-        call ended; the result then counts from where that one began."""
+        call ended; the result then counts from where that one began.
+
+        `step` numbers the first of them over all rounds, of `per_round` steps each; 0: the job's.
+        """
 
     def probe(self, outer: Vector, *, position: int, count: int) -> float:
         """Return the mean loss, nats per token, of `outer` on `count` sequences from `position` on; nothing learns."""
@@ -85,20 +88,20 @@ class RoundTrainer:
         self._keep_s = exchange.context.checkpoint_every_s or KEEP_S
         self._now_s = now_s
 
-    def train(self, state: OuterState, number: int) -> Begun:
-        """Return the round's steps done, up to its sending.
+    def train(self, state: OuterState, number: int, steps: int) -> Begun:
+        """Return the round's `steps` done, up to its sending.
 
         Raises Stopped where the leg is to end before; what it has is kept then.
         """
-        return self._on(self._taken_up(state.ahead or _nothing(state, number)), self._steps, None)
+        return self._on(self._taken_up(state.ahead or _nothing(state, number)), steps, steps, None)
 
-    def train_on(self, made: Contribution, count: int, serve: Callable[[], bool]) -> Begun:
-        """Return the first `count` steps of the round after `made`, whose exchange goes on meanwhile.
+    def train_on(self, made: Contribution, count: int, steps: int, serve: Callable[[], bool]) -> Begun:
+        """Return the first `count` of the `steps` of the round after `made`, whose exchange goes on meanwhile.
 
         Between stretches `serve` answers what the exchange asks of the model, and says whether it asked anything.
         Raises what `serve` raises, and Stopped as `train` does.
         """
-        return self._on(self._taken_up(self.begun_after(made)), count, serve)
+        return self._on(self._taken_up(self.begun_after(made)), count, steps, serve)
 
     def begun_after(self, made: Contribution) -> Begun:
         """Return the round after `made` with nothing done of it yet, from this site's own parameters."""
@@ -128,18 +131,17 @@ class RoundTrainer:
             self._inner.restore(kept.moments)
         return kept
 
-    def _on(self, begun: Begun, until: int, serve: Callable[[], bool] | None) -> Begun:
-        """Train up to `until` steps of the round."""
-        self._tell(begun, begun.steps)
+    def _on(self, begun: Begun, until: int, steps: int, serve: Callable[[], bool] | None) -> Begun:
+        """Train up to `until` of the round's `steps`."""
+        self._tell(begun, begun.steps, steps)
         told_s = kept_s = self._now_s()
         start: Vector | None = begun.local
         now, since, count = begun, begun, 1
         while now.steps < until:
             began_s, count = self._now_s(), min(count, until - now.steps)
-            step = (now.round - 1) * self._steps + now.steps
-            done = self._inner.run(start, position=now.position, step=step, count=count)
-            start, now = None, _after(since, done, now.steps + count)
+            done = self._stretch(start, now, count, steps)
             here_s = self._now_s()
+            start, now = None, _after(since, done, now, count, round(1000 * (here_s - began_s)))
             look_s = LOOK_S if serve is None else SERVE_S
             count = max(1, int(look_s * count / max(here_s - began_s, 1e-3)))
             if now.steps == until:
@@ -149,10 +151,10 @@ class RoundTrainer:
                 now = replace(now, moments=self._inner.moments())
                 self._keep.save_begun(now)
                 kept_s = told_s = self._now_s()
-                self._tell(now, now.steps)
+                self._tell(now, now.steps, steps)
             elif here_s - told_s >= TELL_S:
                 told_s = here_s
-                self._tell(now, begun.steps)
+                self._tell(now, begun.steps, steps)
             if stopping:
                 raise Stopped
             if serve is not None and serve():
@@ -160,13 +162,18 @@ class RoundTrainer:
                 start, since = now.local, now
         return replace(now, moments=self._inner.moments())
 
-    def _tell(self, now: Begun, kept: int) -> None:
+    def _stretch(self, start: Vector | None, now: Begun, count: int, steps: int) -> InnerResult:
+        paced = {"per_round": steps} if steps != self._steps else {}
+        step = (now.round - 1) * steps + now.steps
+        return self._inner.run(start, position=now.position, step=step, count=count, **paced)
+
+    def _tell(self, now: Begun, kept: int, steps: int) -> None:
         self._exchange.progress(
             phase="train",
             round=now.round,
             rounds=self._rounds,
             step=now.steps,
-            steps=self._steps,
+            steps=steps,
             tokens=now.tokens,
             kept=f"{now.round - 1}.{kept}",
             **({"loss": now.loss_sum / now.steps} if now.steps else {}),
@@ -186,8 +193,9 @@ def _nothing(state: OuterState, number: int) -> Begun:
     )
 
 
-def _after(begun: Begun, done: InnerResult, steps: int) -> Begun:
-    """Add what was done since to what was kept before."""
+def _after(begun: Begun, done: InnerResult, now: Begun, count: int, took_ms: int) -> Begun:
+    """Add what was done since `begun`, of which the last `count` steps after `now`."""
+    steps = now.steps + count
     return replace(
         begun,
         local=done.local,
@@ -195,4 +203,5 @@ def _after(begun: Begun, done: InnerResult, steps: int) -> Begun:
         loss_sum=begun.loss_sum + done.loss * (steps - begun.steps),
         tokens=begun.tokens + done.tokens,
         position=done.position,
+        train_ms=now.train_ms + took_ms,
     )

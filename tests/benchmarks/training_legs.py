@@ -98,7 +98,7 @@ class Costless:
         """Return a random state."""
         return self._outer
 
-    def run(self, start: Vector | None, *, position: int, step: int, count: int) -> InnerResult:
+    def run(self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0) -> InnerResult:
         """Return the start less a fixed vector; the round is one step."""
         if start is None:
             raise ValueError("a round of more than one step")

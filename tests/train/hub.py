@@ -206,10 +206,20 @@ class Line:
     def receive(self, artifact: Artifact) -> bytes:
         return self.hub.receive(self.site, artifact.digest)
 
-    def commit(self, round: int, *, tokens: int, steps: int, digest: str, norm: str, loss: str) -> None:
+    def commit(
+        self, round: int, *, tokens: int, steps: int, digest: str, norm: str, loss: str, train_ms: int = 0
+    ) -> None:
         self.hub.commit(
             Commit(
-                job=JOB, round=round, site=self.site, tokens=tokens, steps=steps, digest=digest, norm=norm, loss=loss
+                job=JOB,
+                round=round,
+                site=self.site,
+                tokens=tokens,
+                steps=steps,
+                digest=digest,
+                norm=norm,
+                loss=loss,
+                train_ms=train_ms,
             )
         )
 

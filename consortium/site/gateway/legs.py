@@ -59,6 +59,7 @@ class CommitBody:
     digest: str
     norm: str
     loss: str
+    train_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +273,7 @@ def commit(gateway: At, leg: Leg, number: int, body: Json) -> Any:
         digest=said.digest,
         norm=said.norm,
         loss=said.loss,
+        train_ms=said.train_ms,
     )
     path = f"/v1/jobs/{leg.offer.job}/rounds/{number}/commit"
     return gateway.call("POST", path, sign_value(gateway.key, draft), job=leg.offer.job)
