@@ -8,8 +8,9 @@ from dataclasses import replace
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.errors import NotFoundError
 from consortium.scheduler.board import Board, Layer
-from consortium.scheduler.cycle import Cycle, Scheduler
+from consortium.scheduler.cycle import Cycle, Scheduler, schedule
 from consortium.scheduler.fit import quota_for, rooms_at
+from consortium.scheduler.fixes import suggestions
 from consortium.scheduler.forecast import forecast
 from consortium.scheduler.reasons import Case, describe, gpus, waits_out
 from consortium.scheduler.reserve import Planner
@@ -49,6 +50,7 @@ def explain(snapshot: Snapshot, job: str) -> Funnel:
     cycle = Cycle(scheduler)
     cycle.run(until=scheduler.queue.jobs[job])
     line = scheduler.queue.line_of(job)
+    usable = line.usable
     position = cycle.position(scheduler.queue.jobs[job])
     layers = cycle.layers(waiting)
     board = scheduler.board
@@ -56,7 +58,10 @@ def explain(snapshot: Snapshot, job: str) -> Funnel:
     steps = _steps(board, waiting, layers, answer)
     holders = _holders(board, waiting, line.usable)
     usable = line.usable
+    tried = () if aside else tuple(suggestions(board, waiting, usable, layers))
     reason = (waiting.waits_for or waits_out(waiting)) if aside else _outcome(cycle, waiting, layers, answer)
+    if any(one.fix == reason.fix for one in tried):
+        reason = replace(reason, fix=next((one.fix for one in tried if _starts(snapshot, one.changed)), ""))
     return Funnel(
         job=job,
         reason=reason,
@@ -66,6 +71,13 @@ def explain(snapshot: Snapshot, job: str) -> Funnel:
         estimated_start=_estimate(snapshot, waiting, usable) if usable and waiting.waits_for is None else None,
         fix=reason.fix,
     )
+
+
+def _starts(snapshot: Snapshot, changed: PendingJob) -> bool:
+    """Whether the job starts at once if it is changed so."""
+    pending = tuple(changed if item.id == changed.id else item for item in snapshot.pending)
+    plan = schedule(replace(snapshot, pending=pending))
+    return any(placement.job == changed.id for placement in plan.placements)
 
 
 def _in_line(snapshot: Snapshot, job: PendingJob) -> Snapshot:

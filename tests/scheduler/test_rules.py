@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from consortium.domain.decision import Reason, ReasonCode
@@ -80,6 +82,29 @@ def test_over_nominal_waits_says_why_borrows_when_there_is_room_and_starts():
         "reserved_start_ms": NOW_MS + HOUR_MS, "reserved_at": "fr-1",
     }  # fmt: skip
     assert reason.fix == "ask for gpus=2: it would start now at fr-1"
+
+
+def test_explain_names_no_change_that_would_only_have_started_at_its_old_turn():
+    """With fewer GPUs the job comes later, and jobs that now go first are placed where it would have stood."""
+    sites = (site("de-1", H100, nodes=(1, 1, 8)), site("fr-1", H100, nodes=(4,)), site("uy-1", A100, nodes=(1, 1)))
+    accounts = (account("de", {A100: 0}), account("fr", {A100: 0}), account("uy", {A100: 1, H100: 8}))
+    first = {"priority": Priority.HIGH, "walltime_s": 60}
+    pending = (
+        job(0, account="uy", gpus=8, gpus_per_worker=4, avoid=(("de-1", "n0"),), **first),
+        job(1, account="uy", gpus=1, **first),
+        job(2, account="uy", gpus=3, **first),
+        job(7, account="de", gpus=1, avoid=(("de-1", "n0"),), **first),
+        job(10, account="uy", gpus=1, **first),
+    )
+    broken = {each.id: ("n0",) for each in sites}
+    snapshot = world(*pending, sites=sites, accounts=accounts, cordoned=broken)
+    told = schedule(snapshot).reasons[pending[0].id]
+    smaller = replace(snapshot, pending=(replace(pending[0], gpus=4), *pending[1:]))
+    assert (told.fix, pending[0].id in started(schedule(smaller))) == (
+        "ask for gpus=4: it would start now at de-1",
+        False,
+    )
+    assert explain(snapshot, pending[0].id).fix == ""
 
 
 def test_a_gang_starts_at_all_its_sites_or_not_at_all():
