@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from consortium.domain import ids
-from consortium.domain.codec import from_json
+from consortium.domain.codec import from_json, to_json
 from consortium.domain.screening import ScreenRule
 
 CodeName = Literal["fp32", "bf16", "int8", "int4", "topk"]
@@ -210,9 +210,17 @@ class StartConfig:
     """Key of a safetensors file in the first site's private store."""
     digest: str = ""
     """`sha256:...` of that file."""
+    resume: bool = False
+    """Go on with all of that job's state after `round`, at each of its sites, and not with the model alone."""
+    done: int = 0
+    """Of a resumed training: the rounds behind it, over all jobs. The learning rate goes on from there."""
 
     def __post_init__(self) -> None:
-        _within(self, round=(-1, 100_000))
+        _within(self, round=(-1, 100_000), done=(0, 100_000))
+        if self.resume and not (self.job and 1 <= self.round <= self.done):
+            raise ValueError("resume needs job, round and done, as `consortium submit pretrain --resume JOB` sets them")
+        if self.done and not self.resume:
+            raise ValueError("done is set where a training is resumed, and there alone")
         if self.job and not ids.is_id(self.job, "job"):
             raise ValueError(f"job: {self.job!r} is no job id such as job-…; `consortium jobs` lists them")
         if self.job and self.weights:
@@ -248,10 +256,47 @@ class PretrainConfig:
         if not self.model.plugin and self.outer.fragments > self.model.layers:
             raise ValueError(f"outer.fragments must be at most the model's layers ({self.model.layers})")
 
+    @property
+    def all_rounds(self) -> int:
+        """Rounds of the whole training, with those before it was resumed."""
+        return self.start.done + self.outer.rounds
+
     @classmethod
     def of(cls, params: dict[str, Any], *, where: str = "params") -> PretrainConfig:
         """Return `params` checked; raises UsageError naming each offending key."""
         return from_json(cls, params, where=where)
+
+
+RESUMED_WITH = frozenset(
+    {"outer.rounds", "outer.quorum", "outer.keep_received", "data.accumulate", "model.name", "model.recompute"}
+    | {"model.compile", "parallel"}
+)
+"""What a resumed training may change: nothing else leaves the steps what they would have been."""
+
+
+def unlike(before: PretrainConfig, after: PretrainConfig) -> tuple[str, ...]:
+    """Return, in words, what keeps `after` from resuming `before`; nothing where it may."""
+    ours, theirs = _leaves(to_json(after)), _leaves(to_json(before))
+    found = [
+        f"{key} is {ours.get(key)}, and was {theirs.get(key)}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if not key.startswith("start.") and key not in RESUMED_WITH and ours.get(key) != theirs.get(key)
+    ]
+    if after.start.done != before.start.done + after.start.round:
+        found.append(f"start.done is {after.start.done}, and {before.start.done + after.start.round} rounds are done")
+    if after.start.round % after.outer.fragments:
+        found.append(f"round {after.start.round} is in the middle of a cycle of {after.outer.fragments} fragments")
+    if after.optim.schedule == "cosine" and after.all_rounds != before.all_rounds:
+        over = f"{before.all_rounds} rounds, not {after.all_rounds}"
+        found.append(f"a cosine rate comes down over {over}: only wsd can be prolonged")
+    return tuple(found)
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        found |= _leaves(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
