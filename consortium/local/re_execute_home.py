@@ -33,6 +33,7 @@ from consortium.train.book import RoundBook
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
 from consortium.train.peers import commit_of
+from consortium.train.plugin import source_of
 from consortium.train.replay import TOLERANCE, draw, re_execute
 from consortium.train.tokens import open_sequences, vocabulary
 
@@ -153,7 +154,10 @@ def _round_again(
         tolerance=TOLERANCE.hex(), drawn=(number,), code_digest=_code(settings),
     )  # fmt: skip
     try:
-        params, size = _params(offer), keep.measured(number - 1)[0].layout.size
+        origin, params = keep.measured(number - 1)[0], _params(offer)
+        size = origin.layout.size
+        if origin.source and str(source_of(params.model.plugin)) != origin.source:
+            raise NotFoundError(f"the model was computed by {origin.source}, and another is installed here now")
         if keep.outer(number - 1, size).digest != current.certificate.previous_outer:
             raise VerificationError("the outer state kept before it is not the one its certificate names")
         if RoundBook(store, offer.job).own(number, commit.digest) is None:

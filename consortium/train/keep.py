@@ -55,6 +55,8 @@ class Origin:
     shapes: tuple[tuple[int, ...], ...]
     document_end: int | None = None
     """The token at which attention stopped in training; None: it went on over the end of documents."""
+    source: str = ""
+    """Package, version and digest of the plug-in that computed it; empty: the decoder of this package."""
 
     @property
     def layout(self) -> Layout:

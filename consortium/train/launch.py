@@ -153,6 +153,7 @@ def lead(exchange: Exchange, worker: Any, params: PretrainConfig, vocab_size: in
     from consortium.domain.codec import to_json
     from consortium.train.leg import FederatedLeg
     from consortium.train.meter import Meter
+    from consortium.train.plugin import same_everywhere
     from consortium.train.track import RunMetrics
 
     context = exchange.context
@@ -163,6 +164,7 @@ def lead(exchange: Exchange, worker: Any, params: PretrainConfig, vocab_size: in
         names=worker.layout.names,
         shapes=worker.layout.shapes,
         document_end=worker.document_end,
+        source=same_everywhere(exchange, params.model.plugin) if params.model.plugin else "",
     )
     keep = Keep(exchange.store(), context.job)
     meter = Meter(exchange)
@@ -177,6 +179,7 @@ def lead(exchange: Exchange, worker: Any, params: PretrainConfig, vocab_size: in
     exchange.result(
         metrics={
             **mixture,
+            **({"model_source": origin.source} if origin.source else {}),
             "rounds": final.round,
             "tokens": final.tokens,
             "parameters": worker.layout.size,

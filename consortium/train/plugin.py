@@ -7,24 +7,34 @@ A job names a model (`model.plugin: NAME`) and never carries code: NAME is looke
     my-model = "my_package.models:MyModel"
 
 with `MyModel` a subclass of `LanguageModel`. Every site of the job installs it, because all build the same parameters:
-names and shapes must agree, or the sites' vectors do not fit each other. What a model needs to know besides its
+names and shapes must agree, or the sites' vectors do not fit each other. And all install the same: before a job's first
+round the sites compare the digests of what they have (`same_everywhere`). What a model needs to know besides its
 `ModelConfig` and the vocabulary's size is the package's own; several sizes are several entry points.
 """
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from consortium.domain.pretraining import ModelConfig
-from consortium.errors import NotFoundError, UsageError
+from consortium.errors import ConflictError, NotFoundError, UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from consortium.train.exchange import Exchange
 
 GROUP = "consortium.models"
+TOPIC = "model"
+"""What sites agree under on the code of an installed model."""
 
 
 class LanguageModel(nn.Module, ABC):
@@ -129,3 +139,65 @@ def installed(name: str) -> EntryPoint:
             fix="uninstall all but one",
         )
     return next(iter(found.values()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What computes an installed model: the package that declares it, and the code of its top-level module."""
+
+    package: str
+    version: str
+    digest: str
+    """Over the sorted paths and contents of its Python files, not of what it imports besides."""
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version} {self.digest}"
+
+
+def source_of(name: str) -> Source:
+    """Return what an installed model comes from. Raises what `installed` raises."""
+    entry = installed(name)
+    top = entry.module.partition(".")[0]
+    spec = find_spec(top)
+    if spec is None:
+        raise NotFoundError(
+            f"there is no module {top!r} to load it from", where=f"model.plugin {name}", fix="install its package again"
+        )
+    roots = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    if roots:
+        files = [(path.relative_to(root).as_posix(), path) for root in roots for path in root.rglob("*.py")]
+    else:
+        files = [(Path(str(spec.origin)).name, Path(str(spec.origin)))]
+    whole = hashlib.sha256()
+    for label, path in sorted(files):
+        whole.update(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {label}\n".encode())
+    dist = entry.dist
+    return Source(
+        package=dist.name if dist else top, version=dist.version if dist else "", digest=f"sha256:{whole.hexdigest()}"
+    )
+
+
+def same_everywhere(exchange: Exchange, name: str) -> str:
+    """Publish what this site's installed model comes from, compare with the job's other sites, and return it in words.
+
+    Each publishes first and compares then, so of two sites that differ one at least sees it. Raises VerificationError
+    naming who differs, and where this site installed something else in mid-training.
+    """
+    own, site = source_of(name), exchange.context.site
+    try:
+        exchange.agree(TOPIC, own.digest)
+    except ConflictError as fault:
+        raise VerificationError(
+            f"{site} has {own} now, and began this job with another model {name!r}",
+            where="model.plugin",
+            fix="install again what it began with, or start the job anew at all sites",
+        ) from fault
+    others = {peer: digest for peer, digest in exchange.agreements(TOPIC).items() if digest != own.digest}
+    if others:
+        said = ", ".join(f"{peer} {digest[:19]}…" for peer, digest in sorted(others.items()))
+        raise VerificationError(
+            f"the sites' models {name!r} differ: {site} has {own}, {said}",
+            where="model.plugin",
+            fix="install the same version of its package at every site of the job",
+        )
+    return str(own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 from consortium.domain.pretraining import ModelConfig, PretrainConfig
-from consortium.errors import NotFoundError, UsageError
+from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.train.inner import InnerWorker
-from consortium.train.plugin import build, installed
+from consortium.train.plugin import build, installed, same_everywhere
 from tests.train.conftest import PARAMS, VOCAB
+from tests.train.hub import Hub, Line
 from tests.train.test_model import text
 
 MODULE = """
@@ -103,6 +105,26 @@ def test_two_packages_with_one_name_and_what_is_no_model_are_refused(install):
         installed("recurrent")
     with pytest.raises(UsageError, match="no subclass"):
         build(ModelConfig(dim=8, layers=1, heads=1, context=8, plugin="empty"), VOCAB)
+
+
+@pytest.mark.integration
+def test_sites_that_installed_different_code_under_one_version_are_told_apart(install, leg, monkeypatch, tmp_path):
+    sites = ("de-1", "fr-1")
+    hub = Hub(sites)
+    lines = [Line(hub, *leg(site, sites)) for site in sites]
+    install("lyrebird", "recurrent = site_models:Recurrent")
+    monkeypatch.delitem(sys.modules, "site_models", raising=False)
+    mine = same_everywhere(lines[0], "recurrent")
+    assert mine.startswith("lyrebird 1.0 sha256:")
+    assert same_everywhere(lines[0], "recurrent") == mine, "as after a restart"
+    assert same_everywhere(lines[1], "recurrent") == mine
+    code = tmp_path / "lyrebird" / "site_models.py"
+    code.write_text(code.read_text() + "# a patch\n")
+    with pytest.raises(VerificationError, match=r"fr-1 has lyrebird 1\.0 .* now, and began this job with another"):
+        same_everywhere(lines[1], "recurrent")
+    third = Line(hub, *leg("uy-1", (*sites, "uy-1")))
+    with pytest.raises(VerificationError, match=r"differ: uy-1 has lyrebird 1\.0 .*de-1 sha256:.*fr-1"):
+        same_everywhere(third, "recurrent")
 
 
 @pytest.mark.parametrize("name", ["site_models:Recurrent", "../models", "a b"])
