@@ -28,6 +28,7 @@ class RoundBook:
         self._store = store
         self._root = f"jobs/{job}/rounds"
         self._settings = f"jobs/{job}/outer.json"
+        self._swept: int | None = None
 
     def note(self, settings: Any) -> None:
         """Keep the outer loop's settings: a dataclass or plain JSON."""
@@ -86,10 +87,23 @@ class RoundBook:
         return None
 
     def retain(self, newest: int, rounds: int) -> None:
-        """Drop peers' contributions to the round that falls out of the last `rounds` up to `newest`; -1 keeps all."""
-        if rounds >= 0 and newest > rounds:
-            for key in sorted(self._store.list(f"{self._root}/{newest - rounds}/received/")):
+        """Drop peers' contributions to all rounds before the last `rounds` up to `newest`; -1 keeps all.
+
+        What lies about from long ago is looked for once: afterwards only what fell out since.
+        """
+        if rounds < 0 or newest <= rounds:
+            return
+        last = newest - rounds
+        held = self._held() if self._swept is None else set(range(self._swept + 1, last + 1))
+        for number in sorted(number for number in held if number <= last):
+            for key in sorted(self._store.list(f"{self._root}/{number}/received/")):
                 self._store.delete(key)
+        self._swept = last
+
+    def _held(self) -> set[int]:
+        """Return the rounds of which contributions of peers are kept."""
+        keys = (key.removeprefix(f"{self._root}/").split("/") for key in self._store.list(f"{self._root}/"))
+        return {int(parts[0]) for parts in keys if "received" in parts}
 
 
 def cost_bytes(rounds: int, retained: int, sites: int, contribution_bytes: int) -> int:

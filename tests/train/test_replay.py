@@ -175,6 +175,8 @@ def test_only_as_many_rounds_of_peers_are_retained_as_asked(sites):
         book.retain(number, 2)
     kept = sorted(key.split("/")[3] for key in store.list("jobs/job-0000000000000000000000000c/"))
     assert kept == ["3", "4"]
+    book.retain(6, 2)
+    assert not list(store.list("jobs/job-0000000000000000000000000c/")), "rounds that nothing counted in lie between"
     assert cost_bytes(100, -1, 3, 4_000) == 800_000
     assert cost_bytes(100, 10, 3, 4_000) == 80_000
     assert to_json(kept_params(store, JOB))["keep_received"] == -1
