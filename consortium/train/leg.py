@@ -249,7 +249,7 @@ class FederatedLeg:
         A site whose contribution is not in it begins the next round from the outer state: what it trained meanwhile
         is not counted.
         """
-        number, counted = state.round + 1, met.counted
+        number, counted, trained = state.round + 1, met.counted, ahead is not None
         self._keep.pin_certificate(met.certificate)
         self._book.save(met.round)
         self._retain(met)
@@ -270,15 +270,6 @@ class FederatedLeg:
             residual=self._residual(state, counted) if applied else state.residual,
             ahead=ahead,
         )
-
-    def _stepped(self, state: OuterState, met: Met) -> tuple[Vector, Vector]:
-        """Return the outer parameters and the momentum after a certified round."""
-        number, rule = state.round + 1, self._params.outer
-        if not met.certificate.contributions:
-            return state.outer, state.momentum
-        size = self._plan.fragment(number).size
-        mean = combine(met.certificate.contributions, met.vectors, size, rule.screen)
-        return self._plan.step(number, state.outer, state.momentum, mean, lr=rule.lr, momentum_decay=rule.momentum)
 
     def _moments(self, state: OuterState, counted: Contribution | None, trained: bool) -> Moments | None:
         """Return the inner optimiser's state from which the next round begins, and leave the inner optimiser at it.
@@ -310,6 +301,15 @@ class FederatedLeg:
         return self._stepped(before, self._talk.exchange(before, made, self._probe, aside=True))
 
     def _residual(self, state: OuterState, counted: Contribution | None) -> Vector | None:
+    def _stepped(self, state: OuterState, met: Met) -> tuple[Vector, Vector]:
+        """Return the outer parameters and the momentum after a certified round."""
+        number, rule = state.round + 1, self._params.outer
+        if not met.certificate.contributions:
+            return state.outer, state.momentum
+        size = self._plan.fragment(number).size
+        mean = combine(met.certificate.contributions, met.vectors, size, rule.screen)
+        return self._plan.step(number, state.outer, state.momentum, mean, lr=rule.lr, momentum_decay=rule.momentum)
+
         """Return the residual, whole, once a contribution is applied: a round changes its fragment's part."""
         if counted is None or counted.residual is None:
             return None
