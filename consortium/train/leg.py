@@ -292,15 +292,6 @@ class FederatedLeg:
             self._inner.restore(Moments({name: np.zeros_like(one) for name, one in now.vectors.items()}, 0))
         return state.moments
 
-    def _again(self, number: int) -> tuple[Vector, Vector]:
-        """Compute the outer step of a certified round anew, from what the store holds and what peers sent."""
-        before = self._keep.outer(number - 1, self._size)
-        kept = self._keep.contribution(number, self._size, self._plan.fragment(number).size)
-        made = None if kept is None else Made(contribution=kept, committed=True)
-        self._peers.forget()
-        return self._stepped(before, self._talk.exchange(before, made, self._probe, aside=True))
-
-    def _residual(self, state: OuterState, counted: Contribution | None) -> Vector | None:
     def _stepped(self, state: OuterState, met: Met) -> tuple[Vector, Vector]:
         """Return the outer parameters and the momentum after a certified round."""
         number, rule = state.round + 1, self._params.outer
@@ -310,6 +301,15 @@ class FederatedLeg:
         mean = combine(met.certificate.contributions, met.vectors, size, rule.screen)
         return self._plan.step(number, state.outer, state.momentum, mean, lr=rule.lr, momentum_decay=rule.momentum)
 
+    def _again(self, number: int) -> tuple[Vector, Vector]:
+        """Compute the outer step of a certified round anew, from what the store holds and what peers sent."""
+        before = self._keep.outer(number - 1, self._size)
+        kept = self._keep.contribution(number, self._size, self._plan.fragment(number).size)
+        made = None if kept is None else Made(contribution=kept, committed=True)
+        self._peers.forget()
+        return self._stepped(before, self._talk.exchange(before, made, self._probe, aside=True))
+
+    def _residual(self, state: OuterState, counted: Contribution | None) -> Vector | None:
         """Return the residual, whole, once a contribution is applied: a round changes its fragment's part."""
         if counted is None or counted.residual is None:
             return None
