@@ -18,7 +18,7 @@ from consortium.errors import JobFailedError
 
 if TYPE_CHECKING:
     from consortium.client.api import Client
-    from consortium.domain.job import Job
+    from consortium.domain.job import Job, JobSpec
     from consortium.train.plot import Curves, Form
 
 JobArg = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
@@ -42,6 +42,10 @@ def submit(
     account: Annotated[str, typer.Option(help="Who pays: a partner or project; default: yours.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would become of it; submit nothing.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end; exit 1 if it fails.")] = False,
+    resume: Annotated[
+        str,
+        typer.Option(metavar="JOB", help="Go on where this training ended; outer.rounds then counts all its rounds."),
+    ] = "",
     array: Annotated[
         int, typer.Option(metavar="N", help="Submit N jobs, all or none; %a in a value stands for 0 to N-1.")
     ] = 0,
@@ -51,15 +55,22 @@ def submit(
     person: As = "",
 ) -> None:
     """Submit a job."""
+    from consortium.client.resumption import draft_resumed
     from consortium.client.submission import draft_array, draft_spec, finish_spec
     from consortium.errors import UsageError
 
     if array_limit and not array:
         raise UsageError("--array-limit needs --array")
+    if resume and (array or kind != "pretrain"):
+        raise UsageError("--resume goes with `submit pretrain`, and not with --array")
     caller = Caller(person, partner=account[:2])
     given = overrides or []
     with caller.client() as client:
-        if array:
+        if resume:
+            drafts: tuple[JobSpec, ...] = (
+                draft_resumed(client, check_job_id(resume), given, person=caller.name(), account=account),
+            )
+        elif array:
             drafts = draft_array(
                 client, kind, given, size=array, limit=array_limit, person=caller.name(), account=account
             )

@@ -15,6 +15,7 @@ from consortium.domain.decision import Denial, PolicyDecision
 from consortium.domain.ids import partner_of
 from consortium.domain.job import Job, JobKind, JobSpec, JobState
 from consortium.domain.partner import Site
+from consortium.domain.pretraining import PretrainConfig, unlike
 from consortium.domain.training import RoundPhase
 from consortium.errors import ConflictError, NotFoundError, UsageError
 from consortium.policy import Behind, requests_for_model
@@ -120,6 +121,44 @@ def check_start(connection: Connection, spec: JobSpec, sites: tuple[str, ...]) -
             where="start.job",
             fix=f"the first site in order of ids must be one of {', '.join(sorted(theirs))}",
         )
+    if start.get("resume"):
+        _check_resumed(connection, spec, sites, model, closed)
+
+
+def _check_resumed(
+    connection: Connection, spec: JobSpec, sites: tuple[str, ...], model: Job, closed: list[int]
+) -> None:
+    """Raise UsageError unless a job is the training that it resumes: the same steps, at sites that took part in it."""
+    params = PretrainConfig.of(spec.params)
+    if params.start.round not in closed:
+        raise UsageError(
+            f"{model.id} closed no round {params.start.round}", where="start.round", fix="resume it after one it closed"
+        )
+    theirs = _by_site(connection, model.spec)
+    strangers = sorted(set(sites) - theirs.keys())
+    if strangers:
+        raise UsageError(
+            f"{', '.join(strangers)} took no part in {model.id}: they have no state to resume",
+            where="sites",
+            fix=f"name sites among {', '.join(sorted(theirs))}",
+        )
+    wrong = [*unlike(PretrainConfig.of(model.spec.params), params)]
+    ours = _by_site(connection, spec)
+    wrong += [f"the inputs at {site} are others" for site in sites if ours.get(site) != theirs[site]]
+    if wrong:
+        raise UsageError(
+            f"that would be another training than {model.id}: {'; '.join(wrong)}",
+            where="start.resume",
+            fix="`consortium submit pretrain --resume` takes the rest over; start.job alone goes on from the model",
+        )
+
+
+def _by_site(connection: Connection, spec: JobSpec) -> dict[str, set[str]]:
+    """Return the inputs of a job by the site where they live."""
+    found: dict[str, set[str]] = {}
+    for name in spec.inputs:
+        found.setdefault(data.find_dataset(connection, name).site, set()).add(name)
+    return found
 
 
 def _training(connection: Connection, name: str, where: str) -> Job:

@@ -10,7 +10,6 @@ applied after exactly so many of them, so that the parameters do not depend on h
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -31,10 +30,10 @@ from consortium.train.combine import combine
 from consortium.train.exchange import Exchange
 from consortium.train.fragments import Plan
 from consortium.train.keep import Begun, Contribution, Keep, Origin, OuterState
-from consortium.train.outer import Moments, Vector, digest_of, norm_of, to_bytes
+from consortium.train.outer import Vector, digest_of, norm_of, to_bytes
 from consortium.train.pace import steps_of
 from consortium.train.peers import INITIAL, commit_of
-from consortium.train.start import starting_point
+from consortium.train.start import resumed, starting_point
 from consortium.train.talk import Made, Met, Probe, Talk
 from consortium.train.within import Inner, RoundTrainer, Stopped
 
@@ -95,8 +94,8 @@ class FederatedLeg:
         self._book.note(self._params.outer)
         state = self._keep.newest(self._size)
         if state is None:
-            state = self._begin()
-        elif state.moments is not None:
+            state = self._resumed() if self._params.start.resume else self._begin()
+        if state.moments is not None:
             self._inner.restore(state.moments)
         self._publish(state)
         self.digests[str(state.round)] = state.digest
@@ -123,6 +122,12 @@ class FederatedLeg:
         self._keep.save_outer(state, self._origin)
         return state
 
+    def _resumed(self) -> OuterState:
+        """Return the state before round 1 of a training that goes on with all that this site kept of another job."""
+        state = resumed(self._exchange.store(), self._params.start, self._origin)
+        self._keep.save_outer(state, self._origin)
+        return state
+
     def _first(self) -> Vector:
         """Return freshly drawn parameters, or those that the job goes on from."""
         if not self._params.start.given:
@@ -133,7 +138,9 @@ class FederatedLeg:
         """Publish and agree on the state before round 1, unless this site has done so already."""
         if state.round > 0 or self._site in (known := self._exchange.agreements("outer/0")):
             return
-        if self._site == self._peers.sites[0] and len(self._peers.sites) > 1:
+        if self._params.start.resume:
+            self._peers.compare("outer/0", state.digest, known)
+        elif self._site == self._peers.sites[0] and len(self._peers.sites) > 1:
             self._exchange.send(ArtifactClass.OUTER_STATE, INITIAL, to_bytes(state.outer))
         self._peers.compare("outer/0", state.digest, known)
         self._exchange.agree("outer/0", state.digest)
@@ -249,7 +256,7 @@ class FederatedLeg:
         A site whose contribution is not in it begins the next round from the outer state: what it trained meanwhile
         is not counted.
         """
-        number, counted, trained = state.round + 1, met.counted, ahead is not None
+        number, counted = state.round + 1, met.counted
         self._keep.pin_certificate(met.certificate)
         self._book.save(met.round)
         self._retain(met)
@@ -266,31 +273,10 @@ class FederatedLeg:
             momentum=momentum,
             position=counted.position if counted else state.position,
             tokens=state.tokens + (counted.tokens if counted else 0),
-            moments=self._moments(state, counted, trained) if ahead is None else ahead.moments,
+            moments=self._inner.moments() if ahead is None else ahead.moments,
             residual=self._residual(state, counted) if applied else state.residual,
             ahead=ahead,
         )
-
-    def _moments(self, state: OuterState, counted: Contribution | None, trained: bool) -> Moments | None:
-        """Return the inner optimiser's state from which the next round begins, and leave the inner optimiser at it.
-
-        That after the steps that were committed; that before them where they are to be done again, or came to values
-        that are not finite, because those would never leave it. `trained` says that more steps were done since.
-        """
-        if counted is not None and _finite(counted):
-            if trained and counted.moments is not None:
-                self._inner.restore(counted.moments)
-            return counted.moments
-        if counted is not None:
-            sys.stderr.write(
-                f"round {counted.round}: the steps here came to values that are not finite; the optimiser goes on from "
-                "what it was before them, on the text after them\n"
-            )
-        if state.moments is not None:
-            self._inner.restore(state.moments)
-        elif (now := self._inner.moments()) is not None:
-            self._inner.restore(Moments({name: np.zeros_like(one) for name, one in now.vectors.items()}, 0))
-        return state.moments
 
     def _stepped(self, state: OuterState, met: Met) -> tuple[Vector, Vector]:
         """Return the outer parameters and the momentum after a certified round."""
@@ -319,7 +305,7 @@ class FederatedLeg:
     def _retain(self, met: Met) -> None:
         """Keep what peers contributed for an audit, as far back as the job says."""
         rounds = self._params.outer.keep_received
-        if rounds:
+        if rounds and met.certificate.contributions:
             for data in self._peers.wire(met.certificate):
                 self._book.save_received(met.round.number, data)
             self._book.retain(met.round.number, rounds)
@@ -381,9 +367,3 @@ class FederatedLeg:
             self._metrics.log(values, after.round)
         except ConsortiumError as fault:
             sys.stderr.write(f"the numbers of round {after.round} were not tracked: {fault.render()}\n")
-
-
-def _finite(made: Contribution) -> bool:
-    """Whether neither a contribution nor its optimiser's state holds a NaN or infinity."""
-    vectors = made.moments.vectors.values() if made.moments is not None else ()
-    return math.isfinite(float.fromhex(made.norm)) and all(bool(np.isfinite(one).all()) for one in vectors)

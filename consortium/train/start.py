@@ -2,12 +2,17 @@
 
 Only parameters are taken over. Optimisers, data order and rounds begin anew, so the new job's rate begins with its own
 warm-up. One site reads the model and publishes it as round 0; no other site needs to have it.
+
+A training that is *resumed* takes everything over: each site reads its own state of the earlier job, with the momenta,
+the optimiser's vectors, the position in its data, what encoding dropped and what it had begun of the next round.
+Nothing is sent; round 0 is agreed on by digest.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +20,7 @@ import numpy as np
 from consortium.domain.codec import from_json
 from consortium.domain.pretraining import ModelConfig, StartConfig
 from consortium.errors import ConsortiumError, NotFoundError, UsageError, VerificationError
-from consortium.train.keep import Keep, Origin
+from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.outer import Vector
 
 if TYPE_CHECKING:
@@ -35,6 +40,26 @@ def starting_point(store: ObjectStore, start: StartConfig, wanted: Origin) -> Ve
     if not bool(np.isfinite(vector).all()):
         raise VerificationError("the model to go on from holds values that are not finite", where=_where(start))
     return vector
+
+
+def resumed(store: ObjectStore, start: StartConfig, wanted: Origin) -> OuterState:
+    """Return this site's state after the round that a training goes on from, as the state before round 1.
+
+    Raises NotFoundError where this site does not keep it, and what `starting_point` raises.
+    """
+    keep = Keep(store, start.job)
+    kept = keep.rounds()
+    if start.round not in kept:
+        raise NotFoundError(
+            f"this site keeps {f'rounds {kept[0]} to {kept[-1]}' if kept else 'no outer state'} of {start.job}, "
+            f"not its state after round {start.round}",
+            where=_where(start),
+            fix="leave the site out of `sites`, or resume from a round that all of them keep: start.round=…",
+        )
+    check_same(keep.measured(start.round)[0], wanted, _where(start))
+    state = keep.outer(start.round, wanted.layout.size)
+    ahead = None if state.ahead is None else replace(state.ahead, round=1)
+    return replace(state, round=0, tokens=0, ahead=ahead)
 
 
 def _of_job(store: ObjectStore, start: StartConfig, wanted: Origin) -> Vector:

@@ -140,6 +140,25 @@ def test_two_rounds_from_commits_to_a_closed_round_on_record(fed: Any, person: A
     assert from_json(Round, record["body"]["round"]).number == 1
     _who_brought_what(fed, job, person)
     job.cancel()
+    _resumed(fed, person, job.job)
+
+
+def _resumed(fed: Any, person: As, job: str) -> None:
+    """What was cut off after its first round goes on with what is left, as the same training and nothing else."""
+    again = ("submit", "pretrain", "--resume", job, "--json")
+    fed.until(lambda: fed.job(job)["state"] == "cancelled")
+    done = person("fr/amelie", *again, "walltime_s=900", "outer.quorum=2")
+    assert done.code == 0, done.err
+    spec, old = json.loads(done.out)["spec"], fed.job(job)["spec"]
+    assert (spec["inputs"], spec["sites"], spec["resources"]["walltime_s"]) == (old["inputs"], list(NAMES), 900)
+    begins = {key: spec["params"]["start"][key] for key in ("job", "round", "resume", "done")}
+    assert begins == {"job": job, "round": 1, "resume": True, "done": 1}
+    assert spec["params"]["outer"]["rounds"] == old["params"]["outer"]["rounds"] - 1
+    assert "stays as it was" in person("fr/amelie", *again, "optim.lr=0.1").err
+    assert "a cosine rate comes down over 4 rounds, not 9" in person("fr/amelie", *again, "outer.rounds=9").err
+    assert "ended with round 1" in person("fr/amelie", *again, "start.round=2").err
+    assert "all 1 rounds" in person("fr/amelie", *again, "outer.rounds=1").err
+    person("fr/amelie", "cancel", json.loads(done.out)["id"])
 
 
 def _who_brought_what(fed: Any, job: Training, person: As) -> None:

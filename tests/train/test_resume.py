@@ -1,0 +1,101 @@
+"""A training that was cut off and is resumed by another job ends, to the last bit, where it would have ended."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from consortium.domain.pretraining import PretrainConfig, unlike
+from consortium.errors import NotFoundError
+from consortium.storage.objects import ObjectStore
+from consortium.train.keep import Keep
+from tests.train.conftest import PARAMS
+from tests.train.hub import JOB, Hub
+from tests.train.test_leg import CrashError, Site, digests, federation, together
+
+EARLIER = JOB[:-1] + "c"
+NAMES = ("de-1", "fr-1")
+
+
+class CutOff(Site):
+    """A leg that dies in its third round and is not started again."""
+
+    def live(self) -> None:
+        with pytest.raises(CrashError):
+            self._run(("commit", 3, "before"))
+
+
+def params(rounds: int, dropout: float = 0.0, **changes: Any) -> dict[str, Any]:
+    outer = {**PARAMS["outer"], "rounds": rounds, **changes}
+    return {**PARAMS, "model": {**PARAMS["model"], "dropout": dropout}, "outer": outer}
+
+
+def resuming(rounds: int, after: int, **changes: Any) -> dict[str, Any]:
+    return {
+        **params(rounds, **changes),
+        "start": {"job": EARLIER, "round": after, "resume": True, "done": after},
+    }
+
+
+def renamed(store: ObjectStore) -> None:
+    """Let what the store keeps of the job be of an earlier one, so that the job begins anew."""
+    for key in list(store.list(f"jobs/{JOB}/")):
+        data = store.get(key)
+        if key.endswith(".json"):
+            data = data.replace(JOB.encode(), EARLIER.encode())
+        store.put(key.replace(JOB, EARLIER), data)
+        store.delete(key)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("names", "outer"),
+    [
+        # Torch's global generator, which dropout draws from, is one for all threads here.
+        (("fr-1",), {"dropout": 0.1}),
+        (NAMES, {"code": "int8"}),
+        (NAMES, {"fragments": 2, "delay": 2, "mix": 0.25}),
+    ],
+)
+def test_it_ends_where_it_would_have_ended_with_no_token_read_twice_or_left_out(leg, names, outer):
+    whole = federation(leg, names, params=params(4, **outer))
+    together(whole)
+    hub = Hub(names)
+    first = [CutOff(hub, *leg(name, names, params=params(4, **outer))) for name in names]
+    together(first)
+    hub = Hub(names)
+    for site in first:
+        assert Keep(site.store, JOB).rounds()[-1] == 2
+        renamed(site.store)
+    again = [Site(hub, replace(site.context, params=resuming(2, 2, **outer)), site.store) for site in first]
+    together(again)
+    assert digests(again) == digests(whole)
+    assert {site.final.position for site in again} == {site.final.position for site in whole}
+    assert not [one for one, _ in hub.artifacts if one.round == 0], "every site has its own state: none is sent"
+
+
+@pytest.mark.integration
+def test_a_site_that_does_not_keep_the_round_says_so(leg):
+    (site,) = federation(leg, ("fr-1",), params=resuming(2, 2))
+    together([site])
+    assert isinstance(site.fault, NotFoundError)
+    assert f"no outer state of {EARLIER}, not its state after round 2" in site.fault.what
+
+
+def test_what_a_resumed_training_may_change_and_what_not():
+    before = PretrainConfig.of(params(4))
+    assert unlike(before, PretrainConfig.of(resuming(2, 2))) == ()
+    assert unlike(before, PretrainConfig.of(resuming(2, 2, quorum=1))) == ()
+    again = PretrainConfig.of(resuming(2, 2))
+    other = replace(again, seed=8, optim=replace(again.optim, lr=0.5))
+    assert unlike(before, other) == ("optim.lr is 0.5, and was 0.01", "seed is 8, and was 7")
+    (longer,) = unlike(before, PretrainConfig.of(resuming(6, 2)))
+    assert longer == "a cosine rate comes down over 4 rounds, not 8: only wsd can be prolonged"
+    third = {**params(1), "start": {"job": JOB, "round": 1, "resume": True, "done": 3}}
+    assert unlike(again, PretrainConfig.of(third)) == ()
+    (miscounted,) = unlike(again, PretrainConfig.of({**params(3), "start": {**third["start"], "done": 1}}))
+    assert miscounted.startswith("start.done is 1, and 3 rounds are done")
+    halves = unlike(PretrainConfig.of(params(4, fragments=2)), PretrainConfig.of(resuming(2, 1, fragments=2)))
+    assert "round 1 is in the middle of a cycle of 2 fragments" in halves
