@@ -10,6 +10,7 @@ applied after exactly so many of them, so that the parameters do not depend on h
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ from consortium.train.combine import combine
 from consortium.train.exchange import Exchange
 from consortium.train.fragments import Plan
 from consortium.train.keep import Begun, Contribution, Keep, Origin, OuterState
-from consortium.train.outer import Vector, digest_of, norm_of, to_bytes
+from consortium.train.outer import Moments, Vector, digest_of, norm_of, to_bytes
 from consortium.train.pace import steps_of
 from consortium.train.peers import INITIAL, commit_of
 from consortium.train.start import resumed, starting_point
@@ -256,7 +257,7 @@ class FederatedLeg:
         A site whose contribution is not in it begins the next round from the outer state: what it trained meanwhile
         is not counted.
         """
-        number, counted = state.round + 1, met.counted
+        number, counted, trained = state.round + 1, met.counted, ahead is not None
         self._keep.pin_certificate(met.certificate)
         self._book.save(met.round)
         self._retain(met)
@@ -273,10 +274,31 @@ class FederatedLeg:
             momentum=momentum,
             position=counted.position if counted else state.position,
             tokens=state.tokens + (counted.tokens if counted else 0),
-            moments=self._inner.moments() if ahead is None else ahead.moments,
+            moments=self._moments(state, counted, trained) if ahead is None else ahead.moments,
             residual=self._residual(state, counted) if applied else state.residual,
             ahead=ahead,
         )
+
+    def _moments(self, state: OuterState, counted: Contribution | None, trained: bool) -> Moments | None:
+        """Return the inner optimiser's state from which the next round begins, and leave the inner optimiser at it.
+
+        That after the steps that were committed; that before them where they are to be done again, or came to values
+        that are not finite, because those would never leave it. `trained` says that more steps were done since.
+        """
+        if counted is not None and _finite(counted):
+            if trained and counted.moments is not None:
+                self._inner.restore(counted.moments)
+            return counted.moments
+        if counted is not None:
+            sys.stderr.write(
+                f"round {counted.round}: the steps here came to values that are not finite; the optimiser goes on from "
+                "what it was before them, on the text after them\n"
+            )
+        if state.moments is not None:
+            self._inner.restore(state.moments)
+        elif (now := self._inner.moments()) is not None:
+            self._inner.restore(Moments({name: np.zeros_like(one) for name, one in now.vectors.items()}, 0))
+        return state.moments
 
     def _stepped(self, state: OuterState, met: Met) -> tuple[Vector, Vector]:
         """Return the outer parameters and the momentum after a certified round."""
@@ -305,7 +327,7 @@ class FederatedLeg:
     def _retain(self, met: Met) -> None:
         """Keep what peers contributed for an audit, as far back as the job says."""
         rounds = self._params.outer.keep_received
-        if rounds and met.certificate.contributions:
+        if rounds:
             for data in self._peers.wire(met.certificate):
                 self._book.save_received(met.round.number, data)
             self._book.retain(met.round.number, rounds)
@@ -367,3 +389,9 @@ class FederatedLeg:
             self._metrics.log(values, after.round)
         except ConsortiumError as fault:
             sys.stderr.write(f"the numbers of round {after.round} were not tracked: {fault.render()}\n")
+
+
+def _finite(made: Contribution) -> bool:
+    """Whether neither a contribution nor its optimiser's state holds a NaN or infinity."""
+    vectors = made.moments.vectors.values() if made.moments is not None else ()
+    return math.isfinite(float.fromhex(made.norm)) and all(bool(np.isfinite(one).all()) for one in vectors)
