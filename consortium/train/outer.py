@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ from consortium.errors import VerificationError
 
 Vector = npt.NDArray[np.float32]
 _WIRE = np.dtype("<f4")
+_TILE = 1 << 22
+"""Elements at a time: tens of MiB beside vectors of gigabytes. Changes no bit of what sites must agree on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,22 @@ def digest_of(data: bytes) -> str:
 
 def norm_of(vector: Vector) -> float:
     """Return the L2 norm, summed in fp64. Sites may differ in its last bits; nothing that must agree rests on it."""
-    wide = vector.astype(np.float64)
-    return float(np.sqrt(np.sum(wide * wide)))
+    return math.sqrt(dot(vector, vector))
+
+
+def dot(one: Vector, other: Vector) -> float:
+    """Return the inner product of two vectors, summed in fp64."""
+    total = 0.0
+    for part in tiles(len(one)):
+        wide = one[part].astype(np.float64)
+        total += float(np.sum(wide * (wide if one is other else other[part].astype(np.float64))))
+    return total
+
+
+def tiles(size: int) -> Iterator[slice]:
+    """Yield the parts in which a vector is worked through: what is computed on the way has the size of one of them."""
+    for start in range(0, size, _TILE):
+        yield slice(start, min(size, start + _TILE))
 
 
 def aggregate(contributions: Iterable[Contribution], vectors: Mapping[str, Vector], size: int) -> Vector:
@@ -100,9 +116,11 @@ def aggregate(contributions: Iterable[Contribution], vectors: Mapping[str, Vecto
     """
     total = np.zeros(size, dtype=np.float32)
     for contribution in sorted(contributions, key=lambda part: part.site):
-        scaled = np.multiply(vectors[contribution.site], np.float32(float.fromhex(contribution.weight)))
-        scaled = np.multiply(scaled, np.float32(float.fromhex(contribution.clip)))
-        total = np.add(total, scaled)
+        vector = vectors[contribution.site]
+        weight, clip = (np.float32(float.fromhex(value)) for value in (contribution.weight, contribution.clip))
+        for part in tiles(size):
+            scaled = np.multiply(np.multiply(vector[part], weight), clip)
+            np.add(total[part], scaled, out=total[part])
     return total
 
 
@@ -113,7 +131,10 @@ def nesterov(
 
     m' = mu * m + g;  theta' = theta - lr * (g + mu * m').
     """
-    mu = np.float32(momentum_decay)
-    new_momentum = np.add(np.multiply(mu, momentum), gradient)
-    direction = np.add(gradient, np.multiply(mu, new_momentum))
-    return np.subtract(outer, np.multiply(np.float32(lr), direction)), new_momentum
+    mu, rate = np.float32(momentum_decay), np.float32(lr)
+    new_outer, new_momentum = np.empty_like(outer), np.empty_like(momentum)
+    for part in tiles(len(outer)):
+        speed = np.add(np.multiply(mu, momentum[part]), gradient[part], out=new_momentum[part])
+        direction = np.add(gradient[part], np.multiply(mu, speed))
+        np.subtract(outer[part], np.multiply(rate, direction), out=new_outer[part])
+    return new_outer, new_momentum

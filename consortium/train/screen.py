@@ -28,7 +28,7 @@ from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit, Standing
 from consortium.errors import VerificationError
 from consortium.train.codes import FP32, Code
-from consortium.train.outer import Vector, digest_of, norm_of
+from consortium.train.outer import Vector, digest_of, dot, norm_of, tiles
 
 OUTLIER_FACTOR = 10.0
 MIN_NORMS = 3
@@ -107,7 +107,7 @@ def screen(
 def cosine_of(one: Vector, other: Vector) -> float:
     """Return the cosine of the angle between two vectors, summed in fp64; 1 where either is zero."""
     scale = norm_of(one) * norm_of(other)
-    return float(np.sum(one.astype(np.float64) * other.astype(np.float64))) / scale if scale > 0 else 1.0
+    return dot(one, other) / scale if scale > 0 else 1.0
 
 
 def _outliers(judged: list[Screened], standing: Standing | None) -> list[Screened]:
@@ -123,18 +123,14 @@ def _outliers(judged: list[Screened], standing: Standing | None) -> list[Screene
 def _damage(judged: list[Screened], allowed: float, probe: Probe) -> list[Screened]:
     """Refuse, worst first, whatever raises the loss by more than is allowed beside the rest, until nothing does."""
     while True:
-        held = [one for one in judged if not one.reason and one.vector is not None]
-        total = sum(one.commit.tokens for one in held)
-        parts = {
-            one.commit.site: np.multiply(one.vector, np.float32(one.commit.tokens / total))
-            for one in held
-            if one.vector is not None and total > 0
-        }
+        held = [(one.commit, one.vector) for one in judged if not one.reason and one.vector is not None]
+        total = sum(commit.tokens for commit, _ in held)
+        parts = {commit.site: (vector, commit.tokens / total) for commit, vector in held if total > 0}
         if not parts:
             return judged
         whole = _sum(list(parts.values()))
         loss = probe(whole)
-        rises = {site: _rise(loss, probe(np.subtract(whole, part))) for site, part in parts.items()}
+        rises = {site: _rise(loss, probe(_less(whole, *part))) for site, part in parts.items()}
         worst = max(sorted(rises), key=lambda site: rises[site])
         if rises[worst] <= allowed:
             return judged
@@ -148,11 +144,21 @@ def _rise(loss: float, without: float) -> float:
     return loss - without if math.isfinite(without) else -math.inf
 
 
-def _sum(vectors: list[Vector]) -> Vector:
-    total = np.zeros_like(vectors[0])
-    for vector in vectors:
-        total = np.add(total, vector)
+def _sum(parts: Sequence[tuple[Vector, float]]) -> Vector:
+    """Return the sum of vectors, each times its share."""
+    total = np.zeros(len(parts[0][0]), dtype=np.float32)
+    for vector, share in parts:
+        for part in tiles(len(total)):
+            np.add(total[part], np.multiply(vector[part], np.float32(share)), out=total[part])
     return total
+
+
+def _less(whole: Vector, vector: Vector, share: float) -> Vector:
+    """Return `whole` without a share of a vector that is in it."""
+    rest = whole.copy()
+    for part in tiles(len(rest)):
+        np.subtract(rest[part], np.multiply(vector[part], np.float32(share)), out=rest[part])
+    return rest
 
 
 def _check(commit: Commit, data: bytes | None, fault: str, size: int, code: Code) -> Screened:

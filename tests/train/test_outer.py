@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -86,6 +87,31 @@ def test_the_flat_vector_is_in_name_order_and_little_endian():
     assert digest_of(b"").startswith("sha256:e3b0c442")
     with pytest.raises(VerificationError, match="has 8 bytes"):
         from_bytes(b"\0" * 8, 4, what="x")
+
+
+def test_sums_and_steps_take_the_memory_of_a_tile_beside_what_they_return_and_change_no_bit(monkeypatch):
+    from consortium.train import outer
+
+    size = 200_000
+    one, other = (np.random.default_rng(seed).standard_normal(size).astype(np.float32) for seed in (1, 2))
+    vectors, parts = {"aa-1": one, "bb-1": other}, [part("aa-1", 0.3), part("bb-1", 0.7, 0.5)]
+
+    def work() -> dict[str, object]:
+        after, speed = nesterov(one, other, one, lr=0.7, momentum_decay=0.9)
+        return {"norm": norm_of(one), "sum": aggregate(parts, vectors, size), "outer": after, "momentum": speed}
+
+    whole = work()
+    monkeypatch.setattr(outer, "_TILE", 1000)
+    tracemalloc.start()
+    try:
+        tiled = work()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * 4 * size + 100_000
+    assert tiled.pop("norm") == pytest.approx(whole.pop("norm"), rel=1e-12)
+    for name, vector in tiled.items():
+        np.testing.assert_array_equal(vector, whole[name])
 
 
 def test_norm_does_not_overflow_where_fp32_would():
