@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import product
 
 from consortium.domain.partner import Site
-from consortium.domain.pretraining import PretrainConfig
+from consortium.domain.pretraining import MOST_PACE, PretrainConfig
 from consortium.domain.units import data_size
 from consortium.errors import UsageError
+from consortium.train.book import cost_bytes
 from consortium.train.codes import Code
 from consortium.train.sizes import Memory, flops_per_token, memory, parameter_count
 
@@ -95,7 +97,7 @@ class Costs:
     flops: int
     utilisation: Range
     hours: Range
-    """Until the slowest site is done, with the time that the slowest border takes; nothing hides behind anything."""
+    """Until the slowest site is done, with the time of the slowest border as far as `outer.delay` does not hide it."""
     computing: Range
     """Share of that time in which the slowest site computes."""
     reference_gpu_hours: Range
@@ -128,41 +130,42 @@ def costs(
             f"what the model {params.model.plugin!r} costs is not known before it is built", where="model.plugin"
         )
     count, workers = parameter_count(params.model, vocab_size), gpus // gpus_per_worker
-    per_token = flops_per_token(params.model, vocab_size)
-    steps = params.outer.rounds * params.outer.inner_steps
-    tokens = steps * workers * params.data.batch_size * params.model.context
-    own = {place.site.id: _own_hours(params, place.site, tokens * per_token, gpus) for place in places}
+    rule, per_token = params.outer, flops_per_token(params.model, vocab_size)
+    steps = rule.rounds * rule.inner_steps
+    step_tokens = workers * params.data.batch_size * params.model.context
+    own = {place.site.id: _hours(params, place.site, steps * step_tokens * per_token, gpus) for place in places}
     slowest: Range = (max(low for low, _ in own.values()), max(high for _, high in own.values()))
-    borders = _borders(places, Code.of(params.outer).bytes_for(count), 4 * count, params.outer.rounds)
-    crossing = max((border.round_s or 0.0 for border in borders), default=0.0) * params.outer.rounds / 3600
-    hours = (slowest[0] + crossing, slowest[1] + crossing)
+    paced = {name: _pace(params, slowest[1] / high) for name, (_, high) in own.items()}
+    borders = _borders(params, places, count)
+    hours = _with_crossings(params, slowest, borders)
     needed = memory(params, vocab_size, workers=workers)
     sites = tuple(
         SiteCosts(
-            site=place.site.id,
+            site=name,
             flavor=place.site.flavor.id,
             simulated=place.site.gpu_resource != "GPU",
             memory=needed,
             needed_bytes=needed.total + SPARE_BYTES,
             gpu_bytes=place.site.flavor.memory_bytes,
-            steps=steps,
-            tokens=tokens,
-            passes=tokens / place.data_tokens if place.data_tokens else 0.0,
-            hours=own[place.site.id],
+            steps=paced[name] * rule.rounds,
+            tokens=paced[name] * rule.rounds * step_tokens,
+            passes=paced[name] * rule.rounds * step_tokens / place.data_tokens if place.data_tokens else 0.0,
+            hours=_times(own[name], paced[name] / rule.inner_steps),
             reference_gpu_hours=_times(hours, gpus * float(Fraction(place.site.flavor.reference_factor))),
-            sent_bytes=sum(border.total_bytes for border in borders if border.sender == place.site.id),
+            sent_bytes=sum(border.total_bytes for border in borders if border.sender == name),
         )
-        for place in places
+        for name, place in ((place.site.id, place) for place in places)
     )
-    kept = _kept(params, count, needed.optimizer)
+    tokens = sum(site.tokens for site in sites)
+    kept = _kept(params, vocab_size, count)
     return Costs(
         parameters=count,
         vocab_size=vocab_size,
         flops_per_token=per_token,
-        rounds=params.outer.rounds,
-        inner_steps=params.outer.inner_steps,
-        tokens=tokens * len(sites),
-        flops=tokens * len(sites) * per_token,
+        rounds=rule.rounds,
+        inner_steps=rule.inner_steps,
+        tokens=tokens,
+        flops=tokens * per_token,
         utilisation=UTILISATION,
         hours=hours,
         computing=(slowest[0] / hours[0], slowest[1] / hours[1]),
@@ -171,29 +174,52 @@ def costs(
             sum(site.reference_gpu_hours[1] for site in sites),
         ),
         kept_round_bytes=kept,
-        kept_bytes=kept * params.outer.rounds,
-        received_bytes=_received(params, len(sites), count),
+        kept_bytes=kept * rule.rounds,
+        received_bytes=cost_bytes(rule.rounds, rule.keep_received, len(sites), _payload(params, count)),
         sites=sites,
         borders=borders,
         warnings=_warnings(params, vocab_size, workers, sites, hours, walltime_s),
     )
 
 
-def _own_hours(params: PretrainConfig, site: Site, flops: int, gpus: int) -> Range:
+def _payload(params: PretrainConfig, count: int) -> int:
+    """Return the bytes of one round's contribution; of several fragments, which differ by a layer, their mean."""
+    return Code.of(params.outer).bytes_for(-(-count // params.outer.fragments))
+
+
+def _pace(params: PretrainConfig, faster: float) -> int:
+    """Return a site's inner steps in a round where it is so much faster than the slowest."""
+    usual = params.outer.inner_steps
+    return usual if params.outer.pace == "fixed" else int(usual * min(faster, MOST_PACE))
+
+
+def _with_crossings(params: PretrainConfig, slowest: Range, borders: Sequence[BorderCosts]) -> Range:
+    """Return the hours until the slowest site is done, with what of the slowest border no late application hides."""
+    rule = params.outer
+    crossing_h = max((border.round_s or 0.0 for border in borders), default=0.0) / 3600
+    shown = [
+        max(0.0, crossing_h - rule.delay * computing_h / (rule.rounds * rule.inner_steps)) * rule.rounds
+        for computing_h in slowest
+    ]
+    return slowest[0] + shown[0], slowest[1] + shown[1]
+
+
+def _hours(params: PretrainConfig, site: Site, flops: int, gpus: int) -> Range:
+    """Return the hours that a site computes, least and most."""
     work = flops * (RECOMPUTED if params.model.recompute else 1)
     alone = float(work / (Fraction(site.flavor.measured_tflops) * 10**12 * gpus * 3600))
     return alone / UTILISATION[1], alone / UTILISATION[0]
 
 
-def _borders(places: Sequence[Place], payload: int, state: int, rounds: int) -> tuple[BorderCosts, ...]:
-    """Return all borders in order; the first site in order of ids sends the initial state to every other."""
-    first = min(place.site.id for place in places)
+def _borders(params: PretrainConfig, places: Sequence[Place], count: int) -> tuple[BorderCosts, ...]:
+    """Return all borders in order. The first site in order of ids sends the initial state, unless it is resumed."""
+    first, payload = min(place.site.id for place in places), _payload(params, count)
     found = []
     for place in places:
         for other in places:
             if other is place:
                 continue
-            once = state if place.site.id == first else 0
+            once = 4 * count if place.site.id == first and not params.start.resume else 0
             link = place.gbit_per_s.get(other.site.id) or other.gbit_per_s.get(place.site.id)
             found.append(
                 BorderCosts(
@@ -201,23 +227,23 @@ def _borders(places: Sequence[Place], payload: int, state: int, rounds: int) -> 
                     recipient=other.site.id,
                     round_bytes=payload,
                     first_bytes=once,
-                    total_bytes=once + payload * rounds,
+                    total_bytes=once + payload * params.outer.rounds,
                     round_s=None if link is None else float(8 * payload / (Fraction(link) * 10**9)),
                 )
             )
     return tuple(found)
 
 
-def _kept(params: PretrainConfig, count: int, optimizer: int) -> int:
-    """Return the bytes that `keep.py` writes per round: parameters, momentum, payload; optimiser and residual twice."""
-    residual = 0 if params.outer.code == "fp32" else 4 * count
-    return 8 * count + Code.of(params.outer).bytes_for(count) + 2 * (optimizer + residual)
+def _kept(params: PretrainConfig, vocab_size: int, count: int) -> int:
+    """Return the bytes that `keep.py` writes per round.
 
-
-def _received(params: PretrainConfig, sites: int, count: int) -> int:
-    asked, rounds = params.outer.keep_received, params.outer.rounds
-    kept = rounds if asked == -1 else min(asked, rounds)
-    return kept * (sites - 1) * Code.of(params.outer).bytes_for(count)
+    In the outer state parameters, momentum and residual, in the contribution its payload and its fragment's residual;
+    in both the optimiser's vectors and, where sites go on from their own, their parameters.
+    """
+    rule, optimizer = params.outer, memory(params, vocab_size).optimizer
+    carried = 4 * count if rule.fragments > 1 or rule.delay or rule.mix else 0
+    residual = 0 if rule.code == "fp32" else 4 * count
+    return 8 * count + _payload(params, count) + residual + residual // rule.fragments + 2 * (optimizer + carried)
 
 
 def _warnings(
@@ -247,19 +273,23 @@ def _warnings(
 def _smaller(params: PretrainConfig, vocab_size: int, workers: int, room: float) -> str:
     """Say what makes a step fit into `room` bytes, the cheapest first: it fits then, by the same count."""
     parts = [part for part in range(1, params.data.batch_size + 1) if params.data.batch_size % part == 0]
-    for recompute in dict.fromkeys((params.model.recompute, True)):
-        for part in parts:
-            if part < params.data.accumulate:
-                continue
-            tried = replace(
-                params,
-                model=replace(params.model, recompute=recompute),
-                data=replace(params.data, accumulate=part),
-            )
-            if memory(tried, vocab_size, workers=workers).total + SPARE_BYTES <= room:
-                asked = [f"data.accumulate={part}"] if part != params.data.accumulate else []
-                asked += ["model.recompute=true"] if recompute != params.model.recompute else []
-                return f"it fits with {' and '.join(asked)}"
+    shared = ["fsdp"] if workers > 1 and params.optim.name == "adamw" else []
+    for parallel, recompute, part in product(
+        dict.fromkeys([params.parallel, *shared]), dict.fromkeys([params.model.recompute, True]), parts
+    ):
+        if part < params.data.accumulate:
+            continue
+        tried = replace(
+            params,
+            parallel=parallel,
+            model=replace(params.model, recompute=recompute),
+            data=replace(params.data, accumulate=part),
+        )
+        if memory(tried, vocab_size, workers=workers).total + SPARE_BYTES <= room:
+            asked = [f"data.accumulate={part}"] if part != params.data.accumulate else []
+            asked += ["model.recompute=true"] if recompute != params.model.recompute else []
+            asked += [f"parallel={parallel}"] if parallel != params.parallel else []
+            return f"it fits with {' and '.join(asked)}"
     return "no batch is small enough: choose a smaller model or context, or GPUs with more memory"
 
 

@@ -80,8 +80,10 @@ def test_what_does_not_fit_is_said_with_what_makes_it_fit(sites):
     assert "more than it has; it fits with data.accumulate=" in said
     mended = said.rpartition("it fits with ")[2].split(" and ")
     assert not any(text.startswith("fr-1: ") for text in asked(sites, *large, *mended)[1].warnings)
-    (hopeless, *_) = asked(sites, "model=7b", "outer.rounds=1")[1].warnings
+    (hopeless, *_) = asked(sites, "model=7b", "optim=muon", "outer.rounds=1")[1].warnings
     assert "no batch is small enough" in hopeless
+    (sharded, *_) = asked(sites, "model=7b", "outer.rounds=1")[1].warnings
+    assert sharded.endswith("parallel=fsdp")
     assert asked(sites, "model=1m", at=("fr-1",))[1].warnings == ()
 
 
@@ -90,6 +92,26 @@ def test_a_walltime_that_ends_before_the_last_round_is_said_with_one_that_does_n
     (late,) = [said for said in asked(sites, *long)[1].warnings if "walltime_s" in said]
     enough = int(late.partition("walltime_s=")[2].split()[0])
     assert not any("walltime_s" in said for said in asked(sites, *long, walltime_s=enough)[1].warnings)
+
+
+def test_what_streaming_and_pace_change(sites):
+    long = ["model=1b", "outer.rounds=100", "outer.inner_steps=100", "data.batch_size=4"]
+    (params, plain), (_, parts) = asked(sites, *long), asked(sites, *long, "outer.fragments=2")
+    assert abs(2 * parts.borders[0].round_bytes - plain.borders[0].round_bytes) <= 4
+    assert plain.kept_round_bytes < parts.kept_round_bytes
+    late = asked(sites, *long, "outer.delay=100")[1]
+    slowest = max(site.hours[0] for site in plain.sites)
+    assert plain.hours[0] > slowest
+    assert late.hours[0] == pytest.approx(slowest), "all of the slowest border hides behind a round's steps"
+    paced = {site.site: site for site in asked(sites, *long, "outer.pace=measured")[1].sites}
+    usual = {site.site: site for site in plain.sites}
+    assert paced["uy-1"].steps == usual["uy-1"].steps
+    assert usual["fr-1"].steps < paced["fr-1"].steps <= 4 * usual["fr-1"].steps
+    assert paced["fr-1"].hours[0] <= paced["uy-1"].hours[0]
+    again = replace(params, start=replace(params.start, job="job-" + "0" * 26, round=1, resume=True, done=1))
+    resumed = costs(again, VOCAB, [Place(site=sites[s]) for s in ("de-1", "fr-1")], gpus=8, gpus_per_worker=1,
+                    walltime_s=10**6)  # fmt: skip
+    assert [border.first_bytes for border in resumed.borders] == [0, 0]
 
 
 def test_of_one_site_nothing_crosses_and_of_a_plugin_nothing_is_known(sites):
