@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import takewhile
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from consortium.cli.show import say
 from consortium.domain.units import data_size
+from consortium.errors import UnreachableError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,14 +49,12 @@ def _news(client: Client, job: str) -> Iterator[tuple[Job, list[str]]]:
     """Yield the job whenever something of it changes, each time with the rounds that were closed since."""
     seen = 0
     for found in client.watch(job, timeout_s=FOR_S):
-        closed: list[str] = []
+        closed: list[Round] = []
         if any(int(said.get("round", 0)) > seen for said in found.progress.values()) or (seen and found.state.final):
-            for one in client.rounds(job, after=seen):
-                if one.phase.value != "closed":
-                    break
-                seen = one.number
-                closed.append(round_line(one))
-        yield found, closed
+            with suppress(UnreachableError):  # the watch itself says when the server is away for too long
+                closed = list(takewhile(lambda one: one.phase.value == "closed", client.rounds(job, after=seen)))
+        seen = max((one.number for one in closed), default=seen)
+        yield found, [round_line(one) for one in closed]
 
 
 def changed(job: Job) -> str:
