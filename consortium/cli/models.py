@@ -1,4 +1,4 @@
-"""Commands on trained models, for those at home, where the private stores' keys are: generate and export."""
+"""Commands on trained models, for those at home, where private stores' keys are: generate, export, checkpoints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from consortium.cli.show import say
+from consortium.cli.context import Json, check_job_id
+from consortium.cli.show import put_json, say, table
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A pretrain job's id.")]
 Round = Annotated[int, typer.Option(help="Which outer state: 0 is before training, -1 the newest.", min=-1)]
@@ -18,6 +19,7 @@ Site = Annotated[str, typer.Option(help="The site whose store is read; default: 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("generate", help="Go on from a text with a trained model, at home.")(generate)
+    app.command("checkpoints", help="List a training's checkpoints at home; check, pin and prune them.")(checkpoints)
     app.command("export", help="Write a trained model for Hugging Face's transformers, at home.")(export)
 
 
@@ -42,6 +44,53 @@ def generate(
         sys.stdout.flush()
         begun = True
     sys.stdout.write("\n" if begun else text + "\n")
+
+
+def checkpoints(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A pretrain job's id.")],
+    site: Annotated[str, typer.Option(help="The site whose store it is; default: all here.")] = "",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every byte; exit 7 where one is not as written.")
+    ] = False,
+    pin: Annotated[list[int] | None, typer.Option(metavar="ROUND", help="Keep it whatever is pruned.")] = None,
+    unpin: Annotated[list[int] | None, typer.Option(metavar="ROUND", help="Let it be pruned again.")] = None,
+    prune: Annotated[
+        int | None, typer.Option(metavar="NEWEST", help="Delete all but so many newest, round 0 and pinned ones.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Pin and unpin, then prune, then list what is kept."""
+    from consortium.domain.codec import to_json
+    from consortium.local.model_home import checkpoints_at_home
+    from consortium.train.checkpoints import faults
+
+    found = checkpoints_at_home(check_job_id(job), site)
+    for name, kept in found.items():
+        for number in pin or ():
+            kept.pin(number)
+        for number in unpin or ():
+            kept.unpin(number)
+        if prune is not None:
+            rounds, freed = kept.prune(prune)
+            say(f"{name}: {rounds} rounds pruned, {freed / 1e6:,.1f} MB freed")
+    listed = {name: kept.listed(verify=verify) for name, kept in found.items()}
+    if as_json:
+        put_json({name: to_json(list(all_)) for name, all_ in listed.items()})
+    else:
+        rows = [
+            (
+                name,
+                one.round,
+                "in mid-round" if one.inner else "outer state",
+                f"{one.size_bytes / 1e6:,.1f}",
+                one.fault or ("pinned" if one.pinned else "-"),
+            )
+            for name, all_ in listed.items()
+            for one in all_
+        ]
+        table(["kept at", "round", "what", "MB", "note"], rows, empty="none is left")
+    if fault := faults([one for all_ in listed.values() for one in all_]):
+        raise fault
 
 
 def export(

@@ -9,6 +9,7 @@ from consortium.errors import NotFoundError, VerificationError
 from consortium.local.paths import FederationDir
 from consortium.local.steward import private_store, settings_of
 from consortium.storage.objects import ObjectStore
+from consortium.train.checkpoints import Checkpoints
 from consortium.train.export import Precision, export_model
 from consortium.train.generate import Sampling, generate, load_decoder
 from consortium.train.keep import Keep, Origin
@@ -79,6 +80,22 @@ def model_at_home(
     raise NotFoundError(
         f"no outer state {'' if round == -1 else f'{round} '}of {job} is kept at {', '.join(sites) or 'any site'} here",
         fix="name a pretrain job that ran at one of these sites, and a round that it kept",
+    )
+
+
+def checkpoints_at_home(job: str, site: str = "", *, directory: FederationDir | None = None) -> dict[str, Checkpoints]:
+    """Return the job's checkpoints by site, of all sites of this machine that keep any, or of `site`.
+
+    Raises NotFoundError where none does.
+    """
+    where = directory or FederationDir.current()
+    sites = [site] if site else sorted(path.name for path in (where.root / "sites").glob("*") if path.is_dir())
+    opened = {name: Checkpoints(private_store(settings_of(where, name)), job) for name in sites}
+    if found := {name: one for name, one in opened.items() if one.listed()}:
+        return found
+    raise NotFoundError(
+        f"no checkpoint of {job} is kept at {', '.join(sites) or 'any site'} here",
+        fix="name a pretrain job that ran at one of these sites",
     )
 
 

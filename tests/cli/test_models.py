@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,18 @@ def test_a_model_or_tokenizer_that_is_not_here_is_said_so(at_home, call: Call, s
     lost = call("generate", JOB, "x", home=at_home)
     assert lost.code == 5
     assert "does not hold the tokenizer" in lost.err
+
+
+def test_checkpoints_are_listed_pinned_and_checked(at_home, call: Call, store: ObjectStore):
+    listed = call("checkpoints", JOB, "--pin", "1", "--prune", "2", home=at_home)
+    assert listed.code == 0, listed.err
+    assert [line.split()[1] for line in listed.out.splitlines()[1:]] == ["0", "1"]
+    assert listed.out.splitlines()[-1].endswith("pinned")
+    assert "fr-1: 0 rounds pruned" in listed.err
+    assert call("checkpoints", JOB, "--prune", "1", home=at_home).code == 2
+    key = next(key for key in store.list(f"jobs/{JOB}/outer/1/") if key.endswith(".f32"))
+    store.put(key, b"damaged")
+    checked = call("checkpoints", JOB, "--verify", "--json", home=at_home)
+    assert checked.code == 7
+    assert [bool(one["fault"]) for one in json.loads(checked.out)["fr-1"]] == [False, True]
+    assert call("checkpoints", JOB[:-1] + "b", home=at_home).code == 5
