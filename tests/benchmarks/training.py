@@ -11,7 +11,8 @@
 - `overhead`: a round of such legs at 10 million parameters, with inner steps that cost nothing.
 - `speed`: a site's tokens per second against a bare PyTorch loop of the same model, in turn.
 - `utilisation`: a simulated clock for 7B parameters on 64 H100 per site at 110 Mb/s; assumptions go to stderr. Rounds
-  that wait are what legs do; fragments applied late are what they would gain, legs do not do that yet.
+  that wait, and rounds applied late (`outer.delay`), the latter with the outer state shared out over a site's hosts,
+  which legs do not do yet, and as they are, with one process for all of it.
 
 The first four train three sites one after another in one process (`training_sites`): no Ray, no gateway, no sealing,
 no network and no waiting, so they say what is learned and not how long it takes. `crash` and `overhead` are legs in
