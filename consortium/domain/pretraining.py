@@ -185,11 +185,15 @@ class OuterConfig:
     screen: ScreenRule = field(default_factory=ScreenRule)
     keep_received: int = 0
     """Rounds whose contributions from peers stay in the private store for an audit; -1: all."""
+    keep_whole: int = -1
+    """Newest states that stay with the optimiser's vectors, residuals and a site's own parameters; -1: all."""
 
     def __post_init__(self) -> None:
         _within(self, rounds=(1, 100_000), inner_steps=(1, 1_000_000), lr=(1e-6, 10), momentum=(0, 0.9999))
         _within(self, feedback=(0, 1), quorum=(0, 1_000), keep_received=(-1, 100_000))
-        _within(self, fragments=(1, 1_000), delay=(0, self.inner_steps), mix=(0, 1))
+        _within(self, fragments=(1, 1_000), delay=(0, self.inner_steps), mix=(0, 1), keep_whole=(-1, 100_000))
+        if self.keep_whole in (0, 1):
+            raise ValueError(f"keep_whole must be -1 or at least 2, as a state may not hold, got {self.keep_whole}")
         if self.rounds % self.fragments:
             raise ValueError(f"rounds ({self.rounds}) must be a multiple of fragments ({self.fragments})")
         if self.code == "topk" and self.screen.aggregate != "mean":
@@ -268,8 +272,8 @@ class PretrainConfig:
 
 
 RESUMED_WITH = frozenset(
-    {"outer.rounds", "outer.quorum", "outer.keep_received", "data.accumulate", "model.name", "model.recompute"}
-    | {"model.compile", "parallel"}
+    {"outer.rounds", "outer.quorum", "outer.keep_received", "outer.keep_whole", "data.accumulate", "model.name"}
+    | {"model.recompute", "model.compile", "parallel"}
 )
 """What a resumed training may change: nothing else leaves the steps what they would have been."""
 

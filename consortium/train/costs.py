@@ -158,6 +158,7 @@ def costs(
     )
     tokens = sum(site.tokens for site in sites)
     kept = _kept(params, vocab_size, count)
+    whole = rule.rounds if rule.keep_whole < 0 else min(rule.rounds, rule.keep_whole)
     return Costs(
         parameters=count,
         vocab_size=vocab_size,
@@ -174,7 +175,7 @@ def costs(
             sum(site.reference_gpu_hours[1] for site in sites),
         ),
         kept_round_bytes=kept,
-        kept_bytes=kept * rule.rounds,
+        kept_bytes=kept * whole + (8 * count + _payload(params, count)) * (rule.rounds - whole),
         received_bytes=cost_bytes(rule.rounds, rule.keep_received, len(sites), _payload(params, count)),
         sites=sites,
         borders=borders,

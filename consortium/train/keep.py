@@ -148,6 +148,8 @@ class _Pointer:
     ahead_tokens: int = 0
     """Of an outer state: what the site did of the next round, beside `local`, `steps`, `train_ms` and `loss`."""
     ahead_position: int = 0
+    thinned: bool = False
+    """Whether there was more, which is no longer kept."""
     origin: Origin | None = None
 
 
@@ -191,6 +193,28 @@ class Keep:
         """Forget an outer state that does not hold; what it was made from is kept."""
         self._store.delete(f"{self._root}/outer/{number}/state.json")
 
+    def thin(self, number: int) -> None:
+        """Let go of what only going on from a round's outer state takes, or doing its inner steps again.
+
+        That is the optimiser's vectors, residuals and parameters of the site's own: most of the bytes. Parameters,
+        momentum and contribution stay, by which models are evaluated and rounds replayed. Pinned states stay whole.
+        """
+        if self._store.exists(f"{self._root}/outer/{number}/pinned"):
+            return
+        for room, name in (("outer", "state"), ("rounds", "contribution")):
+            prefix = f"{self._root}/{room}/{number}/"
+            try:
+                pointer = self._pointer(f"{prefix}{name}.json")
+            except (NotFoundError, VerificationError):
+                continue
+            if not pointer.thinned:
+                pointer = replace(pointer, residual=None, local=None, optimizer={}, first=None, second=None)
+                pointer = replace(pointer, thinned=True)
+                self._put_json(f"{prefix}{name}.json", pointer)
+            # Once the pointer is written; what a crash left lying is found the next time.
+            held = {key for key in self._store.list(prefix) if key.endswith((".f32", ".code"))}
+            self._delete(held - set(_blobs(pointer)))
+
     def rounds(self) -> list[int]:
         """Return the rounds whose outer state is kept, ascending."""
         keys = [key for key in self._store.list(f"{self._root}/outer/") if key.endswith("/state.json")]
@@ -206,22 +230,36 @@ class Keep:
         return None
 
     def outer(self, number: int, size: int) -> OuterState:
-        """Return an outer state. Raises NotFoundError, or VerificationError where its bytes changed."""
+        """Return an outer state. Raises NotFoundError, also where it is thinned; VerificationError where it changed."""
         pointer = self._pointer(f"{self._root}/outer/{number}/state.json")
-        if pointer.momentum is None:
-            raise VerificationError("the outer state names no momentum", where=f"{self._root}/outer/{number}")
+        if pointer.thinned:
+            raise NotFoundError(
+                f"of the state after round {number} only parameters and momentum are kept",
+                where=f"{self._root}/outer/{number}",
+                fix="take a newer one; outer.keep_whole says how many stay whole",
+            )
+        outer, momentum = self._stepped(pointer, size)
         moments = self._moments(pointer)
         return OuterState(
             round=number,
             digest=pointer.vector.digest,
-            outer=self._vector(pointer.vector, size),
-            momentum=self._vector(pointer.momentum, size),
+            outer=outer,
+            momentum=momentum,
             residual=self._vector(pointer.residual, size) if pointer.residual else None,
             position=pointer.position,
             tokens=pointer.tokens,
             moments=moments,
             ahead=self._ahead(pointer, size, moments),
         )
+
+    def stepped(self, number: int, size: int) -> tuple[Vector, Vector]:
+        """Return parameters and momentum after a round, also of a thinned state. Raises as `outer` does."""
+        return self._stepped(self._pointer(f"{self._root}/outer/{number}/state.json"), size)
+
+    def _stepped(self, pointer: _Pointer, size: int) -> tuple[Vector, Vector]:
+        if pointer.momentum is None:
+            raise VerificationError("the outer state names no momentum", where=f"{self._root}/outer/{pointer.round}")
+        return self._vector(pointer.vector, size), self._vector(pointer.momentum, size)
 
     def _ahead(self, pointer: _Pointer, size: int, moments: Moments | None) -> Begun | None:
         if pointer.local is None:

@@ -76,6 +76,7 @@ class FederatedLeg:
         self._trainer = RoundTrainer(exchange, keep, inner, params, self._size, now_s=now_s)
         self._job = exchange.context.job
         self._site = exchange.context.site
+        self._thinned: int | None = None
         self.digests: dict[str, str] = {}
         """Digest of the outer state after each round this leg saw, by round."""
         self.losses: dict[str, float] = {}
@@ -340,7 +341,21 @@ class FederatedLeg:
             closed, after = self._talk.closed(after, self._again)
             self._book.save(closed)
         self._keep.save_outer(after, self._origin)
+        self._thin(after.round)
         return after
+
+    def _thin(self, newest: int) -> None:
+        """Keep of all but the newest states what an evaluation or an audit needs, where the job says so."""
+        whole = self._params.outer.keep_whole
+        last = newest - whole
+        if whole < 0 or last < 0:
+            return
+        known = self._thinned
+        older = self._keep.rounds() if known is None else range(known + 1, last + 1)
+        for number in older:
+            if number <= last:
+                self._keep.thin(number)
+        self._thinned = last
 
     def _settle(self, state: OuterState) -> None:
         """Wait until the round that made `state` is closed. A state that is disputed is not kept.

@@ -36,7 +36,7 @@ from consortium.train.book import RoundBook
 from consortium.train.codes import Code, Encoded
 from consortium.train.combine import combine
 from consortium.train.fragments import Plan
-from consortium.train.keep import Keep, OuterState
+from consortium.train.keep import Keep
 from consortium.train.outer import Layout, Vector, digest_of, norm_of, to_bytes
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
 from consortium.train.screen import cosine_of
@@ -229,19 +229,15 @@ class Replay:
     def _kept_digest(self, number: int) -> str:
         """The digest of the outer state kept of a round; empty where none is, in words where it does not read back."""
         try:
-            return self._keep.outer(number, self._size).digest
+            return digest_of(to_bytes(self._keep.stepped(number, self._size)[0]))
         except NotFoundError:
             return ""
         except VerificationError as fault:
             return f"damaged ({fault.what})"
 
     def _kept_state(self, number: int) -> _Chain | None:
-        state = self._read_state(number)
-        return None if state is None else _Chain(state.outer, state.momentum, own=number > 0)
-
-    def _read_state(self, number: int) -> OuterState | None:
         try:
-            return self._keep.outer(number, self._size)
+            return _Chain(*self._keep.stepped(number, self._size), own=number > 0)
         except (NotFoundError, VerificationError):
             return None
 
