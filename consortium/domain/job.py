@@ -234,12 +234,13 @@ class JobSpec:
         if not 0 <= self.checkpoint_every_s <= 366 * 86_400:
             raise ValueError(f"checkpoint_every_s must be 0 (not known) to 366 days, got {self.checkpoint_every_s}")
 
-
     @property
     def reads_model(self) -> str:
         """The job whose model it measures or goes on from (`start.job`); empty: none."""
-        start = self.params.get("start") if self.kind is JobKind.PRETRAIN else None
-        return self.model or (str(start.get("job") or "") if isinstance(start, dict) else "")
+        if self.kind is not JobKind.PRETRAIN:
+            return self.model
+        start = self.params.get("start")
+        return str(start.get("job") or "") if isinstance(start, dict) else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,9 +31,6 @@ class Ancestry:
     sites: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
-NOTHING = Ancestry()
-
-
 def ancestry(connection: Connection, spec: JobSpec) -> Ancestry:
     """Return what is behind the model that a job reads; nothing where it reads none, or names one that is not there."""
     found: list[Job] = []

@@ -19,7 +19,7 @@ from consortium.domain.partner import SiteState
 from consortium.policy import requests_for_job
 from consortium.scheduler import HeldLeg, PendingJob, RunTimes, SiteView, Snapshot, expected_s
 from consortium.server import nodes, waits
-from consortium.server.ancestry import NOTHING, Ancestry, ancestry, judge_model
+from consortium.server.ancestry import Ancestry, ancestry, judge_model
 from consortium.server.core import Core
 from consortium.server.federation import Federation
 from consortium.state import jobs, shares
@@ -105,7 +105,7 @@ def decide(
     spec: JobSpec,
     inputs: tuple[Dataset, ...],
     sites: tuple[str, ...],
-    behind: Ancestry = NOTHING,
+    behind: Ancestry,
 ) -> dict[str, PolicyDecision]:
     """Return what the partners' policies say of a job, by host site (all sites where it names none).
 

@@ -150,3 +150,12 @@ ARRAY = new_id("arr", 1)
 def test_wishes_that_make_no_sense_are_refused(make, what):
     with pytest.raises(ValueError, match=what):
         make()
+
+
+def test_a_training_reads_the_model_it_goes_on_from_and_no_other_job_stands_in_for_it():
+    decoy = spec("pretrain", model=new_id("job", 1), params={"start": {"job": new_id("job", 2)}})
+    assert decoy.reads_model == new_id("job", 2), "its partners are asked, whatever `model` says"
+    assert spec("pretrain", model=new_id("job", 1), params={}).reads_model == ""
+    assert spec("evaluate", model=new_id("job", 1), params={"start": {"job": new_id("job", 2)}}).reads_model == new_id(
+        "job", 1
+    )
