@@ -127,8 +127,8 @@ class Checkpoints:
 
     def _fault(self, number: int) -> str:
         try:
-            origin, _ = self._keep.measured(number)
-            self._keep.outer(number, origin.layout.size)
+            size = self._keep.measured(number)[0].layout.size
+            (self._keep.stepped if self._keep.thinned(number) else self._keep.outer)(number, size)
         except (VerificationError, NotFoundError) as fault:
             return fault.what
         return ""

@@ -215,6 +215,10 @@ class Keep:
             held = {key for key in self._store.list(prefix) if key.endswith((".f32", ".code"))}
             self._delete(held - set(_blobs(pointer)))
 
+    def thinned(self, number: int) -> bool:
+        """Whether `thin` took something of a kept outer state. Raises NotFoundError, VerificationError as `outer`."""
+        return self._pointer(f"{self._root}/outer/{number}/state.json").thinned
+
     def rounds(self) -> list[int]:
         """Return the rounds whose outer state is kept, ascending."""
         keys = [key for key in self._store.list(f"{self._root}/outer/") if key.endswith("/state.json")]

@@ -7,6 +7,7 @@ import pytest
 
 from consortium.domain.pretraining import OuterConfig
 from consortium.errors import NotFoundError
+from consortium.train.checkpoints import Checkpoints, faults
 from consortium.train.replay import kept_params, replay
 from tests.train.hub import JOB, Hub
 from tests.train.test_hostile import SIZE, Pull, Site, line, wait
@@ -40,6 +41,7 @@ def test_older_states_keep_what_evaluations_and_audits_read_and_no_more(line):
         assert len([key for key in store.list(f"jobs/{JOB}/rounds/{number}/") if key.endswith((".f32", ".code"))]) == 1
     assert keep.newest(SIZE).moments is not None
     assert keep.outer(3, SIZE).residual is not None
+    assert faults(Checkpoints(store, JOB).listed(verify=True)) is None
     found = replay(store, JOB, kept_params(store, JOB))
     assert [(one.result, one.what) for one in found] == [("verified", ())] * ROUNDS
 
