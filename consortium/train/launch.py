@@ -154,6 +154,7 @@ def lead(exchange: Exchange, worker: Any, params: PretrainConfig, vocab_size: in
     from consortium.train.leg import FederatedLeg
     from consortium.train.meter import Meter
     from consortium.train.plugin import same_everywhere
+    from consortium.train.sizes import flops_per_token
     from consortium.train.track import RunMetrics
 
     context = exchange.context
@@ -168,7 +169,10 @@ def lead(exchange: Exchange, worker: Any, params: PretrainConfig, vocab_size: in
     )
     keep = Keep(exchange.store(), context.job)
     meter = Meter(exchange)
-    metrics = meter.metrics(RunMetrics(exchange.tracking_uri, exchange.token, context.tracking_run))
+    metrics = meter.metrics(
+        RunMetrics(exchange.tracking_uri, exchange.token, context.tracking_run),
+        flops_per_token=None if params.model.plugin else flops_per_token(params.model, vocab_size),
+    )
     leg = FederatedLeg(meter.exchange, keep, worker, params, origin, metrics)
     final = leg.run()
     worker.stop()

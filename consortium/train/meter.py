@@ -71,9 +71,12 @@ class Meter:
         """The line to the gateway, metered."""
         return cast(Exchange, self)
 
-    def metrics(self, log: Metrics) -> Metrics:
-        """Return a log that adds what was counted since the round before."""
-        return _Metered(log, self)
+    def metrics(self, log: Metrics, *, flops_per_token: int | None = None) -> Metrics:
+        """Return a log that adds what was counted since the round before.
+
+        And, where `flops_per_token` is known, the FLOPs of all `tokens` this site trained on so far.
+        """
+        return _Metered(log, self, flops_per_token)
 
     def send(
         self,
@@ -136,9 +139,10 @@ class Meter:
 class _Metered:
     """A log to which a meter's counts of each round are added."""
 
-    def __init__(self, log: Metrics, meter: Meter) -> None:
+    def __init__(self, log: Metrics, meter: Meter, flops_per_token: int | None) -> None:
         self._log = log
         self._meter = meter
+        self._flops_per_token = flops_per_token
         self._before = Counts()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -148,4 +152,6 @@ class _Metered:
             name: float(getattr(now, name) - getattr(before, name))
             for name in ("sent_bytes", "received_bytes", "sending_s", "fetching_s")
         }
+        if self._flops_per_token is not None and "tokens" in values:
+            counted["flops"] = values["tokens"] * self._flops_per_token
         self._log.log({**values, **counted}, step)

@@ -52,7 +52,7 @@ class Log:
 def test_speed_loss_bytes_and_waiting_of_a_round_are_told(tmp_path):
     hub, clock, log = Hub(SITES), Clock(), Log()
     meter = Meter(line(hub, "fr-1", clock), now_s=clock)
-    leg, metrics = meter.exchange, meter.metrics(log)
+    leg, metrics = meter.exchange, meter.metrics(log, flops_per_token=6_000)
     leg.progress(phase="train", round=1, step=0, tokens=0)
     clock.now_s = 10
     leg.progress(phase="train", round=1, step=5, tokens=5_000, loss=3.5)
@@ -72,12 +72,13 @@ def test_speed_loss_bytes_and_waiting_of_a_round_are_told(tmp_path):
     assert (said["tokens_s"], said["loss"], said["tokens"]) == (1000, 3.0, 17_000)
     assert (said["sent"], said["received"], said["waited_s"]) == (200, 70, pytest.approx(34))
     metrics.log({"loss": 3.0}, 1)
-    metrics.log({"loss": 2.0}, 2)
+    metrics.log({"loss": 2.0, "tokens": 17_000.0}, 2)
     assert log.rows[0] == (
         1,
         {"loss": 3.0, "sent_bytes": 200.0, "received_bytes": 70.0, "sending_s": 2.0, "fetching_s": 2.0},
     )
     assert log.rows[1][1]["sent_bytes"] == 0.0
+    assert log.rows[1][1]["flops"] == 17_000.0 * 6_000, "unknown in the first, which says no tokens"
 
 
 def test_a_round_that_is_sent_while_the_next_is_trained_does_not_confuse_the_speed():
