@@ -24,6 +24,7 @@ from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.training import RoundPhase
 from consortium.errors import ConsortiumError, UnreachableError, VerificationError
+from consortium.train import parcels
 from consortium.train.beside import Beside
 from consortium.train.book import RoundBook
 from consortium.train.codes import Code
@@ -109,8 +110,7 @@ class FederatedLeg:
 
     def _begin(self) -> OuterState:
         """Return the state before round 1: drawn here by the first peer, received by the others."""
-        known = self._exchange.agreements("outer/0")
-        first = self._site == self._peers.sites[0] and not known
+        first = self._site == self._peers.sites[0] and self._site not in self._exchange.agreements("outer/0")
         outer = self._first() if first else self._peers.receive_initial()
         state = OuterState(
             round=0,
@@ -143,8 +143,9 @@ class FederatedLeg:
         if self._params.start.resume:
             self._peers.compare("outer/0", state.digest, known)
         elif self._site == self._peers.sites[0] and len(self._peers.sites) > 1:
-            self._exchange.send(ArtifactClass.OUTER_STATE, INITIAL, to_bytes(state.outer))
-        self._peers.compare("outer/0", state.digest, known)
+            parcels.send(self._exchange, ArtifactClass.OUTER_STATE, INITIAL, to_bytes(state.outer))
+        publisher = self._peers.sites[0]
+        self._peers.compare("outer/0", state.digest, {site: known[site] for site in known if site == publisher})
         self._exchange.agree("outer/0", state.digest)
 
     # -- one round ------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """Verdicts: what a leg checks of each contribution of a round before it says yes.
 
-Reason codes: `missing` (no such artifact was announced), `unreachable` (its sender's store does not answer), `digest`
-(the bytes are not the committed ones), `shape` (malformed or of wrong size), `finite` (a NaN or infinity), `norm` (not
-the committed norm), `outlier` (norm above ten times the median: of the norms applied in past rounds where the
-certificates carry them, else of the round's). Empty means accepted. Two more where the job's rule asks for them:
+Reason codes: `tokens` (steps or tokens that no leg of the job can have done), `missing` (no such artifact was
+announced), `unreachable` (its sender's store does not answer), `digest` (the bytes are not the committed ones), `shape`
+(malformed or of wrong size), `finite` (a NaN or infinity), `norm` (not the committed norm), `outlier` (norm above ten
+times the median: of the norms applied in past rounds where the certificates carry them, else of the round's). Empty
+means accepted. Two more where the job's rule asks for them:
 
 `cosine`: the contribution points away from the outer momentum, which every leg holds bit for bit alike. The momentum
 is the decayed sum of what was accepted before, so this asks whether a site goes on in the direction in which all
@@ -24,6 +25,8 @@ from statistics import median
 
 import numpy as np
 
+from consortium.domain.pretraining import MOST_PACE, PretrainConfig
+from consortium.domain.protocol import LegContext
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit, Standing
 from consortium.errors import VerificationError
@@ -40,10 +43,36 @@ NORM_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a contribution can have taken: all legs of a job have as many workers and read as much in a step.
+
+    Tokens are the weight of a contribution and its sender's own word; without this bound a word would be enough.
+    """
+
+    tokens_per_step: int
+    most_steps: int
+
+    @classmethod
+    def of(cls, params: PretrainConfig, context: LegContext) -> Work:
+        """Return what a leg of this job can do in a round, from what it is to do itself."""
+        workers = context.gpus // context.gpus_per_worker
+        outer = params.outer
+        return cls(
+            tokens_per_step=params.data.batch_size * params.model.context * workers,
+            most_steps=outer.inner_steps * (MOST_PACE if outer.pace == "measured" else 1),
+        )
+
+    def fits(self, commit: Commit) -> bool:
+        """Whether a commit states steps that a round can have, and the tokens of just these steps."""
+        return 0 < commit.steps <= self.most_steps and commit.tokens == commit.steps * self.tokens_per_step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gates:
     """What a leg screens with besides the basic checks; a gate whose means are not given is left out."""
 
     rule: ScreenRule = field(default_factory=ScreenRule)
+    work: Work | None = None
     standing: Standing | None = None
     """What the round before left."""
     momentum: Vector | None = None
@@ -87,7 +116,9 @@ def screen(
     """
     gates = gates or Gates()
     judged = [
-        _check(commit, received.get(commit.site), faults.get(commit.site, "missing"), size, code)
+        Screened(commit=commit, reason="tokens")
+        if gates.work is not None and not gates.work.fits(commit)
+        else _check(commit, received.get(commit.site), faults.get(commit.site, "missing"), size, code)
         for commit in sorted(commits, key=lambda commit: commit.site)
     ]
     judged = _outliers(judged, gates.standing)

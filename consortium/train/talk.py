@@ -19,6 +19,7 @@ from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.training import Certificate, Commit, Round, RoundPhase, Standing
 from consortium.errors import ConflictError, VerificationError
+from consortium.train import parcels
 from consortium.train.book import RoundBook
 from consortium.train.codes import Code
 from consortium.train.exchange import Exchange
@@ -27,7 +28,7 @@ from consortium.train.keep import Contribution, OuterState
 from consortium.train.outer import Vector
 from consortium.train.peers import JUDGED, Peers, commit_of
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
-from consortium.train.screen import Gates
+from consortium.train.screen import Gates, Work
 from consortium.train.settle import Again, Settling
 from consortium.train.within import Stopped
 
@@ -109,6 +110,7 @@ class Talk:
             )
         check_standing(certificate, self._standing(number))
         vectors = self.peers.gather(certificate, mine, self._plan.fragment(number).size)
+        self.peers.owe(current, certificate)
         return Met(
             round=current,
             certificate=certificate,
@@ -148,6 +150,7 @@ class Talk:
                 return current, after
             if current.phase is RoundPhase.DISPUTED:
                 raise VerificationError(f"round {after.round} is disputed", where=f"job {self._job}")
+            self.peers.pass_on(current)
             self._settling.recompute(current, after, again)
         raise AssertionError("following ends only with a result")
 
@@ -157,7 +160,7 @@ class Talk:
         """Send and commit; False where the round stopped taking commits meanwhile."""
         if len(self.peers.sites) > 1:
             name = f"pseudo-gradient-{made.round}"
-            self._exchange.send(ArtifactClass.PSEUDO_GRADIENT, name, made.data, round=made.round)
+            parcels.send(self._exchange, ArtifactClass.PSEUDO_GRADIENT, name, made.data, round=made.round)
         timed = {"train_ms": made.train_ms} if self._params.outer.pace == "measured" else {}
         try:
             self._exchange.commit(
@@ -204,7 +207,13 @@ class Talk:
             outer = part.put(state.outer, np.subtract(part.take(state.outer), gradient))
             return probe(outer, made.position, rule.loss_sequences)
 
-        return Gates(rule=rule, standing=self._standing(made.round), momentum=part.take(state.momentum), probe=loss_of)
+        return Gates(
+            rule=rule,
+            work=Work.of(self._params, self._exchange.context),
+            standing=self._standing(made.round),
+            momentum=part.take(state.momentum),
+            probe=loss_of,
+        )
 
     def _standing(self, number: int) -> Standing | None:
         """Return what the last round of the same fragment left. Raises VerificationError where the store lost it."""

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit, Standing
 from consortium.train.outer import digest_of, norm_of, to_bytes
-from consortium.train.screen import Gates, screen
+from consortium.train.screen import Gates, Work, screen
 
 SIZE = 50
 
@@ -97,6 +99,16 @@ def test_a_contribution_against_the_momentum_is_refused_whatever_the_others_say(
     assert judged(given, made("de-1"), flipped) == {"de-1": "", "fr-1": "cosine"}
     assert judged(given, flipped) == {"fr-1": "cosine"}
     assert judged(gates(momentum), made("de-1"), flipped) == {"de-1": "", "fr-1": ""}
+
+
+@pytest.mark.parametrize(
+    ("steps", "tokens", "reason"),
+    [(5, 500, ""), (4, 400, ""), (5, 10**30, "tokens"), (6, 600, "tokens"), (0, 0, "tokens"), (5, 499, "tokens")],
+)
+def test_a_weight_that_no_leg_can_have_earned_is_refused(steps, tokens, reason):
+    commit, data = made("fr-1")
+    given = Gates(work=Work(tokens_per_step=100, most_steps=5))
+    assert judged(given, (replace(commit, steps=steps, tokens=tokens), data)) == {"fr-1": reason}
 
 
 def test_before_there_is_momentum_the_cosine_says_nothing():

@@ -1,0 +1,108 @@
+"""Large bytes over a border: cut into parts that a gateway takes, put together and checked by the whole's digest.
+
+A gateway takes at most a GiB at once (`consortium.site.gateway.border`); the state of a billion parameters has four.
+What fits into one part crosses as one artifact, named and hashed as it always was. A larger one crosses as several,
+named `NAME.DIGEST.I.N`: the first 16 hex digits of the whole's SHA-256, the part's number from 1, and how many there
+are. Who sent the parts does not matter, as the whole's digest is what was committed or agreed on: a peer may pass on
+what a sender withheld from somebody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from consortium.domain.data import Artifact, ArtifactClass
+from consortium.errors import ConsortiumError, NotFoundError, UnreachableError, VerificationError
+from consortium.train.exchange import Exchange
+from consortium.train.outer import digest_of
+
+PART_BYTES = 1 << 28
+_SEALED_BYTES = 1 << 20
+"""More than sealing adds to a part."""
+
+
+def send(
+    exchange: Exchange,
+    artifact_class: ArtifactClass,
+    name: str,
+    data: bytes,
+    *,
+    round: int = 0,
+    recipients: Iterable[str] | None = None,
+    part_bytes: int = PART_BYTES,
+) -> None:
+    """Release `data` to other sites, by default to all peers. Sending it again changes nothing."""
+    to = None if recipients is None else sorted(recipients)
+    if len(data) <= part_bytes:
+        exchange.send(artifact_class, name, data, round=round, recipients=to)
+        return
+    count = -(-len(data) // part_bytes)
+    for number in range(1, count + 1):
+        part = data[(number - 1) * part_bytes : number * part_bytes]
+        part_name = f"{name}.{_short(digest_of(data))}.{number}.{count}"
+        exchange.send(artifact_class, part_name, part, round=round, recipients=to)
+
+
+def fetch(
+    exchange: Exchange, artifact_class: ArtifactClass, digest: str, *, round: int, first: str, most_bytes: int
+) -> bytes:
+    """Return the bytes with this digest, of at most `most_bytes`, from `first` or else from whoever announced them.
+
+    Raises NotFoundError where nobody announced them to this site, UnreachableError where a sender's store does not
+    answer, and VerificationError where all that could be had is something else.
+    """
+    faults: list[ConsortiumError] = []
+    for parts in _offers(exchange.inbox(), artifact_class, digest, round, first):
+        if sum(part.size_bytes for part in parts) > most_bytes + len(parts) * _SEALED_BYTES:
+            faults.append(VerificationError(f"{parts[0].sender} announces more than the {most_bytes} bytes it can be"))
+            continue
+        try:
+            data = b"".join(exchange.receive(part) for part in parts)
+        except ConsortiumError as fault:
+            faults.append(fault)
+            continue
+        if digest_of(data) == digest:
+            return data
+        faults.append(VerificationError(f"what {parts[0].sender} sent does not hash to {digest}"))
+    if not faults:
+        raise NotFoundError(f"nothing with digest {digest} is announced to this site", where=f"round {round}")
+    away = next((fault for fault in faults if isinstance(fault, UnreachableError)), None)
+    if away is not None:
+        raise away
+    # A peer's own policy, or a malformed name, must not end this leg: it is the sender's fault, whatever it is.
+    raise VerificationError(f"{digest} cannot be had: {faults[0].what}", where=f"round {round}") from faults[0]
+
+
+def _offers(
+    inbox: list[Artifact], artifact_class: ArtifactClass, digest: str, round: int, first: str
+) -> Iterator[list[Artifact]]:
+    """Yield what holds the bytes, the latest of each sender: an artifact, or all the parts of it."""
+    by_sender: dict[str, dict[tuple[int, int], Artifact]] = {}
+    for artifact in inbox:
+        if (artifact.artifact_class, artifact.round) != (artifact_class, round):
+            continue
+        place = (1, 1) if artifact.digest == digest else _place(artifact.name, digest)
+        if place is not None:
+            by_sender.setdefault(artifact.sender, {})[place] = artifact
+    for sender in sorted(by_sender, key=lambda one: (one != first, one)):
+        found = by_sender[sender]
+        for count in sorted({count for _, count in found}):
+            # Not more numbers than parts that are there: nothing is counted up to on a sender's word.
+            if sum(of == count for _, of in found) == count:
+                yield [found[number, count] for number in range(1, count + 1)]
+
+
+def _place(name: str, digest: str) -> tuple[int, int] | None:
+    """Return the number of a part and of all parts of these bytes; None for the name of something else."""
+    *_, short, number, count = ["", "", "", *name.split(".")]
+    if short != _short(digest) or not (_is_number(number) and _is_number(count)) or int(number) > int(count):
+        return None
+    return int(number), int(count)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 6 and text[0] != "0"
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:16]

@@ -1,0 +1,116 @@
+"""Large bytes over a border: parts, put together again, and what a sender may not do to who fetches them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import pytest
+
+from consortium.domain.data import Artifact, ArtifactClass
+from consortium.errors import ConsortiumError, NotFoundError, PolicyDeniedError, UnreachableError, VerificationError
+from consortium.train.exchange import Exchange
+from consortium.train.outer import digest_of
+from consortium.train.parcels import fetch, send
+from tests.train.hub import Hub
+
+SITES = ("de-1", "fr-1", "uy-1")
+DATA = bytes(range(250))
+CLASS = ArtifactClass.PSEUDO_GRADIENT
+
+
+@dataclass
+class At:
+    """A site's line to the hub, as far as artifacts go."""
+
+    site: str
+    hub: Hub
+    faults: dict[str, ConsortiumError] = field(default_factory=dict)
+    """What receiving from a sender raises."""
+
+    def send(self, cls, name, data, *, round=0, recipients=None):
+        to = [site for site in SITES if site != self.site] if recipients is None else recipients
+        return self.hub.send(self.site, str(cls), name, data, round, to)
+
+    def inbox(self) -> list[Artifact]:
+        return self.hub.inbox(self.site)
+
+    def receive(self, artifact: Artifact) -> bytes:
+        if artifact.sender in self.faults:
+            raise self.faults[artifact.sender]
+        return self.hub.receive(self.site, artifact.digest)
+
+
+@pytest.fixture
+def hub() -> Hub:
+    return Hub(SITES)
+
+
+def sent(hub: Hub, site: str, *, part_bytes: int = 100, **more) -> None:
+    send(cast(Exchange, At(site, hub)), CLASS, "pseudo-gradient-3", DATA, round=3, part_bytes=part_bytes, **more)
+
+
+def fetched(at: At, *, most_bytes: int = 250, first: str = "uy-1", digest: str = digest_of(DATA)) -> bytes:
+    return fetch(cast(Exchange, at), CLASS, digest, round=3, first=first, most_bytes=most_bytes)
+
+
+@pytest.mark.parametrize(("part_bytes", "artifacts"), [(250, 1), (249, 2), (100, 3), (1, 250)])
+def test_what_is_cut_arrives_whole(hub: Hub, part_bytes, artifacts):
+    sent(hub, "uy-1", part_bytes=part_bytes)
+    assert len(hub.artifacts) == artifacts
+    assert fetched(At("de-1", hub)) == DATA
+
+
+def test_one_part_crosses_as_it_always_did(hub: Hub):
+    sent(hub, "uy-1", part_bytes=250)
+    ((artifact, _),) = hub.artifacts
+    assert (artifact.name, artifact.digest) == ("pseudo-gradient-3", digest_of(DATA))
+
+
+def test_what_a_sender_withheld_comes_from_who_passes_it_on(hub: Hub):
+    sent(hub, "uy-1", recipients=["fr-1"])
+    with pytest.raises(NotFoundError):
+        fetched(At("de-1", hub))
+    sent(hub, "fr-1", recipients=["de-1"])
+    assert fetched(At("de-1", hub)) == DATA
+
+
+@pytest.mark.parametrize(
+    ("fault", "seen"),
+    [
+        (VerificationError("the envelope does not open"), VerificationError),
+        (PolicyDeniedError("nothing from uy-1"), VerificationError),
+        (UnreachableError("away"), UnreachableError),
+    ],
+)
+def test_whatever_receiving_raises_is_the_senders_fault_and_another_is_asked(hub: Hub, fault, seen):
+    sent(hub, "uy-1")
+    at = At("de-1", hub, {"uy-1": fault})
+    with pytest.raises(seen):
+        fetched(at)
+    sent(hub, "fr-1", recipients=["de-1"])
+    assert fetched(at) == DATA
+
+
+def test_nothing_is_fetched_that_is_larger_than_it_can_be_or_of_another_class(hub: Hub):
+    sent(hub, "uy-1", part_bytes=250)
+    artifact, data = hub.artifacts[0]
+    at = At("de-1", hub, {"uy-1": AssertionError("fetched")})  # type: ignore[dict-item]  # nothing is to catch it
+    hub.artifacts[0] = replace(artifact, size_bytes=1 << 40), data
+    with pytest.raises(VerificationError, match="more than the 250 bytes"):
+        fetched(at)
+    hub.artifacts[0] = replace(artifact, artifact_class=ArtifactClass.METRIC), data
+    with pytest.raises(NotFoundError):
+        fetched(at)
+
+
+@pytest.mark.parametrize(
+    "name", ["x.{}.1.999999", "x.{}.0.1", "x.{}.2.1", "x.{}.1.1.1", "x.{}.-1.1", "{}.1.1", "x", ""]
+)
+def test_names_that_promise_other_parts_are_worth_nothing(hub: Hub, name):
+    part = name.format(digest_of(DATA).removeprefix("sha256:")[:16])
+    At("uy-1", hub).send(CLASS, part, DATA[:100], round=3)
+    with pytest.raises((NotFoundError, VerificationError)):
+        fetched(At("de-1", hub))
+    sent(hub, "fr-1")
+    assert fetched(At("de-1", hub)) == DATA

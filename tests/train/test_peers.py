@@ -1,0 +1,149 @@
+"""What one site can do to another by what it sends, or does not: it ends no leg, and keeps none waiting for good."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from consortium.domain.data import ArtifactClass
+from consortium.domain.protocol import LegContext, StoreAccess
+from consortium.domain.training import Round, RoundPhase
+from consortium.errors import PolicyDeniedError, UsageError, VerificationError
+from consortium.train.keep import Contribution
+from consortium.train.outer import digest_of, norm_of, to_bytes
+from consortium.train.peers import INITIAL, PASS_ON_S, Peers
+from consortium.train.screen import Gates
+from tests.train.hub import JOB, Hub, Line
+
+SITES = ("de-1", "fr-1", "uy-1")
+SIZE = 4
+
+
+class Tired(Exception):
+    """A leg waited for longer than the test does."""
+
+
+def line(hub: Hub, site: str) -> Line:
+    none = StoreAccess(endpoint="", bucket="", access_key="", secret_key="", prefix="")
+    context = LegContext(
+        job=JOB, job_kind="pretrain", job_name="t", attempt="", leg="", epoch="1.1", site=site, partner=site[:2],
+        peers=SITES, params={}, inputs=(), gpus=1, gpus_per_worker=1, gpu_resource="sim_gpu", store=none,
+    )  # fmt: skip
+    return Line(hub, context, None)  # type: ignore[arg-type]  # no test here keeps anything
+
+
+def peers(at: Line, *, looks: int = 5, now_s: float = 0.0) -> Peers:
+    left = iter(range(looks))
+
+    def sleep(seconds: float) -> None:
+        if next(left, None) is None:
+            raise Tired
+
+    return Peers(at, SIZE, sleep=sleep, now_s=lambda: now_s)
+
+
+def made(site: str) -> Contribution:
+    data = to_bytes(np.full(SIZE, 1 + SITES.index(site) / 10, np.float32))
+    norm = norm_of(np.frombuffer(data, "<f4")).hex()
+    return Contribution(round=1, previous_outer="x", data=data, digest=digest_of(data), norm=norm, loss="0x0p+0",
+                        tokens=10, steps=1, position=0, moments=None)  # fmt: skip
+
+
+@pytest.fixture
+def hub() -> Hub:
+    """A round in which all have committed; uy-1 sent its contribution to fr-1 only."""
+    found = Hub(SITES)
+    found.agreed["outer/0"] = dict.fromkeys(SITES, "x")
+    for site in SITES:
+        at, one = line(found, site), made(site)
+        to = ["fr-1"] if site == "uy-1" else None
+        at.send(ArtifactClass.PSEUDO_GRADIENT, "pseudo-gradient-1", one.data, round=1, recipients=to)
+        at.commit(1, tokens=10, steps=1, digest=one.digest, norm=one.norm, loss=one.loss)
+    return found
+
+
+def judged(hub: Hub) -> Round:
+    for site in SITES:
+        peers(line(hub, site)).judge(hub.round(1), made(site), Gates(), SIZE)
+    return hub.round(1)
+
+
+def test_nobody_but_the_first_peer_says_what_training_begins_with():
+    hub = Hub(SITES)
+    evil, initial = np.full(SIZE, 666, np.float32), np.arange(SIZE, dtype=np.float32)
+    for site, state in (("uy-1", evil), ("de-1", initial)):
+        if site == "de-1":
+            with pytest.raises(Tired):
+                peers(line(hub, "fr-1")).receive_initial()
+        line(hub, site).send(ArtifactClass.OUTER_STATE, INITIAL, to_bytes(state))
+        line(hub, site).agree("outer/0", digest_of(to_bytes(state)))
+    np.testing.assert_array_equal(peers(line(hub, "fr-1")).receive_initial(), initial)
+
+
+def test_an_initial_state_that_is_not_finite_is_refused():
+    hub = Hub(SITES)
+    data = to_bytes(np.full(SIZE, np.nan, np.float32))
+    line(hub, "de-1").send(ArtifactClass.OUTER_STATE, INITIAL, data)
+    line(hub, "de-1").agree("outer/0", digest_of(data))
+    with pytest.raises(VerificationError, match="not finite"):
+        peers(line(hub, "fr-1")).receive_initial()
+
+
+def test_what_one_judge_never_got_is_passed_on_by_another(hub: Hub):
+    current = judged(hub)
+    certificate = current.certificate
+    assert certificate is not None
+    assert [part.site for part in certificate.contributions] == [*SITES], "two of three had it"
+    with pytest.raises(Tired):
+        peers(line(hub, "de-1")).gather(certificate, made("de-1"), SIZE)
+
+    now = [0.0]
+    helper = Peers(line(hub, "fr-1"), SIZE, now_s=lambda: now[0])
+    helper.gather(certificate, made("fr-1"), SIZE)
+    helper.owe(current, certificate)
+    helper.pass_on(current)
+    sent = len(hub.artifacts)
+    now[0] = 3 * PASS_ON_S
+    helper.pass_on(current)
+    helper.pass_on(current)
+    assert len(hub.artifacts) == sent + 1, "once, and not at once: its sender may only have been slow"
+    found = peers(line(hub, "de-1")).gather(certificate, made("de-1"), SIZE)
+    np.testing.assert_array_equal(to_bytes(found["uy-1"]), made("uy-1").data)
+
+
+def test_who_has_the_new_state_is_passed_nothing(hub: Hub):
+    current = judged(hub)
+    assert current.certificate is not None
+    now = [0.0]
+    helper = Peers(line(hub, "fr-1"), SIZE, now_s=lambda: now[0])
+    helper.gather(current.certificate, made("fr-1"), SIZE)
+    helper.owe(current, current.certificate)
+    sent, now[0] = len(hub.artifacts), 9 * PASS_ON_S
+    helper.pass_on(replace(current, outer_digests={"de-1": "y"}))
+    assert len(hub.artifacts) == sent
+
+
+@pytest.mark.parametrize(
+    "fault", [PolicyDeniedError("nothing of that class"), UsageError("no digest"), VerificationError("does not open")]
+)
+def test_whatever_a_sender_makes_the_gateway_say_is_a_verdict_and_not_the_judges_end(hub: Hub, fault):
+    current = replace(hub.round(1), phase=RoundPhase.JUDGING)
+    at = line(hub, "fr-1")
+
+    def receive(artifact):
+        if artifact.sender == "uy-1":
+            raise fault
+        return hub.receive("fr-1", artifact.digest)
+
+    at.receive = receive
+    peers(at).judge(current, made("fr-1"), Gates(), SIZE)
+    said = {verdict.site: verdict.reason for verdict in hub.round(1).verdicts if verdict.judge == "fr-1"}
+    assert said == {"de-1": "", "fr-1": "", "uy-1": "digest"}
+    certificate = judged(hub).certificate
+    assert certificate is not None
+    all_of_them = replace(certificate, contributions=tuple(
+        replace(certificate.contributions[0], site=site, digest=made(site).digest) for site in SITES))  # fmt: skip
+    with pytest.raises(Tired):
+        peers(at).gather(all_of_them, made("fr-1"), SIZE)
