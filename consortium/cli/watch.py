@@ -65,9 +65,10 @@ def changed(job: Job) -> str:
 
 def told(progress: dict[str, Any]) -> str:
     """Return what a leg last said of itself, in a line."""
-    if "rounds" not in progress:
+    if not _trains(progress):
         return ", ".join(f"{key} {value}" for key, value in progress.items())
-    parts = [f"{progress.get('phase', '')} {progress['round']}/{progress['rounds']}".strip()]
+    number = f" {progress['round']}/{progress['rounds']}" if "rounds" in progress else ""
+    parts = [f"{progress.get('phase', '')}{number}".strip()]
     if "step" in progress:
         parts.append(f"step {progress['step']:,}/{progress['steps']:,}")
     names = ("tokens/s", "loss", "sent", "waited")
@@ -99,7 +100,7 @@ def page(job: Job, rounds: list[str]) -> RenderableType:
     table = Table(title=Text(f"{job.id}  {job.spec.name}  {job.state.value}{reason}"), title_justify="left", box=None)
     legs = {leg.site: leg.state.value for leg in job.attempt.legs} if job.attempt else {}
     sites = sorted({*legs, *job.target_sites})
-    if any("rounds" in said for said in job.progress.values()):
+    if any(_trains(said) for said in job.progress.values()):
         for name in ("site", "leg", "doing"):
             table.add_column(name)
         for name in ("round", "step", "tokens/s", "loss", "sent", "waited"):
@@ -112,6 +113,11 @@ def page(job: Job, rounds: list[str]) -> RenderableType:
         for site in sites:
             table.add_row(site, legs.get(site, "-"), Text(told(job.progress.get(site, {}))))
     return Group(table, *(Text(line) for line in rounds))
+
+
+def _trains(progress: dict[str, Any]) -> bool:
+    """Whether this is said by the leg of a training."""
+    return "rounds" in progress or "tokens_s" in progress
 
 
 def _cells(progress: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 from consortium.domain.data import Artifact, ArtifactClass
@@ -34,15 +34,6 @@ class Counts:
     fetching_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    """When a round had come how far."""
-
-    round: int
-    tokens: int
-    at_s: float
-
-
 @dataclass(slots=True)
 class _Told:
     """What is added to the next progress."""
@@ -51,7 +42,8 @@ class _Told:
     loss: float | None = None
     waited_s: float = 0.0
     waiting_since_s: float | None = None
-    mark: _Mark | None = None
+    marks: dict[int, tuple[int, float]] = field(default_factory=dict)
+    """Of the last rounds, how many tokens each had come to, and when: one may be sent while the next is trained."""
 
 
 class Meter:
@@ -129,11 +121,10 @@ class Meter:
         """See how far a round has come: the speed is that since it was seen before, in this process."""
         now_s, told = self._now_s(), self._told
         told.loss = told.loss if loss is None else loss
-        if told.mark is not None and told.mark.round > number:
-            return  # The next round is trained already while this one is sent.
-        if told.mark is not None and told.mark.round == number and tokens > told.mark.tokens:
-            told.tokens_s = round((tokens - told.mark.tokens) / max(now_s - told.mark.at_s, 1e-3))
-        told.mark = _Mark(number, tokens, now_s)
+        seen, at_s = told.marks.get(number, (tokens, now_s))
+        if tokens > seen:
+            told.tokens_s = round((tokens - seen) / max(now_s - at_s, 1e-3))
+        told.marks = {one: mark for one, mark in told.marks.items() if one >= number - 1} | {number: (tokens, now_s)}
 
 
 class _Metered:

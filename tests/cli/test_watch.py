@@ -46,6 +46,8 @@ def test_a_training_is_a_row_per_site_with_speed_loss_bytes_and_waiting():
     assert rows["fr-1"][1:] == ["running", "train", "3/40", "40/100", "12,345", "5.4321", "25.2", "MB", "31", "s"]
     assert rows["de-1"][1:4] == ["running", "waiting", "3/40"]
     assert "round 2 closed" in text
+    early = {"phase": "waiting for the initial state", "site": "de-1", "tokens_s": 0, "sent": 0, "waited_s": 0.0}
+    assert told(early) == "waiting for the initial state"
     line = changed(job)
     assert line.startswith("running    de-1: waiting 3/40; fr-1: train 3/40, step 40/100, tokens/s 12,345, loss 5.4321")
 

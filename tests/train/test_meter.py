@@ -81,12 +81,16 @@ def test_speed_loss_bytes_and_waiting_of_a_round_are_told(tmp_path):
     assert log.rows[1][1]["flops"] == 17_000.0 * 6_000, "unknown in the first, which says no tokens"
 
 
-def test_a_round_that_is_sent_while_the_next_is_trained_does_not_confuse_the_speed():
+def test_a_round_that_is_sent_while_the_next_is_trained_has_a_speed_of_its_own():
     hub, clock = Hub(SITES), Clock()
     meter = Meter(line(hub, "fr-1", clock), now_s=clock)
+    meter.progress(phase="train", round=1, step=0, tokens=0)
+    clock.now_s = 9
     meter.progress(phase="train", round=2, step=0, tokens=0)
-    clock.now_s = 5
-    meter.commit(1, tokens=9_000, steps=9, digest="sha256:1", norm=(1.0).hex(), loss=(3.0).hex())
     clock.now_s = 10
+    meter.commit(1, tokens=9_000, steps=9, digest="sha256:1", norm=(1.0).hex(), loss=(3.0).hex())
+    meter.progress(phase="round closed", round=1)
+    assert (hub.progress[-1]["tokens_s"], hub.progress[-1]["loss"]) == (900, 3.0)
+    clock.now_s = 19
     meter.progress(phase="train", round=2, step=4, tokens=4_000, loss=2.5)
     assert (hub.progress[-1]["tokens_s"], hub.progress[-1]["loss"]) == (400, 2.5)
