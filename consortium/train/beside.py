@@ -1,6 +1,7 @@
-"""Work that goes on in a thread beside the inner steps: sending, following a round, fetching what others sent.
+"""Work that goes on in threads beside the inner steps: sending, following a round, fetching what others sent; writing.
 
 Calls to the gateway move as many bytes as a fragment has, at the speed of a border, so they must not stop the training.
+Nor need it wait for the store, as long as nothing is sent before what it was made from is written.
 Everything that touches the model stays with the thread that trains: the other one asks, and is answered between two
 stretches of steps.
 """
@@ -8,8 +9,10 @@ stretches of steps.
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -101,3 +104,28 @@ class Beside(Generic[T]):
         except BaseException as fault:
             self._fault = fault
         self._questions.put(None)
+
+
+class Behind:
+    """What is written behind the steps, in the order in which it was given."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writing")
+        self._given: list[Future[None]] = []
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Let `work` be done once what was given before is."""
+        self._given.append(self._threads.submit(work))
+
+    def wait(self) -> None:
+        """Return once all that was given is done. Raises what the first of it that failed raised."""
+        while self._given:
+            self._given[0].result()
+            del self._given[0]
+
+    def end(self) -> None:
+        """Finish what was given; a failure that nobody waited for is told on stderr."""
+        self._threads.shutdown(wait=True)
+        for one in self._given:
+            if (fault := one.exception()) is not None:
+                sys.stderr.write(f"not written to the private store: {fault}\n")

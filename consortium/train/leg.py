@@ -25,7 +25,7 @@ from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.training import RoundPhase
 from consortium.errors import ConsortiumError, UnreachableError, VerificationError
 from consortium.train import parcels
-from consortium.train.beside import Beside
+from consortium.train.beside import Behind, Beside
 from consortium.train.book import RoundBook
 from consortium.train.codes import Code
 from consortium.train.combine import combine
@@ -77,6 +77,7 @@ class FederatedLeg:
         self._trainer = RoundTrainer(exchange, keep, inner, params, self._size, now_s=now_s)
         self._job = exchange.context.job
         self._site = exchange.context.site
+        self._behind = Behind()
         self._thinned: int | None = None
         self.digests: dict[str, str] = {}
         """Digest of the outer state after each round this leg saw, by round."""
@@ -92,6 +93,8 @@ class FederatedLeg:
             return self._run()
         except Stopped:
             return None
+        finally:
+            self._behind.end()
 
     def _run(self) -> OuterState:
         self._book.note(self._params.outer)
@@ -182,8 +185,8 @@ class FederatedLeg:
             return None
         if made is None:
             made = self._make(state, number)
-            self._keep.save_contribution(made)
-            self._keep.drop_begun(number)
+            self._write(partial(self._keep.save_contribution, made))
+            self._write(partial(self._keep.drop_begun, number))
         elif made.moments is not None:
             self._inner.restore(made.moments)
         return Made(contribution=made, committed=committed is not None)
@@ -240,7 +243,11 @@ class FederatedLeg:
                 raise
 
     def _settle_and_meet(self, state: OuterState, made: Made | None, probe: Probe, *, aside: bool = False) -> Met:
-        """See to it that the state itself is agreed on, where it was gone on from before that, and take the round."""
+        """See to it that the state itself is agreed on, where it was gone on from before that, and take the round.
+
+        Nothing of the round is sent before what it was made from is in the store.
+        """
+        self._behind.wait()
         if self._plan.carries and state.round > 0:
             self._settle(state)
         return self._talk.exchange(state, made, probe, aside=aside)
@@ -341,9 +348,18 @@ class FederatedLeg:
         if not self._plan.carries or after.round == self._plan.rounds:
             closed, after = self._talk.closed(after, self._again)
             self._book.save(closed)
-        self._keep.save_outer(after, self._origin)
-        self._thin(after.round)
+        self._write(partial(self._keep.save_outer, after, self._origin))
+        self._write(partial(self._thin, after.round))
+        if after.round == self._plan.rounds:
+            self._behind.wait()
         return after
+
+    def _write(self, work: Callable[[], None]) -> None:
+        """Write to the store: where rounds are applied late, behind the steps, in order."""
+        if self._plan.streaming.delay:
+            self._behind.put(work)
+        else:
+            work()
 
     def _thin(self, newest: int) -> None:
         """Keep of all but the newest states what an evaluation or an audit needs, where the job says so."""

@@ -4,11 +4,10 @@ Nothing is trained. What a round does to each parameter besides training is time
 decode of the peers' vectors, weighted sum, outer step and digest. The rest is assumed, and printed: `Assumed`.
 
 Late application follows the order of events of `consortium.train.leg`: at the end of a round's steps parameters come to
-the host, are encoded, decoded for their norm, and kept, while the GPUs wait; then `delay_steps` of the next round are
-trained beside sending, verdicts and fetching; then the GPUs wait for what is missing of these, for the outer step, its
-digest, what is kept of it, and the way back. Two rows: where each host has its share of the outer state and the store
-is written beside the steps, which legs do not do yet; and as they are, one process for all of it, which writes before
-it goes on.
+the host, are encoded, and decoded for their norm, while the GPUs wait; then `delay_steps` of the next round are trained
+beside writing what was made to the store, sending, verdicts and fetching; then the GPUs wait for what is missing of
+these, for the outer step, its digest, and the way back. Two rows: where each host has its share of the outer state,
+which legs do not do yet; and as they are, where one process and one core do all of it.
 """
 
 from __future__ import annotations
@@ -52,12 +51,12 @@ class Assumed:
     """From each GPU to its host and back: fp32, once each way a round."""
     fragments: int = 1
     """Parts of the model that rounds exchange in turn (https://arxiv.org/abs/2501.18512), each every `inner_steps`."""
-    delay_steps: int = 10
+    delay_steps: int = 15
     """Inner steps between a fragment's departure and its application (`outer.delay`)."""
     poll_s: float = 2.0
     """Until a leg sees that a round's phase changed, of which there are three: fixed, certified, closed."""
     store_byte_s: float = 5e9
-    """Of one process to its private store."""
+    """Of a site to its private store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +85,7 @@ def utilisation(code: Code, size: int, given: Assumed | None = None) -> Iterator
     late = late_s(given, cost, sent, step_s)
     yield row("utilisation: 7B, 110 Mb/s, applied late", 100 * train_s / (train_s + late), "%", 94.5, least=98)
     alone = replace(given, cores=1, gpus=1)
-    late = late_s(alone, cost, sent, step_s, kept_byte_s=given.store_byte_s)
+    late = late_s(alone, cost, sent, step_s)
     yield row(
         "utilisation: 7B, 110 Mb/s, applied late, one process a site", 100 * train_s / (train_s + late), "%", 94.5
     )
@@ -129,26 +128,25 @@ def blocking_s(given: Assumed, cost: Costs, sent: int) -> float:
     return link + cores + 2 * _copy_s(given)
 
 
-def late_s(given: Assumed, cost: Costs, sent: int, step_s: float, *, kept_byte_s: float = math.inf) -> float:
-    """Seconds of `inner_steps` steps in which GPUs wait, in the legs' order of events, all sites alike.
-
-    `kept_byte_s`: how fast what a round keeps is written before the leg goes on.
-    """
+def late_s(given: Assumed, cost: Costs, sent: int, step_s: float) -> float:
+    """Seconds of `inner_steps` steps in which GPUs wait, in the legs' order of events, all sites alike."""
     peers, parts = given.sites - 1, given.fragments
     share, steps = given.parameters / parts / given.cores, given.inner_steps / parts
     if given.delay_steps > steps:
         raise ValueError(f"a delay of {given.delay_steps} steps is longer than the {steps:g} between two exchanges")
     link = 8 * sent * peers / given.link_bit_s / parts
-    made = _copy_s(given) + share * (cost.send + cost.receive) + _CONTRIBUTION * given.parameters / kept_byte_s
+    made = _copy_s(given) + share * (cost.send + cost.receive)
     beside = 3 * given.poll_s + link + 2 * peers * share * cost.receive
-    applied = share * cost.apply + _STATE * given.parameters / kept_byte_s + _copy_s(given)
-    clock = waited = 0.0
-    rounds = 20 * parts
-    for _ in range(rounds):
-        there = clock + made + beside
-        clock += made + given.delay_steps * step_s
-        late = max(0.0, there - clock)
-        clock += late + applied + (steps - given.delay_steps) * step_s
+    applied = share * cost.apply + _copy_s(given)
+    write_s = given.parameters / given.store_byte_s
+    clock = waited = writer = 0.0
+    for _ in range(20 * parts):
+        clock += made
+        writer = max(writer, clock) + _CONTRIBUTION * write_s
+        late = max(0.0, writer + beside - clock - given.delay_steps * step_s)
+        clock += given.delay_steps * step_s + late + applied
+        writer = max(writer, clock) + _STATE * write_s
+        clock += (steps - given.delay_steps) * step_s
         waited += made + late + applied
     return waited / 20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from consortium.train.replay import kept_params, re_execute, replay
 from consortium.train.tokens import open_sequences
 from tests.train.conftest import PARAMS, VOCAB
 from tests.train.hub import JOB, Hub
-from tests.train.test_leg import SITES, Site, digests, federation, together
+from tests.train.test_leg import SITES, CrashError, Site, digests, federation, together
 
 pytestmark = pytest.mark.integration
 ROUNDS = 4
@@ -122,6 +123,25 @@ def test_a_crash_beside_the_training_changes_no_bit(leg, calm, crash):
     assert digests(sites) == {expected["digest"]}
     assert sorted(sites[0].hub.commits_seen) == expected["commits"]
     assert [digest_of(to_bytes(site.final.residual)) for site in sites] == expected["residuals"]
+
+
+def test_what_was_still_to_be_written_when_the_process_died_is_done_again(leg, calm):
+    """Writing goes on behind the steps: a crash may lose the state after a round that was published already."""
+    expected = undisturbed(leg, calm)
+    sites = stream(leg, SITES[:2])
+
+    def die_and_live(site: Site) -> None:
+        with pytest.raises(CrashError):
+            site._run(("commit", 3, "before"))
+        for key in ("outer/2/state.json", "rounds/3/contribution.json"):
+            site.store.delete(f"jobs/{JOB}/{key}")
+        site._run(None)
+
+    for site in sites:
+        site.live = partial(die_and_live, site)  # type: ignore[method-assign]
+    together(sites)
+    assert digests(sites) == {expected["digest"]}
+    assert sorted(sites[0].hub.commits_seen) == expected["commits"]
 
 
 @pytest.mark.parametrize("asked", [4, 8])
