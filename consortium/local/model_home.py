@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from consortium.errors import NotFoundError, VerificationError
@@ -34,15 +34,22 @@ def generate_at_home(
     origin, vector, store = model_at_home(job, round=round, site=site, directory=directory)
     tokenizer = bpe.load(tokenizer_of(store, origin))
     model = load_decoder(origin, vector)
-    tokens: list[int] = []
-    told = ""
-    for token in generate(model, tokenizer.encode(text).ids, sampling, eos=bpe.EOS_ID):
-        tokens.append(token)
-        whole: str = tokenizer.decode(tokens)
-        # A character of several bytes may stand in several tokens: it is told when it is whole.
+    yield from pieces(generate(model, tokenizer.encode(text).ids, sampling, eos=bpe.EOS_ID), tokenizer.decode)
+
+
+def pieces(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
+    """Yield the text of tokens as they come. A character that stands in several of them is told when it is whole."""
+    read: list[int] = []
+    whole = told = ""
+    for token in tokens:
+        read.append(token)
+        whole = decode(read)
         if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
             yield whole[len(told) :]
             told = whole
+    # The last token may end in the middle of a character; what stands before it is text.
+    if rest := whole[len(told) :].rstrip("\N{REPLACEMENT CHARACTER}"):
+        yield rest
 
 
 def export_at_home(

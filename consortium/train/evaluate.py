@@ -71,6 +71,7 @@ def measure(exchange: Exchange) -> dict[str, Any]:
     device = torch.device("cuda") if context.gpu_resource == "GPU" else torch.device("cpu")
     by_round: dict[str, dict[str, float]] = {}
     tokens: dict[str, int] = {}
+    texts: dict[str, Sequences] = {}
     with tempfile.TemporaryDirectory(prefix="consortium-tokens-") as directory:
         for number in dict.fromkeys(numbers):
             origin, outer = keep.measured(number)
@@ -78,9 +79,10 @@ def measure(exchange: Exchange) -> dict[str, Any]:
                 raise UsageError(f"{context.model} was trained with another tokenizer than the inputs were made with")
             exchange.progress(phase="evaluate", round=number)
             for language, datasets in by_language(context.inputs).items():
-                model = from_json(ModelConfig, origin.model)
-                text = open_sequences(exchange.store(), datasets, model.context, words.size, Path(directory))
-                loss, seen = held_out_loss(origin, outer, text, params, device)
+                if language not in texts:  # every state of a job has the same context
+                    length = from_json(ModelConfig, origin.model).context
+                    texts[language] = open_sequences(exchange.store(), datasets, length, words.size, Path(directory))
+                loss, seen = held_out_loss(origin, outer, texts[language], params, device)
                 by_round.setdefault(language, {})[str(number)] = loss
                 tokens[language] = seen
     before_after = {

@@ -17,6 +17,7 @@ from consortium.domain.codec import to_json
 from consortium.domain.pretraining import ModelConfig, StartConfig
 from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.keys.canonical import digest
+from consortium.local.model_home import pieces
 from consortium.storage.objects import ObjectStore
 from consortium.train.export import export_model
 from consortium.train.generate import Sampling, draw, generate, load_decoder
@@ -245,3 +246,18 @@ def test_the_state_of_an_optimiser_kept_by_an_older_version_is_read(store, token
     assert moments.steps == 12
     np.testing.assert_array_equal(moments.vectors["exp_avg"], first)
     np.testing.assert_array_equal(moments.vectors["exp_avg_sq"], second)
+
+
+def test_text_is_told_by_whole_characters_and_none_of_it_is_lost_at_the_end(tokenizer):
+    read = bpe.load(tokenizer)
+    tokens = read.encode("été").ids
+    assert "".join(pieces(tokens, read.decode)) == "été"
+    assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces(tokens, read.decode))
+
+    def decode(tokens: list[int]) -> str:
+        return bytes(tokens).decode(errors="replace")
+
+    cut = list("Loi é".encode())[:-1]
+    assert list(pieces([*cut[:2]], decode)) == ["L", "o"]
+    assert list(pieces([0], lambda _: "i \N{REPLACEMENT CHARACTER}")) == ["i "]
+    assert "".join(pieces(cut, decode)) == "Loi "
