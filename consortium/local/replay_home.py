@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 from consortium.errors import NotFoundError
+from consortium.keys.roster import Rosters
 from consortium.keys.trust import Trust
 from consortium.local.paths import FederationDir
 from consortium.local.steward import private_store
+from consortium.site.documents import Documents
 from consortium.site.settings import SiteSettings
 from consortium.train.book import RoundBook
 from consortium.train.replay import Replayed, kept_params, replay
@@ -16,16 +21,19 @@ def replay_at_home(
 ) -> dict[str, tuple[Replayed, ...]]:
     """Return what replaying `job` came to at each site on this machine that keeps rounds of it, or at `site` alone.
 
-    Signatures are checked against `trust`, by default the keys pinned by the federation here. Raises NotFoundError
-    where no site here keeps any.
+    Signatures are checked against `trust`, by default the keys pinned by the federation here, and admins' against the
+    rosters that the site holds. Raises NotFoundError where no site here keeps any.
     """
     home = directory or FederationDir.current()
     pinned = trust or (Trust.load(home.trust_file) if home.trust_file.exists() else None)
     found = {}
     for path in sorted((home.root / "sites").glob(f"{site or '*'}/config.json")):
-        store = private_store(SiteSettings.load(path))
+        settings = SiteSettings.load(path)
+        store = private_store(settings)
         if RoundBook(store, job).numbers():
-            found[path.parent.name] = replay(store, job, kept_params(store, job), trust=pinned)
+            found[path.parent.name] = replay(
+                store, job, kept_params(store, job), trust=pinned, rosters=_rosters(settings, pinned)
+            )
     if not found:
         raise NotFoundError(
             f"no round of {job} is kept at {site or 'any site on this machine'}",
@@ -33,3 +41,11 @@ def replay_at_home(
             fix="run it at a site that took part in the job",
         )
     return found
+
+
+def _rosters(settings: SiteSettings, trust: Trust | None) -> Rosters | None:
+    """The people partners vouch for, as the site's signed documents say; None without these or keys."""
+    if trust is None or not Path(settings.documents_dir or "-").is_dir():
+        return None
+    documents = Documents(settings.documents_dir, settings.site.partner, trust)
+    return documents.rosters(time.time_ns() // 1_000_000)

@@ -29,9 +29,10 @@ from consortium.state.data import agreements, signed_agreements
 from consortium.state.rounds import RoundRow
 from consortium.state.sites import all_sites
 from consortium.train import disputes
-from consortium.train.rounds import certify, first_standing, standing_after
+from consortium.train.rounds import certify, first_standing, left_out, standing_after
 
 log = logging.getLogger(__name__)
+_MOST_CHARS = 80
 _DONE = (RoundPhase.CERTIFIED, RoundPhase.CLOSED)
 
 
@@ -67,6 +68,7 @@ def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -
     if commit.site != site:
         raise ForbiddenError(f"{site} cannot commit for {commit.site}")
     where = f"{commit.job} round {commit.round}"
+    _check_lengths(where, commit.digest, commit.norm, commit.loss)
     verify_value(core.federation.site(site).signing_key, commit, what=f"the commit of {site} to {where}")
     row = rounds.find(connection, commit.job, commit.round)
     if row is None:
@@ -96,6 +98,7 @@ def take_verdicts(core: Core, connection: Connection, site: str, job: str, given
         where = f"{job} round {verdict.round}"
         if verdict.judge != site or verdict.job != job:
             raise ForbiddenError(f"{site} cannot judge as {verdict.judge} in {verdict.job}")
+        _check_lengths(where, verdict.digest, verdict.norm, verdict.reason)
         verify_value(core.federation.site(site).signing_key, verdict, what=f"a verdict of {site} in {where}")
         row = rounds.find(connection, job, verdict.round)
         if row is None or row.phase is RoundPhase.OPEN:
@@ -104,6 +107,14 @@ def take_verdicts(core: Core, connection: Connection, site: str, job: str, given
             raise UsageError(f"{verdict.site[:80]!r} has no commit in the round", where=where)
         if row.phase is RoundPhase.JUDGING:
             rounds.add_verdict(connection, verdict, str(leg.epoch), core.clock.now_ms())
+
+
+def _check_lengths(where: str, *values: str) -> None:
+    """Raise UsageError for a digest, number or reason code that is none: all legs read it at every look."""
+    if too_long := next((value for value in values if len(value) > _MOST_CHARS), ""):
+        raise UsageError(
+            f"{too_long[:40]!r}… has {len(too_long)} characters", where=where, fix=f"at most {_MOST_CHARS} are taken"
+        )
 
 
 def live_leg(connection: Connection, job_id: str, site: str) -> Leg:
@@ -120,10 +131,14 @@ def advance_all(core: Core) -> None:
     with core.db.read() as connection:
         open_rounds = rounds.unfinished(connection)
     for row in open_rounds:
-        moved = True
-        while moved:
-            with core.db.write() as connection:
-                moved = _advance(core, connection, row.job, row.number)
+        try:
+            moved = True
+            while moved:
+                with core.db.write() as connection:
+                    moved = _advance(core, connection, row.job, row.number)
+        except Exception:
+            # One job's round must not keep everybody else's jobs from starting.
+            log.exception("round %d of %s cannot be moved on", row.number, row.job)
 
 
 def _advance(core: Core, connection: Connection, job_id: str, number: int) -> bool:
@@ -162,9 +177,9 @@ def _fix(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
     if not committed:
         return False
     full = bool(expected) and set(expected) <= set(committed)
-    quorum = _outer(job, "quorum") or job.spec.min_sites
+    quorum = _outer(job, "quorum")
     if not full:
-        if len(set(committed) - rejected(connection, row.job, row.number)) < max(1, quorum):
+        if not quorum or len(set(committed) - rejected(connection, row.job, row.number)) < quorum:
             return False
         if not _grace_over(core, connection, row):
             return False
@@ -188,12 +203,13 @@ def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> boo
     complete = bool(judges) and all((judge, site) in given for judge in judges for site in row.fixed)
     if not complete and not _grace_over(core, connection, row):
         return False
-    before = agreements(connection, row.job, f"outer/{row.number - 1}")
-    states = sorted({digest for site, digest in before.items() if site in row.fixed} or set(before.values()))
     earlier = rounds.read(connection, row.job, row.number - 1)
-    if earlier is not None and earlier.settlement is not None:
-        states = [earlier.settlement.outer]
-    if len(states) > 1:
+    before = agreements(connection, row.job, f"outer/{row.number - 1}")
+    if earlier is not None:
+        states = [disputes.holding(earlier)]
+    else:
+        states = sorted({digest for site, digest in before.items() if site in row.fixed} or set(before.values()))
+    if len(states) > 1 or (before and not states[0]):
         _dispute(core, connection, row, before)
         return False
     certificate = certify(
@@ -203,7 +219,7 @@ def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> boo
         found.commits,
         found.verdicts,
         rulings=found.rulings,
-        standing=_standing(connection, job, row),
+        standing=_standing(connection, job, row.number),
     )
     signed = sign_value(core.key, certificate)
     rounds.change(
@@ -218,13 +234,13 @@ def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> boo
     return True
 
 
-def _standing(connection: Connection, job: Job, row: RoundRow) -> Standing | None:
+def _standing(connection: Connection, job: Job, number: int) -> Standing | None:
     """Return what the last round of the same fragment left; None where the job neither clips nor quarantines."""
     outer = job.spec.params.get("outer")
     asked = outer.get("screen") if isinstance(outer, dict) else None
-    first = first_standing(from_json(ScreenRule, asked or {}, where=row.job))
-    earlier = row.number - (_outer(job, "fragments") or 1)
-    before = rounds.read(connection, row.job, earlier) if first is not None and earlier > 0 else None
+    first = first_standing(from_json(ScreenRule, asked or {}, where=job.id))
+    earlier = number - (_outer(job, "fragments") or 1)
+    before = rounds.read(connection, job.id, earlier) if first is not None and earlier > 0 else None
     return first if before is None else standing_after(before)
 
 
@@ -232,13 +248,13 @@ def _close(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
     found = rounds.read(connection, row.job, row.number)
     if found is None or found.certificate is None:
         return False
-    published, counted = found.outer_digests or {}, found.certificate.contributions
+    published, counted = disputes.published(found), found.certificate.contributions
     if len(set(published.values())) > 1:
         settlement = _settlement(core, connection, job, row, found)
         if settlement is None:
             return False
         found = replace(found, settlement=settlement)
-    elif not published or (set(row.fixed) & set(_at_work(job))) - published.keys():
+    elif not published or not _enough_agree(core, connection, job, row, found):
         return False
     rounds.change(connection, row.job, row.number, phase=RoundPhase.CLOSED.value, deadline_ms=0)
     body = {
@@ -252,21 +268,28 @@ def _close(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
     return False
 
 
+def _enough_agree(core: Core, connection: Connection, job: Job, row: RoundRow, found: Round) -> bool:
+    """Whether all at work published the same outer state, or more than half did and the others' grace is over."""
+    parties, agreed = set(disputes.parties(found)), disputes.published(found).keys()
+    if not parties & set(_at_work(job)) - agreed:
+        return True
+    return 2 * len(agreed) > len(parties) and _grace_over(core, connection, row)
+
+
 def _settlement(core: Core, connection: Connection, job: Job, row: RoundRow, found: Round) -> Settlement | None:
     """Settle by recomputation which of a round's outer states holds; None while it is open, or where it stays so."""
     expected = set(_expected(core, connection, job, row.number))
     if not expected:
         _pause(connection, row)
         return None
-    published, parts = found.outer_digests or {}, disputes.topics(row.number)
+    published, parts = disputes.published(found), disputes.topics(row.number)
     said = {part: signed_agreements(connection, row.job, topic) for part, topic in parts.items()}
     told = {part: {site: one["digest"] for site, one in sites.items()} for part, sites in said.items()}
     recomputed = disputes.recomputations(told)
-    awaited = expected & {*row.fixed, *published}
-    waits = bool(awaited - recomputed.keys()) and not _grace_over(core, connection, row)
-    if waits or found.certificate is None:
+    awaited = expected & set(disputes.parties(found))
+    if awaited - recomputed.keys() and not _grace_over(core, connection, row):
         return None
-    settlement = disputes.settle(found.certificate, published, recomputed, awaited)
+    settlement = disputes.settle(found, recomputed)
     evidence = {"settlement": settlement, "recomputed": recomputed, "signed": said}
     if not settlement.outer:
         _dispute(core, connection, row, published, evidence)
@@ -312,14 +335,15 @@ def _grace_over(core: Core, connection: Connection, row: RoundRow) -> bool:
 def _expected(core: Core, connection: Connection, job: Job, number: int) -> list[str]:
     """Sites whose commits a round waits for: legs at work, and legs to be offered again at a site that is there.
 
-    Not those that an admin's ruling leaves out.
+    Not those that an admin's ruling leaves out, nor, while others are there, those in quarantine.
     """
     stored = all_sites(connection)
     sites = set(_at_work(job))
     for row in jobs.waiting_legs(connection):
         if row.job == job.id and legs.awaited(core, row, stored.get(row.site)):
             sites.add(row.site)
-    return sorted(sites - rejected(connection, job.id, number))
+    heard = sites - rejected(connection, job.id, number)
+    return sorted(heard - left_out(number, (), _standing(connection, job, number)) or heard)
 
 
 def _at_work(job: Job) -> list[str]:

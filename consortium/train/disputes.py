@@ -8,10 +8,10 @@ memory. What it comes to is published like any digest, signed by the site's gate
     recomputed/<k>/momentum       the outer momentum after the round
     recomputed/<k>                the outer state after the round, last
 
-The rule, in full: a recomputation counts if it follows the round's certificate. A state and momentum that strictly
-more than half of the parties recomputed, and at least two, are those that hold; otherwise it is undecided. The parties
-are the sites that published a state, those that recomputed one, and those that the round still waited for. Whoever
-published or recomputed another state differs.
+The rule, in full: the parties are the sites whose commits the round counts; who is left out has no say. A
+recomputation counts if it follows the round's certificate. A state and momentum that strictly more than half of the
+parties recomputed, and at least two, are those that hold; otherwise it is undecided. A party that published or
+recomputed another state differs.
 
 A party is named by what it signed. The rule finds faults of memory, disks and programs, and a lone liar; where most
 parties lie, the honest site is the one that differs, and what it kept shows it (`consortium.train.replay`).
@@ -20,12 +20,13 @@ parties lie, the honest site is the one that differs, and what it kept shows it 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from consortium.domain.training import Certificate, Recomputed, Round, Settlement
 from consortium.errors import VerificationError
 from consortium.keys.canonical import digest_json
+from consortium.train.rounds import counted_commits, left_out
 
 
 def topics(number: int) -> dict[str, str]:
@@ -45,41 +46,63 @@ def recomputations(said: Mapping[str, Mapping[str, str]]) -> dict[str, Recompute
     return {site: Recomputed(**{part: said[part][site] for part in said}) for site in sorted(sites)}
 
 
-def settle(
-    certificate: Certificate,
-    published: Mapping[str, str],
-    recomputed: Mapping[str, Recomputed],
-    awaited: Iterable[str],
-) -> Settlement:
-    """Return what the rule at the head of this module gives; `awaited` are sites that the round waits for."""
-    parties = tuple(sorted({*published, *recomputed, *awaited}))
-    follows = certificate_digest(certificate)
-    votes = {site: one for site, one in recomputed.items() if one.certificate == follows}
+def parties(current: Round) -> tuple[str, ...]:
+    """Return the sites that have a say in what a certified round's outer state is, in order.
+
+    Where all are left out, and the state stays as it was: all that committed.
+    """
+    standing = current.certificate.standing if current.certificate else None
+    out = left_out(current.number, current.rulings, standing)
+    counted = (commit.site for commit in counted_commits(current.job, current.number, current.commits))
+    heard = tuple(site for site in counted if site not in out)
+    return heard or tuple(sorted({commit.site for commit in current.commits}))
+
+
+def published(current: Round) -> dict[str, str]:
+    """Return what the parties published as the digest of a round's outer state."""
+    said = current.outer_digests or {}
+    return {site: said[site] for site in parties(current) if site in said}
+
+
+def holding(current: Round) -> str:
+    """Return the digest of the outer state after a closed round: as settled, or what most parties published.
+
+    Empty where there is none; who publishes late changes nothing.
+    """
+    if current.settlement is not None:
+        return current.settlement.outer
+    said = Counter(published(current).values())
+    digest, times = max(said.items(), key=lambda item: (item[1], item[0]), default=("", 0))
+    return digest if 2 * times > said.total() else ""
+
+
+def settle(current: Round, recomputed: Mapping[str, Recomputed]) -> Settlement:
+    """Return what the rule at the head of this module gives for a certified round."""
+    asked, said = parties(current), published(current)
+    follows = "" if current.certificate is None else certificate_digest(current.certificate)
+    votes = {site: recomputed[site] for site in asked if site in recomputed and recomputed[site].certificate == follows}
     counted = Counter((one.outer, one.momentum) for one in votes.values())
     (outer, momentum), times = max(counted.items(), key=lambda item: (item[1], item[0]), default=(("", ""), 0))
-    if times < 2 or 2 * times <= len(parties):
-        return Settlement(parties=parties, outer="")
-    agree = tuple(site for site in sorted(votes) if (votes[site].outer, votes[site].momentum) == (outer, momentum))
-    wrong = {site for site, said in published.items() if said != outer} | (recomputed.keys() - set(agree))
-    return Settlement(parties=parties, outer=outer, momentum=momentum, agree=agree, differ=tuple(sorted(wrong)))
+    if times < 2 or 2 * times <= len(asked):
+        return Settlement(parties=asked, outer="")
+    agree = tuple(site for site, one in votes.items() if (one.outer, one.momentum) == (outer, momentum))
+    differ = [s for s in asked if said.get(s, outer) != outer or (s in recomputed and s not in agree)]
+    return Settlement(parties=asked, outer=outer, momentum=momentum, agree=agree, differ=tuple(differ))
 
 
 def check_settlement(current: Round, recomputed: Mapping[str, Recomputed]) -> Settlement:
-    """Return a round's settlement if what sites published and recomputed bears it out, late ones included.
+    """Return a round's settlement if what the parties recomputed bears it out.
 
-    Raises VerificationError where it does not.
+    Who speaks later changes nothing of it. Raises VerificationError where it does not follow.
     """
-    given, certificate, published = current.settlement, current.certificate, current.outer_digests or {}
-    if given is not None and certificate is not None and given.outer:
-        wanted = Recomputed(certificate=certificate_digest(certificate), momentum=given.momentum, outer=given.outer)
-        agree = {site for site, one in recomputed.items() if one == wanted}
-        for_it = agree | {site for site in published.keys() - recomputed.keys() if published[site] == given.outer}
-        parties = {*given.parties, *published, *recomputed}
-        if len(agree) >= 2 and set(given.agree) <= agree and 2 * len(for_it) > len(parties):
-            return given
-    raise VerificationError(
-        f"the settlement does not follow from the recomputations: it is {given!r}, sites published {published!r} and "
-        f"recomputed {dict(recomputed)!r}",
-        where=f"job {current.job}, round {current.number}",
-        fix="stop the job and open a dispute with what the sites published",
-    )
+    given = current.settlement
+    implied = None if given is None else settle(current, recomputed)
+    if given is None or implied is None or not given.outer or (given.outer, given.momentum, given.parties) != (
+        implied.outer, implied.momentum, implied.parties
+    ) or not set(given.agree) <= set(implied.agree) or len(given.agree) < 2:  # fmt: skip
+        raise VerificationError(
+            f"the settlement does not follow from the recomputations: it is {given!r}, the rule gives {implied!r}",
+            where=f"job {current.job}, round {current.number}",
+            fix="stop the job and open a dispute with what the sites published",
+        )
+    return given

@@ -4,7 +4,8 @@
 What it finds of a round is one of
 
 - `verified`: signatures hold, the certificate follows from its commits, verdicts, rulings and the round before, every
-  contribution hashes to what was committed, and the outer step gives the digest that all sites published;
+  contribution hashes to what was committed, and the outer step gives the digest that all sites published, or that
+  holds since a dispute was settled (who published another is named);
 - `cannot`: something needed is not kept, and it is named; what could be checked did hold;
 - `differs`: something does not hold; `who` names whose word it is that the recomputation contradicts.
 
@@ -31,6 +32,7 @@ from consortium.domain.pretraining import OuterConfig
 from consortium.domain.records import RE_EXECUTION_TOLERANCE
 from consortium.domain.training import Certificate, Round, Standing
 from consortium.errors import NotFoundError, VerificationError
+from consortium.keys.roster import Rosters, verify_ruling
 from consortium.keys.signing import verify_value
 from consortium.train.book import RoundBook
 from consortium.train.codes import Code, Encoded
@@ -105,12 +107,14 @@ class Replay:
         params: OuterConfig,
         *,
         trust: Trust | None = None,
+        rosters: Rosters | None = None,
         decode: Decode | None = None,
     ) -> None:
         self._keep = Keep(store, job)
         self._book = RoundBook(store, job)
         self._params = params
         self._trust = trust
+        self._rosters = rosters
         self._decode = decode or Code.of(params).decode
         self._size = 0
         self._plan = Plan.of(Layout((), ()), replace(params, fragments=1))
@@ -173,6 +177,9 @@ class Replay:
             verify_value(self._trust.origin_key(verdict.judge), verdict, what=f"{verdict.judge}'s verdict in {where}")
         if current.certificate is not None:
             verify_value(self._trust.server_key, current.certificate, what=f"the certificate of {where}")
+        if self._rosters is not None:
+            for ruling in current.rulings:
+                verify_ruling(ruling, self._rosters)
 
     def _expected_standing(self, number: int, before: Round | None) -> Any:
         """Return what the certificate must carry, from the last round of the same fragment.
@@ -221,8 +228,11 @@ class Replay:
         if kept not in ("", digest):
             who.append("kept")
             what.append(f"the outer state kept here is {kept}, recomputed {digest}")
-        if who:
+        settled = current.settlement is not None and current.settlement.outer == digest
+        if who and not (settled and "kept" not in who):
             return _differs(number, what, who, digest)
+        if settled:
+            return Replayed(round=number, result="verified", what=(*what, "settled so then"), outer_digest=digest)
         note = ("the momentum it starts from is this site's own word",) if after.own else ()
         return Replayed(round=number, result="verified", what=note, outer_digest=digest)
 
@@ -243,15 +253,21 @@ class Replay:
 
 
 def replay(
-    store: ObjectStore, job: str, params: OuterConfig, *, trust: Trust | None = None, decode: Decode | None = None
+    store: ObjectStore,
+    job: str,
+    params: OuterConfig,
+    *,
+    trust: Trust | None = None,
+    rosters: Rosters | None = None,
+    decode: Decode | None = None,
 ) -> tuple[Replayed, ...]:
     """Recompute all rounds of `job` from a site's private store, in order.
 
-    `params` are the job's; with `trust` signatures are checked too; `decode` turns a contribution as it was committed
-    into a vector of the model's size, by default with the job's code. Raises NotFoundError where nothing of the job is
-    kept.
+    `params` are the job's; with `trust` signatures are checked too, admins' with `rosters`; `decode` turns a
+    contribution as it was committed into a vector of the model's size, by default with the job's code. Raises
+    NotFoundError where nothing of the job is kept.
     """
-    return Replay(store, job, params, trust=trust, decode=decode).run()
+    return Replay(store, job, params, trust=trust, rosters=rosters, decode=decode).run()
 
 
 def as_json(found: tuple[Replayed, ...]) -> list[dict[str, Any]]:
@@ -296,9 +312,9 @@ def re_execute(keep: Keep, inner: Inner, params: OuterConfig, number: int, size:
     if ahead is not None:
         local, over, position = ahead.local, ahead.steps, ahead.position
     if made.steps > over:
-        paced = {"per_round": made.steps} if made.steps != params.inner_steps else {}
+        own = 0 if made.steps == params.inner_steps else made.steps
         step = (number - 1) * made.steps + over
-        local = inner.run(local, position=position, step=step, count=made.steps - over, **paced).local
+        local = inner.run(local, position=position, step=step, count=made.steps - over, per_round=own).local
     again = np.subtract(part.take(before.outer), part.take(local))
     code, carried = Code.of(params), None if before.residual is None else part.take(before.residual)
     kept = code.given(Encoded(made.data, made.residual), carried, part.size)

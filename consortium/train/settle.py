@@ -13,7 +13,7 @@ from dataclasses import replace
 from consortium.domain.data import ArtifactClass
 from consortium.domain.training import Round, Settlement
 from consortium.errors import ConflictError, ConsortiumError, NotFoundError, UnreachableError, VerificationError
-from consortium.train.disputes import certificate_digest, check_settlement, recomputations, topics
+from consortium.train.disputes import certificate_digest, check_settlement, published, recomputations, topics
 from consortium.train.exchange import Exchange
 from consortium.train.keep import OuterState
 from consortium.train.outer import Vector, digest_of, from_bytes, to_bytes
@@ -38,7 +38,7 @@ class Settling:
         What cannot be computed again is said on stderr and not published: the others settle it.
         """
         number, certificate = current.number, current.certificate
-        said = current.outer_digests or {}
+        said = published(current)
         if number in self._again or certificate is None or set(said.values()) <= {mine.digest}:
             return
         others = ", ".join(f"{site} {digest}" for site, digest in sorted(said.items()) if digest != mine.digest)

@@ -22,6 +22,7 @@ from consortium.errors import ConflictError, VerificationError
 from consortium.train import parcels
 from consortium.train.book import RoundBook
 from consortium.train.codes import Code
+from consortium.train.disputes import holding, published
 from consortium.train.exchange import Exchange
 from consortium.train.fragments import Plan
 from consortium.train.keep import Contribution, OuterState
@@ -144,8 +145,9 @@ class Talk:
         for current in self.peers.follow(after.round):
             if current.phase is RoundPhase.CLOSED and current.settlement is not None:
                 return current, self._settling.settled(current, after)
-            if current.phase in (RoundPhase.CLOSED, RoundPhase.DISPUTED):
-                self.peers.compare(f"outer/{after.round}", after.digest, current.outer_digests or {})
+            alike = current.phase is RoundPhase.CLOSED and holding(current) == after.digest
+            if current.phase in (RoundPhase.CLOSED, RoundPhase.DISPUTED) and not alike:
+                self.peers.compare(f"outer/{after.round}", after.digest, published(current))
             if current.phase is RoundPhase.CLOSED:
                 return current, after
             if current.phase is RoundPhase.DISPUTED:

@@ -6,6 +6,7 @@ The state, its transactions and the machine are the real ones; the network and t
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.job import JobKind, JobState, LegState
@@ -74,6 +76,7 @@ class Play:
     random: random.Random
     quarantine: int
     ruled: bool = False
+    quorum: int = 2
     flight: list[Callable[[], None]] = field(default_factory=list)
     certificates: dict[int, Any] = field(default_factory=dict)
     said: dict[tuple[str, int, str], str] = field(default_factory=dict)
@@ -81,7 +84,7 @@ class Play:
     def __post_init__(self) -> None:
         screen = {"clip": 2.0, "quarantine": self.quarantine, "clip_window": 4} if self.quarantine else {}
         job = make_job()
-        params = {"outer": {"rounds": ROUNDS, "inner_steps": 5, "quorum": 2, "screen": screen}}
+        params = {"outer": {"rounds": ROUNDS, "inner_steps": 5, "quorum": self.quorum, "screen": screen}}
         spec = type(job.spec)(**{**_fields(job.spec), "kind": JobKind.PRETRAIN, "params": params, "min_sites": 2})
         self.job = store(self.core.db, _with(job, spec=spec, target_sites=SITES)).id
         place(self.core.db, _with(job, spec=spec), sites=SITES)
@@ -170,7 +173,7 @@ class Play:
                 self.flight.pop(self.random.randrange(len(self.flight)))
             case _:
                 self.core.clock.at.now += self.random.choice([1, GRACE_MS])
-                machine.advance_all(self.core)
+                advance(self.core)
                 self._stop_the_withdrawn()
                 self.holds()
 
@@ -196,6 +199,19 @@ class Play:
     def read(self, number: int) -> Round:
         with self.core.db.read() as connection:
             return machine.read_round(self.core, connection, self.job, number)
+
+
+def advance(core: Any) -> None:
+    """Move rounds on; an error in one job's round, which the server only logs, fails the test."""
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = said.append  # type: ignore[method-assign]
+    machine.log.addHandler(handler)
+    try:
+        machine.advance_all(core)
+    finally:
+        machine.log.removeHandler(handler)
+    assert [record.getMessage() for record in said] == []
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -229,7 +245,7 @@ def test_whatever_the_network_does_there_is_one_certificate_and_its_verdicts_imp
         while play.flight:
             play.flight.pop()()
         core.clock.at.now += GRACE_MS
-        machine.advance_all(core)
+        advance(core)
         play.holds()
     assert play.read(number).phase is RoundPhase.CLOSED
 
@@ -249,6 +265,59 @@ def test_a_leg_that_was_started_anew_changes_nothing_of_a_commit_once_the_set_is
         with pytest.raises(ConflictError, match="takes no commits"):
             play.write(machine.take_commit, "fr-1", lie)
     assert play.read(1).commits == fixed
+
+
+def test_who_says_nothing_of_its_outer_state_is_waited_for_until_the_grace_is_over(core):
+    play = certified(core)
+    play.publish("de-1", "outer/1", "sha256:one")
+    for _ in range(2):
+        core.clock.at.now += GRACE_MS
+        advance(core)
+    assert play.read(1).phase is RoundPhase.CERTIFIED, "one of three is not enough, however long it takes"
+    play.publish("fr-1", "outer/1", "sha256:one")
+    advance(core)
+    assert play.read(1).phase is RoundPhase.CERTIFIED
+    core.clock.at.now += GRACE_MS
+    advance(core)
+    assert play.read(1).phase is RoundPhase.CLOSED
+
+
+def test_without_a_quorum_a_round_waits_for_every_site(core):
+    play = Play(core, random.Random(0), 0, quorum=0)
+    for site in SITES[:2]:
+        play.write(machine.take_commit, site, play.commit(site, 1))
+    for _ in range(3):
+        core.clock.at.now += GRACE_MS
+        advance(core)
+    assert play.read(1).phase is RoundPhase.OPEN
+    play.write(machine.take_commit, SITES[2], play.commit(SITES[2], 1))
+    advance(core)
+    assert play.read(1).phase is RoundPhase.JUDGING
+
+
+def test_a_megabyte_of_reason_is_refused(core):
+    play = certified(core)
+    long = sign_value(KEYS["fr-1"], replace(play.judge("fr-1", 1)[0], accept=False, reason="x" * 1_000_000))
+    with pytest.raises(UsageError, match="has 1000000 characters"):
+        play.write(machine.take_verdicts, "fr-1", play.job, (long,))
+
+
+def test_a_job_whose_round_cannot_be_moved_on_keeps_no_other_from_it(core):
+    plays = Play(core, random.Random(0), 0), Play(core, random.Random(0), 0)
+    for play in plays:
+        for site in SITES:
+            play.write(machine.take_commit, site, play.commit(site, 1))
+    advance(core)
+    for play in plays:
+        for site in SITES:
+            play.write(machine.take_verdicts, site, play.job, play.judge(site, 1))
+    broken = tables.jobs.c.id == plays[0].job
+    with core.db.write() as connection:
+        spec = connection.execute(select(tables.jobs.c.spec).where(broken)).scalar()
+        spec["params"]["outer"]["screen"] = {"quarantine": -1}
+        connection.execute(tables.jobs.update().where(broken).values(spec=spec))
+    machine.advance_all(core)
+    assert [play.read(1).phase for play in plays] == [RoundPhase.JUDGING, RoundPhase.CERTIFIED]
 
 
 def test_rulings_hold_from_an_open_round_and_a_withdrawn_site_keeps_what_it_contributed(core):

@@ -28,12 +28,14 @@ NAMES = ("de-1", "fr-1", "uy-1")
 class Training:
     """A federated pretrain job under way at three scripted sites."""
 
-    def __init__(self, fed: Any, min_sites: int) -> None:
+    def __init__(self, fed: Any, min_sites: int, quorum: int = 0) -> None:
         self.fed = fed
         self.sites = {name: fed.site(name) for name in NAMES}
         words = {"attributes": {"vocab_size": "1024"}}
         inputs = [fed.dataset(n, f"tokens-{n}-{secrets.token_hex(3)}", ArtifactClass.TOKENS, **words) for n in NAMES]
-        spec = fed.spec(inputs, kind=JobKind.PRETRAIN, params=fed.params("pretrain"), min_sites=min_sites,
+        params = fed.params("pretrain")
+        params |= {"outer": params["outer"] | {"quorum": quorum}}
+        spec = fed.spec(inputs, kind=JobKind.PRETRAIN, params=params, min_sites=min_sites,
                         resources=Resources(gpus=1, walltime_s=600))  # fmt: skip
         answer = fed.submit(spec)
         assert answer.status_code == 201, answer.text
@@ -222,7 +224,7 @@ def test_an_admin_rejects_a_site_and_the_list_of_rounds_says_so(fed: Any, person
 
 
 def test_a_quorum_goes_on_after_the_grace(fed: Any) -> None:
-    job = Training(fed, min_sites=2)
+    job = Training(fed, min_sites=2, quorum=2)
     for name in ("de-1", "fr-1"):
         job.commit(name, 1)
     fixed = job.phase(1, "judging")

@@ -137,27 +137,28 @@ class Hub:
         if current.phase is RoundPhase.JUDGING:
             said = {(one.judge, one.site) for one in current.verdicts}
             if {(judge, site) for judge in committed & alive for site in committed} <= said:
-                settled = self.rounds[number - 1].settlement if number > 1 else None
-                agreed = next(iter(self.agreed[f"outer/{number - 1}"].values()))
-                previous = settled.outer if settled else agreed
+                agreed = self.agreed[f"outer/{number - 1}"]
+                earlier = replace(self.rounds[number - 1], outer_digests=agreed) if number > 1 else None
+                previous = disputes.holding(earlier) if earlier else next(iter(agreed.values()))
                 before = self.rounds.get(number - self.fragments)
                 standing = first_standing(self.screen) if before is None else standing_after(before)
                 certificate = certify(JOB, number, previous, current.commits, current.verdicts, standing=standing)
                 current = replace(current, phase=RoundPhase.CERTIFIED, certificate=certificate)
         if current.phase is RoundPhase.CERTIFIED:
             digests = self.agreed.get(f"outer/{number}", {})
-            if len(set(digests.values())) > 1:
-                current = self._settle(current, digests, committed & alive)
+            said = disputes.published(replace(current, outer_digests=digests))
+            if len(set(said.values())) > 1:
+                current = self._settle(replace(current, outer_digests=digests), committed & alive)
             elif committed & alive <= digests.keys():
                 current = replace(current, phase=RoundPhase.CLOSED)
         self.rounds[number] = current
 
-    def _settle(self, current: Round, digests: dict[str, str], awaited: set[str]) -> Round:
+    def _settle(self, current: Round, awaited: set[str]) -> Round:
         said = {part: self.agreed.get(topic, {}) for part, topic in disputes.topics(current.number).items()}
         recomputed = disputes.recomputations(said)
         if not awaited <= recomputed.keys() | self.mute or current.certificate is None:
             return current
-        found = disputes.settle(current.certificate, digests, recomputed, awaited)
+        found = disputes.settle(current, recomputed)
         phase = RoundPhase.CLOSED if found.outer else RoundPhase.DISPUTED
         return replace(current, phase=phase, settlement=found)
 
