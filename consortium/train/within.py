@@ -15,6 +15,7 @@ from consortium.domain.pretraining import PretrainConfig
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Begun, Contribution, Keep, OuterState
 from consortium.train.outer import Moments, Vector
+from consortium.train.saving import Saving
 
 LOOK_S = 10.0
 """How long a stretch lasts, about: how soon a leg learns that it is to stop."""
@@ -35,7 +36,7 @@ class InnerResult:
     """What the inner steps came to, since they were begun or taken up again."""
 
     local: Vector
-    """Parameters after the last step."""
+    """Parameters after the last step; of no length where they were not asked for."""
     loss: float
     """Mean training loss over the steps, nats per token."""
     tokens: int
@@ -49,12 +50,18 @@ class Inner(Protocol):
     def initial(self) -> Vector:
         """Return freshly drawn parameters."""
 
-    def run(self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0) -> InnerResult:
+    def run(
+        self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0, take: bool = True
+    ) -> InnerResult:
         """Train `count` steps, reading on from `position`: from `start`, or, where that is None, from where the last
         call ended; the result then counts from where that one began.
 
-        `step` numbers the first of them over all rounds, of `per_round` steps each; 0: the job's.
+        `step` numbers the first of them over all rounds, of `per_round` steps each; 0: the job's. Without `take` the
+        result holds no parameters.
         """
+
+    def parameters(self) -> Vector:
+        """Return the parameters as they are."""
 
     def probe(self, outer: Vector, *, position: int, count: int) -> float:
         """Return the mean loss, nats per token, of `outer` on `count` sequences from `position` on; nothing learns."""
@@ -64,6 +71,16 @@ class Inner(Protocol):
 
     def restore(self, moments: Moments) -> None:
         """Set the inner optimiser's state."""
+
+
+class Exchanging(Protocol):
+    """An exchange under way beside the steps: `consortium.train.beside.Beside`."""
+
+    def asked(self) -> bool:
+        """Whether it asks something of the model. Raises what ended it, where it failed."""
+
+    def serve(self) -> None:
+        """Answer it; the parameters are not what they were then."""
 
 
 class RoundTrainer:
@@ -81,6 +98,7 @@ class RoundTrainer:
     ) -> None:
         self._exchange = exchange
         self._keep = keep
+        self._saving = Saving(keep.save_begun)
         self._inner = inner
         self._steps = params.outer.inner_steps
         self._rounds = params.outer.rounds
@@ -95,13 +113,13 @@ class RoundTrainer:
         """
         return self._on(self._taken_up(state.ahead or _nothing(state, number)), steps, steps, None)
 
-    def train_on(self, made: Contribution, count: int, steps: int, serve: Callable[[], bool]) -> Begun:
+    def train_on(self, made: Contribution, count: int, steps: int, beside: Exchanging) -> Begun:
         """Return the first `count` of the `steps` of the round after `made`, whose exchange goes on meanwhile.
 
-        Between stretches `serve` answers what the exchange asks of the model, and says whether it asked anything.
-        Raises what `serve` raises, and Stopped as `train` does.
+        Between stretches what the exchange asks of the model is answered. Raises what ended it, where it failed, and
+        Stopped as `train` does.
         """
-        return self._on(self._taken_up(self.begun_after(made)), count, steps, serve)
+        return self._on(self._taken_up(self.begun_after(made)), count, steps, beside)
 
     def begun_after(self, made: Contribution) -> Begun:
         """Return the round after `made` with nothing done of it yet, from this site's own parameters."""
@@ -120,7 +138,8 @@ class RoundTrainer:
 
     def keep(self, now: Begun) -> None:
         """Keep steps that cannot be applied before the leg ends."""
-        self._keep.save_begun(now)
+        self._saving.begin(now)
+        self._saving.ended(wait=True)
 
     def _taken_up(self, begun: Begun) -> Begun:
         """Return the steps kept of the round, where they go on from the same, or `begun`."""
@@ -131,41 +150,47 @@ class RoundTrainer:
             self._inner.restore(kept.moments)
         return kept
 
-    def _on(self, begun: Begun, until: int, steps: int, serve: Callable[[], bool] | None) -> Begun:
-        """Train up to `until` of the round's `steps`."""
-        self._tell(begun, begun.steps, steps)
+    def _on(self, begun: Begun, until: int, steps: int, beside: Exchanging | None) -> Begun:
+        """Train up to `until` of the round's `steps`. Nothing is being saved any more when it returns."""
+        kept = begun.steps
+        self._tell(begun, kept, steps)
         told_s = kept_s = self._now_s()
         start: Vector | None = begun.local
         now, since, count = begun, begun, 1
         while now.steps < until:
             began_s, count = self._now_s(), min(count, until - now.steps)
-            done = self._stretch(start, now, count, steps)
+            done = self._stretch(start, now, count, steps, take=now.steps + count == until)
             here_s = self._now_s()
             start, now = None, _after(since, done, now, count, round(1000 * (here_s - began_s)))
-            look_s = LOOK_S if serve is None else SERVE_S
+            look_s = LOOK_S if beside is None else SERVE_S
             count = max(1, int(look_s * count / max(here_s - began_s, 1e-3)))
             if now.steps == until:
                 break
             stopping = self._exchange.stopping()
-            if stopping or here_s - kept_s >= self._keep_s:
-                now = replace(now, moments=self._inner.moments())
-                self._keep.save_begun(now)
-                kept_s = told_s = self._now_s()
-                self._tell(now, now.steps, steps)
-            elif here_s - told_s >= TELL_S:
-                told_s = here_s
-                self._tell(now, begun.steps, steps)
+            saved = self._saving.ended(wait=stopping)
+            if stopping or (here_s - kept_s >= self._keep_s and not self._saving.busy):
+                now = replace(now, local=self._inner.parameters(), moments=self._inner.moments())
+                self._saving.begin(now)
+                kept_s = self._now_s()
+            if stopping:
+                saved = self._saving.ended(wait=True)
+            if saved is not None or here_s - told_s >= TELL_S:
+                kept, told_s = saved.steps if saved else kept, self._now_s()
+                self._tell(now, kept, steps)
             if stopping:
                 raise Stopped
-            if serve is not None and serve():
+            if beside is not None and beside.asked():
+                now = replace(now, local=self._inner.parameters())
+                beside.serve()
                 # The model was used for something else: its parameters are set anew, and sums begin from here.
                 start, since = now.local, now
+        self._saving.ended(wait=True)
         return replace(now, moments=self._inner.moments())
 
-    def _stretch(self, start: Vector | None, now: Begun, count: int, steps: int) -> InnerResult:
-        paced = {"per_round": steps} if steps != self._steps else {}
+    def _stretch(self, start: Vector | None, now: Begun, count: int, steps: int, *, take: bool) -> InnerResult:
+        own = 0 if steps == self._steps else steps
         step = (now.round - 1) * steps + now.steps
-        return self._inner.run(start, position=now.position, step=step, count=count, **paced)
+        return self._inner.run(start, position=now.position, step=step, count=count, per_round=own, take=take)
 
     def _tell(self, now: Begun, kept: int, steps: int) -> None:
         self._exchange.progress(
