@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,17 +17,18 @@ from consortium.train.codes import FP32, Code
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Contribution
 from consortium.train.outer import Vector, from_bytes
+from consortium.train.received import Asked, Received
 from consortium.train.screen import Gates, Screened, screen
 from consortium.train.within import Stopped
 
 INITIAL = "outer-0"
 JUDGED = (RoundPhase.CERTIFIED, RoundPhase.CLOSED, RoundPhase.DISPUTED)
-SMALLEST_BYTES = 1024
-"""What may be fetched whatever the code: a header that says that a vector is not finite."""
 WITHHELD = frozenset({"missing", "unreachable", "digest"})
 """Reasons of a judge that could not have what others had."""
 PASS_ON_S = 30.0
 """How long each holder of a contribution leaves it to those before it to pass it on."""
+SHORTEST_S = 5.0
+"""How long contributions are waited for at least: clocks differ, and a leg may have come late."""
 _SHORT_S, _LONG_S, _GROWTH = 0.2, 2.0, 1.1
 
 
@@ -41,23 +43,25 @@ class Peers:
         code: Code = FP32,
         sleep: Callable[[float], None] = time.sleep,
         now_s: Callable[[], float] = time.monotonic,
+        wall_s: Callable[[], float] = time.time,
     ) -> None:
         self._exchange = exchange
         self._size = size
         self._code = code
         self._sleep = sleep
         self._now_s = now_s
+        self._wall_s = wall_s
         self.job = exchange.context.job
         self.site = exchange.context.site
         self.sites = tuple(sorted({*exchange.context.peers, self.site}))
-        self._received: dict[str, bytes] = {}
-        """Contributions to the round at hand, by digest: judged first, applied later."""
-        self._owed: dict[tuple[str, str], tuple[float, bytes]] = {}
+        self._received = Received(exchange, code)
+        """Contributions to the round at hand: judged first, applied later."""
+        self._owed: dict[tuple[str, str], float] = {}
         """What judges of the round could not have, by judge and digest, and since when it is known."""
 
     def forget(self) -> None:
-        """Let go of the contributions of a round that is over."""
-        self._received.clear()
+        """Let go of the contributions of a round that is over, but for those owed to somebody."""
+        self._received.clear({digest for _, digest in self._owed})
 
     def receive_initial(self) -> Vector:
         """Return the initial state that the first peer published: nobody else's word counts for it."""
@@ -96,24 +100,47 @@ class Peers:
     def judge(self, current: Round, made: Contribution, gates: Gates, size: int) -> None:
         """Fetch, check and judge every commit of the round, unless this site's verdicts are known already.
 
+        Who keeps this site waiting does not keep the others waiting for its verdicts on the rest: these go out while
+        there is time, and what is not here near its end counts as unreachable.
         `size` is that of the part of the model that the round exchanges.
         """
-        if {verdict.site for verdict in current.verdicts if verdict.judge == self.site} >= {
-            commit.site for commit in current.commits
-        }:
+        told = {verdict.site for verdict in current.verdicts if verdict.judge == self.site}
+        if told >= {commit.site for commit in current.commits}:
             return
-        received, faults = {self.site: made.data}, dict[str, str]()
-        for commit in current.commits:
-            if commit.site != self.site:
-                self._try_fetch(current.number, commit, size, received, faults)
-        judged = screen(current.commits, received, faults, size, gates, code=self._code)
+        left_s = self._left_s(current)
+        possible = [one for one in current.commits if gates.work is None or gates.work.fits(one)]
+        asked = self._received.take_all((one for one in possible if one.site != self.site), size)
+        for last, until_s in ((False, self._now_s() + left_s / 2), (True, self._now_s() + left_s * 0.9)):
+            self._wait(asked, until_s)
+            here = [one for one in current.commits if last or one.site not in asked.waiting]
+            faults = asked.faults | dict.fromkeys(asked.waiting, "unreachable")
+            held = self._received.of(here, {self.site: made.data})
+            judged = screen(here, held, faults, size, gates, code=self._received)
+            self._tell(current.number, tuple(one for one in judged if one.commit.site not in told))
+            told |= {one.site for one in here}
+            if not asked.waiting:
+                return
+
+    def _left_s(self, current: Round) -> float:
+        """Return how long there is for verdicts; infinity where the round has no deadline."""
+        if not current.deadline_ms:
+            return math.inf
+        return max(current.deadline_ms / 1000 - self._wall_s(), SHORTEST_S)
+
+    def _wait(self, asked: Asked, until_s: float) -> None:
+        while asked.waiting and self._now_s() < until_s:
+            self._look_up()
+            self._sleep(0.0)
+            asked.wait(_SHORT_S)
+
+    def _tell(self, number: int, judged: tuple[Screened, ...]) -> None:
         for one in judged:
             if one.reason:
-                sys.stderr.write(f"round {current.number}: {one.commit.site} refused: {one.reason}\n")
+                sys.stderr.write(f"round {number}: {one.commit.site} refused: {one.reason}\n")
         try:
-            self._exchange.verdicts(current.number, [one.as_verdict() for one in judged])
+            self._exchange.verdicts(number, [one.as_verdict() for one in judged])
         except ConflictError as fault:
-            self._tolerate_late(current.number, judged, fault)
+            self._tolerate_late(number, judged, fault)
 
     def _tolerate_late(self, number: int, judged: tuple[Screened, ...], fault: ConflictError) -> None:
         """Verdicts may come too late, or differ from those given before a restart; neither is this leg's to hide."""
@@ -124,57 +151,32 @@ class Peers:
                 raise fault
         sys.stderr.write(f"verdicts on round {number} were not taken: {fault.what}\n")
 
-    def _try_fetch(
-        self, number: int, commit: Commit, size: int, received: dict[str, bytes], faults: dict[str, str]
-    ) -> None:
-        try:
-            received[commit.site] = self._fetch(number, commit.site, commit.digest, size)
-        except NotFoundError:
-            faults[commit.site] = "missing"
-        except VerificationError:
-            faults[commit.site] = "digest"
-        except UnreachableError:
-            faults[commit.site] = "unreachable"
-
-    def _fetch(self, number: int, site: str, digest: str, size: int) -> bytes:
-        """Return a peer's contribution, from itself or from who passes it on; raises what `parcels.fetch` raises."""
-        if digest not in self._received:
-            most_bytes = max(self._code.bytes_for(size), SMALLEST_BYTES)
-            self._received[digest] = parcels.fetch(
-                self._exchange,
-                ArtifactClass.PSEUDO_GRADIENT,
-                digest,
-                round=number,
-                first=site,
-                most_bytes=most_bytes,
-            )
-        return self._received[digest]
-
     def gather(self, certificate: Certificate, made: Contribution | None, size: int) -> dict[str, Vector]:
         """Return the accepted pseudo-gradients, waiting for those that cannot be had yet: the outer step needs all.
 
-        `size` is that of the part of the model that the round exchanges.
+        `size` is that of the part of the model that the round exchanges. The vectors lie on disk.
         """
         vectors: dict[str, Vector] = {}
         for part in certificate.contributions:
             data = made.data if made is not None and part.digest == made.digest else None
             for _ in self.patiently() if data is None else ():
                 try:
-                    data = self._fetch(certificate.round, part.site, part.digest, size)
+                    self._received.take(certificate.round, part.site, part.digest, size)
+                    data = self._received[part.digest]
                     break
                 # Most judges had it, so it can be had: what its sender does to this site alone must not end the leg.
                 except (UnreachableError, NotFoundError, VerificationError) as fault:
                     self._exchange.progress(phase="fetching", round=certificate.round, site=part.site)
                     sys.stderr.write(f"still waiting for the contribution of {part.site}: {fault.what}\n")
             if data is not None:
-                vectors[part.site] = self._code.decode(data, size)
+                vectors[part.site] = self._received.decode(data, size)
         return vectors
 
     def owe(self, current: Round, certificate: Certificate) -> None:
         """Note what the certificate counts and some judge could not have: without it that site comes no further."""
         counted = {part.site: part.digest for part in certificate.contributions}
         self._owed = {
-            (verdict.judge, digest): (self._now_s(), self._received[digest])
+            (verdict.judge, digest): self._now_s()
             for verdict in current.verdicts
             if verdict.reason in WITHHELD
             and verdict.judge not in (self.site, verdict.site)
@@ -187,11 +189,11 @@ class Peers:
         Holders take turns, in order of sites, so that usually one of them sends.
         """
         turn = 1 + sum(commit.site < self.site for commit in current.commits)
-        for (judge, digest), (since_s, data) in sorted(self._owed.items()):
+        for (judge, digest), since_s in sorted(self._owed.items()):
             if judge not in (current.outer_digests or {}):
                 if self._now_s() - since_s < turn * PASS_ON_S:
                     continue
-                self._pass_on(current.number, judge, data)
+                self._pass_on(current.number, judge, self._received[digest])
             del self._owed[judge, digest]
 
     def _pass_on(self, number: int, judge: str, data: bytes) -> None:

@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import Protocol
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from consortium.domain.protocol import LegContext
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit, Standing
 from consortium.errors import VerificationError
-from consortium.train.codes import FP32, Code
+from consortium.train.codes import FP32
 from consortium.train.outer import Vector, digest_of, dot, norm_of, tiles
 
 OUTLIER_FACTOR = 10.0
@@ -40,6 +41,13 @@ Probe = Callable[[Vector], float]
 """Mean loss, nats per token, on text not trained on yet, of the outer state less the vector given."""
 NORM_TOLERANCE = 1e-5
 """Relative; norms are summed in fp64, so honest ones agree far better."""
+
+
+class Decoder(Protocol):
+    """What turns bytes into vectors: `consortium.train.codes.Code`."""
+
+    def decode(self, data: bytes, size: int) -> Vector:
+        """Return the vector of `size` elements that `data` stands for, or raise VerificationError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +115,12 @@ def screen(
     size: int,
     gates: Gates | None = None,
     *,
-    code: Code = FP32,
+    code: Decoder = FP32,
 ) -> tuple[Screened, ...]:
     """Judge the commits of a round, in site order.
 
     `received` holds plaintexts by site, `faults` the reason code of each that could not be had. `size` is the model's,
-    `code` the job's.
+    `code` the job's, or what decodes with it.
     """
     gates = gates or Gates()
     judged = [
@@ -192,7 +200,7 @@ def _less(whole: Vector, vector: Vector, share: float) -> Vector:
     return rest
 
 
-def _check(commit: Commit, data: bytes | None, fault: str, size: int, code: Code) -> Screened:
+def _check(commit: Commit, data: bytes | None, fault: str, size: int, code: Decoder) -> Screened:
     if data is None:
         return Screened(commit=commit, reason=fault)
     if digest_of(data) != commit.digest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +12,11 @@ from consortium.domain.data import ArtifactClass
 from consortium.domain.protocol import LegContext, StoreAccess
 from consortium.domain.training import Round, RoundPhase
 from consortium.errors import PolicyDeniedError, UsageError, VerificationError
+from consortium.train.codes import FP32
 from consortium.train.keep import Contribution
 from consortium.train.outer import digest_of, norm_of, to_bytes
 from consortium.train.peers import INITIAL, PASS_ON_S, Peers
+from consortium.train.received import Received
 from consortium.train.screen import Gates
 from tests.train.hub import JOB, Hub, Line
 
@@ -123,6 +126,37 @@ def test_who_has_the_new_state_is_passed_nothing(hub: Hub):
     sent, now[0] = len(hub.artifacts), 9 * PASS_ON_S
     helper.pass_on(replace(current, outer_digests={"de-1": "y"}))
     assert len(hub.artifacts) == sent
+
+
+def test_a_sender_whose_store_hangs_keeps_nobody_waiting_for_verdicts_on_the_others(hub: Hub, monkeypatch):
+    monkeypatch.setattr("consortium.train.peers.SHORTEST_S", 0.4)
+    current = replace(hub.round(1), phase=RoundPhase.JUDGING, deadline_ms=1)
+    at, woken, told = line(hub, "fr-1"), threading.Event(), []
+
+    def receive(artifact):
+        if artifact.sender == "uy-1":
+            assert woken.wait(60)
+        return hub.receive("fr-1", artifact.digest)
+
+    at.receive = receive
+    at.verdicts = lambda number, verdicts: told.append({one["site"]: one["reason"] for one in verdicts})
+    Peers(at, SIZE, sleep=lambda _: None).judge(current, made("fr-1"), Gates(), SIZE)
+    assert told == [{"de-1": "", "fr-1": ""}, {"uy-1": "unreachable"}]
+    woken.set()
+
+
+def test_what_is_received_lies_on_disk_under_no_name_that_a_peer_chose(hub: Hub, tmp_path):
+    found = Received(line(hub, "fr-1"), FP32)
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"at home")
+    assert f"../../../../../../../..{secret}" not in found
+    for site in ("de-1", "uy-1"):
+        found.take(1, site, made(site).digest, SIZE)
+        vector = found.decode(found[made(site).digest], SIZE)
+        assert isinstance(vector.base, np.memmap)
+    found.clear({made("uy-1").digest})
+    assert (made("de-1").digest in found, made("uy-1").digest in found) == (False, True)
+    assert to_bytes(vector) == made("uy-1").data, "who holds it can still read it"
 
 
 @pytest.mark.parametrize(

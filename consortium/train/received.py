@@ -1,0 +1,150 @@
+"""What peers sent to a round: fetched side by side and kept on disk while the round lasts.
+
+There are as many vectors as sites, and one of a large model is gigabytes. So bytes are written as they are received,
+once they hash to what was committed, and a vector that they stand for is decoded into a file and read through the page
+cache: of all sites' vectors only the one at work takes memory that cannot be given back. A peer whose store hangs keeps
+nobody waiting but who waits for its own bytes. Everything goes with the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import tempfile
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from consortium.domain.data import ArtifactClass
+from consortium.domain.training import Commit
+from consortium.errors import ConsortiumError, NotFoundError, UnreachableError
+from consortium.train import parcels
+from consortium.train.codes import Code
+from consortium.train.exchange import Exchange
+from consortium.train.outer import Vector
+
+SMALLEST_BYTES = 1024
+"""What may be fetched whatever the code: a header that says that a vector is not finite."""
+
+
+class Asked:
+    """Commits whose bytes are being fetched, each in a thread of its own."""
+
+    def __init__(self, received: Received, commits: Iterable[Commit], size: int) -> None:
+        self.faults: dict[str, str] = {}
+        """Reason codes of the commits that could not be had, by site."""
+        self._ended: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self._received = received
+        asked = list(commits)
+        self.waiting = {commit.site for commit in asked}
+        """Sites of which it is not known yet."""
+        for commit in asked:
+            threading.Thread(target=self._take, args=(commit, size), name=f"fetch {commit.site}", daemon=True).start()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until one more has ended, for so long at the most."""
+        try:
+            site, fault = self._ended.get(timeout=timeout_s)
+        except queue.Empty:
+            return
+        self.waiting.discard(site)
+        if fault:
+            self.faults[site] = fault
+
+    def _take(self, commit: Commit, size: int) -> None:
+        self._ended.put((commit.site, self._fault(commit, size)))
+
+    def _fault(self, commit: Commit, size: int) -> str:
+        try:
+            self._received.take(commit.round, commit.site, commit.digest, size)
+        except NotFoundError:
+            return "missing"
+        except UnreachableError:
+            return "unreachable"
+        except (ConsortiumError, OSError):
+            return "digest"
+        return ""
+
+
+class Received:
+    """Contributions by digest. Safe to use from several threads."""
+
+    def __init__(self, exchange: Exchange, code: Code) -> None:
+        self._exchange = exchange
+        self._code = code
+        self._directory = tempfile.TemporaryDirectory(prefix="consortium-round-", ignore_cleanup_errors=True)
+        self._root = Path(self._directory.name)
+        self._numbers = count()
+
+    def __contains__(self, digest: str) -> bool:
+        return self._path(digest).is_file()
+
+    def __getitem__(self, digest: str) -> bytes:
+        return self._path(digest).read_bytes()
+
+    def take(self, number: int, site: str, digest: str, size: int) -> None:
+        """Fetch a contribution to round `number` unless it is here, from its site or from who passes it on.
+
+        Raises what `parcels.fetch` raises.
+        """
+        if digest in self:
+            return
+        data = parcels.fetch(
+            self._exchange,
+            ArtifactClass.PSEUDO_GRADIENT,
+            digest,
+            round=number,
+            first=site,
+            most_bytes=max(self._code.bytes_for(size), SMALLEST_BYTES),
+        )
+        path = self._path(digest)
+        part = path.with_suffix(f".{next(self._numbers)}")
+        part.write_bytes(data)
+        part.rename(path)
+
+    def of(self, commits: Iterable[Commit], own: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """Return by site, read one at a time, what commits stand for and is here; `own` first."""
+        return _Here(self, {commit.site: commit.digest for commit in commits if commit.digest in self}, own)
+
+    def take_all(self, commits: Iterable[Commit], size: int) -> Asked:
+        """Begin to fetch the contributions that are not here."""
+        return Asked(self, (commit for commit in commits if commit.digest not in self), size)
+
+    def decode(self, data: bytes, size: int) -> Vector:
+        """Return the vector that `data` stands for, on disk. Raises VerificationError as `Code.decode` does."""
+        vector = self._code.decode(data, size)
+        if not size:
+            return vector
+        path = self._root / f"{next(self._numbers)}.f32"
+        vector.tofile(path)
+        return np.asarray(np.memmap(path, dtype=np.float32, mode="r", shape=(size,)))
+
+    def clear(self, spared: Collection[str] = ()) -> None:
+        """Let go of everything but the contributions `spared`; vectors that somebody holds stay readable."""
+        kept = {self._path(digest) for digest in spared}
+        for path in sorted(self._root.iterdir()):
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+    def _path(self, digest: str) -> Path:
+        """A digest is a peer's word until its bytes are here: no name of a file."""
+        return self._root / hashlib.sha256(digest.encode()).hexdigest()
+
+
+class _Here(Mapping[str, bytes]):
+    def __init__(self, received: Received, digests: Mapping[str, str], own: Mapping[str, bytes]) -> None:
+        self._received = received
+        self._digests = digests
+        self._own = own
+
+    def __getitem__(self, site: str) -> bytes:
+        return self._own[site] if site in self._own else self._received[self._digests[site]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({*self._own, *self._digests})
+
+    def __len__(self) -> int:
+        return len({*self._own, *self._digests})
