@@ -17,6 +17,7 @@ from consortium.train.disputes import certificate_digest, check_settlement, publ
 from consortium.train.exchange import Exchange
 from consortium.train.keep import OuterState
 from consortium.train.outer import Vector, digest_of, from_bytes, to_bytes
+from consortium.train.parcels import fetch, send
 from consortium.train.peers import Peers
 
 Again = Callable[[int], tuple[Vector, Vector]]
@@ -81,7 +82,9 @@ class Settling:
             sys.stderr.write(f"round {number}: computed again here, the outer state is that of the others\n")
         else:
             sys.stderr.write(f"round {number}: {', '.join(settlement.agree)} hold another state; taking it from them\n")
-            again = (self._receive("outer", number, wanted[0]), self._receive("momentum", number, wanted[1]))
+            names, sender = ("outer", "momentum"), settlement.agree[0]
+            outer, momentum = (self._receive(n, number, d, sender) for n, d in zip(names, wanted, strict=True))
+            again = (outer, momentum)
         return replace(mine, digest=settlement.outer, outer=again[0], momentum=again[1])
 
     def _hand_over(self, number: int, settlement: Settlement, state: OuterState) -> None:
@@ -90,22 +93,30 @@ class Settling:
             return
         for name, vector in (("outer", state.outer), ("momentum", state.momentum)):
             try:
-                self._exchange.send(
-                    ArtifactClass.OUTER_STATE, f"{name}-{number}", to_bytes(vector), round=number, recipients=behind
+                send(
+                    self._exchange,
+                    ArtifactClass.OUTER_STATE,
+                    f"{name}-{number}",
+                    to_bytes(vector),
+                    round=number,
+                    recipients=behind,
                 )
             except ConsortiumError as fault:
                 sys.stderr.write(f"the {name} after round {number} was not sent to {', '.join(behind)}: {fault.what}\n")
 
-    def _receive(self, name: str, number: int, digest: str) -> Vector:
+    def _receive(self, name: str, number: int, digest: str, sender: str) -> Vector:
         """Return what a peer hands over, whoever it is: its digest is the one that most sites signed."""
         self._exchange.progress(phase=f"waiting for the {name} that holds", round=number)
+        most_bytes = 4 * self._size
         for _ in self._peers.patiently():
-            for artifact in self._exchange.inbox():
-                if (artifact.name, artifact.round, artifact.digest) == (f"{name}-{number}", number, digest):
-                    data = self._exchange.receive(artifact)
-                    if digest_of(data) == digest:
-                        return from_bytes(data, self._size, what=f"the {name} that {artifact.sender} hands over")
-        raise UnreachableError("waiting ends only with a result")
+            try:
+                data = fetch(
+                    self._exchange, ArtifactClass.OUTER_STATE, digest, round=number, first=sender, most_bytes=most_bytes
+                )
+            except (NotFoundError, UnreachableError, VerificationError):
+                continue  # not sent yet, or not to be had now: another may hand it over
+            return from_bytes(data, self._size, what=f"the {name} after round {number}")
+        raise AssertionError("waiting ends only with a result")
 
 
 def _digests(outer: Vector, momentum: Vector) -> tuple[str, str]:
