@@ -111,7 +111,7 @@ def _mlflow(directory: FederationDir, federation: dict[str, Any]) -> ChildSpec:
         argv=(
             sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1",
             f"--backend-store-uri=sqlite:///{home / 'mlflow.db'}", "--no-serve-artifacts",
-            f"--default-artifact-root={(home / 'no-artifacts').as_uri()}",
+            f"--default-artifact-root={(home / 'artifacts').as_uri()}",
             f"--allowed-hosts=127.0.0.1:{port},localhost:{port}",
         ),
         env=clean_environment()

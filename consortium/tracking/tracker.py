@@ -34,6 +34,18 @@ _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 _INVALID = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS")
 
 
+def is_here(artifacts: str) -> bool:
+    """Return whether a run's artifacts, `ROOT/EXPERIMENT/RUN/artifacts`, can be written from here.
+
+    A folder can where its root, or what holds the root, is one of this machine; of any other store its client knows.
+    """
+    place = urlsplit(artifacts)
+    if place.scheme not in ("", "file"):
+        return True
+    folders = Path(place.path).parents
+    return len(folders) > 3 and (folders[2].is_dir() or (folders[3].is_dir() and folders[3] != Path("/")))
+
+
 def dataset_digest(dataset: Dataset) -> str:
     """Return the `sha256:` digest over a dataset's shard digests, in order: its content, whatever its name."""
     return digest_json([shard.digest for shard in dataset.shards])
@@ -180,10 +192,9 @@ class Tracker:
 
         with self._translated(f"run {run}"), tempfile.TemporaryDirectory(prefix="consortium-figure-") as folder:
             uri = self._store.get_run(run).info.artifact_uri
-            place = urlsplit(uri)
-            if place.scheme in ("", "file") and not Path(place.path).parents[2].is_dir():
+            if not is_here(uri):
                 raise UsageError(
-                    f"the tracking server keeps artifacts in {place.path}, which is not on this machine",
+                    f"the tracking server keeps artifacts in {uri}, which is not on this machine",
                     where=self.url,
                     fix="give it an S3 store for artifacts, or let it serve them",
                 )

@@ -15,7 +15,7 @@ import pytest
 
 from consortium.domain.data import ArtifactClass, Dataset, Shard
 from consortium.errors import NotFoundError, UnreachableError, UsageError
-from consortium.tracking.tracker import DIGEST_CHARS, LINK_PREFIX, Tracker, dataset_digest
+from consortium.tracking.tracker import DIGEST_CHARS, LINK_PREFIX, Tracker, dataset_digest, is_here
 
 DATASET = Dataset(
     id="ds-00000000000000000000000001",
@@ -110,6 +110,13 @@ def test_an_absent_server_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UnreachableError, match="tracking server"):
         Tracker("http://127.0.0.1:9").contents("0" * 32)
+
+
+def test_artifacts_are_written_to_folders_of_this_machine_only(tmp_path: Path) -> None:
+    assert is_here((tmp_path / "root" / "1" / "run" / "artifacts").as_uri()), "the root is made with the first of them"
+    assert not is_here("file:///of-another-machine/root/1/run/artifacts")
+    assert not is_here("file:///nowhere/1/run/artifacts")
+    assert is_here("mlflow-artifacts:/1/run/artifacts")
 
 
 def test_a_token_is_its_tracker_s_alone() -> None:
