@@ -83,6 +83,7 @@ def summary(round_: Round) -> dict[str, Any]:
         "rulings": to_json(round_.rulings),
         "outer_digests": digests,
         "agree": len(set(digests.values())) == 1 if digests else None,
+        "settlement": None if round_.settlement is None else to_json(round_.settlement),
     }
 
 
@@ -95,8 +96,15 @@ def _cells(row: dict[str, Any]) -> tuple[object, ...]:
         " ".join(f"{site} {weight:.3f}" for site, weight in row["weights"].items()) or "-",
         "; ".join(f"{site}: {', '.join(reasons)}" for site, reasons in row["refused"].items()) or "-",
         ", ".join(row["left_out"]) or "-",
-        {True: "agree", False: "differ", None: "-"}[row["agree"]],
+        _outcome(row),
     )
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    settled = row["settlement"]
+    if settled and settled["outer"]:
+        return f"settled: {', '.join(settled['differ'])} differed"
+    return {True: "agree", False: "differ", None: "-"}[row["agree"]]
 
 
 def _rule(action: Action, job: str, site: str, reason: str, number: int, person: str) -> None:
