@@ -88,8 +88,9 @@ class Heard:
 class Costless:
     """Inner steps that take no time: what is left of a round is what the round itself costs."""
 
-    def __init__(self, layout: Layout, seed: int) -> None:
+    def __init__(self, layout: Layout, seed: int, tokens_per_step: int) -> None:
         self.layout = layout
+        self._tokens_per_step = tokens_per_step
         draw = np.random.default_rng(seed)
         self._outer = draw.standard_normal(layout.size, dtype=np.float32)
         self._gradient = draw.standard_normal(layout.size, dtype=np.float32) * np.float32(1e-3)
@@ -102,7 +103,8 @@ class Costless:
         """Return the start less a fixed vector; the round is one step."""
         if start is None:
             raise ValueError("a round of more than one step")
-        return InnerResult(local=start - self._gradient, loss=1.0, tokens=count, position=position + count)
+        tokens = count * self._tokens_per_step
+        return InnerResult(local=start - self._gradient, loss=1.0, tokens=tokens, position=position + count)
 
     def probe(self, outer: Vector, *, position: int, count: int) -> float:
         """There is no text."""
@@ -255,9 +257,10 @@ def differing_digests(params: PretrainConfig, texts: Mapping[str, Sequences], ti
 
 def round_seconds(params: PretrainConfig, layout: Layout, sites: tuple[str, ...]) -> float:
     """Median seconds of a round whose inner steps cost nothing, between legs of one machine."""
+    tokens = params.data.batch_size * params.model.context
     with _server() as s3:
         made: dict[str, Callable[[], Inner]] = {
-            site: lambda seed=seed: Costless(layout, seed)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            site: lambda seed=seed: Costless(layout, seed, tokens)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             for seed, site in enumerate(sites)
         }
         legs = _legs(s3, params, made, layout)

@@ -81,7 +81,8 @@ class Simulated:
             self._local, self._since = start.copy(), (position, 0)
         self._local = self._local - np.float32(count * 1e-3)
         done = position + count - self._since[0]
-        return InnerResult(local=self._local, loss=1.0, tokens=done, position=position + count)
+        tokens = done * PARAMS["data"]["batch_size"] * PARAMS["model"]["context"]
+        return InnerResult(local=self._local, loss=1.0, tokens=tokens, position=position + count)
 
     def probe(self, outer: Vector, *, position: int, count: int) -> float:
         return 1.0
