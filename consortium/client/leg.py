@@ -188,13 +188,19 @@ class LegSession:
         answer = self._call("POST", "/leg/artifacts", params=query, content=data, headers=headers)
         return from_json(Artifact, answer.json(), where="/leg/artifacts")
 
-    def inbox(self) -> list[Artifact]:
-        """Return all artifacts of this job addressed to this site, oldest first, those of earlier attempts included."""
-        return from_json(list[Artifact], self._call("GET", "/leg/artifacts").json(), where="/leg/artifacts")
+    def inbox(self, round: int | None = None) -> list[Artifact]:
+        """Return the artifacts of this job, or of one round, addressed to this site, oldest first.
+
+        Those of earlier attempts are included.
+        """
+        asked = {} if round is None else {"round": str(round)}
+        answer = self._call("GET", "/leg/artifacts", params=asked)
+        return from_json(list[Artifact], answer.json(), where="/leg/artifacts")
 
     def receive(self, artifact: Artifact) -> bytes:
         """Return the plaintext of an artifact of the inbox; the gateway has verified sender and digest."""
-        return self._call("GET", f"/leg/artifacts/{artifact.digest}", params={"sender": artifact.sender}).content
+        asked = {"sender": artifact.sender, "round": str(artifact.round)}
+        return self._call("GET", f"/leg/artifacts/{artifact.digest}", params=asked).content
 
     def wait_for(
         self,
@@ -215,7 +221,7 @@ class LegSession:
         found: dict[str, bytes] = {}
         deadline = time.monotonic() + timeout_s
         while missing:
-            for artifact in reversed(self.inbox()):
+            for artifact in reversed(self.inbox(round)):
                 wanted = digests is None or digests.get(artifact.sender) == artifact.digest
                 if artifact.sender in missing and (artifact.name, artifact.round) == (name, round) and wanted:
                     found[artifact.sender] = self.receive(artifact)

@@ -14,6 +14,9 @@ from consortium.errors import ConflictError, NotFoundError, UsageError
 from consortium.keys.canonical import digest_json
 from consortium.state import tables as t
 
+MOST_ARTIFACTS = 10_000
+"""Of one sender in one round: who awaits something reads the list of all at every look."""
+
 
 def next_version(connection: Connection, name: str) -> int:
     """Return the version the next dataset of this name gets."""
@@ -120,7 +123,10 @@ def outputs_of(connection: Connection, job: str) -> list[Dataset]:
 
 
 def announce(connection: Connection, artifact: Artifact, now_ms: int) -> bool:
-    """Store an announced artifact; return False where it is known. Raises ConflictError for another under its key."""
+    """Store an announced artifact; return False where it is known.
+
+    Raises ConflictError for another under its key, UsageError where its sender announced too many of its round.
+    """
     same = (
         (t.artifacts.c.job == artifact.job)
         & (t.artifacts.c.sender == artifact.sender)
@@ -131,6 +137,17 @@ def announce(connection: Connection, artifact: Artifact, now_ms: int) -> bool:
         if digest_json(known) == digest_json(artifact):
             return False
         raise ConflictError("another artifact was announced under this key", where=artifact.key)
+    of_round = (
+        (t.artifacts.c.job == artifact.job)
+        & (t.artifacts.c.sender == artifact.sender)
+        & (t.artifacts.c.round == artifact.round)
+    )
+    if connection.execute(select(func.count()).where(of_round)).scalar_one() >= MOST_ARTIFACTS:
+        raise UsageError(
+            f"{artifact.sender} announced {MOST_ARTIFACTS:,} artifacts of round {artifact.round} already",
+            where=artifact.job,
+            fix="send fewer and larger ones",
+        )
     result = connection.execute(
         t.artifacts.insert().values(
             job=artifact.job,
@@ -149,14 +166,16 @@ def announce(connection: Connection, artifact: Artifact, now_ms: int) -> bool:
     return True
 
 
-def artifacts_for(connection: Connection, job: str, recipient: str) -> list[Artifact]:
-    """Return what was announced of a job to a site, oldest first."""
+def artifacts_for(connection: Connection, job: str, recipient: str, *, round: int | None = None) -> list[Artifact]:
+    """Return what was announced of a job, or of one round of it, to a site, oldest first."""
     query = (
         select(t.artifacts.c.doc)
         .join(t.artifact_recipients, t.artifact_recipients.c.artifact == t.artifacts.c.id)
         .where((t.artifacts.c.job == job) & (t.artifact_recipients.c.site == recipient))
         .order_by(t.artifacts.c.id)
     )
+    if round is not None:
+        query = query.where(t.artifacts.c.round == round)
     return [from_json(Artifact, doc, where=job) for doc in connection.execute(query).scalars()]
 
 

@@ -47,8 +47,8 @@ class Exchange(Protocol):
     ) -> Artifact:
         """Release `data` to other sites, by default to all peers."""
 
-    def inbox(self) -> list[Artifact]:
-        """Return all artifacts of this job addressed to this site, oldest first."""
+    def inbox(self, round: int | None = None) -> list[Artifact]:
+        """Return the artifacts of this job, or of one round, addressed to this site, oldest first."""
 
     def receive(self, artifact: Artifact) -> bytes:
         """Return an artifact's plaintext, its sender's signature and digest checked."""

@@ -52,7 +52,7 @@ def fetch(
     answer, and VerificationError where all that could be had is something else.
     """
     faults: list[ConsortiumError] = []
-    for parts in _offers(exchange.inbox(), artifact_class, digest, round, first):
+    for parts in _offers(exchange.inbox(round), artifact_class, digest, round, first):
         if sum(part.size_bytes for part in parts) > most_bytes + len(parts) * _SEALED_BYTES:
             faults.append(VerificationError(f"{parts[0].sender} announces more than the {most_bytes} bytes it can be"))
             continue

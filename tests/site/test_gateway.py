@@ -249,6 +249,9 @@ def test_a_receipt_is_verified_opened_and_recorded_once(border: Border) -> None:
     for _ in range(2):
         answer = border.http.get(f"/leg/artifacts/{artifact.digest}", params={"sender": "de-1"}, headers=border.leg)
         assert answer.content == b"from de"
+    for asked, found in ((artifact.round, [artifact.digest]), (artifact.round + 1, [])):
+        answer = border.http.get("/leg/artifacts", params={"round": asked}, headers=border.leg)
+        assert [one["digest"] for one in answer.json()] == found
     (body,) = border.records("crossing")
     (crossing,) = body["crossings"]
     assert (crossing["side"], crossing["sender"], crossing["recipient"]) == ("receipt", "de-1", "fr-1")

@@ -254,7 +254,8 @@ def consortium_server(script: Script) -> Serving:
 
     @app.route("GET", r"/v1/jobs/[^/]+/artifacts")
     def announced(body: Any, query: dict[str, str]) -> Any:
-        return [artifact for artifact in script.artifacts if query["recipient"] in artifact["recipients"]]
+        to = [artifact for artifact in script.artifacts if query["recipient"] in artifact["recipients"]]
+        return [artifact for artifact in to if query.get("round", str(artifact["round"])) == str(artifact["round"])]
 
     @app.route("POST", r"/v1/jobs/[^/]+/logs")
     def logs(body: Any, query: dict[str, str]) -> Any:

@@ -72,8 +72,20 @@ def test_artifacts_reach_their_recipients_only(db: Database) -> None:
         assert not data.announce(connection, STATISTIC, 2)
         assert data.artifacts_for(connection, "job-1", "uy-1") == [STATISTIC]
         assert data.artifacts_for(connection, "job-1", "fr-1") == []
+        assert data.artifacts_for(connection, "job-1", "uy-1", round=STATISTIC.round) == [STATISTIC]
+        assert data.artifacts_for(connection, "job-1", "uy-1", round=STATISTIC.round + 1) == []
         with pytest.raises(ConflictError):
             data.announce(connection, replace(STATISTIC, size_bytes=6), 3)
+
+
+def test_nobody_floods_a_round_with_artifacts(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "MOST_ARTIFACTS", 1)
+    with db.write() as connection:
+        assert data.announce(connection, STATISTIC, 1)
+        with pytest.raises(UsageError, match="announced 1 artifacts"):
+            data.announce(connection, replace(STATISTIC, key="another"), 2)
+        assert data.announce(connection, replace(STATISTIC, key="third", round=STATISTIC.round + 1), 3)
+        assert not data.announce(connection, STATISTIC, 4), "what is known is no more of it"
 
 
 def test_a_site_agrees_once_per_topic(db: Database) -> None:

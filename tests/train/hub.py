@@ -63,9 +63,10 @@ class Hub:
             self.artifacts.append((artifact, data))
             return artifact
 
-    def inbox(self, site: str) -> list[Artifact]:
+    def inbox(self, site: str, round: int | None = None) -> list[Artifact]:
         with self.lock:
-            return [artifact for artifact, _ in self.artifacts if site in artifact.recipients]
+            to = [artifact for artifact, _ in self.artifacts if site in artifact.recipients]
+            return [artifact for artifact in to if round in (None, artifact.round)]
 
     def receive(self, site: str, wanted: str) -> bytes:
         with self.lock:
@@ -201,8 +202,8 @@ class Line:
             self.site, str(artifact_class), name, data, round, peers if recipients is None else recipients
         )
 
-    def inbox(self) -> list[Artifact]:
-        return self.hub.inbox(self.site)
+    def inbox(self, round: int | None = None) -> list[Artifact]:
+        return self.hub.inbox(self.site, round)
 
     def receive(self, artifact: Artifact) -> bytes:
         return self.hub.receive(self.site, artifact.digest)
@@ -305,7 +306,7 @@ def _route(line: Line, method: str, path: str, body: bytes) -> Any:
             recipients = [site for site in query["recipients"].split(",") if site]
             return line.send(query["class"], query["name"], body, round=int(query["round"]), recipients=recipients)
         case ["GET", "artifacts"]:
-            return line.inbox()
+            return line.inbox(int(query["round"]) if "round" in query else None)
         case ["GET", "artifacts", wanted]:
             return line.hub.receive(line.site, wanted)
         case ["POST", "rounds", number, "commit"]:

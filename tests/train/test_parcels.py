@@ -32,8 +32,8 @@ class At:
         to = [site for site in SITES if site != self.site] if recipients is None else recipients
         return self.hub.send(self.site, str(cls), name, data, round, to)
 
-    def inbox(self) -> list[Artifact]:
-        return self.hub.inbox(self.site)
+    def inbox(self, round: int | None = None) -> list[Artifact]:
+        return self.hub.inbox(self.site, round)
 
     def receive(self, artifact: Artifact) -> bytes:
         if artifact.sender in self.faults:

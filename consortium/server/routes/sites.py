@@ -95,12 +95,12 @@ def announce(job: str, core: CoreArg, caller: SiteArg, body: Json = Body()) -> J
 
 
 @router.get("/jobs/{job}/artifacts")
-def announced(job: str, recipient: str, core: CoreArg, caller: SiteArg) -> list[Json]:
-    """List what was announced of a job to the calling site, earlier attempts included, oldest first."""
+def announced(job: str, recipient: str, core: CoreArg, caller: SiteArg, round: int | None = None) -> list[Json]:
+    """List what was announced of a job, or of a round of it, to the calling site, earlier attempts included."""
     own_site(recipient, caller)
     with core.db.read() as connection:
         store.find_job(connection, job)
-        found: list[Json] = to_json(data.artifacts_for(connection, job, recipient))
+        found: list[Json] = to_json(data.artifacts_for(connection, job, recipient, round=round))
     return found
 
 

@@ -191,20 +191,21 @@ class Border:
 
     # -- in -------------------------------------------------------------------------------------------------------
 
-    def inbox(self, leg: SiteLeg) -> list[Artifact]:
-        """Return the job's artifacts addressed to this site, oldest first."""
+    def inbox(self, leg: SiteLeg, round: int | None = None) -> list[Artifact]:
+        """Return the artifacts of the job, or of one round, that are addressed to this site, oldest first."""
         job, site = leg.offer.job, leg.offer.site
-        answer = self.gateway.call("GET", f"/v1/jobs/{job}/artifacts", params={"recipient": site}, job=job)
+        asked = {"recipient": site} | ({} if round is None else {"round": str(round)})
+        answer = self.gateway.call("GET", f"/v1/jobs/{job}/artifacts", params=asked, job=job)
         return from_json(list[Artifact], answer, where=f"artifacts of {job}")
 
-    def receive(self, leg: SiteLeg, wanted: str, sender: str) -> bytes:
+    def receive(self, leg: SiteLeg, wanted: str, sender: str, round: int | None = None) -> bytes:
         """Return the plaintext of an announced artifact, fetched and recorded the first time, kept from then on."""
         if not _DIGEST.match(wanted) or not (sender == "" or is_site(sender)):  # a file is named after them
             raise UsageError(f"no digest, or no site: {wanted[:80]!r} of {sender[:80]!r}", where=leg.offer.job)
         kept = self.gateway.received / leg.offer.job / f"{sender or 'any'}-{wanted.removeprefix('sha256:')}"
         if kept.is_file():
             return kept.read_bytes()
-        for artifact in self.inbox(leg):
+        for artifact in self.inbox(leg, round):
             if artifact.digest == wanted and sender in ("", artifact.sender):
                 break
         else:

@@ -249,15 +249,17 @@ def send(
 
 
 @router.get("/artifacts")
-def inbox(border: AtBorder, leg: Leg) -> Any:
-    """List what is addressed to this site."""
-    return to_json(border.inbox(leg))
+def inbox(border: AtBorder, leg: Leg, round: Annotated[int | None, Query(ge=0)] = None) -> Any:
+    """List what is addressed to this site, of all rounds or of one."""
+    return to_json(border.inbox(leg, round))
 
 
 @router.get("/artifacts/{digest}")
-def receive(border: AtBorder, leg: Leg, digest: str, sender: str = "") -> Response:
+def receive(
+    border: AtBorder, leg: Leg, digest: str, sender: str = "", round: Annotated[int | None, Query(ge=0)] = None
+) -> Response:
     """Return an artifact's plaintext."""
-    return Response(border.receive(leg, digest, sender), media_type="application/octet-stream")
+    return Response(border.receive(leg, digest, sender, round), media_type="application/octet-stream")
 
 
 @router.post("/rounds/{number}/commit")
