@@ -18,7 +18,7 @@ from consortium.domain.codec import to_json
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.protocol import LegOffer
 from consortium.domain.records import RecordType, ReExecution
-from consortium.domain.training import Round
+from consortium.domain.training import Commit, Round
 from consortium.errors import ConfigError, NotFoundError, UsageError, VerificationError
 from consortium.keys.code import code_digest
 from consortium.keys.signing import SigningKey, sign_value
@@ -34,7 +34,7 @@ from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
 from consortium.train.peers import commit_of
 from consortium.train.plugin import source_of
-from consortium.train.replay import TOLERANCE, draw, re_execute
+from consortium.train.replay import TOLERANCE, ReExecuted, draw, re_execute
 from consortium.train.tokens import open_sequences, vocabulary
 
 
@@ -164,8 +164,7 @@ def _round_again(
             raise NotFoundError(f"the contribution committed, {commit.digest}, is not kept")
         with tempfile.TemporaryDirectory(prefix="consortium-again-") as folder:
             done = re_execute(keep, _worker(settings, store, offer, params, Path(folder)), params.outer, number, size)
-        if done.digest != commit.digest:
-            raise VerificationError(f"what is kept as contributed is {done.digest}, committed was {commit.digest}")
+        _check_as_committed(commit, done, params)
     except NotFoundError as fault:
         return Again(site=site, round=number, result="cannot", what=fault.what)
     except VerificationError as fault:
@@ -174,6 +173,20 @@ def _round_again(
     told = "the same bits" if done.same_bits else f"relative distance {done.distance:.3g}, cosine {done.cosine:.6f}"
     result = "re-executed" if said.holds else "differs"
     return Again(site=site, round=number, result=result, what=f"{told} (at most {TOLERANCE})", record=said)
+
+
+def _check_as_committed(commit: Commit, done: ReExecuted, params: PretrainConfig) -> None:
+    """Raise VerificationError unless what was done again is what was committed: bytes, steps, tokens, and its end."""
+    if done.digest != commit.digest:
+        raise VerificationError(f"what is kept as contributed is {done.digest}, committed was {commit.digest}")
+    tokens = done.steps * params.data.batch_size * params.model.context
+    if (commit.steps, commit.tokens) != (done.steps, tokens):
+        raise VerificationError(
+            f"committed were {commit.tokens:,} tokens in {commit.steps:,} steps, "
+            f"it is made of {tokens:,} in {done.steps:,}"
+        )
+    if not done.reads_on:
+        raise VerificationError("the data position kept after its steps is not where they end")
 
 
 def _params(offer: LegOffer) -> PretrainConfig:

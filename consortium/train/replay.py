@@ -21,6 +21,7 @@ bit. Elsewhere kernels round otherwise, and training amplifies it: `TOLERANCE` s
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ from consortium.errors import NotFoundError, VerificationError
 from consortium.keys.roster import Rosters, verify_ruling
 from consortium.keys.signing import verify_value
 from consortium.train.book import RoundBook
-from consortium.train.codes import Code, Encoded
+from consortium.train.codes import Code
 from consortium.train.combine import combine
 from consortium.train.fragments import Plan
 from consortium.train.keep import Keep
@@ -75,16 +76,20 @@ class ReExecuted:
     round: int
     digest: str
     """Of what is kept as this site's contribution, and was compared with."""
+    steps: int
+    """How many inner steps the site keeps it as made of."""
+    reads_on: bool
+    """Whether the data position it keeps after them is the one they come to."""
     same_bits: bool
     distance: float
-    """L2 norm of the difference over the norm of the kept pseudo-gradient."""
+    """L2 norm of the difference over the norm of what was committed, as decoded; or of the residual, if it is more."""
     cosine: float
     tolerance: float = TOLERANCE
 
     @property
     def holds(self) -> bool:
         """Whether the figure may be called re-executed."""
-        return self.same_bits or self.distance <= self.tolerance
+        return self.reads_on and (self.same_bits or self.distance <= self.tolerance)
 
 
 @dataclass(slots=True)
@@ -314,18 +319,32 @@ def re_execute(keep: Keep, inner: Inner, params: OuterConfig, number: int, size:
     if made.steps > over:
         own = 0 if made.steps == params.inner_steps else made.steps
         step = (number - 1) * made.steps + over
-        local = inner.run(local, position=position, step=step, count=made.steps - over, per_round=own).local
+        done = inner.run(local, position=position, step=step, count=made.steps - over, per_round=own)
+        local, position = done.local, done.position
     again = np.subtract(part.take(before.outer), part.take(local))
     code, carried = Code.of(params), None if before.residual is None else part.take(before.residual)
-    kept = code.given(Encoded(made.data, made.residual), carried, part.size)
-    scale = norm_of(kept)
+    encoded = code.encode(again, carried)
+    # Compared is what was committed, as peers decode it, and what it left to the next round; with the residual that is
+    # kept one could make any bytes stand for any vector.
+    ours, theirs = code.decode(encoded.data, part.size), code.decode(made.data, part.size)
+    left = _apart(encoded.residual, made.residual)
     return ReExecuted(
         round=number,
         digest=made.digest,
-        same_bits=digest_of(code.encode(again, carried).data) == made.digest,
-        distance=norm_of(np.subtract(again, kept)) / scale if scale else norm_of(again),
-        cosine=cosine_of(again, kept),
+        steps=made.steps,
+        reads_on=position == made.position,
+        same_bits=digest_of(encoded.data) == made.digest and left == 0.0,
+        distance=max(_apart(ours, theirs), left),
+        cosine=cosine_of(ours, theirs),
     )
+
+
+def _apart(ours: Vector | None, theirs: Vector | None) -> float:
+    """Return the relative distance of two vectors; of one that is there from one that is not, infinity."""
+    if ours is None or theirs is None:
+        return 0.0 if ours is theirs else math.inf
+    scale = norm_of(theirs)
+    return norm_of(np.subtract(ours, theirs)) / scale if scale else norm_of(ours)
 
 
 def _differs(number: int, what: list[str], who: list[str], digest: str = "") -> Replayed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -151,8 +152,12 @@ def test_an_auditor_recomputes_coded_rounds_and_inner_steps(leg, tmp_path):
     text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
     worker = InnerWorker(params, VOCAB, text, site.context.site)
     done = re_execute(Keep(site.store, JOB), worker, params.outer, 3, worker.layout.size)
-    assert done.same_bits
-    assert done.distance < 1e-5, "the residuals give back what the code dropped"
+    assert (done.same_bits, done.holds) == (True, True)
+    root = f"jobs/{JOB}/rounds"
+    kept, before = (json.loads(site.store.get(f"{root}/{number}/contribution.json")) for number in (3, 2))
+    site.store.put(f"{root}/3/contribution.json", json.dumps(kept | {"residual": before["residual"]}).encode())
+    done = re_execute(Keep(site.store, JOB), worker, params.outer, 3, worker.layout.size)
+    assert not done.holds, "the bytes are those, and what it carries on is made up"
 
 
 def judged(code: Code, data: bytes, norm: float) -> str:

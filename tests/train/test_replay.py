@@ -242,17 +242,28 @@ def test_the_command_line_does_a_rounds_steps_again_and_site_and_auditor_sign_wh
     assert call("audit", "re-execute", JOB, "--samples", "2", home=tmp_path).code == 2, "drawn by nothing"
 
 
+def boast(value: Any) -> None:
+    for commit in value["commits"]:
+        commit["tokens"] *= 10
+
+
 def test_a_contribution_that_its_steps_do_not_come_to_fails_with_7_and_is_on_record(machine, call, tmp_path):
     site, _, outbox = machine
     again = ("audit", "re-execute", JOB, "--round", "2", "--json")
     state, root = f"jobs/{JOB}/outer/1/state.json", f"jobs/{JOB}/rounds/2"
-    elsewhere = edited(site.store, state, lambda value: value.update(position=value["position"] + 40))
-    with changed(site.store, state, elsewhere):
-        told = call(*again, home=tmp_path)
+    mine = f"{root}/contribution.json"
+
+    def elsewhere(value: Any) -> None:
+        value["position"] += 40
+
+    with changed(site.store, state, edited(site.store, state, elsewhere)):
+        assert "not where they end" in call(*again, home=tmp_path).err
+        with changed(site.store, mine, edited(site.store, mine, elsewhere)):
+            told = call(*again, home=tmp_path)
     assert (told.code, json.loads(told.out)[0]["result"]) == (7, "differs")
-    assert "relative distance" in told.err
-    mine = json.loads(site.store.get(f"{root}/contribution.json"))["vector"]["key"]
-    with changed(site.store, mine, b"\0" * len(site.store.get(mine))):
+    assert "relative distance" in told.err, "steps on other text"
+    sent = json.loads(site.store.get(mine))["vector"]["key"]
+    with changed(site.store, sent, b"\0" * len(site.store.get(sent))):
         assert call(*again, home=tmp_path).code == 7, "other bytes"
     last = f"jobs/{JOB}/rounds/3/contribution.json"
     other = json.loads(site.store.get(last))["vector"]
@@ -260,11 +271,15 @@ def test_a_contribution_that_its_steps_do_not_come_to_fails_with_7_and_is_on_rec
     def swap(value: Any) -> None:
         value["vector"] = other
 
-    with changed(site.store, f"{root}/contribution.json", edited(site.store, f"{root}/contribution.json", swap)):
+    with changed(site.store, mine, edited(site.store, mine, swap)):
         told = call(*again, home=tmp_path)
     assert (told.code, "committed was" in told.err) == (7, True), "another contribution put in its place"
+    book = edited(site.store, f"{root}/round.json", boast)
+    with changed(site.store, f"{root}/round.json", book):
+        told = call(*again, home=tmp_path)
+    assert (told.code, "it is made of" in told.err) == (7, True), "more tokens than its steps read"
     records = [from_json(ReExecution, record.body) for record in outbox.after(-1)]
-    assert [record.holds for record in records] == [False] * 3
+    assert [record.holds for record in records] == [False] * 5
     with changed(site.store, state, None):
         assert call(*again, home=tmp_path).code == 5, "nothing to begin from"
 
