@@ -252,7 +252,9 @@ class Replay:
 
     def _kept_state(self, number: int) -> _Chain | None:
         try:
-            return _Chain(*self._keep.stepped(number, self._size), own=number > 0)
+            outer, momentum = self._keep.stepped(number, self._size)
+            # Before the first round it is zero, but for a training that was resumed: that of the job before.
+            return _Chain(outer, momentum, own=number > 0 or bool(momentum.any()))
         except (NotFoundError, VerificationError):
             return None
 

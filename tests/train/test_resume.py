@@ -11,6 +11,7 @@ from consortium.domain.pretraining import PretrainConfig, unlike
 from consortium.errors import NotFoundError
 from consortium.storage.objects import ObjectStore
 from consortium.train.keep import Keep
+from consortium.train.replay import kept_params, replay
 from tests.train.conftest import PARAMS
 from tests.train.hub import JOB, Hub
 from tests.train.test_leg import CrashError, Site, digests, federation, together
@@ -29,6 +30,7 @@ class CutOff(Site):
 
 def params(rounds: int, dropout: float = 0.0, **changes: Any) -> dict[str, Any]:
     outer = {**PARAMS["outer"], "rounds": rounds, **changes}
+    outer["keep_received"] = -1
     return {**PARAMS, "model": {**PARAMS["model"], "dropout": dropout}, "outer": outer}
 
 
@@ -54,8 +56,7 @@ def renamed(store: ObjectStore) -> None:
     ("names", "outer"),
     [
         # Torch's global generator, which dropout draws from, is one for all threads here.
-        (("fr-1",), {"dropout": 0.1}),
-        (NAMES, {"code": "int8"}),
+        (("fr-1",), {"dropout": 0.1, "code": "int8"}),
         (NAMES, {"fragments": 2, "delay": 2, "mix": 0.25}),
     ],
 )
@@ -74,6 +75,9 @@ def test_it_ends_where_it_would_have_ended_with_no_token_read_twice_or_left_out(
     assert digests(again) == digests(whole)
     assert {site.final.position for site in again} == {site.final.position for site in whole}
     assert not [one for one, _ in hub.artifacts if one.round == 0], "every site has its own state: none is sent"
+    replayed = replay(again[0].store, JOB, kept_params(again[0].store, JOB))
+    assert {one.result for one in replayed} == {"verified"}
+    assert all("the momentum it starts from is this site's own word" in one.what for one in replayed)
 
 
 @pytest.mark.integration
