@@ -131,6 +131,11 @@ def left_out(number: int, rulings: Iterable[Ruling], standing: Standing | None) 
     return frozenset(out)
 
 
+def withdrawn(number: int, rulings: Iterable[Ruling]) -> frozenset[str]:
+    """Return the sites that have left the job for good in round `number`."""
+    return frozenset(one.site for one in rulings if one.action == "withdraw" and one.round <= number)
+
+
 def certify(
     job: str,
     number: int,

@@ -28,7 +28,7 @@ from consortium.train.fragments import Plan
 from consortium.train.keep import Contribution, OuterState
 from consortium.train.outer import Vector
 from consortium.train.peers import JUDGED, Peers, commit_of
-from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
+from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after, withdrawn
 from consortium.train.screen import Gates, Work
 from consortium.train.settle import Again, Settling
 from consortium.train.within import Stopped
@@ -160,9 +160,11 @@ class Talk:
 
     def _commit(self, made: Contribution) -> bool:
         """Send and commit; False where the round stopped taking commits meanwhile."""
-        if len(self.peers.sites) > 1:
+        if to := self._recipients(made.round):
             name = f"pseudo-gradient-{made.round}"
-            parcels.send(self._exchange, ArtifactClass.PSEUDO_GRADIENT, name, made.data, round=made.round)
+            parcels.send(
+                self._exchange, ArtifactClass.PSEUDO_GRADIENT, name, made.data, round=made.round, recipients=to
+            )
         timed = {"train_ms": made.train_ms} if self._params.outer.pace == "measured" else {}
         try:
             self._exchange.commit(
@@ -182,6 +184,12 @@ class Talk:
                 sys.stderr.write(f"round {made.round} goes on without this site: {fault.what}\n")
                 return False
         return True
+
+    def _recipients(self, number: int) -> list[str]:
+        """Return the peers that a contribution is for: who was withdrawn from the job gets none any more."""
+        current = self.peers.look(number)
+        gone = withdrawn(number, current.rulings if current else ())
+        return [site for site in self.peers.sites if site != self._site and site not in gone]
 
     def _await_certificate(
         self, state: OuterState, number: int, made: Contribution | None, probe: Probe, aside: bool

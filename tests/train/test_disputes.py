@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from consortium.domain.training import RoundPhase
+from consortium.domain.training import Round, RoundPhase, Ruling
 from consortium.errors import VerificationError
 from consortium.train.keep import Keep
 from consortium.train.replay import kept_params, replay
@@ -93,6 +93,32 @@ def test_of_two_sites_that_differ_nobody_can_tell(leg):
     assert sites[0].hub.rounds[2].phase is RoundPhase.DISPUTED
     for site in sites:
         assert isinstance(site.fault, VerificationError)
+
+
+class Withdrawing(Hub):
+    """uy-1 was withdrawn from round 2 on."""
+
+    def round(self, number: int) -> Round:
+        ruling = Ruling(job=JOB, round=2, site="uy-1", action="withdraw", reason="why", by="fr/bruno")
+        return replace(super().round(number), rulings=(ruling,) if number > 1 else ())
+
+
+def test_a_site_that_was_withdrawn_is_sent_nothing_more_and_keeps_what_it_gave(leg):
+    sites = federation(leg)
+    hub = Withdrawing(SITES)
+    for site in sites:
+        site.hub = hub
+    together([replace_site(site, rounds=1) for site in sites])
+    hub.lose("uy-1")
+    hub.rounds[2] = Round(job=JOB, number=2, phase=RoundPhase.OPEN, expected=SITES[:2])
+    together(sites[:2])
+    assert len(digests(sites[:2])) == 1
+    sent = {(one.sender, one.round): one.recipients for one, _ in hub.artifacts if one.artifact_class != "outer_state"}
+    assert sent["de-1", 1] == ("fr-1", "uy-1")
+    assert sent["de-1", 2] == ("fr-1",)
+    assert sent["fr-1", 2] == ("de-1",)
+    assert [part.site for part in hub.rounds[1].certificate.contributions] == list(SITES)
+    assert [part.site for part in hub.rounds[2].certificate.contributions] == ["de-1", "fr-1"]
 
 
 def test_a_site_that_takes_no_part_in_a_round_disputes_nothing(leg, calm):
