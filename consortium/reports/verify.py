@@ -8,7 +8,7 @@ from typing import Any
 
 from consortium.accounting.periods import bounds
 from consortium.domain.codec import from_json, to_json
-from consortium.domain.records import Record, RecordType
+from consortium.domain.records import Evidence, Record, RecordType
 from consortium.domain.training import Round
 from consortium.errors import ConsortiumError, UsageError, VerificationError
 from consortium.keys.canonical import canonical
@@ -192,6 +192,15 @@ def _checks(report: Report, records: list[Record]) -> tuple[str, ...]:
         f"{len(records)} records are signed by their origins ({kinds or 'none'})",
         f"{len(records) + len(report.erased)} leaves are proven to stand under the log's signed checkpoint",
         f"{len(report.figures.completeness)} families of records have no gap",
+        *_redone(report),
         "every figure follows from the leaves",
         "the server signed the whole report",
+    )
+
+
+def _redone(report: Report) -> tuple[str, ...]:
+    rows = report.figures.rounds
+    done = sum(row.work_evidence is Evidence.RE_EXECUTED for row in rows)
+    return (
+        (f"{done} of {len(rows)} contributions were done again, signed by another partner's auditor",) if rows else ()
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from consortium.accounting.periods import period_of
 from consortium.domain.codec import from_json
 from consortium.domain.data import ArtifactClass
 from consortium.domain.job import JobKind, LegState, Resources
@@ -16,6 +19,7 @@ from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.records import RecordType, ReExecution
 from consortium.domain.training import Certificate, Commit, Round, Verdict
 from consortium.keys.signing import sign_value, verify_value
+from consortium.reports.verify import verify_report
 from consortium.train.rounds import check_certificate
 from consortium.train.sizes import flops_per_token
 from tests.server.test_commands import As
@@ -173,15 +177,26 @@ def _who_brought_what(fed: Any, job: Training, person: As) -> None:
     job.sites["de-1"].record(RecordType.RE_EXECUTION, fed.to_json(again))
     assert "another's to record" in job.sites["de-1"].push().text
     job.sites["de-1"].chain.pop()
+    seen = sign_value(fed.people["fr/claire"], replace(again, site="de-1", digest="sha256:de-11", by="fr/claire"))
+    job.sites["de-1"].record(RecordType.RE_EXECUTION, fed.to_json(seen))
+    assert job.sites["de-1"].push().status_code == 200
     brought = fed.get(f"/v1/jobs/{job.job}/attribution")
     model = PretrainConfig.of(fed.params("pretrain")).model
     assert brought["flops_per_token"] == flops_per_token(model, 1024)
     assert [(row["round"], row["site"], row["weight"], row["re_executed_by"]) for row in brought["rounds"]] == [
-        (1, "de-1", 1 / 3, []), (1, "fr-1", 1 / 3, ["fr-1"]), (1, "uy-1", 1 / 3, [])
+        (1, "de-1", 1 / 3, ["fr/claire at de-1"]), (1, "fr-1", 1 / 3, ["fr-1"]), (1, "uy-1", 1 / 3, [])
     ]  # fmt: skip
     row = brought["partners"]["fr"]
     assert (row["tokens"], row["evidence"], row["bytes_sent"], row["loss_share_nats"]) == (100, "declared", None, None)
     assert row["model_flops"] == 300 * flops_per_token(model, 1024)
+    assert brought["partners"]["de"]["evidence"] == "re-executed", "under the eyes of France's auditor"
+
+    def on_record() -> Any:
+        told = fed.get(f"/v1/reports/de?period={period_of(time.time_ns() // 1_000_000)}", who="de/bernd")
+        mine = [row for row in told["figures"]["rounds"] if row["job"] == job.job]
+        return mine and mine[0]["work_evidence"] == "re-executed" and told
+
+    verify_report(fed.until(on_record), fed.trust)
     shown = person("fr/amelie", "show", job.job)
     assert shown.code == 0, shown.err
     assert "below 10^23" in shown.out
