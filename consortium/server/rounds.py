@@ -208,7 +208,11 @@ def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> boo
     if earlier is not None:
         states = [disputes.holding(earlier)]
     else:
-        states = sorted({digest for site, digest in before.items() if site in row.fixed} or set(before.values()))
+        start, attempt = job.spec.params.get("start"), job.attempt
+        sites = [leg.site for leg in attempt.legs] if attempt else []
+        said = disputes.beginning(sites, before, resumed=isinstance(start, dict) and bool(start.get("resume")))
+        told = {before[site] for site in row.fixed if site in before} or set(before.values())
+        states = [said] if said else sorted(told)
     if len(states) > 1 or (before and not states[0]):
         _dispute(core, connection, row, before)
         return False

@@ -20,7 +20,7 @@ parties lie, the honest site is the one that differs, and what it kept shows it 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from consortium.domain.training import Certificate, Recomputed, Round, Settlement
@@ -74,6 +74,19 @@ def holding(current: Round) -> str:
     said = Counter(published(current).values())
     digest, times = max(said.items(), key=lambda item: (item[1], item[0]), default=("", 0))
     return digest if 2 * times > said.total() else ""
+
+
+def beginning(sites: Iterable[str], said: Mapping[str, str], *, resumed: bool) -> str:
+    """Return the digest of the state before round 1; empty where there is none.
+
+    The first of the job's sites draws it and sends it to the others, so its word alone counts. Where each site brought
+    its own of an earlier job it is what most of those hold that say so.
+    """
+    if not resumed:
+        return said.get(min(sites, default=""), "")
+    counted = Counter(said[site] for site in sites if site in said)
+    digest, times = max(counted.items(), key=lambda item: (item[1], item[0]), default=("", 0))
+    return digest if 2 * times > counted.total() else ""
 
 
 def settle(current: Round, recomputed: Mapping[str, Recomputed]) -> Settlement:

@@ -113,7 +113,9 @@ class FederatedLeg:
 
     def _begin(self) -> OuterState:
         """Return the state before round 1: drawn here by the first peer, received by the others."""
-        first = self._site == self._peers.sites[0] and self._site not in self._exchange.agreements("outer/0")
+        begun = self._peers.look(1)
+        first = self._site == self._peers.sites[0] and (begun is None or begun.phase is RoundPhase.OPEN)
+        first = first and self._site not in self._exchange.agreements("outer/0")
         outer = self._first() if first else self._peers.receive_initial()
         state = OuterState(
             round=0,
@@ -143,12 +145,14 @@ class FederatedLeg:
         """Publish and agree on the state before round 1, unless this site has done so already."""
         if state.round > 0 or self._site in (known := self._exchange.agreements("outer/0")):
             return
-        if self._params.start.resume:
-            self._peers.compare("outer/0", state.digest, known)
-        elif self._site == self._peers.sites[0] and len(self._peers.sites) > 1:
+        first, resumed = self._peers.sites[0], self._params.start.resume
+        if self._site == first and len(self._peers.sites) > 1 and not resumed:
             parcels.send(self._exchange, ArtifactClass.OUTER_STATE, INITIAL, to_bytes(state.outer))
-        publisher = self._peers.sites[0]
-        self._peers.compare("outer/0", state.digest, {site: known[site] for site in known if site == publisher})
+        differ = {site: known[site] for site in sorted(known) if known[site] != state.digest}
+        if 2 * len(differ) > len(self._peers.sites) if resumed else first in differ:
+            self._peers.compare("outer/0", state.digest, differ)
+        for site in differ:
+            sys.stderr.write(f"{site} begins with another state, {differ[site]}; most sites, or the first, decide\n")
         self._exchange.agree("outer/0", state.digest)
 
     # -- one round ------------------------------------------------------------------------------------------------

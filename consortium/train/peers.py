@@ -69,13 +69,13 @@ class Peers:
         self._exchange.progress(phase="waiting for the initial state", site=publisher)
         for _ in self.patiently():
             agreed = self._exchange.agreements("outer/0").get(publisher)
-            if agreed is None:
+            if agreed is None and self.site != publisher:
                 continue
             try:
                 data = parcels.fetch(
                     self._exchange,
                     ArtifactClass.OUTER_STATE,
-                    agreed,
+                    agreed or "",
                     round=0,
                     first=publisher,
                     most_bytes=4 * self._size,

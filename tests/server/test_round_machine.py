@@ -77,6 +77,7 @@ class Play:
     quarantine: int
     ruled: bool = False
     quorum: int = 2
+    resumed: bool = False
     flight: list[Callable[[], None]] = field(default_factory=list)
     certificates: dict[int, Any] = field(default_factory=dict)
     said: dict[tuple[str, int, str], str] = field(default_factory=dict)
@@ -85,6 +86,7 @@ class Play:
         screen = {"clip": 2.0, "quarantine": self.quarantine, "clip_window": 4} if self.quarantine else {}
         job = make_job()
         params = {"outer": {"rounds": ROUNDS, "inner_steps": 5, "quorum": self.quorum, "screen": screen}}
+        params["start"] = {"resume": self.resumed}
         spec = type(job.spec)(**{**_fields(job.spec), "kind": JobKind.PRETRAIN, "params": params, "min_sites": 2})
         self.job = store(self.core.db, _with(job, spec=spec, target_sites=SITES)).id
         place(self.core.db, _with(job, spec=spec), sites=SITES)
@@ -280,6 +282,22 @@ def test_who_says_nothing_of_its_outer_state_is_waited_for_until_the_grace_is_ov
     core.clock.at.now += GRACE_MS
     advance(core)
     assert play.read(1).phase is RoundPhase.CLOSED
+
+
+@pytest.mark.parametrize(("resumed", "lies", "begins"), [
+    (False, {"fr-1": "sha256:evil", "uy-1": "sha256:evil"}, "sha256:first"),
+    (True, {"de-1": "sha256:evil"}, "sha256:first"),
+])  # fmt: skip
+def test_whose_state_training_begins_with_is_no_liars_to_say(core, resumed, lies, begins):
+    play = Play(core, random.Random(0), 0, resumed=resumed)
+    for site in SITES:
+        play.publish(site, "outer/0", lies.get(site, "sha256:first"))
+        play.write(machine.take_commit, site, play.commit(site, 1))
+    advance(core)
+    for site in SITES:
+        play.write(machine.take_verdicts, site, play.job, play.judge(site, 1))
+    advance(core)
+    assert play.read(1).certificate.previous_outer == begins
 
 
 def test_without_a_quorum_a_round_waits_for_every_site(core):

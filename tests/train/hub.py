@@ -36,6 +36,7 @@ class Hub:
     quorum: int = 0
     screen: ScreenRule = field(default_factory=ScreenRule)
     fragments: int = 1
+    resumed: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
     rounds: dict[int, Round] = field(default_factory=dict)
     artifacts: list[tuple[Artifact, bytes]] = field(default_factory=list)
@@ -140,7 +141,8 @@ class Hub:
             if {(judge, site) for judge in committed & alive for site in committed} <= said:
                 agreed = self.agreed[f"outer/{number - 1}"]
                 earlier = replace(self.rounds[number - 1], outer_digests=agreed) if number > 1 else None
-                previous = disputes.holding(earlier) if earlier else next(iter(agreed.values()))
+                begun = disputes.beginning(self.sites, agreed, resumed=self.resumed)
+                previous = disputes.holding(earlier) if earlier else begun
                 before = self.rounds.get(number - self.fragments)
                 standing = first_standing(self.screen) if before is None else standing_after(before)
                 certificate = certify(JOB, number, previous, current.commits, current.verdicts, standing=standing)

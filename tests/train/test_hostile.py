@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.protocol import LegContext, StoreAccess
 from consortium.domain.training import RoundPhase
 from consortium.storage.objects import ObjectStore
 from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.leg import FederatedLeg
-from consortium.train.outer import Moments, Vector
+from consortium.train.outer import Moments, Vector, digest_of, to_bytes
+from consortium.train.peers import INITIAL
 from consortium.train.within import InnerResult
 from tests.builders import new_id
 from tests.s3 import S3
@@ -156,6 +158,23 @@ def eventually(look: Callable[[], Any], *, pause_s: float = 0.005) -> Any:
             return found
         threading.Event().wait(pause_s)
     raise AssertionError("it never came to anything")
+
+
+# -- a liar's state to begin with -------------------------------------------------------------------------------------
+
+
+def test_a_state_that_another_than_the_first_site_publishes_is_nobodys_beginning(line):
+    hub = Hub(("de-1", "fr-1", "uy-1"))
+    liar = line(hub, "uy-1")
+    evil = to_bytes(np.full(SIZE, 666, dtype=np.float32))
+    liar.send(ArtifactClass.OUTER_STATE, INITIAL, evil)
+    liar.agree("outer/0", digest_of(evil))
+    hub.lose("uy-1")
+    sites = [Site(line(hub, site), Pull(site)) for site in ("de-1", "fr-1")]
+    wait([site.start() for site in sites])
+    for site in sites:
+        assert not site.keep.measured(0)[1].any()
+    assert len(hub.rounds[3].certificate.contributions) == 2
 
 
 # -- a site's own breakdown -------------------------------------------------------------------------------------------
