@@ -272,8 +272,9 @@ def _border_row(item: BorderSum) -> BorderRow:
 def _round_rows(item: Round, partner: str, shares: Mapping[tuple[int, str], Share], redone: RedoneBy) -> list[RoundRow]:
     given = {} if item.certificate is None else {part.site: part for part in item.certificate.contributions}
     total = sum(part.tokens for part in given.values())
-    digests = set((item.outer_digests or {}).values())
-    outer = digests.pop() if len(digests) == 1 else None
+    digests = sorted(set((item.outer_digests or {}).values()))
+    settled = item.settlement.outer if item.settlement is not None else ""  # the server's word for what sites found
+    outer = digests[0] if len(digests) == 1 else settled or None
     made = []
     for commit in sorted(item.commits, key=lambda commit: commit.site):
         if partner_of(commit.site) != partner:
@@ -284,7 +285,7 @@ def _round_rows(item: Round, partner: str, shares: Mapping[tuple[int, str], Shar
         )
         share, founded = shares.get((item.number, commit.site)), Work.of(commit, redone)
         loss = None if share is None else share.loss_share
-        checked = part is not None and outer is not None and any(partner_of(judge) != partner for judge in judges)
+        checked = part is not None and len(digests) == 1 and any(partner_of(judge) != partner for judge in judges)
         made.append(
             RoundRow(
                 job=item.job,

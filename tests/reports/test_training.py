@@ -147,6 +147,20 @@ def test_a_roster_that_its_partner_did_not_sign_and_a_strangers_word_are_found(t
         report(world, tmp_path / "roster")
 
 
+def test_a_round_whose_dispute_was_settled_shows_the_state_that_holds_and_stays_declared(tmp_path: Path) -> None:
+    world = trained()
+    body = world.records.pop(next(i for i, one in enumerate(world.records) if one.type is RecordType.ROUND)).body
+    world = b.World(keys=world.keys)
+    published = {"de-1": "sha256:one", "fr-1": "sha256:other"}
+    settled = {"parties": ["de-1", "fr-1"], "outer": "sha256:one", "agree": ["de-1"], "differ": ["fr-1"]}
+    world.add("server", RecordType.ROUND, body | {"outer_digests": published, "settlement": settled})
+    with world.log(tmp_path) as log:
+        made = build_report(partner="de", period=b.PERIOD, log=log, sites=world.sites, trust=world.trust,
+                            key=world.keys["server"], made_ms=1)  # fmt: skip
+    (row,) = made["figures"]["rounds"]
+    assert (row["outer_digest"], row["evidence"]) == ("sha256:one", "declared")
+
+
 def test_the_stated_tolerance_is_the_most_a_record_can_grant_itself() -> None:
     said = replace(redone(1, distance=0.5), tolerance=(0.9).hex())
     assert not said.holds
