@@ -29,10 +29,11 @@ import numpy as np
 from consortium.domain.pretraining import MOST_PACE, PretrainConfig
 from consortium.domain.protocol import LegContext
 from consortium.domain.screening import ScreenRule
-from consortium.domain.training import Commit, Standing
+from consortium.domain.training import Commit, Round, Standing
 from consortium.errors import VerificationError
 from consortium.train.codes import FP32
 from consortium.train.outer import Vector, digest_of, dot, norm_of, tiles
+from consortium.train.pace import steps_of
 
 OUTLIER_FACTOR = 10.0
 MIN_NORMS = 3
@@ -59,20 +60,27 @@ class Work:
 
     tokens_per_step: int
     most_steps: int
+    earlier: Round | None = None
+    """The round whose speeds say how much more than `most_steps` a site does (`consortium.train.pace`)."""
 
     @classmethod
-    def of(cls, params: PretrainConfig, context: LegContext) -> Work:
-        """Return what a leg of this job can do in a round, from what it is to do itself."""
-        workers = context.gpus // context.gpus_per_worker
-        outer = params.outer
+    def of(cls, params: PretrainConfig, context: LegContext, earlier: Round | None = None) -> Work:
+        """Return what a leg of this job can do in a round, from what it is to do itself.
+
+        Where pace is measured, and the `earlier` round is not kept here, a site can have had the fastest.
+        """
+        workers, outer = context.gpus // context.gpus_per_worker, params.outer
+        most = MOST_PACE if outer.pace == "measured" and earlier is None else 1
         return cls(
             tokens_per_step=params.data.batch_size * params.model.context * workers,
-            most_steps=outer.inner_steps * (MOST_PACE if outer.pace == "measured" else 1),
+            most_steps=most * outer.inner_steps,
+            earlier=earlier,
         )
 
     def fits(self, commit: Commit) -> bool:
-        """Whether a commit states steps that a round can have, and the tokens of just these steps."""
-        return 0 < commit.steps <= self.most_steps and commit.tokens == commit.steps * self.tokens_per_step
+        """Whether a commit states steps that its site can have done, and the tokens of just these steps."""
+        most_steps = steps_of(commit.site, self.earlier, self.most_steps)
+        return 0 < commit.steps <= most_steps and commit.tokens == commit.steps * self.tokens_per_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

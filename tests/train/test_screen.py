@@ -9,6 +9,7 @@ from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit, Standing
 from consortium.train.outer import digest_of, norm_of, to_bytes
 from consortium.train.screen import Gates, Work, screen
+from tests.train.test_pace import round_of
 
 SIZE = 50
 
@@ -109,6 +110,14 @@ def test_a_weight_that_no_leg_can_have_earned_is_refused(steps, tokens, reason):
     commit, data = made("fr-1")
     given = Gates(work=Work(tokens_per_step=100, most_steps=5))
     assert judged(given, (replace(commit, steps=steps, tokens=tokens), data)) == {"fr-1": reason}
+
+
+def test_where_pace_is_measured_each_site_has_the_steps_that_its_own_speed_gave_it():
+    work = Work(tokens_per_step=100, most_steps=30, earlier=round_of(("de-1", 30, 2_000), ("fr-1", 30, 1_000)))
+    commit = replace(made("fr-1")[0], steps=60, tokens=6_000)
+    assert work.fits(commit)
+    assert not work.fits(replace(commit, steps=61, tokens=6_100))
+    assert not work.fits(replace(commit, site="de-1"))
 
 
 def test_before_there_is_momentum_the_cosine_says_nothing():
