@@ -3,20 +3,20 @@
 There are as many vectors as sites, and one of a large model is gigabytes. So bytes are written as they are received,
 once they hash to what was committed, and a vector that they stand for is decoded into a file and read through the page
 cache: of all sites' vectors only the one at work takes memory that cannot be given back. A peer whose store hangs keeps
-nobody waiting but who waits for its own bytes. Everything goes with the process.
+nobody waiting but who waits for its own bytes. The files lie in the temporary directory and have no names: they go with
+who holds them, or with the process.
 """
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import tempfile
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import count
-from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from consortium.domain.data import ArtifactClass
 from consortium.domain.training import Commit
@@ -26,6 +26,8 @@ from consortium.train.codes import Code
 from consortium.train.exchange import Exchange
 from consortium.train.outer import Vector
 
+Bytes = npt.NDArray[np.uint8]
+Number = TypeVar("Number", np.uint8, np.float32)
 SMALLEST_BYTES = 1024
 """What may be fetched whatever the code: a header that says that a vector is not finite."""
 
@@ -75,15 +77,13 @@ class Received:
     def __init__(self, exchange: Exchange, code: Code) -> None:
         self._exchange = exchange
         self._code = code
-        self._directory = tempfile.TemporaryDirectory(prefix="consortium-round-", ignore_cleanup_errors=True)
-        self._root = Path(self._directory.name)
-        self._numbers = count()
+        self._held: dict[str, Bytes] = {}
 
     def __contains__(self, digest: str) -> bool:
-        return self._path(digest).is_file()
+        return digest in self._held
 
     def __getitem__(self, digest: str) -> bytes:
-        return self._path(digest).read_bytes()
+        return self._held[digest].tobytes()
 
     def take(self, number: int, site: str, digest: str, size: int) -> None:
         """Fetch a contribution to round `number` unless it is here, from its site or from who passes it on.
@@ -100,10 +100,7 @@ class Received:
             first=site,
             most_bytes=max(self._code.bytes_for(size), SMALLEST_BYTES),
         )
-        path = self._path(digest)
-        part = path.with_suffix(f".{next(self._numbers)}")
-        part.write_bytes(data)
-        part.rename(path)
+        self._held[digest] = _on_disk(np.frombuffer(data, dtype=np.uint8))
 
     def of(self, commits: Iterable[Commit], own: Mapping[str, bytes]) -> Mapping[str, bytes]:
         """Return by site, read one at a time, what commits stand for and is here; `own` first."""
@@ -115,23 +112,23 @@ class Received:
 
     def decode(self, data: bytes, size: int) -> Vector:
         """Return the vector that `data` stands for, on disk. Raises VerificationError as `Code.decode` does."""
-        vector = self._code.decode(data, size)
-        if not size:
-            return vector
-        path = self._root / f"{next(self._numbers)}.f32"
-        vector.tofile(path)
-        return np.asarray(np.memmap(path, dtype=np.float32, mode="r", shape=(size,)))
+        return _on_disk(self._code.decode(data, size))
 
     def clear(self, spared: Collection[str] = ()) -> None:
         """Let go of everything but the contributions `spared`; vectors that somebody holds stay readable."""
-        kept = {self._path(digest) for digest in spared}
-        for path in sorted(self._root.iterdir()):
-            if path not in kept:
-                path.unlink(missing_ok=True)
+        for digest in sorted(self._held.keys() - set(spared)):
+            del self._held[digest]
 
-    def _path(self, digest: str) -> Path:
-        """A digest is a peer's word until its bytes are here: no name of a file."""
-        return self._root / hashlib.sha256(digest.encode()).hexdigest()
+
+def _on_disk(array: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    """Return the same values, to be read from a file."""
+    if not len(array):
+        return array
+    with tempfile.TemporaryFile(prefix="consortium-round-") as file:
+        array.tofile(file)
+        file.flush()
+        mapped = np.memmap(file, dtype=array.dtype, mode="r", shape=array.shape)
+        return np.asarray(mapped)
 
 
 class _Here(Mapping[str, bytes]):
