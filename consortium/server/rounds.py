@@ -15,6 +15,7 @@ from sqlalchemy import Connection, select
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Job, JobState, Leg
+from consortium.domain.pretraining import MOST_PACE
 from consortium.domain.records import RecordType
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit, Round, RoundPhase, Settlement, Standing, Verdict
@@ -70,9 +71,11 @@ def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -
     where = f"{commit.job} round {commit.round}"
     _check_lengths(where, commit.digest, commit.norm, commit.loss)
     verify_value(core.federation.site(site).signing_key, commit, what=f"the commit of {site} to {where}")
+    job = jobs.find_job(connection, commit.job)
+    if (most := _most_tokens(job)) and not 0 < commit.tokens <= most:
+        raise UsageError(f"no leg of the job reads {commit.tokens} tokens in a round: at most {most}", where=where)
     row = rounds.find(connection, commit.job, commit.round)
     if row is None:
-        job = jobs.find_job(connection, commit.job)
         last = _outer(job, "rounds")
         if not 1 <= commit.round <= last:
             raise UsageError(f"the job has rounds 1 to {last}" if last else "the job has no rounds", where=where)
@@ -320,6 +323,16 @@ def _dispute(
     body = {"job": row.job, "round": row.number, "outer_digests": digests, "decided": False, **(evidence or {})}
     core.record(connection, RecordType.DISPUTE, to_json(body))
     legs.end_job(core, connection, row.job, JobState.FAILED, reason)
+
+
+def _most_tokens(job: Job) -> int:
+    """Return the most tokens that a leg can read in a round: refused or not, they count as work. 0: not known."""
+    groups = (job.spec.params.get(name) for name in ("data", "model"))
+    data, model = (group if isinstance(group, dict) else {} for group in groups)
+    resources = job.spec.resources
+    workers = resources.gpus // resources.gpus_per_worker
+    steps = MOST_PACE * _outer(job, "inner_steps")
+    return steps * workers * int(data.get("batch_size") or 0) * int(model.get("context") or 0)
 
 
 def _outer(job: Job, name: str) -> int:

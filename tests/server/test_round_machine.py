@@ -31,7 +31,7 @@ from consortium.keys.tokens import Claims
 from consortium.server import evictions, rulings
 from consortium.server import rounds as machine
 from consortium.server.core import Core
-from consortium.state import Database, jobs, records, tables
+from consortium.state import Database, jobs, records, rounds, tables
 from consortium.state.data import agree, agreements
 from consortium.state.rounds import first_open
 from consortium.train import disputes
@@ -188,19 +188,18 @@ class Play:
             assert self.certificates.setdefault(number, current.certificate) == current.certificate, "only one"
             check_certificate(current, current.certificate.previous_outer)
             parts = current.certificate.contributions
-            assert not {part.site for part in parts} & self.out(number), "who is left out does not count"
+            out = left_out(number, current.rulings, current.certificate.standing)
+            assert not {part.site for part in parts} & out, "who is left out does not count"
             assert [part.site for part in parts] == sorted({part.site for part in parts}), "each site once"
             for part in parts:
                 assert part.digest == f"sha256:{part.site}{number}"
                 yes = [v for v in current.verdicts if v.site == part.site and v.accept and v.digest == part.digest]
-                assert 2 * len({v.judge for v in yes}) > len({c.site for c in current.commits} - self.out(number))
-
-    def out(self, number: int) -> set[str]:
-        return set(left_out(number, self.read(number).rulings, self.certificates[number].standing))
+                assert 2 * len({v.judge for v in yes}) > len({c.site for c in current.commits} - out)
 
     def read(self, number: int) -> Round:
         with self.core.db.read() as connection:
-            return machine.read_round(self.core, connection, self.job, number)
+            stored = rounds.read(connection, self.job, number)
+            return stored or machine.read_round(self.core, connection, self.job, number)
 
 
 def advance(core: Any) -> None:
@@ -464,3 +463,23 @@ def test_what_recomputation_does_not_decide_fails_the_job(core, said):
         job = jobs.find_job(connection, play.job)
     assert job.state is JobState.FAILED
     assert "undecided" in job.reason.message
+
+
+def test_tokens_that_no_leg_can_have_read_are_no_commit(core):
+    """Weights and FLOPs follow from them, those of refused commits too."""
+    job = make_job()
+    params = {"outer": {"rounds": 1, "inner_steps": 5}, "data": {"batch_size": 2}, "model": {"context": 10}}
+    job = _with(job, spec=_with(job.spec, kind=JobKind.PRETRAIN, params=params))
+    job = _with(job, id=store(core.db, job).id)
+    place(core.db, job, sites=SITES)
+    workers = job.spec.resources.gpus // job.spec.resources.gpus_per_worker
+
+    def commit(tokens: int) -> None:
+        given = Commit(job=job.id, round=1, site="de-1", tokens=tokens, steps=5, digest="d", norm="0x1p0", loss="0x1p0")
+        with core.db.write() as connection:
+            machine.take_commit(core, connection, "de-1", sign_value(KEYS["de-1"], given))
+
+    for tokens in (10**30, 5 * 4 * 2 * 10 * workers + 1, 0, -1):
+        with pytest.raises(UsageError, match="no leg of the job"):
+            commit(tokens)
+    commit(5 * 2 * 10 * workers)
