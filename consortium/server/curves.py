@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from sqlalchemy import Connection
 
 from consortium.domain.job import Job, JobKind, JobState
-from consortium.errors import UsageError
+from consortium.errors import NotFoundError, UsageError
 from consortium.server.core import Core
 from consortium.server.rounds import job_rounds
 from consortium.state import data, jobs
@@ -42,7 +44,10 @@ def curves(core: Core, job_id: str) -> Curves:
 
 def _spans(tracker: Tracker, runs: list[tuple[str, str]]) -> tuple[Span, ...]:
     """Return what every leg did in each round; a later attempt's leg counts before an earlier one's."""
-    found = {(span.site, span.round): span for site, run in runs if run for span in spans(site, tracker.history(run))}
+    found: dict[tuple[str, int], Span] = {}
+    for site, run in runs:
+        with suppress(NotFoundError):  # a run that somebody deleted
+            found |= {(span.site, span.round): span for span in spans(site, tracker.history(run) if run else {})}
     return tuple(found[key] for key in sorted(found))
 
 
