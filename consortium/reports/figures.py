@@ -34,6 +34,7 @@ from consortium.reports.training import (
     RedoneBy,
     Run,
     Work,
+    crossed,
     decimal,
     read_redone,
     read_runs,
@@ -104,7 +105,7 @@ def figures(facts: Facts, partner: str, factors: Mapping[str, str]) -> Figures:
         rounds=tuple(
             row for item in facts.rounds for row in _round_rows(item, partner, parts.get(item.job, {}), facts.redone)
         ),
-        training=training_rows(facts.runs, by_job),
+        training=training_rows(facts.runs, by_job, crossed(own, partner)),
         datasets=tuple(_dataset_row(item) for item in facts.datasets if item.partner == partner),
         not_billed=billing.repeated,
         completeness=facts.completeness,

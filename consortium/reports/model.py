@@ -122,7 +122,7 @@ class RoundRow:
     clip: str | None
     """Hex float: what it was scaled by before it was applied."""
     bytes_sent: int | None
-    """What it took across borders, each recipient counted."""
+    """What it took across borders, each recipient counted; null where it is not on record whole, as one artifact."""
     bytes_received: int | None
     loss_share_nats: str | None
     """The round's fall of held-out loss, nats per token, shared out by weight; null where no job measured it."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from consortium.domain.codec import from_json
-from consortium.domain.data import Crossing, Dataset
+from consortium.domain.data import ArtifactClass, Crossing, CrossingSide, Dataset
 from consortium.domain.ids import partner_of
 from consortium.domain.job import JobKind, JobSpec
 from consortium.domain.partner import Role
@@ -76,6 +76,8 @@ class Redone:
 
 RedoneBy = Mapping[tuple[str, int, str], tuple[Redone, ...]]
 """Re-executions by job, round and digest of the contribution."""
+Crossed = tuple[int | None, int | None]
+"""Bytes sent and received; None where no crossing is on record."""
 
 
 def specs_of(records: Iterable[Record]) -> dict[str, JobSpec]:
@@ -196,7 +198,24 @@ def shares_of(run: Run, crossings: Iterable[Crossing]) -> dict[tuple[int, str], 
     return found
 
 
-def training_rows(runs: Mapping[str, Run], own: Mapping[str, Iterable[tuple[Share, Work]]]) -> tuple[TrainingRow, ...]:
+def crossed(crossings: Iterable[Crossing], partner: str) -> dict[str, Crossed]:
+    """Return by job what pseudo-gradients took across the partner's borders, in parts or whole, its own and relayed."""
+    found: dict[str, Crossed] = {}
+    for item in crossings:
+        if item.artifact_class is not ArtifactClass.PSEUDO_GRADIENT:
+            continue
+        sent, received = found.get(item.job, (None, None))
+        if item.side is CrossingSide.RELEASE and partner_of(item.sender) == partner:
+            sent = (sent or 0) + item.size_bytes
+        elif item.side is CrossingSide.RECEIPT and partner_of(item.recipient) == partner:
+            received = (received or 0) + item.size_bytes
+        found[item.job] = sent, received
+    return found
+
+
+def training_rows(
+    runs: Mapping[str, Run], own: Mapping[str, Iterable[tuple[Share, Work]]], bytes_by_job: Mapping[str, Crossed]
+) -> tuple[TrainingRow, ...]:
     """Return a partner's part in each training; `own` are its shares in the period, by job."""
     rows = []
     for job, mine in sorted(own.items()):
@@ -205,7 +224,7 @@ def training_rows(runs: Mapping[str, Run], own: Mapping[str, Iterable[tuple[Shar
             continue
         (total,) = totals(share for share, _ in parts)
         again = [share for share, founded in parts if founded.evidence is Evidence.RE_EXECUTED]
-        behind = _lineage(job, runs)
+        behind, (sent, received) = _lineage(job, runs), bytes_by_job.get(job, (None, None))
         rows.append(
             TrainingRow(
                 job=job,
@@ -216,8 +235,8 @@ def training_rows(runs: Mapping[str, Run], own: Mapping[str, Iterable[tuple[Shar
                 re_executed_tokens=sum(one.tokens for one in again),
                 flops=total.flops,
                 weight=decimal(total.weight),
-                bytes_sent=total.bytes_sent,
-                bytes_received=total.bytes_received,
+                bytes_sent=sent,
+                bytes_received=received,
                 loss_share_nats=None if total.loss_share is None else decimal(total.loss_share),
                 model_flops=_flops(runs[job]),
                 lineage=tuple(name for name in behind.jobs if name != job),

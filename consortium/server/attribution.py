@@ -19,7 +19,7 @@ from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.records import Record, RecordType
 from consortium.domain.training import Commit, Round, RoundPhase
 from consortium.errors import UsageError
-from consortium.reports.training import Run, Work, read_redone, read_runs, shares_of, training_rows
+from consortium.reports.training import Run, Work, crossed, read_redone, read_runs, shares_of, training_rows
 from consortium.server.ancestry import ancestry
 from consortium.server.rounds import job_rounds
 from consortium.state import jobs
@@ -48,11 +48,14 @@ def attribute(connection: Connection, job: str) -> Attributed:
     records = _records(connection, job, lineage)
     runs, redone = read_runs(records, rounds), read_redone(records)
     run, by_commit = runs[job], _works(rounds, job)
-    shares = shares_of(run, _crossings(connection, job))
+    crossings = _crossings(connection, job)
+    shares = shares_of(run, crossings)
     founded = tuple((shares[key], Work.of(by_commit[key], redone)) for key in sorted(shares))
     partners = sorted({share.partner for share, _ in founded})
     rows = {
-        partner: training_rows(runs, {job: [one for one in founded if one[0].partner == partner]})
+        partner: training_rows(
+            runs, {job: [one for one in founded if one[0].partner == partner]}, crossed(crossings, partner)
+        )
         for partner in partners
     }
     return Attributed(run=run, shares=founded, partners={name: to_json(row) for name, (row,) in rows.items()})

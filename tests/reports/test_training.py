@@ -67,6 +67,7 @@ def test_a_partners_part_in_a_model_and_what_the_model_took(tmp_path: Path) -> N
     assert {row["work_evidence"] for row in rows} == {"declared"}
     (training,) = figures["training"]
     assert (training["job"], training["rounds"], training["tokens"], training["weight"]) == (JOB, 2, 2000, "0.500000")
+    assert (training["bytes_sent"], training["bytes_received"]) == (1001, None), "what crossed, each artifact once"
     assert training["model_flops"] == 8000 * a_token, "of all partners"
     assert (training["lineage"], training["lineage_flops"]) == ([FIRST], 8500 * a_token)
     assert (training["general_purpose"], training["systemic_risk"]) == (False, False)
