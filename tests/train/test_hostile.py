@@ -16,6 +16,7 @@ from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.protocol import LegContext, StoreAccess
 from consortium.domain.training import RoundPhase
 from consortium.storage.objects import ObjectStore
+from consortium.train import parcels
 from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.leg import FederatedLeg
 from consortium.train.outer import Moments, Vector, digest_of, to_bytes
@@ -175,6 +176,42 @@ def test_a_state_that_another_than_the_first_site_publishes_is_nobodys_beginning
     for site in sites:
         assert not site.keep.measured(0)[1].any()
     assert len(hub.rounds[3].certificate.contributions) == 2
+
+
+# -- what is sent to some, and what is large --------------------------------------------------------------------------
+
+
+class Withholding(Line):
+    """Lets one judge have what it contributes, and not the other."""
+
+    def send(self, artifact_class: ArtifactClass | str, name: str, data: bytes, **more: Any) -> Any:
+        return super().send(artifact_class, name, data, **more | {"recipients": ["fr-1"]})
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+def test_a_site_that_withholds_its_contribution_from_one_judge_stalls_nobody(line, monkeypatch, delay):
+    monkeypatch.setattr("consortium.train.peers.PASS_ON_S", 0.05)
+    hub = Hub(("de-1", "fr-1", "uy-1"))
+    sites = [Site(line(hub, s, Withholding if s == "uy-1" else Line, delay=delay), Pull(s)) for s in hub.sites]
+    wait([site.start() for site in sites])
+    for number in (1, 2, 3):
+        current = hub.rounds[number]
+        assert len(current.certificate.contributions) == 3, "two of three had it"
+        assert {v.reason for v in current.verdicts if (v.judge, v.site) == ("de-1", "uy-1")} == {"missing"}
+
+
+def test_vectors_that_cross_in_parts_train_the_same(line, monkeypatch):
+    def trained() -> tuple[Hub, str]:
+        hub = Hub(("de-1", "fr-1"))
+        sites = [Site(line(hub, site), Pull(site)) for site in hub.sites]
+        wait([site.start() for site in sites])
+        return hub, sites[0].final.digest
+
+    _, whole = trained()
+    monkeypatch.setitem(parcels.send.__kwdefaults__, "part_bytes", 100)
+    hub, cut = trained()
+    assert cut == whole
+    assert len(hub.artifacts) == 3 * (1 + 2 * 3), "the initial state, and two contributions in each of three rounds"
 
 
 # -- a site's own breakdown -------------------------------------------------------------------------------------------
