@@ -44,6 +44,7 @@ class Beside(Generic[T]):
         self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
         self._result: list[T] = []
         self._fault: BaseException | None = None
+        self._asking = threading.Event()
         self._ended = False
 
     def __enter__(self) -> Beside[T]:
@@ -61,6 +62,7 @@ class Beside(Generic[T]):
         """Let the training thread do `work` and return what came of it. Called by the work itself."""
         question = _Question(work)
         self._questions.put(question)
+        self._asking.set()
         while not question.answered.wait(_ASK_S):
             if self._halt.is_set():
                 raise Stopped
@@ -68,14 +70,15 @@ class Beside(Generic[T]):
             raise question.fault
         return question.answer
 
-    def serve(self) -> bool:
-        """Answer what was asked so far; return whether anything was. Raises what ended the work, where that failed."""
-        asked = False
-        while not self._ended and not self._questions.empty():
-            asked |= self._next()
+    def asked(self) -> bool:
+        """Whether the work waits for an answer. Raises what ended the work, where that failed."""
         if self._fault is not None:
             raise self._fault
-        return asked
+        return self._asking.is_set()
+
+    def serve(self) -> None:
+        """Answer what the work asks, one question."""
+        self._next()
 
     def result(self) -> T:
         """Answer until the work is done and return what it gave. Raises what it raised."""
@@ -85,18 +88,18 @@ class Beside(Generic[T]):
             raise self._fault
         return self._result[0]
 
-    def _next(self) -> bool:
+    def _next(self) -> None:
         question = self._questions.get()
         if question is None:
             self._ended = True
             self._thread.join()
-            return False
+            return
+        self._asking.clear()
         try:
             question.answer = question.work()
         except BaseException as fault:
             question.fault = fault
         question.answered.set()
-        return True
 
     def _run(self) -> None:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from consortium.train.parallel import Group
 from consortium.train.plugin import build
 from consortium.train.within import InnerResult
 
-_STOP, _RUN, _RESTORE, _GO_ON, _PROBE, _MOMENTS, _PACE = range(7)
+_STOP, _RUN, _RESTORE, _GO_ON, _PROBE, _MOMENTS, _PACE, _TAKE = range(8)
 
 
 class InnerWorker:
@@ -72,18 +73,27 @@ class InnerWorker:
         whole.initialise(self.params.seed)
         return self.layout.join({name: parameter.detach().numpy() for name, parameter in whole.named_parameters()})
 
-    def run(self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0) -> InnerResult:
+    def run(
+        self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0, take: bool = True
+    ) -> InnerResult:
         """Train `count` steps, reading on from `position`; `step` numbers the first for the rate.
 
         Where a round has `per_round` steps, not as many as the job says, the rate comes down over rounds all the same.
         From `start`, or, where that is None, from where the last call ended: loss and tokens then count from where that
-        one began. Rank 0 only; the other ranks must be in `follow`.
+        one began. Without `take` the result holds no parameters: bringing them together and to main memory takes long
+        where a model is large. Rank 0 only; the other ranks must be in `follow`.
         """
         if per_round != self._per_round:
             self._per_round = per_round
             self._group.order(_PACE, per_round, 0, 0)
         self._group.order(_GO_ON if start is None else _RUN, position, step, count)
-        return self._train(start, position, step, count, begin=start is not None)
+        done = self._train(start, position, step, count, begin=start is not None)
+        return replace(done, local=self.parameters()) if take else done
+
+    def parameters(self) -> Vector:
+        """Return the parameters as they are. Rank 0 only."""
+        self._group.order(_TAKE, 0, 0, 0)
+        return self._parameters()
 
     def restore(self, moments: Moments) -> None:
         """Set the optimiser's state on all ranks. Rank 0 only. Raises VerificationError where it does not fit."""
@@ -121,6 +131,8 @@ class InnerWorker:
                 self._optimizer.restore(None, first)
             elif order == _PACE:
                 self._per_round = first
+            elif order == _TAKE:
+                self._parameters()
             elif order == _MOMENTS:
                 self._optimizer.moments()
             else:
@@ -129,7 +141,7 @@ class InnerWorker:
     # -- the steps ------------------------------------------------------------------------------------------------
 
     def _train(self, start: Vector | None, position: int, step: int, count: int, *, begin: bool) -> InnerResult:
-        """Take the steps on all ranks; what is returned is whole on rank 0."""
+        """Take the steps on all ranks; what is returned holds no parameters."""
         group = self._group
         if begin:
             self._set_parameters(start)
@@ -147,11 +159,15 @@ class InnerWorker:
             position += batch
         self._steps += count
         return InnerResult(
-            local=np.concatenate([group.take(parameter) for _, parameter in self._named]),
+            local=np.empty(0, dtype=np.float32),
             loss=float(group.total(self._losses)) / (self._steps * group.world),
             tokens=self._steps * batch * self.params.model.context,
             position=position,
         )
+
+    def _parameters(self) -> Vector:
+        """Return the parameters, whole on rank 0. All ranks."""
+        return np.concatenate([self._group.take(parameter) for _, parameter in self._named])
 
     def _step(self, rows_BT: Tensor, step: int, rate: float) -> Tensor:
         """Take one step on this rank's rows; return its mean loss.

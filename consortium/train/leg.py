@@ -238,7 +238,7 @@ class FederatedLeg:
         first = delay * steps // self._params.outer.inner_steps
         beside = Beside(work, self._talk.halt)  # named before it begins: the work asks by this name
         with beside:
-            ahead = self._trainer.train_on(made.contribution, first, steps, beside.serve)
+            ahead = self._trainer.train_on(made.contribution, first, steps, beside)
             trained = time.monotonic()
             try:
                 return ahead, beside.result(), trained

@@ -36,7 +36,7 @@ class InnerResult:
     """What the inner steps came to, since they were begun or taken up again."""
 
     local: Vector
-    """Parameters after the last step."""
+    """Parameters after the last step; of no length where they were not asked for."""
     loss: float
     """Mean training loss over the steps, nats per token."""
     tokens: int
@@ -50,12 +50,18 @@ class Inner(Protocol):
     def initial(self) -> Vector:
         """Return freshly drawn parameters."""
 
-    def run(self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0) -> InnerResult:
+    def run(
+        self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0, take: bool = True
+    ) -> InnerResult:
         """Train `count` steps, reading on from `position`: from `start`, or, where that is None, from where the last
         call ended; the result then counts from where that one began.
 
-        `step` numbers the first of them over all rounds, of `per_round` steps each; 0: the job's.
+        `step` numbers the first of them over all rounds, of `per_round` steps each; 0: the job's. Without `take` the
+        result holds no parameters.
         """
+
+    def parameters(self) -> Vector:
+        """Return the parameters as they are."""
 
     def probe(self, outer: Vector, *, position: int, count: int) -> float:
         """Return the mean loss, nats per token, of `outer` on `count` sequences from `position` on; nothing learns."""
@@ -65,6 +71,16 @@ class Inner(Protocol):
 
     def restore(self, moments: Moments) -> None:
         """Set the inner optimiser's state."""
+
+
+class Exchanging(Protocol):
+    """An exchange under way beside the steps: `consortium.train.beside.Beside`."""
+
+    def asked(self) -> bool:
+        """Whether it asks something of the model. Raises what ended it, where it failed."""
+
+    def serve(self) -> None:
+        """Answer it; the parameters are not what they were then."""
 
 
 class RoundTrainer:
@@ -97,13 +113,13 @@ class RoundTrainer:
         """
         return self._on(self._taken_up(state.ahead or _nothing(state, number)), steps, steps, None)
 
-    def train_on(self, made: Contribution, count: int, steps: int, serve: Callable[[], bool]) -> Begun:
+    def train_on(self, made: Contribution, count: int, steps: int, beside: Exchanging) -> Begun:
         """Return the first `count` of the `steps` of the round after `made`, whose exchange goes on meanwhile.
 
-        Between stretches `serve` answers what the exchange asks of the model, and says whether it asked anything.
-        Raises what `serve` raises, and Stopped as `train` does.
+        Between stretches what the exchange asks of the model is answered. Raises what ended it, where it failed, and
+        Stopped as `train` does.
         """
-        return self._on(self._taken_up(self.begun_after(made)), count, steps, serve)
+        return self._on(self._taken_up(self.begun_after(made)), count, steps, beside)
 
     def begun_after(self, made: Contribution) -> Begun:
         """Return the round after `made` with nothing done of it yet, from this site's own parameters."""
@@ -134,7 +150,7 @@ class RoundTrainer:
             self._inner.restore(kept.moments)
         return kept
 
-    def _on(self, begun: Begun, until: int, steps: int, serve: Callable[[], bool] | None) -> Begun:
+    def _on(self, begun: Begun, until: int, steps: int, beside: Exchanging | None) -> Begun:
         """Train up to `until` of the round's `steps`. Nothing is being saved any more when it returns."""
         kept = begun.steps
         self._tell(begun, kept, steps)
@@ -143,17 +159,17 @@ class RoundTrainer:
         now, since, count = begun, begun, 1
         while now.steps < until:
             began_s, count = self._now_s(), min(count, until - now.steps)
-            done = self._stretch(start, now, count, steps)
+            done = self._stretch(start, now, count, steps, take=now.steps + count == until)
             here_s = self._now_s()
             start, now = None, _after(since, done, now, count, round(1000 * (here_s - began_s)))
-            look_s = LOOK_S if serve is None else SERVE_S
+            look_s = LOOK_S if beside is None else SERVE_S
             count = max(1, int(look_s * count / max(here_s - began_s, 1e-3)))
             if now.steps == until:
                 break
             stopping = self._exchange.stopping()
             saved = self._saving.ended(wait=stopping)
             if stopping or (here_s - kept_s >= self._keep_s and not self._saving.busy):
-                now = replace(now, moments=self._inner.moments())
+                now = replace(now, local=self._inner.parameters(), moments=self._inner.moments())
                 self._saving.begin(now)
                 kept_s = self._now_s()
             if stopping:
@@ -163,16 +179,18 @@ class RoundTrainer:
                 self._tell(now, kept, steps)
             if stopping:
                 raise Stopped
-            if serve is not None and serve():
+            if beside is not None and beside.asked():
+                now = replace(now, local=self._inner.parameters())
+                beside.serve()
                 # The model was used for something else: its parameters are set anew, and sums begin from here.
                 start, since = now.local, now
         self._saving.ended(wait=True)
         return replace(now, moments=self._inner.moments())
 
-    def _stretch(self, start: Vector | None, now: Begun, count: int, steps: int) -> InnerResult:
-        paced = {"per_round": steps} if steps != self._steps else {}
+    def _stretch(self, start: Vector | None, now: Begun, count: int, steps: int, *, take: bool) -> InnerResult:
+        own = 0 if steps == self._steps else steps
         step = (now.round - 1) * steps + now.steps
-        return self._inner.run(start, position=now.position, step=step, count=count, **paced)
+        return self._inner.run(start, position=now.position, step=step, count=count, per_round=own, take=take)
 
     def _tell(self, now: Begun, kept: int, steps: int) -> None:
         self._exchange.progress(

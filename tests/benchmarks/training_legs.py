@@ -99,12 +99,18 @@ class Costless:
         """Return a random state."""
         return self._outer
 
-    def run(self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0) -> InnerResult:
+    def run(
+        self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0, take: bool = True
+    ) -> InnerResult:
         """Return the start less a fixed vector; the round is one step."""
         if start is None:
             raise ValueError("a round of more than one step")
         tokens = count * self._tokens_per_step
         return InnerResult(local=start - self._gradient, loss=1.0, tokens=tokens, position=position + count)
+
+    def parameters(self) -> Vector:
+        """No round is cut."""
+        raise ValueError("a round of more than one step")
 
     def probe(self, outer: Vector, *, position: int, count: int) -> float:
         """There is no text."""

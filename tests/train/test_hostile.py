@@ -47,7 +47,9 @@ class Pull:
     def initial(self) -> Vector:
         return np.zeros(SIZE, dtype=np.float32)
 
-    def run(self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0) -> InnerResult:
+    def run(
+        self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0, take: bool = True
+    ) -> InnerResult:
         if start is not None:
             self.local, self.done = start.copy(), 0
         self.read.append((position, count * BATCH))
@@ -63,6 +65,9 @@ class Pull:
             tokens=self.done * BATCH * CONTEXT,
             position=position + count * BATCH,
         )
+
+    def parameters(self) -> Vector:
+        return self.local.copy()
 
     def probe(self, outer: Vector, *, position: int, count: int) -> float:
         return float(np.abs(outer - self.target).mean())

@@ -124,7 +124,7 @@ class SpoilingWorker(InnerWorker):
     def run(self, start: Vector | None, **where: int) -> Any:
         self.begun = self.begun if start is None else start
         done = super().run(start, **where)
-        if self.spoil == 1.0:
+        if self.spoil == 1.0 or not done.local.size:
             return done
         return replace(done, local=self.begun - (self.begun - done.local) * np.float32(self.spoil))
 

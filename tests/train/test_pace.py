@@ -74,15 +74,20 @@ class Simulated:
     def initial(self) -> Vector:
         return np.ones(8, dtype=np.float32)
 
-    def run(self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 20) -> InnerResult:
+    def run(
+        self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0, take: bool = True
+    ) -> InnerResult:
         self.clock_s += count * self.step_s
-        self.rates += [(step + at) * 20 / per_round for at in range(count)]
+        self.rates += [(step + at) * 20 / (per_round or 20) for at in range(count)]
         if start is not None:
             self._local, self._since = start.copy(), (position, 0)
         self._local = self._local - np.float32(count * 1e-3)
         done = position + count - self._since[0]
         tokens = done * PARAMS["data"]["batch_size"] * PARAMS["model"]["context"]
         return InnerResult(local=self._local, loss=1.0, tokens=tokens, position=position + count)
+
+    def parameters(self) -> Vector:
+        return self._local
 
     def probe(self, outer: Vector, *, position: int, count: int) -> float:
         return 1.0
