@@ -9,7 +9,7 @@ import pytest
 
 from consortium.domain.codec import to_json
 from consortium.domain.partner import Person, Role
-from consortium.domain.training import Round, RoundPhase, Ruling
+from consortium.domain.training import Commit, Round, RoundPhase, Ruling
 from consortium.errors import VerificationError
 from consortium.keys.roster import Rosters
 from consortium.keys.signing import SigningKey, sign_value
@@ -52,3 +52,21 @@ def test_only_rulings_of_admins_who_may_reach_a_leg(tmp_path: Path) -> None:
     ):
         with pytest.raises(VerificationError, match=why):
             relayed(true, false)
+
+
+def test_a_leg_that_catches_up_reads_what_a_site_committed_that_has_left_since(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    offer = world.offer(peers=("fr-1",))
+    commit = Commit(
+        job=offer.job, round=1, site="de-1", tokens=1, steps=1, digest="sha256:d", norm="0x1p+0", loss="0x1p+0"
+    )
+    kept = sign_value(world.signing["de-1"], commit)
+
+    def relayed(commit: Commit) -> Round:
+        told = Round(job=offer.job, number=1, phase=RoundPhase.OPEN, expected=("fr-1",), commits=(commit,))
+        return check_round(world.trust, offer, 1, to_json(told))
+
+    assert relayed(kept).commits == (kept,)
+    for false in (sign_value(world.signing["fr-1"], commit), sign_value(BRUNO, replace(commit, site="xx-1"))):
+        with pytest.raises(VerificationError):
+            relayed(false)
