@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+import numpy as np
 import pytest
 
 from consortium.domain.data import Artifact, ArtifactClass
 from consortium.errors import ConsortiumError, NotFoundError, PolicyDeniedError, UnreachableError, VerificationError
 from consortium.train.exchange import Exchange
-from consortium.train.outer import digest_of
+from consortium.train.outer import digest_of, to_bytes
 from consortium.train.parcels import fetch, send
+from consortium.train.peers import INITIAL
+from consortium.train.screen import Gates
 from tests.train.hub import Hub
+from tests.train.test_peers import SIZE, line, made, peers
 
 SITES = ("de-1", "fr-1", "uy-1")
 DATA = bytes(range(250))
@@ -114,3 +118,25 @@ def test_names_that_promise_other_parts_are_worth_nothing(hub: Hub, name):
         fetched(At("de-1", hub))
     sent(hub, "fr-1")
     assert fetched(At("de-1", hub)) == DATA
+
+
+def test_a_round_goes_the_same_way_where_vectors_cross_in_parts(hub: Hub):
+    for site in SITES:
+        one, at = made(site), line(hub, site)
+        send(at, CLASS, "pseudo-gradient-1", one.data, round=1, part_bytes=7)
+        at.commit(1, tokens=10, steps=1, digest=one.digest, norm=one.norm, loss=one.loss)
+    assert len(hub.artifacts) == 3 * 3
+    hub.agreed["outer/0"] = dict.fromkeys(SITES, "x")
+    for site in SITES:
+        peers(line(hub, site)).judge(hub.round(1), made(site), Gates(), SIZE)
+    certificate = hub.round(1).certificate
+    assert certificate is not None
+    found = peers(line(hub, "de-1")).gather(certificate, made("de-1"), SIZE)
+    assert {site: to_bytes(vector) for site, vector in found.items()} == {site: made(site).data for site in SITES}
+
+
+def test_the_initial_state_crosses_in_parts(hub: Hub):
+    state = np.arange(SIZE, dtype=np.float32)
+    send(line(hub, "de-1"), ArtifactClass.OUTER_STATE, INITIAL, to_bytes(state), part_bytes=7)
+    line(hub, "de-1").agree("outer/0", digest_of(to_bytes(state)))
+    np.testing.assert_array_equal(peers(line(hub, "fr-1")).receive_initial(), state)
