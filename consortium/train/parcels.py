@@ -36,11 +36,10 @@ def send(
     if len(data) <= part_bytes:
         exchange.send(artifact_class, name, data, round=round, recipients=to)
         return
-    count = -(-len(data) // part_bytes)
+    whole, count = _short(digest_of(data)), -(-len(data) // part_bytes)
     for number in range(1, count + 1):
         part = data[(number - 1) * part_bytes : number * part_bytes]
-        part_name = f"{name}.{_short(digest_of(data))}.{number}.{count}"
-        exchange.send(artifact_class, part_name, part, round=round, recipients=to)
+        exchange.send(artifact_class, f"{name}.{whole}.{number}.{count}", part, round=round, recipients=to)
 
 
 def fetch(
