@@ -24,6 +24,7 @@ from consortium.server.core import Core
 from consortium.server.federation import Federation
 from consortium.state import jobs, shares
 from consortium.state import tables as t
+from consortium.state.rounds import left_for_good
 from consortium.state.sites import SiteStatus, all_sites
 
 RESUMING = tuple(kind.value for kind in (JobKind.CLEAN, JobKind.TOKENIZE, JobKind.PRETRAIN))
@@ -74,10 +75,12 @@ def take(core: Core, connection: Connection, federation: Federation | None = Non
     query = select(t.jobs).where(t.jobs.c.state == JobState.PENDING.value).order_by(t.jobs.c.created_ms, t.jobs.c.id)
     rows = [row for row in connection.execute(query) if row.id not in busy]
     specs = {row.id: from_json(JobSpec, row.spec, where=row.id) for row in rows}
-    kept_out, waiting = waits.reasons(connection, specs), []
+    kept_out, waiting, left = waits.reasons(connection, specs), [], left_for_good(connection)
     for row in rows:
         spec, sites, kept_ms = specs[row.id], tuple(row.sites), done_ms.get(row.id, 0)
-        decisions = decide(federation, spec, inputs_of(connection, spec), sites, ancestry(connection, spec))
+        # What lies at a site that was withdrawn from the job is read nowhere any more.
+        inputs = tuple(item for item in inputs_of(connection, spec) if item.site not in left.get(row.id, ()))
+        decisions = decide(federation, spec, inputs, sites, ancestry(connection, spec))
         job = pending_job(row.id, spec, sites, decisions, row.created_ms, stored, view.run_times, row, kept_ms)
         avoid = known.avoid(row.id, spec.resources) if row.id in known.faults else ()
         waiting.append(replace(job, avoid=avoid, waits_for=kept_out.get(row.id)))

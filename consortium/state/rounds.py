@@ -201,6 +201,16 @@ def withdrawals(connection: Connection) -> list[Ruling]:
     return [from_json(Ruling, doc, where="rulings") for doc in connection.execute(ordered).scalars()]
 
 
+def left_for_good(connection: Connection) -> dict[str, frozenset[str]]:
+    """Return by job the sites that were withdrawn from it and have left; jobs that have ended are not named."""
+    found: dict[str, frozenset[str]] = {}
+    for ruling in withdrawals(connection):
+        sites = connection.execute(select(t.jobs.c.sites).where(t.jobs.c.id == ruling.job)).scalar() or []
+        if ruling.site not in sites:
+            found[ruling.job] = found.get(ruling.job, frozenset()) | {ruling.site}
+    return found
+
+
 def first_open(connection: Connection, job: str) -> int:
     """Return the number of the first round whose commits are not fixed yet."""
     fixed = (t.rounds.c.job == job) & (t.rounds.c.phase != RoundPhase.OPEN.value)

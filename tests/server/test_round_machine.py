@@ -374,6 +374,7 @@ def test_rulings_hold_from_an_open_round_and_a_withdrawn_site_keeps_what_it_cont
     assert whole_round(2) == SITES
     with core.db.read() as connection:
         job = jobs.find_job(connection, play.job)
+        assert rounds.left_for_good(connection)[play.job] == {"uy-1"}, "nor is what lies there read elsewhere"
     assert {leg.site: leg.state for leg in job.attempt.legs}["uy-1"] is LegState.STOPPED
     assert job.target_sites == ("de-1", "fr-1"), "nor would another attempt go there"
     assert whole_round(3) == ("de-1", "fr-1")
