@@ -211,13 +211,13 @@ def test_a_release_while_the_server_is_away_is_announced_later_and_recorded_once
     assert len(border.records("crossing")) == 1
 
 
-def receive_from_de(border: Border, data: bytes, *, changed: bool = False) -> Artifact:
+def receive_from_de(border: Border, data: bytes, *, changed: bool = False, round: int = 0) -> Artifact:
     world, job = border.world, border.offer.job
     header = envelope.EnvelopeHeader(
         job=job,
         artifact_class=ArtifactClass.STATISTIC,
         name="counts",
-        round=0,
+        round=round,
         sender="de-1",
         recipients=("fr-1",),
         digest=digest(data),
@@ -232,7 +232,7 @@ def receive_from_de(border: Border, data: bytes, *, changed: bool = False) -> Ar
             job=job,
             artifact_class=header.artifact_class,
             name=header.name,
-            round=0,
+            round=round,
             sender="de-1",
             recipients=("fr-1",),
             digest=header.digest,
@@ -255,6 +255,19 @@ def test_a_receipt_is_verified_opened_and_recorded_once(border: Border) -> None:
     (body,) = border.records("crossing")
     (crossing,) = body["crossings"]
     assert (crossing["side"], crossing["sender"], crossing["recipient"]) == ("receipt", "de-1", "fr-1")
+
+
+def test_plaintexts_of_two_rounds_are_kept_and_a_receipt_is_recorded_once_all_the_same(border: Border) -> None:
+    sent = [receive_from_de(border, f"round {number}".encode(), round=number) for number in range(4)]
+    for artifact in (*sent, sent[1]):
+        asked = {"sender": "de-1", "round": artifact.round}
+        answer = border.http.get(f"/leg/artifacts/{artifact.digest}", params=asked, headers=border.leg)
+        assert answer.content == f"round {artifact.round}".encode()
+        if artifact is sent[3]:
+            kept = sorted(path.name for path in (border.gateway.received / border.offer.job).iterdir() if path.is_dir())
+            assert kept == ["2", "3"]
+    crossings = [crossing for body in border.records("crossing") for crossing in body["crossings"]]
+    assert len(crossings) == len({crossing["digest"] for crossing in crossings}) == 4
 
 
 def test_a_changed_envelope_and_a_forged_announcement_are_refused(border: Border) -> None:

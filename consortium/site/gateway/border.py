@@ -199,19 +199,25 @@ class Border:
         return from_json(list[Artifact], answer, where=f"artifacts of {job}")
 
     def receive(self, leg: SiteLeg, wanted: str, sender: str, round: int | None = None) -> bytes:
-        """Return the plaintext of an announced artifact, fetched and recorded the first time, kept from then on."""
+        """Return the plaintext of an announced artifact, fetched and recorded the first time, kept from then on.
+
+        What is kept of rounds before the last one goes: a training has many, and fetches it anew if ever.
+        """
         if not _DIGEST.match(wanted) or not (sender == "" or is_site(sender)):  # a file is named after them
             raise UsageError(f"no digest, or no site: {wanted[:80]!r} of {sender[:80]!r}", where=leg.offer.job)
-        kept = self.gateway.received / leg.offer.job / f"{sender or 'any'}-{wanted.removeprefix('sha256:')}"
+        folder = self.gateway.received / leg.offer.job
+        kept = (folder / str(round) if round else folder) / f"{sender or 'any'}-{wanted.removeprefix('sha256:')}"
         if kept.is_file():
             return kept.read_bytes()
         for artifact in self.inbox(leg, round):
-            if artifact.digest == wanted and sender in ("", artifact.sender):
+            if artifact.digest == wanted and sender in ("", artifact.sender) and round in (None, artifact.round):
                 break
         else:
             raise NotFoundError(f"nothing with digest {wanted} is announced to {leg.offer.site}", where=leg.offer.job)
         data = self._fetch(leg, artifact)
         _keep(kept, data)
+        if round:
+            _let_go(folder, round - 1)
         with self.gateway.db.write() as write:
             row = (artifact.job, artifact.sender, artifact.digest, artifact.key)
             if write.execute("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?)", row).rowcount:
@@ -279,8 +285,16 @@ def _crossing(artifact: Artifact, recipient: str, side: CrossingSide, at_ms: int
     )
 
 
+def _let_go(folder: Path, before: int) -> None:
+    """Delete what is kept of rounds `before` this one; what is of no round stays with the job."""
+    for path in folder.iterdir():
+        if path.is_dir() and path.name.isdecimal() and int(path.name) < before:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _keep(path: Path, data: bytes) -> None:
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+    for folder in (path.parent.parent, path.parent):
+        folder.mkdir(mode=0o700, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as out:
