@@ -157,6 +157,9 @@ class Replay:
         previous = digest_of(to_bytes(chain.outer)) if chain else given.previous_outer if given else ""
         try:
             self._signatures(current)
+        except VerificationError as fault:  # its gateway let no such word in, so it was changed here, or keys differ
+            return _differs(number, [fault.what], ["kept"]), self._kept_state(number), current
+        try:
             certificate = check_certificate(current, previous)
             expected = self._expected_standing(number, before)
             if expected is not ...:
@@ -170,7 +173,11 @@ class Replay:
             what = [*missing_parts, *([] if chain else [f"the outer state after round {number - 1}"])]
             return Replayed(round=number, result="cannot", what=tuple(what)), self._kept_state(number), current
         after = self._step(chain, certificate, vectors)
-        return self._compared(number, current, after), after, current
+        one = self._compared(number, current, after)
+        if one.result == "verified" and expected is ...:
+            note = "what it may clip by is its own word: the round that says so is not kept"
+            one = replace(one, what=(*one.what, note))
+        return one, after, current
 
     def _signatures(self, current: Round) -> None:
         if self._trust is None:
@@ -238,8 +245,10 @@ class Replay:
             return _differs(number, what, who, digest)
         if settled:
             return Replayed(round=number, result="verified", what=(*what, "settled so then"), outer_digest=digest)
-        note = ("the momentum it starts from is this site's own word",) if after.own else ()
-        return Replayed(round=number, result="verified", what=note, outer_digest=digest)
+        note = ["the momentum it starts from is this site's own word"] if after.own else []
+        if not said:
+            note.append("no digest that a site published is kept, so nothing says that others came to it")
+        return Replayed(round=number, result="verified", what=tuple(note), outer_digest=digest)
 
     def _kept_digest(self, number: int) -> str:
         """The digest of the outer state kept of a round; empty where none is, in words where it does not read back."""

@@ -141,7 +141,12 @@ def test_what_is_missing_is_named_and_the_rest_is_still_replayed(sites):
         assert [one.result for one in found] == ["cannot", "verified", "verified"]
         assert gone.split("/")[-1].removesuffix(".bin") in found[0].what[0]
     with changed(store, f"jobs/{JOB}/rounds/2/round.json", None):
-        assert [one.result for one in replay(store, JOB, kept_params(store, JOB))] == ["verified", "cannot", "verified"]
+        found = replay(store, JOB, kept_params(store, JOB))
+        assert [one.result for one in found] == ["verified", "cannot", "verified"]
+        assert "may clip by" in found[2].what[-1]
+    key = f"jobs/{JOB}/rounds/3/round.json"
+    with changed(store, key, edited(store, key, lambda value: value.update(outer_digests={}))):
+        assert "no digest that a site published" in replay(store, JOB, kept_params(store, JOB))[2].what[0]
     with pytest.raises(NotFoundError, match="no round"):
         replay(store, "job-0000000000000000000000000b", OuterConfig(rounds=1, inner_steps=1))
 
@@ -291,3 +296,4 @@ def test_with_trusted_keys_unsigned_words_do_not_pass(sites):
     found = replay(store, JOB, kept_params(store, JOB), trust=trust)
     assert [one.result for one in found] == ["differs"] * 3
     assert "signature of de-1's commit" in found[0].what[0]
+    assert found[0].who == ("kept",), "a leg's gateway lets no unsigned word in: it is not the server's"
