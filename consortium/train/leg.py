@@ -33,6 +33,7 @@ from consortium.train.exchange import Exchange
 from consortium.train.fragments import Plan
 from consortium.train.keep import Begun, Contribution, Keep, Origin, OuterState
 from consortium.train.outer import Moments, Vector, digest_of, norm_of, to_bytes
+from consortium.train.outlast import Outlasting
 from consortium.train.pace import steps_of
 from consortium.train.peers import INITIAL, commit_of
 from consortium.train.start import resumed, starting_point
@@ -62,7 +63,7 @@ class FederatedLeg:
         sleep: Callable[[float], None] = time.sleep,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._exchange = exchange
+        self._exchange = exchange = Outlasting(exchange, sleep).exchange
         self._keep = keep
         self._book = RoundBook(exchange.store(), exchange.context.job)
         self._inner = inner
