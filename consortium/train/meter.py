@@ -7,6 +7,7 @@ round's steps, and the gateway lets six digits of it through.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -53,6 +54,8 @@ class Meter:
         self._exchange = exchange
         self._now_s = now_s
         self._told = _Told()
+        self._lock = threading.Lock()
+        self._fetching, self._fetching_since_s = 0, 0.0
         self.counts = Counts()
 
     def __getattr__(self, name: str) -> Any:
@@ -87,11 +90,19 @@ class Meter:
         return sent
 
     def receive(self, artifact: Artifact) -> bytes:
-        """Fetch, and count bytes and seconds."""
-        began_s = self._now_s()
-        data = self._exchange.receive(artifact)
-        self.counts.fetching_s += self._now_s() - began_s
-        self.counts.received_bytes += len(data)
+        """Fetch, and count bytes and seconds; of several calls at once, the seconds in which there was one."""
+        with self._lock:
+            self._fetching_since_s = self._now_s() if not self._fetching else self._fetching_since_s
+            self._fetching += 1
+        data = b""
+        try:
+            data = self._exchange.receive(artifact)
+        finally:
+            with self._lock:
+                self._fetching -= 1
+                self.counts.received_bytes += len(data)
+                if not self._fetching:
+                    self.counts.fetching_s += self._now_s() - self._fetching_since_s
         return data
 
     def commit(self, round: int, *, tokens: int, steps: int, digest: str, norm: str, loss: str, **more: Any) -> None:

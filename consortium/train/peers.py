@@ -28,7 +28,9 @@ WITHHELD = frozenset({"missing", "unreachable", "digest"})
 PASS_ON_S = 30.0
 """How long each holder of a contribution leaves it to those before it to pass it on."""
 SHORTEST_S = 5.0
-"""How long contributions are waited for at least: clocks differ, and a leg may have come late."""
+"""A deadline that is nearer is not gone by: clocks differ, and a leg may have come late."""
+LOOK_S = 2.0
+"""How often a judge that waits for contributions looks whether its verdicts are still waited for."""
 _SHORT_S, _LONG_S, _GROWTH = 0.2, 2.0, 1.1
 
 
@@ -111,7 +113,9 @@ class Peers:
         possible = [one for one in current.commits if gates.work is None or gates.work.fits(one)]
         asked = self._received.take_all((one for one in possible if one.site != self.site), size)
         for last, until_s in ((False, self._now_s() + left_s / 2), (True, self._now_s() + left_s * 0.9)):
-            self._wait(asked, until_s)
+            if not self._wait(asked, current.number, until_s):
+                sys.stderr.write(f"round {current.number} goes on without this site's verdicts on {asked.waiting}\n")
+                return
             here = [one for one in current.commits if last or one.site not in asked.waiting]
             faults = asked.faults | dict.fromkeys(asked.waiting, "unreachable")
             held = self._received.of(here, {self.site: made.data})
@@ -122,16 +126,25 @@ class Peers:
                 return
 
     def _left_s(self, current: Round) -> float:
-        """Return how long there is for verdicts; infinity where the round has no deadline."""
-        if not current.deadline_ms:
-            return math.inf
-        return max(current.deadline_ms / 1000 - self._wall_s(), SHORTEST_S)
+        """Return how long there is for verdicts; infinity where the round has no deadline.
 
-    def _wait(self, asked: Asked, until_s: float) -> None:
+        And where it seems to be over, because this site's clock may be fast: the server says when it is.
+        """
+        left_s = current.deadline_ms / 1000 - self._wall_s()
+        return left_s if left_s >= SHORTEST_S else math.inf
+
+    def _wait(self, asked: Asked, number: int, until_s: float) -> bool:
+        """Wait for what is asked for, until then at the most; False where the round takes no verdicts any more."""
+        looked_s = self._now_s()
         while asked.waiting and self._now_s() < until_s:
             self._look_up()
             self._sleep(0.0)
             asked.wait(_SHORT_S)
+            if self._now_s() - looked_s >= LOOK_S:
+                looked_s, current = self._now_s(), self.look(number)
+                if current is not None and current.phase in JUDGED:
+                    return False
+        return True
 
     def _tell(self, number: int, judged: tuple[Screened, ...]) -> None:
         for one in judged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,25 @@ def test_speed_loss_bytes_and_waiting_of_a_round_are_told(tmp_path):
     )
     assert log.rows[1][1]["sent_bytes"] == 0.0
     assert log.rows[1][1]["flops"] == 17_000.0 * 6_000, "unknown in the first, which says no tokens"
+
+
+def test_seconds_in_which_several_things_are_fetched_at_once_count_once():
+    hub, clock = Hub(SITES), Clock()
+    at = line(hub, "fr-1", clock)
+    meter = Meter(at, now_s=clock)
+    theirs = [line(hub, "de-1", clock).send("pseudo_gradient", "g", bytes([n]) * 70, round=1) for n in (1, 2)]
+    plain = at.receive
+
+    def beside(artifact: Any) -> bytes:
+        at.receive = plain  # type: ignore[method-assign]
+        other = threading.Thread(target=meter.receive, args=(theirs[1],))
+        other.start()
+        other.join()
+        return plain(artifact)
+
+    at.receive = beside  # type: ignore[method-assign]
+    meter.receive(theirs[0])
+    assert (meter.counts.fetching_s, meter.counts.received_bytes) == (4.0, 140)
 
 
 def test_a_round_that_is_sent_while_the_next_is_trained_has_a_speed_of_its_own():

@@ -130,8 +130,9 @@ def test_who_has_the_new_state_is_passed_nothing(hub: Hub):
 
 
 def test_a_sender_whose_store_hangs_keeps_nobody_waiting_for_verdicts_on_the_others(hub: Hub, monkeypatch):
-    monkeypatch.setattr("consortium.train.peers.SHORTEST_S", 0.4)
-    current = replace(hub.round(1), phase=RoundPhase.JUDGING, deadline_ms=1)
+    monkeypatch.setattr("consortium.train.peers.SHORTEST_S", 0.1)
+    monkeypatch.setattr("consortium.train.peers.LOOK_S", 0.05)
+    current = replace(hub.round(1), phase=RoundPhase.JUDGING, deadline_ms=400)
     at, woken, told = line(hub, "fr-1"), threading.Event(), []
 
     def receive(artifact):
@@ -141,8 +142,11 @@ def test_a_sender_whose_store_hangs_keeps_nobody_waiting_for_verdicts_on_the_oth
 
     at.receive = receive
     at.verdicts = lambda number, verdicts: told.append({one["site"]: one["reason"] for one in verdicts})
-    Peers(at, SIZE, sleep=lambda _: None).judge(current, made("fr-1"), Gates(), SIZE)
+    Peers(at, SIZE, sleep=lambda _: None, wall_s=lambda: 0.0).judge(current, made("fr-1"), Gates(), SIZE)
     assert told == [{"de-1": "", "fr-1": ""}, {"uy-1": "unreachable"}]
+    hub.rounds[1] = replace(hub.rounds[1], phase=RoundPhase.CLOSED)
+    Peers(at, SIZE, sleep=lambda _: None).judge(current, made("fr-1"), Gates(), SIZE)
+    assert len(told) == 2, "a clock that is fast refuses nobody, and the server says when it is over"
     woken.set()
 
 
