@@ -26,7 +26,7 @@ from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Certificate, Commit, Verdict
 from consortium.train.codes import FP32, Code
 from consortium.train.combine import combine
-from consortium.train.drift import deviation
+from consortium.train.drift import deviation, lengths
 from consortium.train.evaluate import held_out_loss
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Origin
@@ -178,11 +178,13 @@ class Federation:
         kill: Mapping[int, tuple[str, int]] | None = None,
         corrected: bool = False,
         shared: bool = False,
+        power: float = 0.0,
     ) -> Outcome:
         """Train all rounds, sending in `code` and screening by `rule`.
 
         `corrected`: each site takes its deviation of the last round back (`consortium.train.drift`). `shared`: after
-        each round all go on with the mean of AdamW's second moments; `sent_bytes` counts them as fp32.
+        each round all go on with the mean of AdamW's second moments; `sent_bytes` counts them as fp32. `power`: equally
+        many rounds, each as long as the rate to this power (`drift.lengths`).
         `kill` names, by round, the site whose process ends after so many steps; what was kept every `KEEP_EVERY` steps
         is where a new one goes on.
         """
@@ -193,11 +195,13 @@ class Federation:
         outer = first.initial()
         out = Outcome(outer=outer, origin=self._origin(first), digests=[digest_of(to_bytes(outer))])
         momentum = np.zeros_like(outer)
-        for number in range(1, self.params.outer.rounds + 1):
+        first_step = 0
+        for number, length in enumerate(lengths(self._rates(), self.params.outer.rounds, power=power), start=1):
+            steps, first_step = range(first_step, first_step + length), first_step + length
             vectors, commits, honest = {}, [], {}
             for name, site in sites.items():
                 killed = (kill or {}).get(number, ("", 0))
-                done = self._inner(site, out, number, killed[1] if killed[0] == name else 0)
+                done = self._inner(site, out, steps, killed[1] if killed[0] == name else 0)
                 gradient = np.subtract(out.outer, done.local)
                 honest[name] = gradient
                 if meddle is not None:
@@ -205,7 +209,7 @@ class Federation:
                 sent = code.encode(gradient, site.residual)
                 site.residual, site.position = sent.residual, done.position
                 vectors[name] = code.decode(sent.data, len(outer))
-                commits.append(self._commit(name, number, vectors[name], done))
+                commits.append(self._commit(name, number, length, vectors[name], done))
             out.sent_bytes += len(sent.data)
             gates = Gates(rule=rule or ScreenRule(), momentum=momentum)
             certificate = self._judge(number, out, commits, vectors, gates)
@@ -215,7 +219,8 @@ class Federation:
             if certificate.contributions:
                 mean = combine(certificate.contributions, vectors, len(outer), gates.rule)
                 if corrected:
-                    self._steer(sites, {part.site for part in certificate.contributions}, honest, mean, number)
+                    counted = {part.site for part in certificate.contributions}
+                    self._steer(sites, counted, honest, mean, sum(self._rates()[step] for step in steps))
                 out.outer, momentum = nesterov(
                     out.outer, momentum, mean, lr=self.params.outer.lr, momentum_decay=self.params.outer.momentum
                 )
@@ -231,15 +236,15 @@ class Federation:
 
     # -- parts of a round -----------------------------------------------------------------------------------------
 
+    def _rates(self) -> list[float]:
+        """Return the learning rate of each step."""
+        total = self.params.outer.rounds * self.params.outer.inner_steps
+        return [learning_rate(step, total, self.params.optim) for step in range(total)]
+
     def _steer(
-        self, sites: Mapping[str, Site], counted: set[str], own: Mapping[str, Vector], mean: Vector, number: int
+        self, sites: Mapping[str, Site], counted: set[str], own: Mapping[str, Vector], mean: Vector, rates: float
     ) -> None:
         """Tell the sites that the round counted what to take back in the next one."""
-        steps = self.params.outer.inner_steps
-        total = self.params.outer.rounds * steps
-        rates = sum(
-            learning_rate(step, total, self.params.optim) for step in range((number - 1) * steps, number * steps)
-        )
         for name in sorted(counted):
             site = sites[name]
             site.deviation = deviation(own[name], mean, rates=rates, before=site.deviation)
@@ -248,9 +253,9 @@ class Federation:
     def _worker(self, name: str, text: Sequences, params: PretrainConfig) -> Steered:
         return Steered(params, VOCAB, text, name)
 
-    def _inner(self, site: Site, out: Outcome, number: int, killed: int) -> InnerResult:
+    def _inner(self, site: Site, out: Outcome, steps: range, killed: int) -> InnerResult:
         """Do a round's inner steps; with `killed`, in a process that ends after so many and in the one after it."""
-        every, step = self.params.outer.inner_steps, (number - 1) * self.params.outer.inner_steps
+        every, step = len(steps), steps.start
         if not killed:
             return site.worker.run(out.outer, position=site.position, step=step, count=every)
         kept = killed // KEEP_EVERY * KEEP_EVERY
@@ -269,13 +274,13 @@ class Federation:
         tokens, loss = (done.tokens, done.loss * kept) if done else (0, 0.0)
         return replace(rest, tokens=tokens + rest.tokens, loss=(loss + rest.loss * (every - kept)) / every)
 
-    def _commit(self, name: str, number: int, vector: Vector, done: InnerResult) -> Commit:
+    def _commit(self, name: str, number: int, steps: int, vector: Vector, done: InnerResult) -> Commit:
         return Commit(
             job=JOB,
             round=number,
             site=name,
             tokens=done.tokens,
-            steps=self.params.outer.inner_steps,
+            steps=steps,
             digest=digest_of(to_bytes(vector)),
             norm=norm_of(vector).hex(),
             loss=done.loss.hex(),

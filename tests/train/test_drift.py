@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from consortium.train.drift import deviation
+from consortium.train.drift import deviation, lengths
 
 AIMS = np.array([[0.0, 4.0], [6.0, 0.0], [1.0, 1.0]], dtype=np.float32)
 CURVATURES = np.array([[1.0, 0.1], [0.2, 2.0], [0.5, 0.5]], dtype=np.float32)
@@ -61,3 +61,20 @@ def test_what_was_taken_back_is_not_forgotten():
 def test_a_round_without_learning_has_no_deviation():
     with pytest.raises(ValueError, match="more than 0"):
         deviation(AIMS[0], AIMS[1], rates=0.0, before=None)
+
+
+def test_rounds_are_shorter_where_the_rate_is_lower():
+    rates = [0.1, 0.5, *[1.0] * 58, *[0.5] * 40]
+    assert lengths(rates, 10, power=0) == (10,) * 10
+    found = lengths(rates, 14, power=1)
+    assert sum(found) == 100
+    assert found == (10,) * 6 + (5,) * 8
+
+
+@pytest.mark.parametrize("power", [-3.0, 3.0])
+def test_no_round_is_without_a_step(power):
+    rates = np.linspace(1.0, 0.01, 40)
+    found = lengths(rates.tolist(), 30, power=power)
+    assert (sum(found), len(found), min(found)) == (40, 30, 1)
+    with pytest.raises(ValueError, match="41 rounds"):
+        lengths(rates.tolist(), 41, power=power)
