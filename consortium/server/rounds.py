@@ -17,20 +17,18 @@ from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Job, JobState, Leg
 from consortium.domain.pretraining import MOST_PACE
 from consortium.domain.records import RecordType
-from consortium.domain.screening import ScreenRule
-from consortium.domain.training import Commit, Round, RoundPhase, Settlement, Standing, Verdict
+from consortium.domain.training import Commit, Round, RoundPhase, Settlement, Verdict
 from consortium.errors import ConflictError, ForbiddenError, NotFoundError, UsageError
 from consortium.keys.signing import sign_value, signed_bytes, verify_value
-from consortium.server import legs
+from consortium.server import awaited, legs
 from consortium.server.core import Core
 from consortium.server.rulings import rejected
 from consortium.state import jobs, rounds
 from consortium.state import tables as t
 from consortium.state.data import agreements, signed_agreements
 from consortium.state.rounds import RoundRow
-from consortium.state.sites import all_sites
 from consortium.train import disputes
-from consortium.train.rounds import certify, first_standing, left_out, standing_after
+from consortium.train.rounds import certify
 
 log = logging.getLogger(__name__)
 _MOST_CHARS = 80
@@ -58,7 +56,7 @@ def read_round(core: Core, connection: Connection, job_id: str, number: int) -> 
         job=job_id,
         number=number,
         phase=RoundPhase.OPEN,
-        expected=tuple(_expected(core, connection, job, number)),
+        expected=tuple(awaited.expected(core, connection, job, number)),
         rulings=rounds.rulings(connection, job_id, number),
     )
 
@@ -76,14 +74,14 @@ def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -
         raise UsageError(f"no leg of the job reads {commit.tokens} tokens in a round: at most {most}", where=where)
     row = rounds.find(connection, commit.job, commit.round)
     if row is None:
-        last = _outer(job, "rounds")
+        last = awaited.outer_number(job, "rounds")
         if not 1 <= commit.round <= last:
             raise UsageError(f"the job has rounds 1 to {last}" if last else "the job has no rounds", where=where)
         if commit.round > 1:
             before = rounds.find(connection, commit.job, commit.round - 1)
             if before is None or before.phase not in _DONE:
                 raise ConflictError(f"round {commit.round - 1} comes first", where=where)
-        expected = _expected(core, connection, job, commit.round)
+        expected = awaited.expected(core, connection, job, commit.round)
         row = rounds.open_round(connection, commit.job, commit.round, expected, "", core.clock.now_ms())
     if row.phase is not RoundPhase.OPEN:
         if _repeats(connection, commit):
@@ -151,20 +149,13 @@ def _advance(core: Core, connection: Connection, job_id: str, number: int) -> bo
     job = jobs.find_job(connection, job_id)
     if job.state.final:
         return False
-    if row.phase not in _DONE and not _expected(core, connection, job, number):
-        return _pause(connection, row)
+    if row.phase not in _DONE and not awaited.expected(core, connection, job, number):
+        return awaited.pause(connection, row)
     if row.phase is RoundPhase.OPEN:
         return _fix(core, connection, job, row)
     if row.phase is RoundPhase.JUDGING:
         return _certify(core, connection, job, row)
     return _close(core, connection, job, row)
-
-
-def _pause(connection: Connection, row: RoundRow) -> bool:
-    """Nobody is at work, such as after an eviction: the round waits for the legs' return, and its grace starts anew."""
-    if row.deadline_ms:
-        rounds.change(connection, row.job, row.number, deadline_ms=0)
-    return False
 
 
 def _fix(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
@@ -173,18 +164,18 @@ def _fix(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
         before = rounds.find(connection, row.job, row.number - 1)
         if before is None or before.phase is not RoundPhase.CLOSED:
             return False
-    expected = _expected(core, connection, job, row.number)
+    expected = awaited.expected(core, connection, job, row.number)
     committed = _sites_with_commit(connection, row)
     if tuple(expected) != row.expected:
         rounds.change(connection, row.job, row.number, expected=expected)
     if not committed:
         return False
     full = bool(expected) and set(expected) <= set(committed)
-    quorum = _outer(job, "quorum")
+    quorum = awaited.outer_number(job, "quorum")
     if not full:
         if not quorum or len(set(committed) - rejected(connection, row.job, row.number)) < quorum:
             return False
-        if not _grace_over(core, connection, row):
+        if not awaited.grace_over(core, connection, row):
             return False
     rounds.change(
         connection,
@@ -201,10 +192,10 @@ def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> boo
     found = rounds.read(connection, row.job, row.number)
     if found is None:
         return False
-    judges = set(row.fixed) & set(_expected(core, connection, job, row.number))
+    judges = set(row.fixed) & set(awaited.expected(core, connection, job, row.number))
     given = {(verdict.judge, verdict.site) for verdict in found.verdicts}
     complete = bool(judges) and all((judge, site) in given for judge in judges for site in row.fixed)
-    if not complete and not _grace_over(core, connection, row):
+    if not complete and not awaited.grace_over(core, connection, row):
         return False
     earlier = rounds.read(connection, row.job, row.number - 1)
     before = agreements(connection, row.job, f"outer/{row.number - 1}")
@@ -226,7 +217,7 @@ def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> boo
         found.commits,
         found.verdicts,
         rulings=found.rulings,
-        standing=_standing(connection, job, row.number),
+        standing=awaited.standing(connection, job, row.number),
     )
     signed = sign_value(core.key, certificate)
     rounds.change(
@@ -239,16 +230,6 @@ def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> boo
         deadline_ms=0,
     )
     return True
-
-
-def _standing(connection: Connection, job: Job, number: int) -> Standing | None:
-    """Return what the last round of the same fragment left; None where the job neither clips nor quarantines."""
-    outer = job.spec.params.get("outer")
-    asked = outer.get("screen") if isinstance(outer, dict) else None
-    first = first_standing(from_json(ScreenRule, asked or {}, where=job.id))
-    earlier = number - (_outer(job, "fragments") or 1)
-    before = rounds.read(connection, job.id, earlier) if first is not None and earlier > 0 else None
-    return first if before is None else standing_after(before)
 
 
 def _close(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
@@ -278,23 +259,23 @@ def _close(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
 def _enough_agree(core: Core, connection: Connection, job: Job, row: RoundRow, found: Round) -> bool:
     """Whether all at work published the same outer state, or more than half did and the others' grace is over."""
     parties, agreed = set(disputes.parties(found)), disputes.published(found).keys()
-    if not parties & set(_at_work(job)) - agreed:
+    if not parties & set(awaited.at_work(job)) - agreed:
         return True
-    return 2 * len(agreed) > len(parties) and _grace_over(core, connection, row)
+    return 2 * len(agreed) > len(parties) and awaited.grace_over(core, connection, row)
 
 
 def _settlement(core: Core, connection: Connection, job: Job, row: RoundRow, found: Round) -> Settlement | None:
     """Settle by recomputation which of a round's outer states holds; None while it is open, or where it stays so."""
-    expected = set(_expected(core, connection, job, row.number))
+    expected = set(awaited.expected(core, connection, job, row.number))
     if not expected:
-        _pause(connection, row)
+        awaited.pause(connection, row)
         return None
     published, parts = disputes.published(found), disputes.topics(row.number)
     said = {part: signed_agreements(connection, row.job, topic) for part, topic in parts.items()}
     told = {part: {site: one["digest"] for site, one in sites.items()} for part, sites in said.items()}
     recomputed = disputes.recomputations(told)
-    awaited = expected & set(disputes.parties(found))
-    if awaited - recomputed.keys() and not _grace_over(core, connection, row):
+    silent = expected & set(disputes.parties(found)) - recomputed.keys()
+    if silent and not awaited.grace_over(core, connection, row):
         return None
     settlement = disputes.settle(found, recomputed)
     evidence = {"settlement": settlement, "recomputed": recomputed, "signed": said}
@@ -331,41 +312,8 @@ def _most_tokens(job: Job) -> int:
     data, model = (group if isinstance(group, dict) else {} for group in groups)
     resources = job.spec.resources
     workers = resources.gpus // resources.gpus_per_worker
-    steps = MOST_PACE * _outer(job, "inner_steps")
+    steps = MOST_PACE * awaited.outer_number(job, "inner_steps")
     return steps * workers * int(data.get("batch_size") or 0) * int(model.get("context") or 0)
-
-
-def _outer(job: Job, name: str) -> int:
-    """Return a number of the outer loop's parameters; 0 for a job that has none."""
-    outer = job.spec.params.get("outer")
-    return int(outer.get(name) or 0) if isinstance(outer, dict) else 0
-
-
-def _grace_over(core: Core, connection: Connection, row: RoundRow) -> bool:
-    now_ms = core.clock.now_ms()
-    if not row.deadline_ms:
-        rounds.change(connection, row.job, row.number, deadline_ms=now_ms + core.settings.round_grace_ms)
-        return False
-    return now_ms >= row.deadline_ms
-
-
-def _expected(core: Core, connection: Connection, job: Job, number: int) -> list[str]:
-    """Sites whose commits a round waits for: legs at work, and legs to be offered again at a site that is there.
-
-    Not those that an admin's ruling leaves out, nor, while others are there, those in quarantine.
-    """
-    stored = all_sites(connection)
-    sites = set(_at_work(job))
-    for row in jobs.waiting_legs(connection):
-        if row.job == job.id and legs.awaited(core, row, stored.get(row.site)):
-            sites.add(row.site)
-    heard = sites - rejected(connection, job.id, number)
-    return sorted(heard - left_out(number, (), _standing(connection, job, number)) or heard)
-
-
-def _at_work(job: Job) -> list[str]:
-    attempt = job.attempt
-    return [] if attempt is None else sorted(leg.site for leg in attempt.legs if leg.state in legs.AT_WORK)
 
 
 def _sites_with_commit(connection: Connection, row: RoundRow) -> list[str]:

@@ -1,0 +1,69 @@
+"""Whom a round waits for, and for how long."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from consortium.domain.codec import from_json
+from consortium.domain.job import Job
+from consortium.domain.screening import ScreenRule
+from consortium.domain.training import Standing
+from consortium.server import legs
+from consortium.server.core import Core
+from consortium.server.rulings import rejected
+from consortium.state import jobs, rounds
+from consortium.state.rounds import RoundRow
+from consortium.state.sites import all_sites
+from consortium.train.rounds import first_standing, left_out, standing_after
+
+
+def pause(connection: Connection, row: RoundRow) -> bool:
+    """Nobody is at work, such as after an eviction: the round waits for the legs' return, and its grace starts anew."""
+    if row.deadline_ms:
+        rounds.change(connection, row.job, row.number, deadline_ms=0)
+    return False
+
+
+def standing(connection: Connection, job: Job, number: int) -> Standing | None:
+    """Return what the last round of the same fragment left; None where the job neither clips nor quarantines."""
+    outer = job.spec.params.get("outer")
+    asked = outer.get("screen") if isinstance(outer, dict) else None
+    first = first_standing(from_json(ScreenRule, asked or {}, where=job.id))
+    earlier = number - (outer_number(job, "fragments") or 1)
+    before = rounds.read(connection, job.id, earlier) if first is not None and earlier > 0 else None
+    return first if before is None else standing_after(before)
+
+
+def outer_number(job: Job, name: str) -> int:
+    """Return a number of the outer loop's parameters; 0 for a job that has none."""
+    outer = job.spec.params.get("outer")
+    return int(outer.get(name) or 0) if isinstance(outer, dict) else 0
+
+
+def grace_over(core: Core, connection: Connection, row: RoundRow) -> bool:
+    """Return whether the time to wait for others is over; it begins with the first time that this is asked."""
+    now_ms = core.clock.now_ms()
+    if not row.deadline_ms:
+        rounds.change(connection, row.job, row.number, deadline_ms=now_ms + core.settings.round_grace_ms)
+        return False
+    return now_ms >= row.deadline_ms
+
+
+def expected(core: Core, connection: Connection, job: Job, number: int) -> list[str]:
+    """Sites whose commits a round waits for: legs at work, and legs to be offered again at a site that is there.
+
+    Not those that an admin's ruling leaves out, nor, while others are there, those in quarantine.
+    """
+    stored = all_sites(connection)
+    sites = set(at_work(job))
+    for row in jobs.waiting_legs(connection):
+        if row.job == job.id and legs.awaited(core, row, stored.get(row.site)):
+            sites.add(row.site)
+    heard = sites - rejected(connection, job.id, number)
+    return sorted(heard - left_out(number, (), standing(connection, job, number)) or heard)
+
+
+def at_work(job: Job) -> list[str]:
+    """Return the sites of a job's legs that are at work."""
+    attempt = job.attempt
+    return [] if attempt is None else sorted(leg.site for leg in attempt.legs if leg.state in legs.AT_WORK)
