@@ -21,47 +21,15 @@ applied. Inner steps done in between are kept as the next round's, under the out
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
 
-from consortium.domain.codec import from_json, to_json
+from consortium.domain.codec import from_json
 from consortium.domain.training import Certificate
-from consortium.errors import ConflictError, NotFoundError, UsageError, VerificationError
-from consortium.train.outer import Layout, Moments, Vector, from_bytes, to_bytes
-
-if TYPE_CHECKING:
-    from consortium.storage.objects import ObjectStore
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """A stored vector."""
-
-    key: str
-    digest: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """What a stored state belongs to, enough to rebuild the model from it."""
-
-    model: dict[str, Any]
-    vocab_size: int
-    tokenizer_digest: str
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    document_end: int | None = None
-    """The token at which attention stopped in training; None: it went on over the end of documents."""
-    source: str = ""
-    """Package, version and digest of the plug-in that computed it; empty: the decoder of this package."""
-
-    @property
-    def layout(self) -> Layout:
-        """Where each parameter lies."""
-        return Layout(self.names, self.shapes)
+from consortium.errors import ConflictError, NotFoundError, VerificationError
+from consortium.train.outer import Moments, Vector, to_bytes
+from consortium.train.shelf import Origin as Origin
+from consortium.train.shelf import Pointer, Shelf, blobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,42 +91,8 @@ class Contribution:
     train_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pointer:
-    """The JSON object that names the vectors of a state or a contribution."""
-
-    round: int
-    position: int
-    tokens: int
-    vector: Blob
-    residual: Blob | None = None
-    momentum: Blob | None = None
-    local: Blob | None = None
-    optimizer: dict[str, Blob] = field(default_factory=dict)
-    """The optimiser's vectors by name, after `adam_steps` steps of it; empty where it took none."""
-    adam_steps: int = 0
-    first: Blob | None = None
-    second: Blob | None = None
-    """AdamW's vectors as they were named when there was no other optimiser: read, no longer written."""
-    previous_outer: str = ""
-    norm: str = ""
-    loss: str = ""
-    steps: int = 0
-    train_ms: int = 0
-    ahead_tokens: int = 0
-    """Of an outer state: what the site did of the next round, beside `local`, `steps`, `train_ms` and `loss`."""
-    ahead_position: int = 0
-    thinned: bool = False
-    """Whether there was more, which is no longer kept."""
-    origin: Origin | None = None
-
-
-class Keep:
+class Keep(Shelf):
     """The private store as one job of one site sees it."""
-
-    def __init__(self, store: ObjectStore, job: str) -> None:
-        self._store = store
-        self._root = f"jobs/{job}"
 
     # -- outer states ---------------------------------------------------------------------------------------------
 
@@ -166,7 +100,7 @@ class Keep:
         """Keep an outer state; its pointer comes last."""
         prefix = f"{self._root}/outer/{state.round}"
         vectors = self._put_moments(prefix, state.moments)
-        pointer = _Pointer(
+        pointer = Pointer(
             round=state.round,
             position=state.position,
             tokens=state.tokens,
@@ -213,7 +147,7 @@ class Keep:
                 self._put_json(f"{prefix}{name}.json", pointer)
             # Once the pointer is written; what a crash left lying is found the next time.
             held = {key for key in self._store.list(prefix) if key.endswith((".f32", ".code"))}
-            self._delete(held - set(_blobs(pointer)))
+            self._delete(held - set(blobs(pointer)))
 
     def thinned(self, number: int) -> bool:
         """Whether `thin` took something of a kept outer state. Raises NotFoundError, VerificationError as `outer`."""
@@ -260,12 +194,12 @@ class Keep:
         """Return parameters and momentum after a round, also of a thinned state. Raises as `outer` does."""
         return self._stepped(self._pointer(f"{self._root}/outer/{number}/state.json"), size)
 
-    def _stepped(self, pointer: _Pointer, size: int) -> tuple[Vector, Vector]:
+    def _stepped(self, pointer: Pointer, size: int) -> tuple[Vector, Vector]:
         if pointer.momentum is None:
             raise VerificationError("the outer state names no momentum", where=f"{self._root}/outer/{pointer.round}")
         return self._vector(pointer.vector, size), self._vector(pointer.momentum, size)
 
-    def _ahead(self, pointer: _Pointer, size: int, moments: Moments | None) -> Begun | None:
+    def _ahead(self, pointer: Pointer, size: int, moments: Moments | None) -> Begun | None:
         if pointer.local is None:
             return None
         return Begun(
@@ -293,7 +227,7 @@ class Keep:
         """Keep this site's contribution to a round, before it is committed."""
         prefix = f"{self._root}/rounds/{made.round}"
         vectors = self._put_moments(prefix, made.moments)
-        pointer = _Pointer(
+        pointer = Pointer(
             round=made.round,
             position=made.position,
             tokens=made.tokens,
@@ -349,7 +283,7 @@ class Keep:
         prefix = f"{self._root}/rounds/{begun.round}"
         old = self._begun_pointer(begun.round)
         vectors = self._put_moments(prefix, begun.moments)
-        pointer = _Pointer(
+        pointer = Pointer(
             round=begun.round,
             position=begun.position,
             tokens=begun.tokens,
@@ -363,7 +297,7 @@ class Keep:
         )
         self._put_json(f"{prefix}/inner.json", pointer)
         if old is not None:
-            self._delete(set(_blobs(old)) - set(_blobs(pointer)))
+            self._delete(set(blobs(old)) - set(blobs(pointer)))
 
     def begun(self, number: int, size: int) -> Begun | None:
         """Return the inner steps kept of a round, or None where there are none that read back whole."""
@@ -392,9 +326,9 @@ class Keep:
         if pointer is not None:
             self._store.delete(f"{self._root}/rounds/{number}/inner.json")
             contribution = self._pointer(f"{self._root}/rounds/{number}/contribution.json")
-            self._delete(set(_blobs(pointer)) - set(_blobs(contribution)))
+            self._delete(set(blobs(pointer)) - set(blobs(contribution)))
 
-    def _begun_pointer(self, number: int) -> _Pointer | None:
+    def _begun_pointer(self, number: int) -> Pointer | None:
         try:
             return self._pointer(f"{self._root}/rounds/{number}/inner.json")
         except NotFoundError:
@@ -402,10 +336,6 @@ class Keep:
         except VerificationError as fault:
             sys.stderr.write(f"the inner steps kept for round {number} are damaged and done again: {fault.what}\n")
             return None
-
-    def _delete(self, keys: Iterable[str]) -> None:
-        for key in sorted(keys):
-            self._store.delete(key)
 
     # -- certificates ---------------------------------------------------------------------------------------------
 
@@ -423,58 +353,3 @@ class Keep:
                 where=f"job {certificate.job}",
                 fix="open a dispute with both certificates; the first is kept in the private store at " + key,
             )
-
-    # -- objects --------------------------------------------------------------------------------------------------
-
-    def _put(self, prefix: str, data: bytes, suffix: str = ".f32") -> Blob:
-        stored = self._store.put_addressed(prefix, data, suffix)
-        return Blob(stored.key, stored.digest)
-
-    def _put_residual(self, prefix: str, residual: Vector | None) -> Blob | None:
-        return None if residual is None else self._put(prefix, to_bytes(residual))
-
-    def _put_moments(self, prefix: str, moments: Moments | None) -> dict[str, Blob]:
-        vectors = moments.vectors if moments is not None else {}
-        return {name: self._put(prefix, to_bytes(vectors[name])) for name in sorted(vectors)}
-
-    def _vector(self, blob: Blob, size: int) -> Vector:
-        return from_bytes(self._store.get(blob.key, digest=blob.digest), size, what=blob.key)
-
-    def _moments(self, pointer: _Pointer) -> Moments | None:
-        """Return the optimiser's state; whether its vectors have the right lengths is the optimiser's to say."""
-        named = pointer.optimizer or _old_names(pointer)
-        if not named:
-            return None
-        return Moments({name: self._whole(blob) for name, blob in sorted(named.items())}, pointer.adam_steps)
-
-    def _whole(self, blob: Blob) -> Vector:
-        data = self._store.get(blob.key, digest=blob.digest)
-        return from_bytes(data, len(data) // 4, what=blob.key)
-
-    def _put_json(self, key: str, value: Any) -> None:
-        self._store.put(key, json.dumps(to_json(value), sort_keys=True).encode())
-
-    def _json(self, key: str) -> Any:
-        try:
-            return json.loads(self._store.get(key))
-        except ValueError as fault:
-            raise VerificationError(f"not readable as JSON: {fault}", where=key) from fault
-
-    def _pointer(self, key: str) -> _Pointer:
-        try:
-            return from_json(_Pointer, self._json(key), where=key)
-        except UsageError as fault:
-            raise VerificationError(fault.what, where=key) from fault
-
-
-def _old_names(pointer: _Pointer) -> dict[str, Blob]:
-    if pointer.first is None or pointer.second is None:
-        return {}
-    return {"exp_avg": pointer.first, "exp_avg_sq": pointer.second}
-
-
-def _blobs(pointer: _Pointer) -> list[str]:
-    """The keys of the vectors that a pointer names."""
-    own = (pointer.vector, pointer.residual, pointer.momentum, pointer.local)
-    named = (*own, pointer.first, pointer.second, *pointer.optimizer.values())
-    return [blob.key for blob in named if blob is not None]

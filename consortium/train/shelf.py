@@ -1,0 +1,142 @@
+"""How vectors lie in the private store: under keys that hold their SHA-256, named by a JSON object written last.
+
+So what a pointer names is there, and a vector whose bytes changed is found when it is read. Which pointers there are is
+said in `consortium.train.keep`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from consortium.domain.codec import from_json, to_json
+from consortium.errors import UsageError, VerificationError
+from consortium.train.outer import Layout, Moments, Vector, from_bytes, to_bytes
+
+if TYPE_CHECKING:
+    from consortium.storage.objects import ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A stored vector."""
+
+    key: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a stored state belongs to, enough to rebuild the model from it."""
+
+    model: dict[str, Any]
+    vocab_size: int
+    tokenizer_digest: str
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    document_end: int | None = None
+    """The token at which attention stopped in training; None: it went on over the end of documents."""
+    source: str = ""
+    """Package, version and digest of the plug-in that computed it; empty: the decoder of this package."""
+
+    @property
+    def layout(self) -> Layout:
+        """Where each parameter lies."""
+        return Layout(self.names, self.shapes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pointer:
+    """The JSON object that names the vectors of a state or a contribution."""
+
+    round: int
+    position: int
+    tokens: int
+    vector: Blob
+    residual: Blob | None = None
+    momentum: Blob | None = None
+    local: Blob | None = None
+    optimizer: dict[str, Blob] = field(default_factory=dict)
+    """The optimiser's vectors by name, after `adam_steps` steps of it; empty where it took none."""
+    adam_steps: int = 0
+    first: Blob | None = None
+    second: Blob | None = None
+    """AdamW's vectors as they were named when there was no other optimiser: read, no longer written."""
+    previous_outer: str = ""
+    norm: str = ""
+    loss: str = ""
+    steps: int = 0
+    train_ms: int = 0
+    ahead_tokens: int = 0
+    """Of an outer state: what the site did of the next round, beside `local`, `steps`, `train_ms` and `loss`."""
+    ahead_position: int = 0
+    thinned: bool = False
+    """Whether there was more, which is no longer kept."""
+    origin: Origin | None = None
+
+
+class Shelf:
+    """Pointers and vectors of one job in the private store."""
+
+    def __init__(self, store: ObjectStore, job: str) -> None:
+        self._store = store
+        self._root = f"jobs/{job}"
+
+    def _put(self, prefix: str, data: bytes, suffix: str = ".f32") -> Blob:
+        stored = self._store.put_addressed(prefix, data, suffix)
+        return Blob(stored.key, stored.digest)
+
+    def _put_residual(self, prefix: str, residual: Vector | None) -> Blob | None:
+        return None if residual is None else self._put(prefix, to_bytes(residual))
+
+    def _put_moments(self, prefix: str, moments: Moments | None) -> dict[str, Blob]:
+        vectors = moments.vectors if moments is not None else {}
+        return {name: self._put(prefix, to_bytes(vectors[name])) for name in sorted(vectors)}
+
+    def _vector(self, blob: Blob, size: int) -> Vector:
+        return from_bytes(self._store.get(blob.key, digest=blob.digest), size, what=blob.key)
+
+    def _moments(self, pointer: Pointer) -> Moments | None:
+        """Return the optimiser's state; whether its vectors have the right lengths is the optimiser's to say."""
+        named = pointer.optimizer or _old_names(pointer)
+        if not named:
+            return None
+        return Moments({name: self._whole(blob) for name, blob in sorted(named.items())}, pointer.adam_steps)
+
+    def _whole(self, blob: Blob) -> Vector:
+        data = self._store.get(blob.key, digest=blob.digest)
+        return from_bytes(data, len(data) // 4, what=blob.key)
+
+    def _put_json(self, key: str, value: Any) -> None:
+        self._store.put(key, json.dumps(to_json(value), sort_keys=True).encode())
+
+    def _json(self, key: str) -> Any:
+        try:
+            return json.loads(self._store.get(key))
+        except ValueError as fault:
+            raise VerificationError(f"not readable as JSON: {fault}", where=key) from fault
+
+    def _pointer(self, key: str) -> Pointer:
+        try:
+            return from_json(Pointer, self._json(key), where=key)
+        except UsageError as fault:
+            raise VerificationError(fault.what, where=key) from fault
+
+    def _delete(self, keys: Iterable[str]) -> None:
+        for key in sorted(keys):
+            self._store.delete(key)
+
+
+def _old_names(pointer: Pointer) -> dict[str, Blob]:
+    if pointer.first is None or pointer.second is None:
+        return {}
+    return {"exp_avg": pointer.first, "exp_avg_sq": pointer.second}
+
+
+def blobs(pointer: Pointer) -> list[str]:
+    """The keys of the vectors that a pointer names."""
+    own = (pointer.vector, pointer.residual, pointer.momentum, pointer.local)
+    named = (*own, pointer.first, pointer.second, *pointer.optimizer.values())
+    return [blob.key for blob in named if blob is not None]
