@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from consortium.data import dedup, neardup
@@ -96,6 +96,7 @@ def test_the_same_texts_survive_however_they_are_cut_into_shards_and_ordered(see
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=15, deadline=None)
+@example(877)  # two similar texts whose minima agree too seldom
 def test_who_goes_is_tied_to_its_survivor_by_similar_texts_and_survivors_that_met_are_not_similar(seed: int) -> None:
     texts = collection(seed)
     [chosen] = run([texts])
@@ -111,7 +112,9 @@ def test_who_goes_is_tied_to_its_survivor_by_similar_texts_and_survivors_that_me
     for at in alone:
         for other in alone:
             if at < other and np.any(signed.bands[:, at] == signed.bands[:, other]):
-                assert jaccard(texts[at], texts[other]) < 0.8
+                # Three standard deviations below what 0.8 gives: such pairs are passed over, one similar one in 740.
+                passed_over = np.count_nonzero(signed.minima[at] == signed.minima[other]) < 0.8 * 112 - 3 * 4.23
+                assert passed_over or jaccard(texts[at], texts[other]) < 0.8
 
 
 def test_small_parts_chunks_and_caches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
