@@ -30,6 +30,7 @@ from consortium.domain.pretraining import CodeName, OuterConfig
 from consortium.train import sparse
 from consortium.train.outer import Vector, from_bytes, to_bytes
 from consortium.train.sparse import Bytes, refuse
+from consortium.train.spread import spread
 
 MAGIC, VERSION = b"CPGR", 1
 _HEADER = struct.Struct("<4sBBHQ")
@@ -99,7 +100,7 @@ class Code:
         else:
             carried = np.multiply(residual, np.float32(self.feedback))
             np.add(carried, vector, out=carried)
-        if not all(bool(np.isfinite(carried[part]).all()) for part in _tiles(len(carried))):
+        if not all(spread(lambda part: bool(np.isfinite(carried[part]).all()), _tiles(len(carried)))):
             return Encoded(_HEADER.pack(MAGIC, VERSION, _NOT_FINITE, 0, len(carried)), residual)
         out = np.empty(self.bytes_for(len(carried)), dtype=np.uint8)
         out[: _HEADER.size] = np.frombuffer(self._header(len(carried)), dtype=np.uint8)
@@ -156,23 +157,28 @@ def _tiles(size: int) -> Iterator[slice]:
 
 def _encode_bf16(carried: Vector, out: Bytes) -> None:
     wire = out.view("<u2")
-    for part in _tiles(len(carried)):
+
+    def work(part: slice) -> None:
         bits = carried[part].view(np.uint32)
         half = sparse.to_bf16(bits)
         wire[part] = half
         carried[part] -= (half << np.uint32(16)).view(np.float32)
 
+    spread(work, _tiles(len(carried)))
+
 
 def _decode_bf16(payload: Bytes) -> Vector:
     half = payload.view("<u2")
-    for part in _tiles(len(half)):
-        if len(half) and int((half[part] & 0x7FFF).max()) > _LARGEST_BF16:
-            refuse("a value is not finite")
     vector = np.empty(len(half), dtype=np.float32)
     bits = vector.view(np.uint32)
-    for part in _tiles(len(half)):
+
+    def work(part: slice) -> None:
+        if int((half[part] & 0x7FFF).max()) > _LARGEST_BF16:
+            refuse("a value is not finite")
         bits[part] = half[part]
         np.left_shift(bits[part], 16, out=bits[part])
+
+    spread(work, _tiles(len(half)))
     return vector
 
 
@@ -183,7 +189,8 @@ def _encode_int(carried: Vector, name: CodeName, out: Bytes) -> None:
     """Scales first (`<f4`), then values: int8, or two nibbles a byte, the first one low, each plus 8."""
     block, levels, count = _BLOCKS[name], np.float32(_LEVELS[name]), -(-len(carried) // _BLOCKS[name])
     scales, values = out[: 4 * count].view("<f4"), out[4 * count :]
-    for part in _tiles(len(carried)):
+
+    def work(part: slice) -> None:
         length = part.stop - part.start
         blocks = _blocks(carried[part], block)
         top = np.abs(blocks).max(axis=1)
@@ -202,6 +209,8 @@ def _encode_int(carried: Vector, name: CodeName, out: Bytes) -> None:
         np.multiply(rounded, scale[:, None], out=rounded)
         carried[part] -= rounded.reshape(-1)[:length]
 
+    spread(work, _tiles(len(carried)))
+
 
 def _largest_scale(name: CodeName) -> np.float32:
     """Return the largest scale that is sent: the largest level times it is finite, however it rounds."""
@@ -215,7 +224,8 @@ def _decode_int(payload: Bytes, name: CodeName, size: int) -> Vector:
     if not bool(fits.all()):
         refuse("a scale is negative, too small, too large or no number")
     vector = np.empty(size, dtype=np.float32)
-    for part in _tiles(size):
+
+    def work(part: slice) -> None:
         scale = scales[part.start // block : -(-part.stop // block)]
         levels = _int8(values[part]) if name == "int8" else _int4(values[part.start // 2 : -(-part.stop // 2)], part)
         if len(levels) == len(scale) * block:
@@ -224,6 +234,8 @@ def _decode_int(payload: Bytes, name: CodeName, size: int) -> Vector:
             whole = np.zeros((len(scale), block), dtype=np.float32)
             whole.reshape(-1)[: len(levels)] = levels
             vector[part] = np.multiply(whole, scale[:, None]).reshape(-1)[: len(levels)]
+
+    spread(work, _tiles(size))
     return vector
 
 

@@ -11,17 +11,19 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from consortium.domain.training import Contribution
 from consortium.errors import VerificationError
+from consortium.train.spread import spread
 
 Vector = npt.NDArray[np.float32]
 _WIRE = np.dtype("<f4")
-_TILE = 1 << 22
-"""Elements at a time: tens of MiB beside vectors of gigabytes. Changes no bit of what sites must agree on."""
+_TILE = 1 << 20
+"""Elements at a time: some of MiB beside vectors of gigabytes. Changes no bit of what sites must agree on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +98,12 @@ def norm_of(vector: Vector) -> float:
 
 def dot(one: Vector, other: Vector) -> float:
     """Return the inner product of two vectors, summed in fp64."""
-    total = 0.0
-    for part in tiles(len(one)):
+
+    def of(part: slice) -> float:
         wide = one[part].astype(np.float64)
-        total += float(np.sum(wide * (wide if one is other else other[part].astype(np.float64))))
-    return total
+        return float(np.sum(wide * (wide if one is other else other[part].astype(np.float64))))
+
+    return sum(spread(of, tiles(len(one))), 0.0)
 
 
 def tiles(size: int) -> Iterator[slice]:
@@ -118,10 +121,13 @@ def aggregate(contributions: Iterable[Contribution], vectors: Mapping[str, Vecto
     for contribution in sorted(contributions, key=lambda part: part.site):
         vector = vectors[contribution.site]
         weight, clip = (np.float32(float.fromhex(value)) for value in (contribution.weight, contribution.clip))
-        for part in tiles(size):
-            scaled = np.multiply(np.multiply(vector[part], weight), clip)
-            np.add(total[part], scaled, out=total[part])
+        spread(partial(_add_scaled, total, vector, weight, clip), tiles(size))
     return total
+
+
+def _add_scaled(total: Vector, vector: Vector, weight: np.float32, clip: np.float32, part: slice) -> None:
+    scaled = np.multiply(np.multiply(vector[part], weight), clip)
+    np.add(total[part], scaled, out=total[part])
 
 
 def nesterov(
@@ -133,8 +139,11 @@ def nesterov(
     """
     mu, rate = np.float32(momentum_decay), np.float32(lr)
     new_outer, new_momentum = np.empty_like(outer), np.empty_like(momentum)
-    for part in tiles(len(outer)):
+
+    def step(part: slice) -> None:
         speed = np.add(np.multiply(mu, momentum[part]), gradient[part], out=new_momentum[part])
         direction = np.add(gradient[part], np.multiply(mu, speed))
         np.subtract(outer[part], np.multiply(rate, direction), out=new_outer[part])
+
+    spread(step, tiles(len(outer)))
     return new_outer, new_momentum

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consortium.errors import VerificationError
+from consortium.train.spread import spread
 
 CHUNK = 4096
 COUNTS = (16, 32, 64, 128, 256)
@@ -70,7 +71,9 @@ def encode(carried: Vector, k: int, out: Bytes) -> None:
     """Write the code of `carried`, all finite, into `out`; `carried` becomes the residual."""
     planes = _Planes.of(out, k)
     rows = np.arange(_CHUNKS, dtype=np.int64)[:, None] * CHUNK
-    for part, elements in _parts(len(carried)):
+
+    def work(at: tuple[slice, slice]) -> None:
+        part, elements = at
         tile = _whole_chunks(carried[elements])
         indices = _largest(tile, k)
         places = indices + rows[: len(tile)]
@@ -84,13 +87,17 @@ def encode(carried: Vector, k: int, out: Bytes) -> None:
         inside = places < elements.stop - elements.start
         carried[elements][places[inside]] = left[inside]
 
+    spread(work, _parts(len(carried)))
+
 
 def decode(payload: Bytes, size: int, k: int) -> Vector:
     """Return the `size` elements that a payload of the right length stands for; raises VerificationError."""
     planes = _Planes.of(payload, k)
     vector = np.zeros(len(planes.upper) * CHUNK, dtype=np.float32)
     rows = np.arange(_CHUNKS, dtype=np.int64)[:, None] * CHUNK
-    for part, elements in _parts(size):
+
+    def work(at: tuple[slice, slice]) -> None:
+        part, elements = at
         magnitudes = planes.magnitudes[part].astype(np.uint16)
         if bool((magnitudes >= 0x7F80).any()) or bool((magnitudes[:, 0] > magnitudes[:, 1]).any()):
             refuse("magnitudes are negative, not finite or out of order")
@@ -101,6 +108,8 @@ def decode(payload: Bytes, size: int, k: int) -> Vector:
         signs, which = _flags(planes.signs[part]), _flags(planes.which[part])
         tile = vector[part.start * CHUNK : part.start * CHUNK + len(indices) * CHUNK]
         tile[indices + rows[: len(indices)]] = _signed(magnitudes, which, signs)
+
+    spread(work, _parts(size))
     return vector[:size]
 
 
