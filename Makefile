@@ -2,7 +2,7 @@
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-PARALLEL := -n logical --maxprocesses 4 --dist loadfile
+PARALLEL := -n logical --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-unit test-long lint setup clean
 

@@ -47,8 +47,21 @@ class Embedded:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the tests with the whole federation come last: once it runs, its fifty processes share the machine."""
-    items.sort(key=lambda item: "embedded" in getattr(item, "fixturenames", ()))
+    """Let the tests with the whole federation come last: once it runs, its fifty processes share the machine.
+
+    Those that start Ray and stores come first: they wait a lot, and at the end there is nothing to do meanwhile.
+    """
+    items.sort(
+        key=lambda item: (
+            "embedded" in getattr(item, "fixturenames", ()),
+            item.get_closest_marker("integration") is None,
+        )
+    )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many workers `-n logical` means: one more than processors, as some wait for leases and processes."""
+    return min(4, (os.cpu_count() or 1) + 1)
 
 
 @pytest.fixture(scope="session")

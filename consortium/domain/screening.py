@@ -24,8 +24,8 @@ class ScreenRule:
     cosine: float = -1.0
     """A contribution whose cosine to the outer momentum is below this is refused; -1: never."""
     loss_rise: float = 0.0
-    """A contribution that raises the judge's loss on text it has not trained on yet by more (nats per token) is
-    refused; 0: never."""
+    """A contribution that raises the judge's loss, on text it has not trained on yet, by more than this share of what
+    it is without it is refused; 0: never. A share, because nats per token grow with the length of tokens."""
     loss_sequences: int = 16
     """Sequences that loss is measured on."""
     quarantine: int = 0

@@ -168,7 +168,7 @@ def _outliers(judged: list[Screened], standing: Standing | None) -> list[Screene
 
 
 def _damage(judged: list[Screened], allowed: float, probe: Probe) -> list[Screened]:
-    """Refuse, worst first, whatever raises the loss by more than is allowed beside the rest, until nothing does."""
+    """Refuse, worst first, what raises the loss by more than the share allowed beside the rest, until nothing does."""
     while True:
         held = [(one.commit, one.vector) for one in judged if not one.reason and one.vector is not None]
         total = sum(commit.tokens for commit, _ in held)
@@ -185,10 +185,10 @@ def _damage(judged: list[Screened], allowed: float, probe: Probe) -> list[Screen
 
 
 def _rise(loss: float, without: float) -> float:
-    """Return the rise of the loss; a loss that is no number is one beyond all bounds."""
+    """Return the rise of the loss over what it is `without`; a loss that is no number is one beyond all bounds."""
     if not math.isfinite(loss):
         return math.inf if math.isfinite(without) else 0.0
-    return loss - without if math.isfinite(without) else -math.inf
+    return loss / without - 1 if math.isfinite(without) and without > 0 else -math.inf
 
 
 def _sum(parts: Sequence[tuple[Vector, float]]) -> Vector:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 
 LANGUAGES = {"de-1": "de", "fr-1": "fr", "uy-1": "es"}
 CONTEXT, VOCAB, ROUNDS, STEPS = 32, 256, 5, 15
-GUARDED = ScreenRule(clip=2.0, cosine=0.0, loss_rise=0.25, loss_sequences=16, quarantine=3)
+GUARDED = ScreenRule(clip=2.0, cosine=0.0, loss_rise=0.15, loss_sequences=16, quarantine=3)
 """As configs/outer/guarded.yaml."""
 
 

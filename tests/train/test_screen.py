@@ -128,9 +128,9 @@ def test_what_does_damage_is_refused_worst_first_and_the_rest_is_measured_again(
     target = vector_of(made("de-1")) / 3
 
     def loss(gradient: np.ndarray) -> float:
-        return float(np.sum((target - gradient) ** 2))
+        return 1 + float(np.sum((target - gradient) ** 2))
 
-    given = gates(probe=loss, loss_rise=1.0)
+    given = gates(probe=loss, loss_rise=0.5)
     assert judged(given, made("de-1"), made("fr-1", 5.0), made("uy-1", 0.01)) == {
         "de-1": "", "fr-1": "loss", "uy-1": ""
     }  # fmt: skip
