@@ -8,6 +8,7 @@ import typer
 
 from consortium.cli.context import As, Caller, Json, check_job_id
 from consortium.cli.show import put_json, say, table
+from consortium.errors import UsageError
 
 if TYPE_CHECKING:
     from consortium.domain.training import Round
@@ -31,6 +32,7 @@ def add_to(app: typer.Typer) -> None:
     job_app.command("withdraw-site", help="Let a training go on without a site, which gives its GPUs back (an admin).")(
         withdraw_site
     )
+    job_app.command("add-site", help="Let a site join a training between two rounds (the job's submitter).")(add_site)
 
 
 def ls(job: JobArg, as_json: Json = False, person: As = "") -> None:
@@ -56,6 +58,34 @@ def readmit(job: JobArg, site: SiteArg, reason: Reason, number: FromRound = 0, p
 def withdraw_site(job: JobArg, site: SiteArg, reason: Reason, number: FromRound = 0, person: As = "") -> None:
     """Withdraw a site from a job."""
     _rule("withdraw", job, site, reason, number, person)
+
+
+def add_site(
+    job: JobArg,
+    site: SiteArg,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", metavar="DATASET", help="What it trains on there; repeatable.")
+    ] = None,
+    person: As = "",
+) -> None:
+    """Add a site to a job."""
+    from dataclasses import replace
+
+    from consortium.client.submission import sign_spec
+
+    caller = Caller(person)
+    with caller.client() as client:
+        spec = client.job(check_job_id(job)).spec
+        named = [item for item in (client.dataset(name) for name in inputs or ()) if item.id not in spec.inputs]
+        if elsewhere := next((item for item in named if item.site != site), None):
+            raise UsageError(f"{elsewhere.name} is at {elsewhere.site}, not at {site}", where="--input")
+        amended = replace(
+            spec,
+            inputs=(*spec.inputs, *(item.id for item in named)),
+            sites=tuple(sorted({*spec.sites, site})) if spec.sites else (),
+        )
+        client.add_sites(job, sign_spec(amended, caller.key()))
+    say(f"{site} joins between two rounds, once its GPUs are free; the ledger will say from which round on")
 
 
 def summary(round_: Round) -> dict[str, Any]:

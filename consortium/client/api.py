@@ -193,6 +193,10 @@ class Client:
         """Give a ruling, signed by the calling admin; return what `rulings` does."""
         return self._json("POST", f"/jobs/{quote(ruling.job, safe='')}/rulings", body=to_json(ruling))
 
+    def add_sites(self, job: str, signed: SignedSpec) -> Json:
+        """Add sites to a training by its amended spec; return the `sites` and `inputs` that it adds."""
+        return self._json("POST", f"/jobs/{quote(job, safe='')}/additions", body=to_json(signed))
+
     def wait(self, job: str, *, timeout_s: float = 3600.0, poll_s: float = 0.5, patience_s: float = 60.0) -> Job:
         """Return a job once it is final. A server away for less than `patience_s` is waited for.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
 from typing import Any
@@ -241,6 +241,14 @@ class JobSpec:
             return self.model
         start = self.params.get("start")
         return str(start.get("job") or "") if isinstance(start, dict) else ""
+
+
+def extends(amended: JobSpec, spec: JobSpec) -> bool:
+    """Whether an amended spec says what `spec` says, with more inputs or sites and nothing else."""
+    wider = set(spec.inputs) <= set(amended.inputs) and set(spec.sites) <= set(amended.sites)
+    # Without sites the inputs' homes say where it runs: naming some would leave others out.
+    wider = wider and bool(spec.sites) == bool(amended.sites)
+    return wider and replace(amended, inputs=spec.inputs, sites=spec.sites) == spec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

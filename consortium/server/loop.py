@@ -23,7 +23,7 @@ from consortium.domain.protocol import LegReport
 from consortium.domain.records import RecordType
 from consortium.errors import ConsortiumError
 from consortium.scheduler import schedule
-from consortium.server import evictions, faults, folding, legs, rounds, rulings, snapshots, tasks, upkeep
+from consortium.server import additions, evictions, faults, folding, legs, rounds, rulings, snapshots, tasks, upkeep
 from consortium.server.core import Core
 from consortium.server.federation import record_documents
 from consortium.state import inbox, jobs, records
@@ -74,6 +74,7 @@ def cycle(core: Core) -> None:
     _offer_again(core)
     rounds.advance_all(core)
     rulings.withdraw_due(core)
+    additions.add_due(core)
     upkeep.see_to(core)
     _place(core)
     drain(core)

@@ -110,9 +110,17 @@ def render(connection: Connection, job_id: str) -> dict[str, Any]:
     return shown
 
 
-def judge(core: Core, connection: Connection, claims: Claims, signed: SignedSpec, view: View) -> Job:
+def judge(
+    core: Core,
+    connection: Connection,
+    claims: Claims,
+    signed: SignedSpec,
+    view: View,
+    gone: frozenset[str] = frozenset(),
+) -> Job:
     """Return what a submission comes to now: a job that waits, or one that is denied.
 
+    `gone`: sites that an amended spec still names and that take no part in its job any more.
     Raises ForbiddenError, VerificationError, UsageError, ConflictError or NotFoundError where it is no valid
     submission at all.
     """
@@ -120,15 +128,18 @@ def judge(core: Core, connection: Connection, claims: Claims, signed: SignedSpec
     verify_spec(signed, core.federation.rosters)
     if not signed.spec.nonce:
         raise UsageError("the spec has no nonce", fix="sign it with a fresh random nonce")
-    return judge_checked(core, connection, signed, view)
+    return judge_checked(core, connection, signed, view, gone)
 
 
-def judge_checked(core: Core, connection: Connection, signed: SignedSpec, view: View) -> Job:
+def judge_checked(
+    core: Core, connection: Connection, signed: SignedSpec, view: View, gone: frozenset[str] = frozenset()
+) -> Job:
     """Return what a spec that was checked comes to now."""
     spec = signed.spec
     inputs = _inputs(connection, spec)
     _check_kind(connection, spec, inputs)
-    sites = _target_sites(core, spec, inputs)
+    sites = tuple(site for site in _target_sites(core, spec, inputs) if site not in gone)
+    inputs = tuple(item for item in inputs if item.site not in gone)
     ancestry.check_start(connection, spec, sites)
     if spec.kind is JobKind.CLEAN:
         _check_clean(spec, inputs)

@@ -10,7 +10,7 @@ from typing import Any
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset
-from consortium.domain.job import Epoch, Fault, LegState
+from consortium.domain.job import Epoch, Fault, LegState, SignedSpec
 from consortium.domain.protocol import LegCommand, LegOffer, LegReport
 from consortium.site.db import SiteDb, put_meta
 
@@ -226,10 +226,10 @@ class LegTable:
         rows = self.db.read().execute("SELECT DISTINCT job FROM legs WHERE spec_signature = ?", (signature,))
         return {str(row["job"]) for row in rows}
 
-    def signatures_of_job(self, job: str) -> set[str]:
-        """Return the submitters' signatures that were presented here for a job: one, if all is well."""
-        rows = self.db.read().execute("SELECT DISTINCT spec_signature FROM legs WHERE job = ?", (job,))
-        return {str(row["spec_signature"]) for row in rows}
+    def specs_of_job(self, job: str) -> list[SignedSpec]:
+        """Return the signed specs that were presented here for a job: one, and those that added sites to it since."""
+        rows = self.db.read().execute("SELECT offer FROM legs WHERE job = ? GROUP BY spec_signature", (job,))
+        return [from_json(LegOffer, json.loads(row["offer"]), where=job).spec for row in rows]
 
     def _select(self, where: str, bound: Iterable[Any] = ()) -> list[SiteLeg]:
         sql = f"SELECT * FROM legs {where} ORDER BY incarnation, counter, leg"  # noqa: S608  fixed clauses, bound values

@@ -33,6 +33,8 @@ def insert_job(connection: Connection, job: Job) -> None:
     """Store a new job. Raises ConflictError where the same signed spec was submitted before."""
     spec_digest = digest_json(job.spec)
     known = connection.execute(select(t.jobs.c.id).where(t.jobs.c.spec_digest == spec_digest)).scalar()
+    amended = select(t.additions.c.job).where(t.additions.c.before_digest == spec_digest)
+    known = known or connection.execute(amended).scalar()
     if known is not None:
         raise ConflictError(
             "this signed spec was submitted before and starts no second job",

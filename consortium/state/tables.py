@@ -383,6 +383,18 @@ rulings = Table(
 )
 """What admins ruled on sites' parts in rounds: signed, for rounds whose commits were not fixed yet."""
 
+additions = Table(
+    "additions",
+    metadata,
+    _text("job", primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("doc", JSON, nullable=False),
+    Column("before_digest", String(80), nullable=False),
+    Column("round", Integer, nullable=False),
+    _ms("at_ms"),
+)
+"""Amended specs of trainings, signed, that add sites; the spec before stays known by its digest, and starts no job."""
+
 agreements = Table(
     "agreements",
     metadata,

@@ -100,8 +100,10 @@ class FederatedLeg:
     def _run(self) -> OuterState:
         self._book.note(self._params.outer)
         state = self._keep.newest(self._size)
-        if state is None:
-            state = self._resumed() if self._params.start.resume else self._begin()
+        if state is not None:
+            self._talk.joining.welcome(state, None)
+        else:
+            state = self._joined() or (self._resumed() if self._params.start.resume else self._begin())
         if state.moments is not None:
             self._inner.restore(state.moments)
         self._publish(state)
@@ -128,6 +130,15 @@ class FederatedLeg:
             moments=None,
         )
         self._keep.save_outer(state, self._origin)
+        return state
+
+    def _joined(self) -> OuterState | None:
+        """Return the state that this site begins with where it was added in mid-training; None where it was not."""
+        if not self._talk.joining.late():
+            return None
+        state = self._talk.joining.join()
+        self._keep.save_outer(state, self._origin)
+        self._exchange.agree(f"outer/{state.round}", state.digest)
         return state
 
     def _resumed(self) -> OuterState:

@@ -25,6 +25,7 @@ from consortium.train.codes import Code
 from consortium.train.disputes import holding, published
 from consortium.train.exchange import Exchange
 from consortium.train.fragments import Plan
+from consortium.train.joining import Joining
 from consortium.train.keep import Contribution, OuterState
 from consortium.train.outer import Vector
 from consortium.train.peers import JUDGED, Peers, commit_of
@@ -88,6 +89,7 @@ class Talk:
         """Set where the leg ends while it talks in a thread of its own."""
         self.peers = Peers(exchange, size, code=Code.of(params.outer), sleep=self._pause)
         self._settling = Settling(exchange, self.peers, size)
+        self.joining = Joining(exchange, self.peers, book, params, size)
 
     def _pause(self, seconds: float) -> None:
         if self.halt.is_set():
@@ -101,8 +103,10 @@ class Talk:
         VerificationError where the certificate does not hold.
         """
         number = state.round + 1
+        before = made.contribution if made is not None and made.committed else None
+        self.joining.welcome(state, before)
         mine = made.contribution if made is not None and (made.committed or self._commit(made.contribution)) else None
-        current = self._await_certificate(state, number, mine, probe, aside)
+        current = self._await_certificate(state, number, mine, probe, aside=aside, before=before)
         certificate = check_certificate(current, state.digest)
         known = commit_of(current, self._site)
         if known is not None and (mine is None or known.digest != mine.digest):
@@ -192,9 +196,19 @@ class Talk:
         return [site for site in self.peers.sites if site != self._site and site not in gone]
 
     def _await_certificate(
-        self, state: OuterState, number: int, made: Contribution | None, probe: Probe, aside: bool
+        self,
+        state: OuterState,
+        number: int,
+        made: Contribution | None,
+        probe: Probe,
+        *,
+        aside: bool,
+        before: Contribution | None,
     ) -> Round:
-        """Follow the round until it is certified, judging its commits on the way."""
+        """Follow the round until it is certified, judging its commits and letting sites join on the way.
+
+        `before` is what an earlier attempt of this leg committed: who joins since was not sent it.
+        """
         judged = False
         kept = f"{number - 1}.{self._params.outer.inner_steps}" if made is not None else f"{number - 1}"
         if not aside:
@@ -202,6 +216,8 @@ class Talk:
         for current in self.peers.follow(number):
             if current.phase in JUDGED:
                 return current
+            if current.phase is RoundPhase.OPEN:
+                self.joining.welcome(state, before)
             if current.phase is RoundPhase.JUDGING and not judged and made is not None:
                 judged = True
                 if commit_of(current, self._site) is not None:

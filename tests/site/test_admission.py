@@ -127,6 +127,21 @@ def test_a_job_cannot_come_again_with_another_signed_spec(world: World, admissio
     assert "another signed spec" in refusal.reason
 
 
+def test_a_training_comes_again_with_sites_added_and_not_with_fewer(world: World, admission: Admission) -> None:
+    def offer(number: int, peers: tuple[str, ...], nonce: str = "0" * 32) -> LegOffer:
+        made = world.offer(number, kind="pretrain", peers=peers, sites=peers, nonce=nonce)
+        return replace(made, job=world.offer(1).job)
+
+    both = ("de-1", "fr-1")
+    hold(admission, offer(1, ("fr-1",)))
+    assert judge(admission, offer(2, both)) is None
+    hold(admission, offer(2, both))
+    for other in (offer(3, ("fr-1",)), offer(3, both, nonce="1" * 32)):
+        refusal = judge(admission, other)
+        assert refusal is not None
+        assert "another signed spec" in refusal.reason
+
+
 @pytest.mark.parametrize("field", ["job", "leg", "attempt"])
 @pytest.mark.parametrize("value", ["../../../etc", "job-1/../x", "", "leg-1@2"])
 def test_an_id_that_is_none_never_becomes_a_path(world: World, admission: Admission, field: str, value: str) -> None:

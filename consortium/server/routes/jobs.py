@@ -15,7 +15,7 @@ from consortium.domain.training import Ruling
 from consortium.errors import ConflictError, ForbiddenError, UsageError
 from consortium.policy import CONSORTIUM, log_request
 from consortium.scheduler import explain
-from consortium.server import attribution, rounds, snapshots
+from consortium.server import additions, attribution, rounds, snapshots
 from consortium.server import submit as submission
 from consortium.server.auth import CoreArg, ReaderArg, UserArg
 from consortium.server.core import Core
@@ -41,7 +41,7 @@ class Submission(BaseModel):
 
 
 class Member(BaseModel):
-    """The signed job spec of one member of an array."""
+    """The signed job spec of one member of an array, or of a job as amended."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -199,6 +199,13 @@ def rule(job: str, body: dict[str, Any], core: CoreArg, claims: UserArg) -> dict
         take_ruling(core, connection, claims, ruling)
     core.bell.set()
     return rulings(job, core, claims)
+
+
+@router.post("/{job}/additions", status_code=202)
+def add_sites(job: str, body: Member, core: CoreArg, claims: UserArg) -> dict[str, list[str]]:
+    """Add sites to a training at its next round boundary, over its spec as amended and signed by its submitter."""
+    given = {"spec": body.spec, "signature": body.signature}
+    return additions.take_addition(core, claims, job, from_json(SignedSpec, given, where="job spec"))
 
 
 def _may_read(core: Core, spec: JobSpec, site: str, partner: str) -> bool:

@@ -10,7 +10,7 @@ from consortium.domain.codec import to_json
 from consortium.domain.data import Dataset
 from consortium.domain.decision import ReasonCode
 from consortium.domain.ids import is_id, partner_of
-from consortium.domain.job import Epoch
+from consortium.domain.job import Epoch, JobKind, extends
 from consortium.domain.partner import Cotenancy, Site
 from consortium.domain.protocol import LegOffer, Voucher
 from consortium.errors import ConsortiumError, VerificationError
@@ -84,7 +84,8 @@ class Admission:
         others = self.table.jobs_of_signature(offer.spec.signature) - {offer.job}
         if others:
             return Refusal(code="signature", reason=f"the same signed spec already came as {', '.join(sorted(others))}")
-        if self.table.signatures_of_job(offer.job) - {offer.spec.signature}:
+        known = [one.spec for one in self.table.specs_of_job(offer.job) if one.signature != offer.spec.signature]
+        if not all(spec.kind is JobKind.PRETRAIN and extends(spec, earlier) for earlier in known):
             return Refusal(code="signature", reason=f"{offer.job} came before with another signed spec")
         return None
 
