@@ -106,6 +106,8 @@ def replay(
             for one in rounds
         ]
         table(["kept at", "round", "result", "who", "what"], rows, empty="no round is kept")
+        if any(one.result == "cannot" for rounds in found.values() for one in rounds):
+            say("what is named as missing is not kept here; `outer.keep_received` says for how many rounds peers' are")
     differs = [(name, one.round) for name, rounds in found.items() for one in rounds if one.result == "differs"]
     if differs:
         raise VerificationError(
