@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -12,17 +11,10 @@ from consortium.config.build import Locate, build, unknown
 from consortium.domain import ids
 from consortium.domain.cleaning import CleanConfig
 from consortium.domain.job import JobKind, Priority, check_throughput
-from consortium.domain.pretraining import EvaluateConfig, PretrainConfig
+from consortium.domain.pretraining import EvaluateConfig, PretrainConfig, within
 from consortium.domain.units import moment_ms
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
-
-
-def _within(config: object, **bounds: tuple[float, float]) -> None:
-    for name, (low, high) in bounds.items():
-        value = getattr(config, name)
-        if not (math.isfinite(value) and low <= value <= high):
-            raise ValueError(f"{name} must be {low:,g} to {high:,g}, got {value:,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +37,10 @@ class TokenizeConfig:
     shard_tokens: int = 1 << 25
 
     def __post_init__(self) -> None:
-        _within(self, vocab_size=(320, 1_000_000), min_count=(2, 1_000_000))
-        _within(self, max_word_chars=(4, 256), held_out_percent=(0, 50))
-        _within(self, max_per_document=(1, 1_000_000), min_documents=(1, 1_000_000))
-        _within(self, seed=(0, 2**53 - 1), shard_tokens=(1 << 10, 1 << 25))
+        within(self, vocab_size=(320, 1_000_000), min_count=(2, 1_000_000))
+        within(self, max_word_chars=(4, 256), held_out_percent=(0, 50))
+        within(self, max_per_document=(1, 1_000_000), min_documents=(1, 1_000_000))
+        within(self, seed=(0, 2**53 - 1), shard_tokens=(1 << 10, 1 << 25))
 
 
 PARAMS: dict[JobKind, type[Any]] = {
@@ -103,12 +95,12 @@ class JobKeys:
             raise ValueError(f"account {self.account!r} must be a partner ('fr') or a project under one ('fr/health')")
         if not ids.is_name(self.purpose):
             raise ValueError(f"purpose {self.purpose!r}: lower-case letters, digits, '.', '_' and '-' only")
-        _within(
+        within(
             self, gpus=(1, 100_000), gpus_per_worker=(1, 100_000), walltime_s=(1, 366 * 86_400), min_sites=(1, 1_000)
         )
         if self.gpus % self.gpus_per_worker:
             raise ValueError(f"gpus ({self.gpus}) must be a multiple of gpus_per_worker ({self.gpus_per_worker})")
-        _within(self, checkpoint_every_s=(0, 366 * 86_400))
+        within(self, checkpoint_every_s=(0, 366 * 86_400))
         if self.deadline:
             try:
                 moment_ms(self.deadline, 0)

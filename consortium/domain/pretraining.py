@@ -30,7 +30,8 @@ def _weight(text: str) -> tuple[str, float]:
     return name, float(weight)
 
 
-def _within(config: object, **bounds: tuple[float, float]) -> None:
+def within(config: object, **bounds: tuple[float, float]) -> None:
+    """Raise ValueError unless each named field is a finite number from its lower to its upper bound."""
     for name, (low, high) in bounds.items():
         value = getattr(config, name)
         if not (math.isfinite(value) and low <= value <= high):
@@ -66,9 +67,9 @@ class ModelConfig:
     """Name of a model that the site installed (`consortium.train.plugin`); empty: the decoder of this package."""
 
     def __post_init__(self) -> None:
-        _within(self, dim=(1, 65_536), layers=(1, 1_000), heads=(1, 1_024), context=(2, 1_048_576))
-        _within(self, mlp_ratio=(1, 16), dropout=(0, 0.9), kv_heads=(0, 1_024), mlp_dim=(0, 1_048_576))
-        _within(self, rope_base=(10, 1e9), z_loss=(0, 1))
+        within(self, dim=(1, 65_536), layers=(1, 1_000), heads=(1, 1_024), context=(2, 1_048_576))
+        within(self, mlp_ratio=(1, 16), dropout=(0, 0.9), kv_heads=(0, 1_024), mlp_dim=(0, 1_048_576))
+        within(self, rope_base=(10, 1e9), z_loss=(0, 1))
         if self.dim % self.heads or self.dim // self.heads % 2:
             raise ValueError(f"dim ({self.dim}) must be a multiple of twice the heads ({self.heads})")
         if self.heads % self.groups:
@@ -109,7 +110,7 @@ class DataConfig:
     """`NAME:WEIGHT` for each dataset or language; empty: every token of a site is read equally often."""
 
     def __post_init__(self) -> None:
-        _within(self, batch_size=(1, 65_536), accumulate=(1, 65_536))
+        within(self, batch_size=(1, 65_536), accumulate=(1, 65_536))
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})")
         if len(self.weights) < len(self.mixture):
@@ -149,8 +150,8 @@ class OptimConfig:
     """Muon's."""
 
     def __post_init__(self) -> None:
-        _within(self, lr=(1e-9, 10), weight_decay=(0, 10), warmup_steps=(0, 10_000_000), grad_clip=(1e-6, 1e6))
-        _within(self, decay_share=(0, 1), final_lr_share=(0, 1), momentum=(0, 0.9999))
+        within(self, lr=(1e-9, 10), weight_decay=(0, 10), warmup_steps=(0, 10_000_000), grad_clip=(1e-6, 1e6))
+        within(self, decay_share=(0, 1), final_lr_share=(0, 1), momentum=(0, 0.9999))
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be at least 0 and below 1, got {list(self.betas)}")
 
@@ -189,9 +190,9 @@ class OuterConfig:
     """Newest states that stay with the optimiser's vectors, residuals and a site's own parameters; -1: all."""
 
     def __post_init__(self) -> None:
-        _within(self, rounds=(1, 100_000), inner_steps=(1, 1_000_000), lr=(1e-6, 10), momentum=(0, 0.9999))
-        _within(self, feedback=(0, 1), quorum=(0, 1_000), keep_received=(-1, 100_000))
-        _within(self, fragments=(1, 1_000), delay=(0, self.inner_steps), mix=(0, 1), keep_whole=(-1, 100_000))
+        within(self, rounds=(1, 100_000), inner_steps=(1, 1_000_000), lr=(1e-6, 10), momentum=(0, 0.9999))
+        within(self, feedback=(0, 1), quorum=(0, 1_000), keep_received=(-1, 100_000))
+        within(self, fragments=(1, 1_000), delay=(0, self.inner_steps), mix=(0, 1), keep_whole=(-1, 100_000))
         if self.keep_whole in (0, 1):
             raise ValueError(f"keep_whole must be -1 or at least 2, as a state may not hold, got {self.keep_whole}")
         if self.rounds % self.fragments:
@@ -220,7 +221,7 @@ class StartConfig:
     """Of a resumed training: the rounds behind it, over all jobs. The learning rate goes on from there."""
 
     def __post_init__(self) -> None:
-        _within(self, round=(-1, 100_000), done=(0, 100_000))
+        within(self, round=(-1, 100_000), done=(0, 100_000))
         if self.resume and not (self.job and 1 <= self.round <= self.done):
             raise ValueError("resume needs job, round and done, as `consortium submit pretrain --resume JOB` sets them")
         if self.done and not self.resume:
@@ -254,7 +255,7 @@ class PretrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _within(self, seed=(0, 2**53 - 1))
+        within(self, seed=(0, 2**53 - 1))
         if self.parallel == "fsdp" and self.optim.name == "muon":
             raise ValueError("parallel fsdp goes with optim adamw only: muon needs whole matrices, which no worker has")
         if not self.model.plugin and self.outer.fragments > self.model.layers:
@@ -315,7 +316,7 @@ class EvaluateConfig:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        _within(self, batches=(1, 1_000_000), batch_size=(1, 65_536))
+        within(self, batches=(1, 1_000_000), batch_size=(1, 65_536))
         if not self.rounds or any(not -1 <= number <= 100_000 for number in self.rounds):
             raise ValueError(f"rounds must name outer states (0 and up, or -1 for the last), got {list(self.rounds)}")
 
