@@ -33,6 +33,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ from consortium.train.model import Decoder, next_token_loss
 from consortium.train.outer import Layout, Vector
 from tests.benchmarks import training_legs
 from tests.benchmarks.table import Row, arguments, row, show
-from tests.benchmarks.training_clock import utilisation
+from tests.benchmarks.training_clock import on_one_core, utilisation
 from tests.benchmarks.training_sites import VOCAB, Corpus, Federation, corpora
 
 PARTS = ("loss", "codes", "attack", "kills", "crash", "overhead", "speed", "utilisation")
@@ -128,10 +129,7 @@ def codes(scale: Scale, texts: dict[str, Corpus]) -> Iterator[Row]:
     vector = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
     for code, least in ((Code(name="int8"), 500.0), (Code(name="topk", topk=64), 200.0)):
         residual = code.encode(vector).residual
-        begun = time.process_time()
-        data = code.encode(vector, residual).data
-        code.decode(data, size)
-        spent = time.process_time() - begun
+        spent, _ = on_one_core(partial(_there_and_back, code, vector, residual))
         yield row(f"codes: {_name(code)} encode and decode, one core", 4 * size / 1e6 / spent, "MB/s", least=least)
     here = Federation(scale.params(scale.short_rounds), texts)
     bare = _short(scale, texts)
@@ -142,6 +140,10 @@ def codes(scale: Scale, texts: dict[str, Corpus]) -> Iterator[Row]:
         yield row(f"codes: {_name(code)} fewer bytes than a gradient per step", fewer, "x", least=least_x)
         most = 1.0 if code is CODES[-1] else None
         yield row(f"codes: {_name(code)} loss above fp32's", percent(here.loss(out), bare), "%", most=most)
+
+
+def _there_and_back(code: Code, vector: Vector, residual: Vector | None) -> None:
+    code.decode(code.encode(vector, residual).data, len(vector))
 
 
 def _name(code: Code) -> str:
