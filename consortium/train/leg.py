@@ -13,10 +13,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from consortium.train.combine import combine
 from consortium.train.exchange import Exchange
 from consortium.train.fragments import Plan
 from consortium.train.keep import Begun, Contribution, Keep, Origin, OuterState
+from consortium.train.meter import Metrics
 from consortium.train.outer import Moments, Vector, digest_of, norm_of, to_bytes
 from consortium.train.outlast import Outlasting
 from consortium.train.pace import steps_of
@@ -39,13 +39,6 @@ from consortium.train.peers import INITIAL, commit_of
 from consortium.train.start import resumed, starting_point
 from consortium.train.talk import Made, Met, Probe, Talk
 from consortium.train.within import Inner, RoundTrainer, Stopped
-
-
-class Metrics(Protocol):
-    """Where the numbers of a round go."""
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Keep the numbers of round `step`."""
 
 
 class FederatedLeg:
@@ -229,11 +222,7 @@ class FederatedLeg:
 
     def _steps(self, number: int) -> int:
         """Return this site's inner steps in a round: from the last one that it held the certificate of as it began."""
-        rule = self._params.outer
-        if rule.pace == "fixed":
-            return rule.inner_steps
-        earlier = number - 2 if rule.delay else number - 1
-        return steps_of(self._site, self._book.round(earlier) if earlier > 0 else None, rule.inner_steps)
+        return steps_of(self._site, self._talk.paced_by(number), self._params.outer.inner_steps)
 
     def _probe(self, outer: Vector, position: int, count: int) -> float:
         return self._inner.probe(outer, position=position, count=count)

@@ -160,6 +160,12 @@ class Talk:
             self._settling.recompute(current, after, again)
         raise AssertionError("following ends only with a result")
 
+    def paced_by(self, number: int) -> Round | None:
+        """Return the round whose speeds say how many steps a site has in this one; None: no speed does."""
+        rule = self._params.outer
+        earlier = number - 2 if rule.delay else number - 1
+        return self._book.round(earlier) if rule.pace == "measured" and earlier > 0 else None
+
     # -- commit and verdicts --------------------------------------------------------------------------------------
 
     def _commit(self, made: Contribution) -> bool:
@@ -235,17 +241,11 @@ class Talk:
 
         return Gates(
             rule=rule,
-            work=Work.of(self._params, self._exchange.context, self._paced_by(made.round)),
+            work=Work.of(self._params, self._exchange.context, self.paced_by(made.round)),
             standing=self._standing(made.round),
             momentum=part.take(state.momentum),
             probe=loss_of,
         )
-
-    def _paced_by(self, number: int) -> Round | None:
-        """Return the round whose speeds say how many steps a site has in this one."""
-        rule = self._params.outer
-        earlier = number - 2 if rule.delay else number - 1
-        return self._book.round(earlier) if rule.pace == "measured" and earlier > 0 else None
 
     def _standing(self, number: int) -> Standing | None:
         """Return what the last round of the same fragment left. Raises VerificationError where the store lost it."""

@@ -2,7 +2,7 @@
 
 - `loss`: held-out loss of three sites, one language each, against one cluster that trains data parallel on exactly the
   same sequences in the same steps, with AdamW and with Muon. Outer steps as by default; then Muon inside and less outer
-  momentum; then what legs do not do, rounds that shorten and deviations taken back (`consortium.train.drift`), the
+  momentum; then what legs do not do, rounds that shorten and deviations taken back (`training_drift`), the
   latter with second moments shared.
 - `codes`: MB/s of encode and decode on one core (of fp32 parameters), and what each code costs in loss and saves in
   bytes against sending fp32 gradients once per step.

@@ -26,7 +26,6 @@ from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Certificate, Commit, Verdict
 from consortium.train.codes import FP32, Code
 from consortium.train.combine import combine
-from consortium.train.drift import deviation, lengths
 from consortium.train.evaluate import held_out_loss
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Origin
@@ -36,6 +35,7 @@ from consortium.train.outer import Moments, Vector, digest_of, nesterov, norm_of
 from consortium.train.rounds import certify
 from consortium.train.screen import Gates, screen
 from consortium.train.within import InnerResult
+from tests.benchmarks.training_drift import deviation, lengths
 
 JOB = "job-0000000000000000000000000b"
 VOCAB = 256
@@ -182,9 +182,9 @@ class Federation:
     ) -> Outcome:
         """Train all rounds, sending in `code` and screening by `rule`.
 
-        `corrected`: each site takes its deviation of the last round back (`consortium.train.drift`). `shared`: after
+        `corrected`: each site takes its deviation of the last round back (`training_drift`). `shared`: after
         each round all go on with the mean of AdamW's second moments; `sent_bytes` counts them as fp32. `power`: equally
-        many rounds, each as long as the rate to this power (`drift.lengths`).
+        many rounds, each as long as the rate to this power (`training_drift.lengths`).
         `kill` names, by round, the site whose process ends after so many steps; what was kept every `KEEP_EVERY` steps
         is where a new one goes on.
         """

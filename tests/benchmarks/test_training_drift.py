@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from consortium.train.drift import deviation, lengths
+from tests.benchmarks.training_drift import deviation, lengths
 
 AIMS = np.array([[0.0, 4.0], [6.0, 0.0], [1.0, 1.0]], dtype=np.float32)
 CURVATURES = np.array([[1.0, 0.1], [0.2, 2.0], [0.5, 0.5]], dtype=np.float32)
