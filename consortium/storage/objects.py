@@ -115,12 +115,13 @@ class ObjectStore:
         with self._translated(key):
             self._client.put_object(Bucket=self.bucket, Key=_checked(key), Body=data)
 
-    def put_addressed(self, prefix: str, data: bytes, suffix: str = "") -> Addressed:
+    def put_addressed(self, prefix: str, data: bytes, suffix: str = "", *, digest: str = "") -> Addressed:
         """Write `data` under `prefix/<hex of its SHA-256><suffix>`; writes nothing where it already stands there.
 
+        Who computed the `digest` already saves computing it.
         Bytes of the same length that are not `data` are written over, as far as the store tells them apart (`_has`).
         """
-        digest = sha256(data)
+        digest = digest or sha256(data)
         key = f"{prefix.rstrip('/')}/{digest.removeprefix('sha256:')}{suffix}"
         if not self._has(key, data):
             self.put(key, data)

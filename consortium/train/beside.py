@@ -1,6 +1,7 @@
-"""Work that goes on in threads beside the inner steps: sending, following a round, fetching what others sent; writing.
+"""Work that goes on in threads beside the inner steps: encoding, sending, following a round, the outer step; writing.
 
-Calls to the gateway move as many bytes as a fragment has, at the speed of a border, so they must not stop the training.
+Calls to the gateway move as many bytes as a fragment has, at the speed of a border, and what comes of them is computed
+on the host, so neither must stop the training.
 Nor need it wait for the store, as long as nothing is sent before what it was made from is written.
 Everything that touches the model stays with the thread that trains: the other one asks, and is answered between two
 stretches of steps.

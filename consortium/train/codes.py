@@ -28,7 +28,7 @@ import numpy as np
 
 from consortium.domain.pretraining import CodeName, OuterConfig
 from consortium.train import sparse
-from consortium.train.outer import Vector, from_bytes, to_bytes
+from consortium.train.outer import Vector, finite, from_bytes, to_bytes
 from consortium.train.sparse import Bytes, refuse
 from consortium.train.spread import spread
 
@@ -100,7 +100,7 @@ class Code:
         else:
             carried = np.multiply(residual, np.float32(self.feedback))
             np.add(carried, vector, out=carried)
-        if not all(spread(lambda part: bool(np.isfinite(carried[part]).all()), _tiles(len(carried)))):
+        if not finite(carried):
             return Encoded(_HEADER.pack(MAGIC, VERSION, _NOT_FINITE, 0, len(carried)), residual)
         out = np.empty(self.bytes_for(len(carried)), dtype=np.uint8)
         out[: _HEADER.size] = np.frombuffer(self._header(len(carried)), dtype=np.uint8)
@@ -113,8 +113,8 @@ class Code:
             _encode_int(carried, self.name, payload)
         return Encoded(out.tobytes(), carried)
 
-    def decode(self, data: bytes, size: int) -> Vector:
-        """Return the vector of `size` elements that `data` stands for.
+    def decode(self, data: bytes | memoryview, size: int) -> Vector:
+        """Return the vector of `size` elements that `data` stands for; one of fp32 shares its memory.
 
         Raises VerificationError where the bytes are not what `encode` makes.
         """

@@ -23,7 +23,8 @@ import numpy as np
 
 from consortium.domain.pretraining import OuterConfig
 from consortium.errors import UsageError
-from consortium.train.outer import Layout, Vector, nesterov
+from consortium.train.outer import Layout, Vector, nesterov, tiles
+from consortium.train.spread import spread
 
 _LAYER = re.compile(r"(?:^|\.)(?:blocks|layers|h)\.(\d+)\.")
 """The number of the layer in a parameter's name."""
@@ -163,9 +164,15 @@ class Streaming:
         A site's own affair: sites need not agree on its bits, only on the outer parameters.
         """
         if self.mixing == 0:
-            return outer.copy()
+            return outer
         kept, taken = np.float32(self.mixing), np.float32(1 - self.mixing)
-        return np.add(np.multiply(kept, local), np.multiply(taken, outer))
+        mixed = np.empty_like(local)
+
+        def add(part: slice) -> None:
+            np.add(np.multiply(kept, local[part]), np.multiply(taken, outer[part]), out=mixed[part])
+
+        spread(add, tiles(len(local)))
+        return mixed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,7 +167,7 @@ class InnerWorker:
 
     def _parameters(self) -> Vector:
         """Return the parameters, whole on rank 0. All ranks."""
-        return np.concatenate([self._group.take(parameter) for _, parameter in self._named])
+        return self._group.take([parameter for _, parameter in self._named])
 
     def _step(self, rows_BT: Tensor, step: int, rate: float) -> Tensor:
         """Take one step on this rank's rows; return its mean loss.

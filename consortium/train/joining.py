@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
-
 from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.training import Round, RoundPhase
@@ -24,7 +22,7 @@ from consortium.train.book import RoundBook
 from consortium.train.disputes import holding, parties
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Contribution, OuterState
-from consortium.train.outer import Vector, digest_of, from_bytes, to_bytes
+from consortium.train.outer import Vector, finite, from_bytes, to_bytes, vector_digest
 from consortium.train.parcels import fetch, send
 from consortium.train.peers import PASS_ON_S, Peers
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
@@ -128,7 +126,7 @@ class Joining:
         except (NotFoundError, UnreachableError, VerificationError):
             return None  # not sent yet, or not to be had now
         vector = from_bytes(data, self._size, what=f"the {name} after round {number}")
-        if not bool(np.isfinite(vector).all()):
+        if not finite(vector):
             raise VerificationError(f"the {name} after round {number} holds values that are not finite")
         return vector
 
@@ -158,7 +156,7 @@ class Joining:
 
     def _sign_momentum(self, state: OuterState) -> None:
         try:
-            self._exchange.agree(f"momentum/{state.round}", digest_of(to_bytes(state.momentum)))
+            self._exchange.agree(f"momentum/{state.round}", vector_digest(state.momentum))
         except ConflictError as fault:
             sys.stderr.write(f"the momentum after round {state.round} is another one now: {fault.what}\n")
 

@@ -4,8 +4,9 @@
 private store before it is announced, and what was announced is read back from the server before anything is made anew.
 How long to wait is the server's to say: the leg follows the round's phase and has no deadline of its own.
 
-With `outer.delay` the round is talked about beside the next round's first steps (`consortium.train.beside`), and
-applied after exactly so many of them, so that the parameters do not depend on how long the talking took.
+With `outer.delay` all of a round but its inner steps (encoding, talking, the outer step, digests) is done beside the
+next round's first steps (`consortium.train.beside`), and applied after exactly so many of them, so that the parameters
+do not depend on how long it took.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -32,13 +33,33 @@ from consortium.train.exchange import Exchange
 from consortium.train.fragments import Plan
 from consortium.train.keep import Begun, Contribution, Keep, Origin, OuterState
 from consortium.train.meter import Metrics
-from consortium.train.outer import Moments, Vector, digest_of, norm_of, to_bytes
+from consortium.train.outer import Moments, Vector, difference, digest_of, finite, norm_of, to_bytes, vector_digest
 from consortium.train.outlast import Outlasting
 from consortium.train.pace import steps_of
 from consortium.train.peers import INITIAL, commit_of
 from consortium.train.start import resumed, starting_point
 from consortium.train.talk import Made, Met, Probe, Talk
 from consortium.train.within import Inner, RoundTrainer, Stopped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """This site's part in a round, as far as the model takes part in it."""
+
+    sent: Begun | Contribution
+    """The inner steps, all done, or the contribution that was made of them before a crash."""
+    committed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Came:
+    """What a round came to."""
+
+    met: Met
+    outer: Vector
+    momentum: Vector
+    digest: str
+    """Of `outer`."""
 
 
 class FederatedLeg:
@@ -115,7 +136,7 @@ class FederatedLeg:
         outer = self._first() if first else self._peers.receive_initial()
         state = OuterState(
             round=0,
-            digest=digest_of(to_bytes(outer)),
+            digest=vector_digest(outer),
             outer=outer,
             momentum=np.zeros(self._size, dtype=np.float32),
             position=0,
@@ -166,23 +187,22 @@ class FederatedLeg:
         """Take part in the round after `state` and return the state after it."""
         number = state.round + 1
         started = time.monotonic()
-        made = self._made(state, number)
+        done = self._done(state, number)
         delay = self._plan.delay(number)
         ahead: Begun | None = None
-        if made is None or delay == 0:
+        if done is None or delay == 0:
             trained = time.monotonic()
-            met = self._settle_and_meet(state, made, self._probe)
-            ahead = self._untouched(made)
+            came = self._take_part(state, done, self._probe)
+            ahead = None if done is None or not self._plan.carries else self._trainer.begun_after(done.sent)
         else:
-            ahead, met, trained = self._meet_beside(state, made, delay)
-        after = self._applied(state, met, ahead)
-        after = self._agree(after)
+            ahead, came, trained = self._take_part_beside(state, done, delay)
+        after = self._closed(self._applied(state, came, ahead))
         self._peers.forget()
-        self._report(after, met, trained - started, time.monotonic() - trained)
+        self._report(after, came.met, trained - started, time.monotonic() - trained)
         return after
 
-    def _made(self, state: OuterState, number: int) -> Made | None:
-        """Make and keep this site's contribution, or find it; None where the round goes on without it."""
+    def _done(self, state: OuterState, number: int) -> Done | None:
+        """Find this site's contribution, or do its inner steps; None where the round goes on without it."""
         seen = self._peers.look(number)
         committed = commit_of(seen, self._site)
         made = self._keep.contribution(number, self._size, self._plan.fragment(number).size)
@@ -193,32 +213,34 @@ class FederatedLeg:
         elif seen is not None and seen.phase is not RoundPhase.OPEN:
             return None
         if made is None:
-            made = self._make(state, number)
-            self._write(partial(self._keep.save_contribution, made))
-            self._write(partial(self._keep.drop_begun, number))
-        elif made.moments is not None:
+            return Done(sent=self._trainer.train(state, number, self._steps(number)), committed=False)
+        if made.moments is not None:
             self._inner.restore(made.moments)
-        return Made(contribution=made, committed=committed is not None)
+        return Done(sent=made, committed=committed is not None)
 
-    def _make(self, state: OuterState, number: int) -> Contribution:
-        done, part = self._trainer.train(state, number, self._steps(number)), self._plan.fragment(number)
+    def _make(self, state: OuterState, done: Begun) -> Contribution:
+        """Encode and keep what inner steps came to. Nothing of it is sent before it is in the store."""
+        part = self._plan.fragment(done.round)
         carried = None if state.residual is None else part.take(state.residual)
-        made = self._code.encode(np.subtract(part.take(state.outer), part.take(done.local)), carried)
-        return Contribution(
-            round=number,
+        encoded = self._code.encode(difference(part.take(state.outer), part.take(done.local)), carried)
+        made = Contribution(
+            round=done.round,
             previous_outer=state.digest,
-            data=made.data,
-            digest=digest_of(made.data),
-            norm=norm_of(self._code.decode(made.data, part.size)).hex(),
+            data=encoded.data,
+            digest=digest_of(encoded.data),
+            norm=norm_of(self._code.decode(encoded.data, part.size)).hex(),
             loss=(done.loss_sum / done.steps).hex(),
             tokens=done.tokens,
             steps=done.steps,
             position=done.position,
             moments=done.moments,
-            residual=made.residual,
+            residual=encoded.residual,
             local=done.local if self._plan.carries else None,
             train_ms=done.train_ms,
         )
+        self._behind.put(partial(self._keep.save_contribution, made))
+        self._behind.put(partial(self._keep.drop_begun, done.round))
+        return made
 
     def _steps(self, number: int) -> int:
         """Return this site's inner steps in a round: from the last one that it held the certificate of as it began."""
@@ -227,19 +249,19 @@ class FederatedLeg:
     def _probe(self, outer: Vector, position: int, count: int) -> float:
         return self._inner.probe(outer, position=position, count=count)
 
-    def _meet_beside(self, state: OuterState, made: Made, delay: int) -> tuple[Begun, Met, float]:
-        """Talk about the round while the next one's first `delay` steps are done; also when these were."""
+    def _take_part_beside(self, state: OuterState, done: Done, delay: int) -> tuple[Begun, Came, float]:
+        """Take part in the round while the next one's first `delay` steps are done; also when these were."""
 
         def asked(outer: Vector, position: int, count: int) -> float:
             loss: float = beside.ask(lambda: self._probe(outer, position, count))
             return loss
 
-        work = partial(self._settle_and_meet, state, made, asked, aside=True)
+        work = partial(self._take_part, state, done, asked, aside=True)
         steps = self._steps(state.round + 2)
         first = delay * steps // self._params.outer.inner_steps
         beside = Beside(work, self._talk.halt)  # named before it begins: the work asks by this name
         with beside:
-            ahead = self._trainer.train_on(made.contribution, first, steps, beside)
+            ahead = self._trainer.train_on(done.sent, first, steps, beside)
             trained = time.monotonic()
             try:
                 return ahead, beside.result(), trained
@@ -247,45 +269,47 @@ class FederatedLeg:
                 self._trainer.keep(ahead)
                 raise
 
-    def _settle_and_meet(self, state: OuterState, made: Made | None, probe: Probe, *, aside: bool = False) -> Met:
-        """See to it that the state itself is agreed on, where it was gone on from before that, and take the round.
+    def _take_part(self, state: OuterState, done: Done | None, probe: Probe, *, aside: bool = False) -> Came:
+        """Do all of a round but its inner steps: send what they came to, agree on what counts, take the outer step.
 
-        Nothing of the round is sent before what it was made from is in the store.
+        Beside training, all of it is done in a thread of its own. Where `state` was gone on from before it was agreed
+        on, that comes first.
         """
+        made = None
+        if done is not None:
+            sent = done.sent if isinstance(done.sent, Contribution) else self._make(state, done.sent)
+            made = Made(contribution=sent, committed=done.committed)
         self._behind.wait()
         if self._plan.carries and state.round > 0:
             self._settle(state)
-        return self._talk.exchange(state, made, probe, aside=aside)
-
-    def _untouched(self, made: Made | None) -> Begun | None:
-        """Return what the next round begins from where nothing of it is done yet; None: from the outer state."""
-        if made is None or not self._plan.carries:
-            return None
-        return self._trainer.begun_after(made.contribution)
+        met = self._talk.exchange(state, made, probe, aside=aside)
+        self._keep.pin_certificate(met.certificate)
+        self._book.save(met.round)
+        self._retain(met)
+        outer, momentum = self._stepped(state, met)
+        came = Came(met=met, outer=outer, momentum=momentum, digest=vector_digest(outer))
+        self._talk.agree(met.round.number, came.digest)
+        return came
 
     # -- the outer step -------------------------------------------------------------------------------------------
 
-    def _applied(self, state: OuterState, met: Met, ahead: Begun | None) -> OuterState:
+    def _applied(self, state: OuterState, came: Came, ahead: Begun | None) -> OuterState:
         """Return the state after a certified round.
 
         A site whose contribution is not in it begins the next round from the outer state: what it trained meanwhile
         is not counted.
         """
-        number, counted, trained = state.round + 1, met.counted, ahead is not None
-        self._keep.pin_certificate(met.certificate)
-        self._book.save(met.round)
-        self._retain(met)
-        outer, momentum = self._stepped(state, met)
-        digest, applied = digest_of(to_bytes(outer)), met.applied(self._site)
+        number, counted, trained = state.round + 1, came.met.counted, ahead is not None
+        applied = came.met.applied(self._site)
         if ahead is not None and counted is not None and applied:
-            ahead = replace(ahead, previous_outer=digest, local=self._plan.mix(number, ahead.local, outer))
+            ahead = replace(ahead, previous_outer=came.digest, local=self._plan.mix(number, ahead.local, came.outer))
         else:
             ahead = None
         return OuterState(
             round=number,
-            digest=digest,
-            outer=outer,
-            momentum=momentum,
+            digest=came.digest,
+            outer=came.outer,
+            momentum=came.momentum,
             position=counted.position if counted else state.position,
             tokens=state.tokens + (counted.tokens if counted else 0),
             moments=self._moments(state, counted, trained) if ahead is None else ahead.moments,
@@ -346,25 +370,17 @@ class FederatedLeg:
                 self._book.save_received(met.round.number, data)
             self._book.retain(met.round.number, rounds)
 
-    def _agree(self, after: OuterState) -> OuterState:
-        """Publish the new state's digest; keep and return the state that holds: once the round is closed, or, where
-        sites carry on meanwhile and it is not the last, at once."""
-        self._talk.agree(after)
+    def _closed(self, after: OuterState) -> OuterState:
+        """Keep and return the state that holds: once the round is closed, or, where sites carry on meanwhile and it is
+        not the last, at once."""
         if not self._plan.carries or after.round == self._plan.rounds:
             closed, after = self._talk.closed(after, self._again)
             self._book.save(closed)
-        self._write(partial(self._keep.save_outer, after, self._origin))
-        self._write(partial(self._thin, after.round))
+        self._behind.put(partial(self._keep.save_outer, after, self._origin))
+        self._behind.put(partial(self._thin, after.round))
         if after.round == self._plan.rounds:
             self._behind.wait()
         return after
-
-    def _write(self, work: Callable[[], None]) -> None:
-        """Write to the store: where rounds are applied late, behind the steps, in order."""
-        if self._plan.streaming.delay:
-            self._behind.put(work)
-        else:
-            work()
 
     def _thin(self, newest: int) -> None:
         """Keep of all but the newest states what an evaluation or an audit needs, where the job says so."""
@@ -385,7 +401,7 @@ class FederatedLeg:
         Raises UnreachableError where another state holds: it is kept, and the leg goes on from it once started anew.
         """
         try:
-            self._talk.agree(state)
+            self._talk.agree(state.round, state.digest)
             closed, holds = self._talk.closed(state, self._again)
         except VerificationError:
             self._keep.drop_outer(state.round)
@@ -431,4 +447,4 @@ class FederatedLeg:
 def _finite(made: Contribution) -> bool:
     """Whether neither a contribution nor its optimiser's state holds a NaN or infinity."""
     vectors = made.moments.vectors.values() if made.moments is not None else ()
-    return math.isfinite(float.fromhex(made.norm)) and all(bool(np.isfinite(one).all()) for one in vectors)
+    return math.isfinite(float.fromhex(made.norm)) and all(finite(one) for one in vectors)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -128,7 +127,7 @@ class InnerOptimizer:
                 where="model.plugin",
                 fix="every parameter must take part in what losses() minimises",
             )
-        return np.concatenate([self._group.take(optimizer.state[one][key]) for one in parameters])
+        return self._group.take([optimizer.state[one][key] for one in parameters])
 
     def _set(
         self,

@@ -7,6 +7,7 @@ ever holds more than one whole parameter besides what it computes with. Both are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -103,14 +104,18 @@ class Group:
             dist.broadcast(target, src=0)
 
     @torch.no_grad()
-    def take(self, source: Tensor) -> Vector:
-        """Return all of `source`, flat, on rank 0, and nothing (length 0) on the others."""
-        full = source.full_tensor() if isinstance(source, DTensor) else source
-        if self.rank:
-            return np.empty(0, dtype=np.float32)
-        found: Vector = full.detach().cpu().numpy().reshape(-1)
-        return found
+    def take(self, sources: Sequence[Tensor]) -> Vector:
+        """Return all of `sources`, flat, one after another, on rank 0, and nothing (length 0) on the others."""
+        found = torch.empty(0 if self.rank else sum(source.numel() for source in sources))
+        start = 0
+        for source in sources:
+            full = source.full_tensor() if isinstance(source, DTensor) else source
+            if not self.rank:
+                found[start : start + full.numel()].copy_(full.reshape(-1))
+                start += full.numel()
+        return found.numpy()
 
 
 def _tensor(whole: Vector, like: Tensor) -> Tensor:
-    return torch.from_numpy(whole.copy()).reshape(like.shape)
+    """Return the memory of `whole`, or of a copy where it may not be written to: torch has no other tensors."""
+    return torch.from_numpy(np.require(whole, requirements="W")).reshape(like.shape)

@@ -7,8 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-import numpy as np
-
 from consortium.domain.data import ArtifactClass
 from consortium.domain.training import Certificate, Commit, Round, RoundPhase
 from consortium.errors import ConflictError, ConsortiumError, NotFoundError, UnreachableError, VerificationError
@@ -16,7 +14,7 @@ from consortium.train import parcels
 from consortium.train.codes import FP32, Code
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Contribution
-from consortium.train.outer import Vector, from_bytes
+from consortium.train.outer import Vector, finite, from_bytes
 from consortium.train.received import Asked, Received
 from consortium.train.screen import Gates, Screened, screen
 from consortium.train.within import Stopped
@@ -94,7 +92,7 @@ class Peers:
                     fix="restore the site's private store, or start the job anew",
                 ) from fault
             initial = from_bytes(data, self._size, what=f"{INITIAL} of {publisher}")
-            if not bool(np.isfinite(initial).all()):
+            if not finite(initial):
                 raise VerificationError(f"{INITIAL} of {publisher} holds values that are not finite")
             return initial
         raise AssertionError("waiting ends only with a result")
@@ -171,7 +169,7 @@ class Peers:
         """
         vectors: dict[str, Vector] = {}
         for part in certificate.contributions:
-            data = made.data if made is not None and part.digest == made.digest else None
+            data: bytes | memoryview | None = made.data if made is not None and part.digest == made.digest else None
             for _ in self.patiently() if data is None else ():
                 try:
                     self._received.take(certificate.round, part.site, part.digest, size)
@@ -206,7 +204,7 @@ class Peers:
             if judge not in (current.outer_digests or {}):
                 if self._now_s() - since_s < turn * PASS_ON_S:
                     continue
-                self._pass_on(current.number, judge, self._received[digest])
+                self._pass_on(current.number, judge, bytes(self._received[digest]))
             del self._owed[judge, digest]
 
     def _pass_on(self, number: int, judge: str, data: bytes) -> None:
@@ -221,7 +219,7 @@ class Peers:
         """Yield the accepted contributions of peers as they were committed; `gather` has fetched them."""
         for part in certificate.contributions:
             if part.site != self.site and part.digest in self._received:
-                yield self._received[part.digest]
+                yield bytes(self._received[part.digest])
 
     def compare(self, topic: str, mine: str, known: Mapping[str, str]) -> None:
         """Raise VerificationError naming every site whose digest for `topic` is not `mine`."""

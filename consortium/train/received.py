@@ -82,8 +82,8 @@ class Received:
     def __contains__(self, digest: str) -> bool:
         return digest in self._held
 
-    def __getitem__(self, digest: str) -> bytes:
-        return self._held[digest].tobytes()
+    def __getitem__(self, digest: str) -> memoryview:
+        return self._held[digest].data
 
     def take(self, number: int, site: str, digest: str, size: int) -> None:
         """Fetch a contribution to round `number` unless it is here, from its site or from who passes it on.
@@ -102,17 +102,21 @@ class Received:
         )
         self._held[digest] = _on_disk(np.frombuffer(data, dtype=np.uint8))
 
-    def of(self, commits: Iterable[Commit], own: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        """Return by site, read one at a time, what commits stand for and is here; `own` first."""
+    def of(self, commits: Iterable[Commit], own: Mapping[str, bytes]) -> Mapping[str, bytes | memoryview]:
+        """Return by site what commits stand for and is here; `own` first."""
         return _Here(self, {commit.site: commit.digest for commit in commits if commit.digest in self}, own)
 
     def take_all(self, commits: Iterable[Commit], size: int) -> Asked:
         """Begin to fetch the contributions that are not here."""
         return Asked(self, (commit for commit in commits if commit.digest not in self), size)
 
-    def decode(self, data: bytes, size: int) -> Vector:
-        """Return the vector that `data` stands for, on disk. Raises VerificationError as `Code.decode` does."""
-        return _on_disk(self._code.decode(data, size))
+    def decode(self, data: bytes | memoryview, size: int) -> Vector:
+        """Return the vector that `data` stands for, on disk where it is not `data` itself.
+
+        Raises VerificationError as `Code.decode` does.
+        """
+        vector = self._code.decode(data, size)
+        return vector if self._code.name == "fp32" else _on_disk(vector)
 
     def clear(self, spared: Collection[str] = ()) -> None:
         """Let go of everything but the contributions `spared`; vectors that somebody holds stay readable."""
@@ -131,13 +135,13 @@ def _on_disk(array: npt.NDArray[Number]) -> npt.NDArray[Number]:
         return np.asarray(mapped)
 
 
-class _Here(Mapping[str, bytes]):
+class _Here(Mapping[str, bytes | memoryview]):
     def __init__(self, received: Received, digests: Mapping[str, str], own: Mapping[str, bytes]) -> None:
         self._received = received
         self._digests = digests
         self._own = own
 
-    def __getitem__(self, site: str) -> bytes:
+    def __getitem__(self, site: str) -> bytes | memoryview:
         return self._own[site] if site in self._own else self._received[self._digests[site]]
 
     def __iter__(self) -> Iterator[str]:

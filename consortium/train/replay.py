@@ -26,8 +26,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.pretraining import OuterConfig
 from consortium.domain.records import RE_EXECUTION_TOLERANCE
@@ -40,7 +38,7 @@ from consortium.train.codes import Code
 from consortium.train.combine import combine
 from consortium.train.fragments import Plan
 from consortium.train.keep import Keep
-from consortium.train.outer import Layout, Vector, digest_of, norm_of, to_bytes
+from consortium.train.outer import Layout, Vector, difference, digest_of, norm_of, vector_digest
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
 from consortium.train.screen import cosine_of
 from consortium.train.within import Inner
@@ -154,7 +152,7 @@ class Replay:
             return Replayed(round=number, result="cannot", what=(missing,)), self._kept_state(number), None
         chain = chain or self._kept_state(number - 1)
         given = current.certificate
-        previous = digest_of(to_bytes(chain.outer)) if chain else given.previous_outer if given else ""
+        previous = vector_digest(chain.outer) if chain else given.previous_outer if given else ""
         try:
             self._signatures(current)
         except VerificationError as fault:  # its gateway let no such word in, so it was changed here, or keys differ
@@ -232,7 +230,7 @@ class Replay:
         return _Chain(outer, momentum, chain.own)
 
     def _compared(self, number: int, current: Round, after: _Chain) -> Replayed:
-        digest = digest_of(to_bytes(after.outer))
+        digest = vector_digest(after.outer)
         said = dict(current.outer_digests or {})
         who = sorted(site for site, told in said.items() if told != digest)
         what = [f"{site} published {said[site]}, recomputed {digest}" for site in who]
@@ -253,7 +251,7 @@ class Replay:
     def _kept_digest(self, number: int) -> str:
         """The digest of the outer state kept of a round; empty where none is, in words where it does not read back."""
         try:
-            return digest_of(to_bytes(self._keep.stepped(number, self._size)[0]))
+            return vector_digest(self._keep.stepped(number, self._size)[0])
         except NotFoundError:
             return ""
         except VerificationError as fault:
@@ -332,7 +330,7 @@ def re_execute(keep: Keep, inner: Inner, params: OuterConfig, number: int, size:
         step = (number - 1) * made.steps + over
         done = inner.run(local, position=position, step=step, count=made.steps - over, per_round=own)
         local, position = done.local, done.position
-    again = np.subtract(part.take(before.outer), part.take(local))
+    again = difference(part.take(before.outer), part.take(local))
     code, carried = Code.of(params), None if before.residual is None else part.take(before.residual)
     encoded = code.encode(again, carried)
     # Compared is what was committed, as peers decode it, and what it left to the next round; with the residual that is
@@ -355,7 +353,7 @@ def _apart(ours: Vector | None, theirs: Vector | None) -> float:
     if ours is None or theirs is None:
         return 0.0 if ours is theirs else math.inf
     scale = norm_of(theirs)
-    return norm_of(np.subtract(ours, theirs)) / scale if scale else norm_of(ours)
+    return norm_of(difference(ours, theirs)) / scale if scale else norm_of(ours)
 
 
 def _differs(number: int, what: list[str], who: list[str], digest: str = "") -> Replayed:

@@ -32,7 +32,7 @@ from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit, Round, Standing
 from consortium.errors import VerificationError
 from consortium.train.codes import FP32
-from consortium.train.outer import Vector, digest_of, dot, norm_of, tiles
+from consortium.train.outer import Vector, digest_of, dot, finite, norm_of, tiles
 from consortium.train.pace import steps_of
 
 OUTLIER_FACTOR = 10.0
@@ -47,7 +47,7 @@ NORM_TOLERANCE = 1e-5
 class Decoder(Protocol):
     """What turns bytes into vectors: `consortium.train.codes.Code`."""
 
-    def decode(self, data: bytes, size: int) -> Vector:
+    def decode(self, data: bytes | memoryview, size: int) -> Vector:
         """Return the vector of `size` elements that `data` stands for, or raise VerificationError."""
 
 
@@ -118,7 +118,7 @@ class Screened:
 
 def screen(
     commits: Sequence[Commit],
-    received: Mapping[str, bytes],
+    received: Mapping[str, bytes | memoryview],
     faults: Mapping[str, str],
     size: int,
     gates: Gates | None = None,
@@ -208,7 +208,7 @@ def _less(whole: Vector, vector: Vector, share: float) -> Vector:
     return rest
 
 
-def _check(commit: Commit, data: bytes | None, fault: str, size: int, code: Decoder) -> Screened:
+def _check(commit: Commit, data: bytes | memoryview | None, fault: str, size: int, code: Decoder) -> Screened:
     if data is None:
         return Screened(commit=commit, reason=fault)
     if digest_of(data) != commit.digest:
@@ -217,7 +217,7 @@ def _check(commit: Commit, data: bytes | None, fault: str, size: int, code: Deco
         vector = code.decode(data, size)
     except VerificationError:
         return Screened(commit=commit, reason="shape")
-    if not bool(np.isfinite(vector).all()):
+    if not finite(vector):
         return Screened(commit=commit, reason="finite", vector=vector)
     norm = norm_of(vector)
     try:

@@ -16,7 +16,7 @@ from consortium.errors import ConflictError, ConsortiumError, NotFoundError, Unr
 from consortium.train.disputes import certificate_digest, check_settlement, published, recomputations, topics
 from consortium.train.exchange import Exchange
 from consortium.train.keep import OuterState
-from consortium.train.outer import Vector, digest_of, from_bytes, to_bytes
+from consortium.train.outer import Vector, from_bytes, to_bytes, vector_digest
 from consortium.train.parcels import fetch, send
 from consortium.train.peers import Peers
 
@@ -52,8 +52,8 @@ class Settling:
             return
         parts = {
             "certificate": certificate_digest(certificate),
-            "momentum": digest_of(to_bytes(momentum)),
-            "outer": digest_of(to_bytes(outer)),
+            "momentum": vector_digest(momentum),
+            "outer": vector_digest(outer),
         }
         try:
             for part, topic in topics(number).items():
@@ -120,4 +120,4 @@ class Settling:
 
 
 def _digests(outer: Vector, momentum: Vector) -> tuple[str, str]:
-    return digest_of(to_bytes(outer)), digest_of(to_bytes(momentum))
+    return vector_digest(outer), vector_digest(momentum)

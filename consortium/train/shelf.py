@@ -84,8 +84,8 @@ class Shelf:
         self._store = store
         self._root = f"jobs/{job}"
 
-    def _put(self, prefix: str, data: bytes, suffix: str = ".f32") -> Blob:
-        stored = self._store.put_addressed(prefix, data, suffix)
+    def _put(self, prefix: str, data: bytes, suffix: str = ".f32", *, digest: str = "") -> Blob:
+        stored = self._store.put_addressed(prefix, data, suffix, digest=digest)
         return Blob(stored.key, stored.digest)
 
     def _put_residual(self, prefix: str, residual: Vector | None) -> Blob | None:

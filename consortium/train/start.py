@@ -15,13 +15,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from consortium.domain.codec import from_json
 from consortium.domain.pretraining import ModelConfig, StartConfig
 from consortium.errors import ConsortiumError, NotFoundError, UsageError, VerificationError
 from consortium.train.keep import Keep, Origin, OuterState
-from consortium.train.outer import Vector
+from consortium.train.outer import Vector, finite
 
 if TYPE_CHECKING:
     from consortium.storage.objects import ObjectStore
@@ -37,7 +35,7 @@ def starting_point(store: ObjectStore, start: StartConfig, wanted: Origin) -> Ve
     UsageError, with the first difference, where model or tokenizer is another than the job's.
     """
     vector = _of_job(store, start, wanted) if start.job else _of_file(store, start, wanted)
-    if not bool(np.isfinite(vector).all()):
+    if not finite(vector):
         raise VerificationError("the model to go on from holds values that are not finite", where=_where(start))
     return vector
 

@@ -2,7 +2,7 @@
 
 `Talk.exchange` is a chain of calls that may each be repeated after a crash. It may run beside the inner steps, in a
 thread of its own (`consortium.train.beside`); then `probe` is what asks the thread that trains, and nothing else here
-touches the model or the private store, but for reading what the round before left.
+touches the model.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
 
 from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import PretrainConfig
@@ -27,7 +25,7 @@ from consortium.train.exchange import Exchange
 from consortium.train.fragments import Plan
 from consortium.train.joining import Joining
 from consortium.train.keep import Contribution, OuterState
-from consortium.train.outer import Vector
+from consortium.train.outer import Vector, difference
 from consortium.train.peers import JUDGED, Peers, commit_of
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after, withdrawn
 from consortium.train.screen import Gates, Work
@@ -133,12 +131,15 @@ class Talk:
             )
         return made
 
-    def agree(self, after: OuterState) -> None:
-        """Publish the new state's digest; where this site published another before, recomputation has to settle it."""
+    def agree(self, number: int, digest: str) -> None:
+        """Publish the digest of the state after a round.
+
+        Where this site published another before, recomputation has to settle it.
+        """
         try:
-            self._exchange.agree(f"outer/{after.round}", after.digest)
+            self._exchange.agree(f"outer/{number}", digest)
         except ConflictError as fault:
-            sys.stderr.write(f"the outer state after round {after.round} is another one now: {fault.what}\n")
+            sys.stderr.write(f"the outer state after round {number} is another one now: {fault.what}\n")
 
     def closed(self, after: OuterState, again: Again) -> tuple[Round, OuterState]:
         """Return the round once the server closed it, and the state that holds: `after`, or what was settled.
@@ -236,7 +237,7 @@ class Talk:
         rule, part = self._params.outer.screen, self._plan.fragment(made.round)
 
         def loss_of(gradient: Vector) -> float:
-            outer = part.put(state.outer, np.subtract(part.take(state.outer), gradient))
+            outer = part.put(state.outer, difference(part.take(state.outer), gradient))
             return probe(outer, made.position, rule.loss_sequences)
 
         return Gates(

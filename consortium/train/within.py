@@ -113,27 +113,27 @@ class RoundTrainer:
         """
         return self._on(self._taken_up(state.ahead or _nothing(state, number)), steps, steps, None)
 
-    def train_on(self, made: Contribution, count: int, steps: int, beside: Exchanging) -> Begun:
-        """Return the first `count` of the `steps` of the round after `made`, whose exchange goes on meanwhile.
+    def train_on(self, sent: Begun | Contribution, count: int, steps: int, beside: Exchanging) -> Begun:
+        """Return the first `count` of the `steps` of the round after that of `sent`, whose exchange goes on meanwhile.
 
         Between stretches what the exchange asks of the model is answered. Raises what ended it, where it failed, and
         Stopped as `train` does.
         """
-        return self._on(self._taken_up(self.begun_after(made)), count, steps, beside)
+        return self._on(self._taken_up(self.begun_after(sent)), count, steps, beside)
 
-    def begun_after(self, made: Contribution) -> Begun:
-        """Return the round after `made` with nothing done of it yet, from this site's own parameters."""
-        if made.local is None:
+    def begun_after(self, sent: Begun | Contribution) -> Begun:
+        """Return the round after that of `sent` with nothing done of it yet, from this site's own parameters."""
+        if sent.local is None:
             raise ValueError("a contribution that keeps no parameters has nothing to go on from")
         return Begun(
-            round=made.round + 1,
-            previous_outer=made.previous_outer,
-            local=made.local,
+            round=sent.round + 1,
+            previous_outer=sent.previous_outer,
+            local=sent.local,
             steps=0,
             loss_sum=0.0,
             tokens=0,
-            position=made.position,
-            moments=made.moments,
+            position=sent.position,
+            moments=sent.moments,
         )
 
     def keep(self, now: Begun) -> None:

@@ -31,7 +31,7 @@ from consortium.train.inner import InnerWorker
 from consortium.train.keep import Origin
 from consortium.train.optim import learning_rate
 from consortium.train.order import DataOrder, Indices, Sequences
-from consortium.train.outer import Moments, Vector, digest_of, nesterov, norm_of, to_bytes
+from consortium.train.outer import Moments, Vector, nesterov, norm_of, to_bytes, vector_digest
 from consortium.train.rounds import certify
 from consortium.train.screen import Gates, screen
 from consortium.train.within import InnerResult
@@ -193,7 +193,7 @@ class Federation:
         }
         first = next(iter(sites.values())).worker
         outer = first.initial()
-        out = Outcome(outer=outer, origin=self._origin(first), digests=[digest_of(to_bytes(outer))])
+        out = Outcome(outer=outer, origin=self._origin(first), digests=[vector_digest(outer)])
         momentum = np.zeros_like(outer)
         first_step = 0
         for number, length in enumerate(lengths(self._rates(), self.params.outer.rounds, power=power), start=1):
@@ -224,7 +224,7 @@ class Federation:
                 out.outer, momentum = nesterov(
                     out.outer, momentum, mean, lr=self.params.outer.lr, momentum_decay=self.params.outer.momentum
                 )
-            out.digests.append(digest_of(to_bytes(out.outer)))
+            out.digests.append(vector_digest(out.outer))
         return out
 
     def loss(self, out: Outcome) -> float:
@@ -281,7 +281,7 @@ class Federation:
             site=name,
             tokens=done.tokens,
             steps=steps,
-            digest=digest_of(to_bytes(vector)),
+            digest=vector_digest(vector),
             norm=norm_of(vector).hex(),
             loss=done.loss.hex(),
         )

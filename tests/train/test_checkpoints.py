@@ -11,7 +11,7 @@ from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.storage.objects import ObjectStore
 from consortium.train.checkpoints import Checkpoint, Checkpoints, faults
 from consortium.train.keep import Begun, Contribution, Keep, Origin, OuterState
-from consortium.train.outer import Moments, digest_of, to_bytes
+from consortium.train.outer import Moments, digest_of, to_bytes, vector_digest
 from tests.train.hub import JOB
 
 pytestmark = pytest.mark.integration
@@ -28,7 +28,7 @@ def trained(store: ObjectStore) -> Keep:
         moments = Moments({"exp_avg": vector + 100, "exp_avg_sq": vector + 200}, number)
         state = OuterState(
             round=number,
-            digest=digest_of(to_bytes(vector)),
+            digest=vector_digest(vector),
             outer=vector,
             momentum=vector + 300,
             position=number,

@@ -16,7 +16,7 @@ from consortium.errors import UsageError
 from consortium.train.codes import Code
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
-from consortium.train.outer import digest_of, norm_of, to_bytes
+from consortium.train.outer import digest_of, norm_of, to_bytes, vector_digest
 from consortium.train.replay import kept_params, re_execute, replay
 from consortium.train.screen import screen
 from consortium.train.tokens import open_sequences
@@ -59,7 +59,7 @@ def test_sites_agree_learn_and_send_what_the_code_says(leg, name):
         assert site.final.residual is not None
         assert site.final.residual.any()
         np.testing.assert_array_equal(kept_residual(site, ROUNDS), site.final.residual)
-    assert len({digest_of(to_bytes(site.final.residual)) for site in sites}) == 3, "each site's own"
+    assert len({vector_digest(site.final.residual) for site in sites}) == 3, "each site's own"
 
 
 def test_without_a_code_the_bare_vector_is_sent_and_nothing_more_is_kept(leg):
@@ -91,14 +91,14 @@ def test_a_crash_neither_loses_nor_doubles_a_residual(leg, undisturbed, crash):
         together(calm)
         undisturbed["outer"] = digests(calm)
         undisturbed["commits"] = sorted(calm[0].hub.commits_seen)
-        undisturbed["residuals"] = [digest_of(to_bytes(site.final.residual)) for site in calm]
+        undisturbed["residuals"] = [vector_digest(site.final.residual) for site in calm]
     sites = federation(leg, params=coded("topk", feedback=0.95))
     for site in sites:
         site.crash = crash
     together(sites)
     assert digests(sites) == undisturbed["outer"]
     assert sorted(sites[0].hub.commits_seen) == undisturbed["commits"]
-    assert [digest_of(to_bytes(site.final.residual)) for site in sites] == undisturbed["residuals"]
+    assert [vector_digest(site.final.residual) for site in sites] == undisturbed["residuals"]
 
 
 @pytest.mark.parametrize("lost", ["nothing", "the contribution", "the residual"])
@@ -109,7 +109,7 @@ def test_what_was_applied_and_the_residual_add_up_to_what_was_trained(leg, monke
     encode = Code.encode
 
     def seen(code: Code, vector: np.ndarray, residual: np.ndarray | None = None) -> Any:
-        given[digest_of(to_bytes(vector))] = vector
+        given[vector_digest(vector)] = vector
         return encode(code, vector, residual)
 
     monkeypatch.setattr(Code, "encode", seen)
@@ -119,7 +119,7 @@ def test_what_was_applied_and_the_residual_add_up_to_what_was_trained(leg, monke
     if lost != "nothing":
         made = Keep(site.store, JOB).contribution(2, next(iter(given.values())).size)
         key = f"jobs/{JOB}/rounds/2/"
-        gone = "contribution.json" if lost == "the contribution" else digest_of(to_bytes(made.residual))[7:] + ".f32"
+        gone = "contribution.json" if lost == "the contribution" else vector_digest(made.residual)[7:] + ".f32"
         site.store.delete(key + gone)
     together([site])
     assert digests([site])

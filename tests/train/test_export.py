@@ -23,7 +23,7 @@ from consortium.train.export import export_model
 from consortium.train.generate import Sampling, draw, generate, load_decoder
 from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.model import Decoder
-from consortium.train.outer import Layout, Vector, digest_of, to_bytes
+from consortium.train.outer import Layout, Vector, to_bytes, vector_digest
 from consortium.train.start import starting_point
 from tests.train.hub import JOB
 
@@ -165,7 +165,7 @@ def kept(store: ObjectStore, origin: Origin, vector: Vector) -> None:
         outer = vector * np.float32(scale)
         state = OuterState(
             round=number,
-            digest=digest_of(to_bytes(outer)),
+            digest=vector_digest(outer),
             outer=outer,
             momentum=np.zeros_like(outer),
             position=0,

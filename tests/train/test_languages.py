@@ -19,7 +19,7 @@ from consortium.domain.training import Certificate, Commit, Round, RoundPhase, S
 from consortium.train.combine import combine
 from consortium.train.inner import InnerWorker
 from consortium.train.order import Sequences
-from consortium.train.outer import Vector, digest_of, nesterov, norm_of, to_bytes
+from consortium.train.outer import Vector, nesterov, norm_of, to_bytes, vector_digest
 from consortium.train.rounds import certify, first_standing, standing_after
 from consortium.train.screen import Gates, cosine_of, screen
 
@@ -110,7 +110,7 @@ class Run:
 
 def _commit(site: str, number: int, vector: Vector) -> Commit:
     return Commit(job="j", round=number, site=site, tokens=STEPS * 8 * CONTEXT, steps=STEPS,
-                  digest=digest_of(to_bytes(vector)), norm=norm_of(vector).hex(), loss="0x0p+0")  # fmt: skip
+                  digest=vector_digest(vector), norm=norm_of(vector).hex(), loss="0x0p+0")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

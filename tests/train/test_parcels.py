@@ -11,7 +11,7 @@ import pytest
 from consortium.domain.data import Artifact, ArtifactClass
 from consortium.errors import ConsortiumError, NotFoundError, PolicyDeniedError, UnreachableError, VerificationError
 from consortium.train.exchange import Exchange
-from consortium.train.outer import digest_of, to_bytes
+from consortium.train.outer import digest_of, to_bytes, vector_digest
 from consortium.train.parcels import fetch, send
 from consortium.train.peers import INITIAL
 from consortium.train.screen import Gates
@@ -138,5 +138,5 @@ def test_a_round_goes_the_same_way_where_vectors_cross_in_parts(hub: Hub):
 def test_the_initial_state_crosses_in_parts(hub: Hub):
     state = np.arange(SIZE, dtype=np.float32)
     send(line(hub, "de-1"), ArtifactClass.OUTER_STATE, INITIAL, to_bytes(state), part_bytes=7)
-    line(hub, "de-1").agree("outer/0", digest_of(to_bytes(state)))
+    line(hub, "de-1").agree("outer/0", vector_digest(state))
     np.testing.assert_array_equal(peers(line(hub, "fr-1")).receive_initial(), state)

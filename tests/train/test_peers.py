@@ -15,7 +15,7 @@ from consortium.domain.training import Round, RoundPhase
 from consortium.errors import PolicyDeniedError, UsageError, VerificationError
 from consortium.train.codes import FP32
 from consortium.train.keep import Contribution
-from consortium.train.outer import digest_of, norm_of, to_bytes
+from consortium.train.outer import digest_of, norm_of, to_bytes, vector_digest
 from consortium.train.peers import INITIAL, PASS_ON_S, Peers
 from consortium.train.received import Received
 from consortium.train.screen import Gates
@@ -82,7 +82,7 @@ def test_nobody_but_the_first_peer_says_what_training_begins_with():
             with pytest.raises(Tired):
                 peers(line(hub, "fr-1")).receive_initial()
         line(hub, site).send(ArtifactClass.OUTER_STATE, INITIAL, to_bytes(state))
-        line(hub, site).agree("outer/0", digest_of(to_bytes(state)))
+        line(hub, site).agree("outer/0", vector_digest(state))
     np.testing.assert_array_equal(peers(line(hub, "fr-1")).receive_initial(), initial)
 
 
@@ -155,8 +155,10 @@ def test_what_is_received_lies_on_disk_and_leaves_nothing_there(hub: Hub, tmp_pa
     found = Received(line(hub, "fr-1"), FP32)
     for site in ("de-1", "uy-1"):
         found.take(1, site, made(site).digest, SIZE)
-        vector = found.decode(found[made(site).digest], SIZE)
-        assert isinstance(vector.base, np.memmap)
+        held = found[made(site).digest]
+        assert isinstance(np.asarray(held).base.obj.base, np.memmap)
+        vector = found.decode(held, SIZE)
+        assert np.shares_memory(vector, np.asarray(held)), "fp32 is not decoded into a copy"
     assert not list(tmp_path.iterdir()), "not even where the process is killed"
     found.clear({made("uy-1").digest})
     assert (made("de-1").digest in found, made("uy-1").digest in found) == (False, True)

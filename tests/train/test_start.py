@@ -12,7 +12,7 @@ from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import UsageError
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep, Origin, OuterState
-from consortium.train.outer import digest_of, to_bytes
+from consortium.train.outer import vector_digest
 from tests.train.conftest import PARAMS, VOCAB
 from tests.train.hub import JOB, Hub
 from tests.train.test_leg import Site
@@ -38,7 +38,7 @@ def test_the_first_site_begins_with_the_earlier_model_or_says_why_not(leg, diges
     )
     state = OuterState(
         round=2,
-        digest=digest_of(to_bytes(vector)),
+        digest=vector_digest(vector),
         outer=vector,
         momentum=np.ones_like(vector),
         position=40,

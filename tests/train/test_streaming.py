@@ -16,7 +16,7 @@ from consortium.train.codes import Code
 from consortium.train.fragments import Plan
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
-from consortium.train.outer import digest_of, to_bytes
+from consortium.train.outer import vector_digest
 from consortium.train.replay import kept_params, re_execute, replay
 from consortium.train.tokens import open_sequences
 from tests.train.conftest import PARAMS, VOCAB
@@ -61,7 +61,7 @@ def undisturbed(leg: Any, calm: dict[str, Any]) -> dict[str, Any]:
         (calm["digest"],) = digests(sites)
         calm["sites"] = sites
         calm["commits"] = sorted(sites[0].hub.commits_seen)
-        calm["residuals"] = [digest_of(to_bytes(site.final.residual)) for site in sites]
+        calm["residuals"] = [vector_digest(site.final.residual) for site in sites]
     return calm
 
 
@@ -122,7 +122,7 @@ def test_a_crash_beside_the_training_changes_no_bit(leg, calm, crash):
     together(sites)
     assert digests(sites) == {expected["digest"]}
     assert sorted(sites[0].hub.commits_seen) == expected["commits"]
-    assert [digest_of(to_bytes(site.final.residual)) for site in sites] == expected["residuals"]
+    assert [vector_digest(site.final.residual) for site in sites] == expected["residuals"]
 
 
 def test_what_was_still_to_be_written_when_the_process_died_is_done_again(leg, calm):
