@@ -1,15 +1,16 @@
 """Compute utilisation of a large federated training on a simulated clock, from costs measured here per parameter.
 
 Nothing is trained. What a round does to each parameter besides training is timed in core seconds of this machine:
-encode, decode of the peers' vectors, weighted sum and outer step, all of which go by tiles on all cores of a host, and
-the new state's digest, which one core computes. The rest is assumed, and printed: `Assumed`.
+encode, decode of the peers' vectors, weighted sum and outer step, a site's own parameters mixed with the outer ones,
+all of which go by tiles on all cores of a host, and the new state's digest, which one core computes. The rest is
+assumed, and printed: `Assumed`.
 
-Late application follows the order of events of `consortium.train.leg`: at the end of a round's steps parameters come to
-the host, are encoded, and decoded for their norm, while the GPUs wait; then `delay_steps` of the next round are trained
-beside writing what was made to the store, sending, verdicts and fetching; then the GPUs wait for what is missing of
-these, for the outer step, its digest, and the way back. Two rows: where each host has its share of the outer state and
-the digest is computed beside the next steps, which legs do not do yet; and as they are, where one process does all of
-it on 16 threads, and the steps wait for the digest.
+Late application follows the order of events of `consortium.train.leg`. At the end of a round's steps the GPUs wait
+until parameters and the optimiser's state are on the host. `delay_steps` of the next round are then trained beside
+encoding, decoding for the norm, writing what was made to the store, sending, verdicts, fetching, the outer step and its
+digest. Then the GPUs wait for what is missing of these, and while their parameters and state come to the host, are
+mixed, and go back. Two rows: where each host has its share of the outer state, which legs do not do yet; and as they
+are, where all of it passes one GPU's bus to one process on 16 cores.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 
 from consortium.domain.training import Contribution
 from consortium.train.codes import Code
+from consortium.train.fragments import Streaming
 from consortium.train.outer import Vector, aggregate, nesterov, vector_digest
 from tests.benchmarks.table import Row, row
 
@@ -49,13 +51,13 @@ class Assumed:
     """Either way, shared by all peers."""
     cores: int = 128
     """Of all hosts of a site together, each with its share of the parameters."""
-    digest_waits: bool = False
-    """Whether training waits for the digest of the new outer state."""
+    buses: int = 64
+    """GPUs of a site that copy to their hosts and back, each its share."""
     bus_byte_s: float = 20e9
-    """From each GPU to its host and back: fp32, once each way a round."""
+    """Of each of them, either way."""
     fragments: int = 1
     """Parts of the model that rounds exchange in turn (https://arxiv.org/abs/2501.18512), each every `inner_steps`."""
-    delay_steps: int = 15
+    delay_steps: int = 24
     """Inner steps between a fragment's departure and its application (`outer.delay`)."""
     poll_s: float = 2.0
     """Until a leg sees that a round's phase changed, of which there are three: fixed, certified, closed."""
@@ -70,6 +72,7 @@ class Costs:
     send: float
     receive: float
     apply: float
+    mix: float
     digest: float
 
 
@@ -89,7 +92,8 @@ def utilisation(code: Code, size: int, given: Assumed | None = None) -> Iterator
     yield row("utilisation: 7B, 110 Mb/s, rounds that wait", 100 * train_s / (train_s + waiting), "%", 94.5)
     late = late_s(given, cost, sent, step_s)
     yield row("utilisation: 7B, 110 Mb/s, applied late", 100 * train_s / (train_s + late), "%", 94.5, least=98)
-    alone = replace(given, cores=16, gpus=1, digest_waits=True)
+    alone = replace(given, cores=16, buses=1)
+    print(f"utilisation: as legs are: cores {alone.cores}, buses {alone.buses}", file=sys.stderr)
     late = late_s(alone, cost, sent, step_s)
     yield row("utilisation: the same as legs are, one process a site", 100 * train_s / (train_s + late), "%", 94.5)
 
@@ -109,8 +113,10 @@ def measured(code: Code, size: int, sites: int) -> Costs:
         return nesterov(vector, vector, mean, lr=0.7, momentum_decay=0.9)[0]
 
     apply, after = on_one_core(outer)
+    mix, _ = on_one_core(lambda: Streaming(period=2, delay=1, mixing=0.5).mix(vector, after))
     digest, _ = on_one_core(lambda: vector_digest(after))
-    return Costs(send=send / size, receive=receive / size, apply=apply / size, digest=digest / size)
+    of = (send, receive, apply, mix, digest)
+    return Costs(**{one.name: value / size for one, value in zip(fields(Costs), of, strict=True)})
 
 
 def on_one_core(work: Callable[[], T]) -> tuple[float, T]:
@@ -132,7 +138,7 @@ def blocking_s(given: Assumed, cost: Costs, sent: int) -> float:
     peers = given.sites - 1
     link = 8 * sent * peers / given.link_bit_s
     cores = given.parameters * (cost.send + peers * cost.receive + cost.apply) / given.cores
-    return link + cores + given.parameters * cost.digest + 2 * _copy_s(given)
+    return link + cores + given.parameters * cost.digest + _copy_s(given, _OUT + _IN)
 
 
 def late_s(given: Assumed, cost: Costs, sent: int, step_s: float) -> float:
@@ -142,19 +148,21 @@ def late_s(given: Assumed, cost: Costs, sent: int, step_s: float) -> float:
     if given.delay_steps > steps:
         raise ValueError(f"a delay of {given.delay_steps} steps is longer than the {steps:g} between two exchanges")
     link = 8 * sent * peers / given.link_bit_s / parts
-    made = _copy_s(given) + share * (cost.send + cost.receive)
-    beside = 3 * given.poll_s + link + 2 * peers * share * cost.receive
-    applied = share * cost.apply + _copy_s(given) + given.digest_waits * given.parameters * cost.digest
+    out_s, in_s = _copy_s(given, _OUT), _copy_s(given, _IN)
+    encoded = share * (cost.send + cost.receive)
+    beside = 3 * given.poll_s + link + share * (2 * peers * cost.receive + cost.apply) + given.parameters * cost.digest
+    applied = out_s + share * cost.mix + in_s
     write_s = given.parameters / given.store_byte_s
     clock = waited = writer = 0.0
     for _ in range(20 * parts):
-        clock += made
-        writer = max(writer, clock) + _CONTRIBUTION * write_s
-        late = max(0.0, writer + beside - clock - given.delay_steps * step_s)
-        clock += given.delay_steps * step_s + late + applied
+        clock += out_s
+        writer = max(writer, clock + encoded) + _CONTRIBUTION * write_s
+        clock += in_s + given.delay_steps * step_s
+        late = max(0.0, writer + beside - clock)
+        clock += late + applied
         writer = max(writer, clock) + _STATE * write_s
         clock += (steps - given.delay_steps) * step_s
-        waited += made + late + applied
+        waited += out_s + in_s + late + applied
     return waited / 20
 
 
@@ -164,6 +172,10 @@ _STATE = 24.0
 """Bytes a parameter that an outer state keeps: parameters, momentum, residual, own parameters, AdamW's two vectors."""
 
 
-def _copy_s(given: Assumed) -> float:
-    """Seconds to bring all parameters in fp32 from the GPUs to their hosts, or back."""
-    return 4 * given.parameters / given.gpus / given.bus_byte_s
+_OUT, _IN = 12.0, 4.0
+"""Bytes a parameter that come from the GPUs: fp32 parameters and AdamW's two vectors; and that go back: parameters."""
+
+
+def _copy_s(given: Assumed, of_each: float) -> float:
+    """Seconds to bring so many bytes of each parameter from the GPUs to their hosts, or back."""
+    return of_each * given.parameters / given.buses / given.bus_byte_s
