@@ -2,25 +2,25 @@
 
 - `loss`: held-out loss of three sites, one language each, against one cluster that trains data parallel on exactly the
   same sequences in the same steps, with AdamW and with Muon. Outer steps as by default; then Muon inside and less outer
-  momentum; then what legs do not do, rounds that shorten and deviations taken back (`training_drift`), the
-  latter with second moments shared.
-- `codes`: MB/s of encode and decode on one core (of fp32 parameters), and what each code costs in loss and saves in
-  bytes against sending fp32 gradients once per step.
+  momentum; then what legs do not do, the inner optimisers' states shared.
+- `codes`: what each code costs in loss and saves in bytes against sending fp32 gradients once per step.
 - `attack`: a fourth site that sends 100 times its pseudo-gradient, or its negative, from round 3 on.
 - `kills`: one of the sites is killed in every second round and does that round's steps again from what was kept.
 - `crash`: whole legs with S3 (`training_legs`), all crashed at random calls, against an undisturbed run's digests.
 - `overhead`: a round of such legs at 10 million parameters, with inner steps that cost nothing.
-- `speed`: a site's tokens per second against a bare PyTorch loop of the same model, in turn.
+- `speed`: a site's tokens per second against a bare PyTorch loop of the same model, in turn; MB/s of encode and decode
+  on one core, of fp32 parameters.
 - `utilisation`: a simulated clock for 7B parameters on 64 H100 per site at 110 Mb/s; assumptions go to stderr. Rounds
   that wait, and rounds applied late (`outer.delay`), the latter with the outer state shared out over a site's hosts,
   which legs do not do yet, and as they are, with one process for all of it.
 
-The first four train three sites one after another in one process (`training_sites`): no Ray, no gateway, no sealing,
-no network and no waiting, so they say what is learned and not how long it takes. `crash` and `overhead` are legs in
-threads with a real S3 server, without Ray, gateways, sealing and TLS. Loss is in nats per byte, the mean over the
-languages. `--quick` prints the same rows from a smaller model and fewer steps: not to be held against the targets.
-Without the corpora the rows that train on them are left out, and it is said. Not here yet: model FLOPs utilisation on a
-GPU, a round's overhead in the embedded federation, and aggregation with trimmed mean or median.
+The first four train three sites one after another in one process (`training_sites`), as many trainings side by side as
+there are cores: no Ray, no gateway, no sealing, no network and no waiting, so they say what is learned and not how long
+it takes. `crash` and `overhead` are legs in threads with a real S3 server, without Ray, gateways, sealing and TLS. Loss
+is in nats per byte, the mean over the languages. `--quick` prints the same rows from a smaller model and fewer steps:
+not to be held against the targets. Without the corpora the rows that train on them are left out, and it is said. Not
+here yet: model FLOPs utilisation on a GPU, a round's overhead in the embedded federation, and aggregation with trimmed
+mean or median.
 
 References: Streaming DiLoCo (https://arxiv.org/abs/2501.18512), INTELLECT-1 (https://arxiv.org/abs/2412.01152),
 SparseLoCo (https://arxiv.org/abs/2508.15706), and the measurements that came with the targets.
@@ -48,19 +48,20 @@ from consortium.train.outer import Layout, Vector
 from tests.benchmarks import training_legs
 from tests.benchmarks.table import Row, arguments, row, show
 from tests.benchmarks.training_clock import on_one_core, utilisation
+from tests.benchmarks.training_runs import FROM_ROUND, LIAR, Run, Trainings
 from tests.benchmarks.training_sites import VOCAB, Corpus, Federation, corpora
 
 PARTS = ("loss", "codes", "attack", "kills", "crash", "overhead", "speed", "utilisation")
-ON_TEXT = ("loss", "codes", "attack", "kills", "crash", "speed")
+TRAINED = ("loss", "codes", "attack", "kills")
+ON_TEXT = (*TRAINED, "crash", "speed")
 OPTIM = OptimConfig(lr=0.003, warmup_steps=30)
 MUON = OptimConfig(name="muon", lr=0.003, warmup_steps=30)
 MUON_APART = OptimConfig(name="muon", lr=0.002, warmup_steps=30)
 """Outer momentum makes up for the lower rate."""
-CODES = (Code(name="bf16"), Code(name="int8"), Code(name="int4"), Code(name="topk", topk=64))
+CODES = (Code(name="bf16"), Code(name="int8"), Code(name="int4"))
+SPARSE = Code(name="topk", topk=64)
 RULE = ScreenRule(cosine=0.0)
 """What sites screen with where one lies: no contribution that points away from the outer momentum."""
-FROM_ROUND = 3
-"""From which round on the attacker lies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,98 +103,95 @@ def percent(value: float, beside: float) -> float:
     return 100 * (value / beside - 1)
 
 
-def loss(scale: Scale, texts: dict[str, Corpus]) -> Iterator[Row]:
+def loss(scale: Scale, trainings: Trainings) -> Iterator[Row]:
     """Three sites against one cluster, which is the better of two: with AdamW and with Muon inside."""
-    here, orthogonal = Federation(scale.params(), texts), Federation(scale.params(optim=MUON), texts)
-    single, second = here.loss(here.single()), orthogonal.loss(orthogonal.single())
-    best = min(single, second)
-    yield row("loss: one cluster, data parallel, AdamW", single, "nats", 2.277)
-    yield row("loss: one cluster, data parallel, Muon", second, "nats")
-    muon = Federation(scale.params(optim=MUON_APART, lr=1.0, momentum=0.5), texts)
-    plain = Federation(scale.params(lr=1.0, momentum=0.0), texts)
-    for what, apart in (
-        ("outer 0.7/0.9, AdamW", lambda: here.loss(here.run())),
-        ("outer 1.0/0.5, Muon", lambda: muon.loss(muon.run())),
-        ("outer 1.0/0.5, Muon, rounds as long as the rate's square root", lambda: muon.loss(muon.run(power=0.5))),
-        ("outer 1.0/0.0, AdamW, drift taken back", lambda: plain.loss(plain.run(corrected=True, shared=True))),
-    ):
-        found = apart()
-        yield row(f"loss: three sites, {what}", found, "nats", 2.389 if "0.7" in what else None)
-        yield row(f"loss: {what}, above one cluster with AdamW", percent(found, single), "%", most=1.5)
-        yield row(f"loss: {what}, above the better one cluster", percent(found, best), "%", most=1.5)
+    single = trainings.ask(Run(params=scale.params(), single=True))
+    second = trainings.ask(Run(params=scale.params(optim=MUON), single=True))
+    muon = scale.params(optim=MUON_APART, lr=1.0, momentum=0.5)
+    apart = {
+        "outer 0.7/0.9, AdamW": trainings.ask(Run(params=scale.params())),
+        "outer 1.0/0.5, Muon": trainings.ask(Run(params=muon)),
+        "outer 1.0/0.5, Muon, its state shared": trainings.ask(Run(params=muon, shared=True)),
+    }
+
+    def rows() -> Iterator[Row]:
+        adamw, best = single().loss, min(single().loss, second().loss)
+        yield row("loss: one cluster, data parallel, AdamW", adamw, "nats", 2.277)
+        yield row("loss: one cluster, data parallel, Muon", second().loss, "nats")
+        for what, result in apart.items():
+            found = result().loss
+            yield row(f"loss: three sites, {what}", found, "nats", 2.389 if "0.7" in what else None)
+            yield row(f"loss: {what}, above one cluster with AdamW", percent(found, adamw), "%", most=1.5)
+            yield row(f"loss: {what}, above the better one cluster", percent(found, best), "%", most=1.5)
+
+    return rows()
 
 
-def codes(scale: Scale, texts: dict[str, Corpus]) -> Iterator[Row]:
-    """Speed, bytes and loss of the codes."""
-    size = scale.code_million * 1_000_000
-    vector = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
-    for code, least in ((Code(name="int8"), 500.0), (Code(name="topk", topk=64), 200.0)):
-        residual = code.encode(vector).residual
-        spent, _ = on_one_core(partial(_there_and_back, code, vector, residual))
-        yield row(f"codes: {_name(code)} encode and decode, one core", 4 * size / 1e6 / spent, "MB/s", least=least)
-    here = Federation(scale.params(scale.short_rounds), texts)
-    bare = _short(scale, texts)
-    for code in CODES:
-        out = here.run(code=code)
-        least_x = 4000.0 if code is CODES[-1] else None
-        fewer = 4 * len(out.outer) * 30 * scale.short_rounds / out.sent_bytes
-        yield row(f"codes: {_name(code)} fewer bytes than a gradient per step", fewer, "x", least=least_x)
-        most = 1.0 if code is CODES[-1] else None
-        yield row(f"codes: {_name(code)} loss above fp32's", percent(here.loss(out), bare), "%", most=most)
+def codes(scale: Scale, trainings: Trainings) -> Iterator[Row]:
+    """Bytes and loss of the codes: the sparse one at full length and without outer momentum, as its authors use it."""
+    short, whole = scale.params(scale.short_rounds), scale.params(lr=1.0, momentum=0.0)
+    bare, bare_whole = trainings.ask(Run(params=short)), trainings.ask(Run(params=whole))
+    coded = {code: trainings.ask(Run(params=short, code=code)) for code in CODES}
+    sparse = trainings.ask(Run(params=whole, code=SPARSE))
 
+    def rows() -> Iterator[Row]:
+        for code, result in coded.items():
+            out = result()
+            fewer = 4 * out.size * 30 * scale.short_rounds / out.sent_bytes
+            yield row(f"codes: {_name(code)} fewer bytes than a gradient per step", fewer, "x")
+            yield row(f"codes: {_name(code)} loss above fp32's", percent(out.loss, bare().loss), "%")
+        out, name = sparse(), _name(SPARSE)
+        fewer = 4 * out.size * 30 * scale.rounds / out.sent_bytes
+        yield row(f"codes: {name} fewer bytes than a gradient per step", fewer, "x", least=4000)
+        above = percent(out.loss, bare_whole().loss)
+        yield row(f"codes: {name}, outer 1.0/0, loss above fp32's", above, "%", most=1)
 
-def _there_and_back(code: Code, vector: Vector, residual: Vector | None) -> None:
-    code.decode(code.encode(vector, residual).data, len(vector))
+    return rows()
 
 
 def _name(code: Code) -> str:
     return f"topk {code.topk} of 4,096" if code.name == "topk" else code.name
 
 
-_SHORT: dict[Scale, float] = {}
-
-
-def _short(scale: Scale, texts: dict[str, Corpus]) -> float:
-    """Loss of the undisturbed short run, made once."""
-    if scale not in _SHORT:
-        here = Federation(scale.params(scale.short_rounds), texts)
-        _SHORT[scale] = here.loss(here.run())
-    return _SHORT[scale]
-
-
-def attack(scale: Scale, texts: dict[str, Corpus]) -> Iterator[Row]:
+def attack(scale: Scale, trainings: Trainings) -> Iterator[Row]:
     """A fourth site that lies; it holds French text like the first, so that only its lies set it apart."""
-    bare = _short(scale, texts)
-    liar = "zz-1"
-    more = texts | {liar: next(iter(texts.values()))}
-    for what, factor in (("100 times", 100.0), ("the negative of", -1.0)):
+    short = scale.params(scale.short_rounds)
+    bare = trainings.ask(Run(params=short))
+    lies = {
+        what: trainings.ask(Run(params=short, rule=RULE, lie=factor))
+        for what, factor in (("100 times", 100.0), ("the negative of", -1.0))
+    }
 
-        def lie(site: str, number: int, vector: Vector, factor: float = factor) -> Vector:
-            return vector * np.float32(factor) if site == liar and number >= FROM_ROUND else vector
-
-        here = Federation(scale.params(scale.short_rounds), more)
-        out = here.run(meddle=lie, rule=RULE)
+    def rows() -> Iterator[Row]:
         rounds = range(FROM_ROUND, scale.short_rounds + 1)
-        caught = sum(liar in out.refused.get(number, {}) for number in rounds)
-        honest = sum(len(set(names) - {liar}) for names in out.refused.values())
-        yield row(f"attack: {what} its pseudo-gradient, rounds refused", 100 * caught / len(rounds), "%", least=100)
-        yield row(f"attack: {what} its pseudo-gradient, honest sites refused", honest, "times", most=0)
-        fair = Federation(scale.params(scale.short_rounds), texts).loss(out)
-        yield row(f"attack: {what} its pseudo-gradient, loss above that without it", percent(fair, bare), "%", most=1)
+        for what, result in lies.items():
+            out = result()
+            caught = sum(LIAR in out.refused.get(number, {}) for number in rounds)
+            honest = sum(len(set(names) - {LIAR}) for names in out.refused.values())
+            above = percent(out.loss, bare().loss)
+            yield row(f"attack: {what} its pseudo-gradient, rounds refused", 100 * caught / len(rounds), "%", least=100)
+            yield row(f"attack: {what} its pseudo-gradient, honest sites refused", honest, "times", most=0)
+            yield row(f"attack: {what} its pseudo-gradient, loss above that without it", above, "%", most=1)
+
+    return rows()
 
 
-def kills(scale: Scale, texts: dict[str, Corpus]) -> Iterator[Row]:
+def kills(scale: Scale, trainings: Trainings) -> Iterator[Row]:
     """One site is killed in every second round; its progress is kept every five steps, as `checkpoint_every_s` says."""
-    bare = _short(scale, texts)
-    here = Federation(scale.params(scale.short_rounds), texts)
-    names, draw = sorted(texts), random.Random(0)
-    killed = {number: (draw.choice(names), draw.randint(1, 29)) for number in range(2, scale.short_rounds + 1, 2)}
-    out = here.run(kill=killed)
-    wanted = len(names) * scale.short_rounds * 30 * 4 * scale.model.context
-    yield row("kills: tokens counted of those of an undisturbed run", 100 * out.tokens / wanted, "%", 88, least=90)
-    steps = scale.short_rounds * 30
-    yield row("kills: goodput, all wait for steps done again", 100 * steps / (steps + out.again), "%", 88, least=90)
-    yield row("kills: loss above the undisturbed run's", percent(here.loss(out), bare), "%", most=2)
+    short, draw = scale.params(scale.short_rounds), random.Random(0)
+    bare, rounds = trainings.ask(Run(params=short)), range(2, scale.short_rounds + 1, 2)
+    killed = tuple((number, draw.choice(trainings.sites), draw.randint(1, 29)) for number in rounds)
+    result = trainings.ask(Run(params=short, killed=killed))
+
+    def rows() -> Iterator[Row]:
+        out, steps = result(), scale.short_rounds * 30
+        wanted = len(trainings.sites) * steps * 4 * scale.model.context
+        goodput = 100 * steps / (steps + out.again)
+        yield row("kills: tokens counted of those of an undisturbed run", 100 * out.tokens / wanted, "%", 88, least=90)
+        yield row("kills: goodput, all wait for steps done again", goodput, "%", 88, least=90)
+        yield row("kills: loss above the undisturbed run's", percent(out.loss, bare().loss), "%", most=2)
+
+    return rows()
 
 
 def crash(scale: Scale, texts: dict[str, Corpus]) -> Iterator[Row]:
@@ -218,10 +216,15 @@ def overhead(scale: Scale, texts: dict[str, Corpus]) -> Iterator[Row]:
 
 
 def speed(scale: Scale, texts: dict[str, Corpus]) -> Iterator[Row]:
-    """Rounds of a site's steps and of a bare loop's, in turn and compared in pairs, because the machine's speed varies.
-
-    CPU seconds, so that other work counts little.
+    """Of encoding; and rounds of a site's steps and of a bare loop's, in turn and compared in pairs, because the
+    machine's speed varies. CPU seconds, so that other work counts little.
     """
+    size = scale.code_million * 1_000_000
+    vector = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
+    for code, least in ((Code(name="int8"), 500.0), (SPARSE, 200.0)):
+        residual = code.encode(vector).residual
+        spent_s, _ = on_one_core(partial(_there_and_back, code, vector, residual))
+        yield row(f"speed: {_name(code)} encode and decode, one core", 4 * size / 1e6 / spent_s, "MB/s", least=least)
     params = scale.params()
     here = Federation(params, texts)
     name, text = next(iter(here.sequences.items()))
@@ -254,6 +257,10 @@ def speed(scale: Scale, texts: dict[str, Corpus]) -> Iterator[Row]:
     yield row("speed: of a bare PyTorch loop of the same model", 100 * share, "%", 100, least=97)
 
 
+def _there_and_back(code: Code, vector: Vector, residual: Vector | None) -> None:
+    code.decode(code.encode(vector, residual).data, len(vector))
+
+
 def main() -> None:
     """Print the table."""
     parser = arguments(__doc__, PARTS)
@@ -261,18 +268,24 @@ def main() -> None:
     choice = parser.parse_args()
     scale = QUICK if choice.quick else FULL
     texts = corpora()
-    parts: dict[str, Callable[[Scale, dict[str, Corpus]], Iterator[Row]]] = {
+    trained: dict[str, Callable[[Scale, Trainings], Iterator[Row]]] = {
         "loss": loss,
         "codes": codes,
         "attack": attack,
         "kills": kills,
+    }
+    timed: dict[str, Callable[[Scale, dict[str, Corpus]], Iterator[Row]]] = {
         "crash": crash,
         "overhead": overhead,
         "speed": speed,
-        "utilisation": lambda scale, _: utilisation(CODES[-1], scale.code_million * 1_000_000),
+        "utilisation": lambda scale, _: utilisation(SPARSE, scale.code_million * 1_000_000),
     }
-    chosen = [part for part in choice.only if texts or part not in ON_TEXT]
-    show((one for part in chosen for one in parts[part](scale, texts)), as_json=choice.json)
+    chosen = [part for part in PARTS if part in choice.only and (texts or part not in ON_TEXT)]
+    with Trainings(sorted(texts)) as trainings:
+        # All are asked for before the first is waited for; what is timed begins once they are done.
+        rows = [trained[part](scale, trainings) for part in chosen if part in trained]
+        rows += [timed[part](scale, texts) for part in chosen if part in timed]
+        show((one for part in rows for one in part), as_json=choice.json)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
 from consortium.domain.codec import to_json
 from consortium.domain.pretraining import EvaluateConfig, PretrainConfig
@@ -35,12 +34,11 @@ from consortium.train.outer import Moments, Vector, nesterov, norm_of, to_bytes,
 from consortium.train.rounds import certify
 from consortium.train.screen import Gates, screen
 from consortium.train.within import InnerResult
-from tests.benchmarks.training_drift import deviation, lengths
+from tests.benchmarks.training_drift import lengths
 
 JOB = "job-0000000000000000000000000b"
 VOCAB = 256
 """Tokens are bytes."""
-SECOND = "exp_avg_sq"
 KEEP_EVERY = 5
 """Inner steps after which a site's progress is kept, where a site is killed."""
 HELD_OUT_EVERY = 50
@@ -103,33 +101,13 @@ class Pool(Sequences):
         return np.stack(rows)
 
 
-class Steered(InnerWorker):
-    """A worker that takes its site's deviation back after each step."""
-
-    back: tuple[Tensor, ...] = ()
-    """In parameters per unit of learning rate, one tensor per parameter in order of names; empty: nothing."""
-
-    def steer(self, deviation: Vector) -> None:
-        """Take this back from now on."""
-        self.back = tuple(torch.from_numpy(part) for _, part in sorted(self.layout.split(deviation).items()))
-
-    def _step(self, rows_BT: Tensor, step: int, rate: float) -> Tensor:
-        loss = super()._step(rows_BT, step, rate)
-        if self.back:
-            with torch.no_grad():
-                for (_, parameter), part in zip(self._named, self.back, strict=True):
-                    parameter.add_(part, alpha=rate)
-        return loss
-
-
 @dataclass(kw_only=True)
 class Site:
     """A site's worker and where it stands."""
 
     name: str
-    worker: Steered
+    worker: InnerWorker
     position: int = 0
-    deviation: Vector | None = None
     residual: Vector | None = None
     """What its code has dropped so far."""
 
@@ -176,15 +154,13 @@ class Federation:
         meddle: Meddle | None = None,
         rule: ScreenRule | None = None,
         kill: Mapping[int, tuple[str, int]] | None = None,
-        corrected: bool = False,
         shared: bool = False,
         power: float = 0.0,
     ) -> Outcome:
         """Train all rounds, sending in `code` and screening by `rule`.
 
-        `corrected`: each site takes its deviation of the last round back (`training_drift`). `shared`: after
-        each round all go on with the mean of AdamW's second moments; `sent_bytes` counts them as fp32. `power`: equally
-        many rounds, each as long as the rate to this power (`training_drift.lengths`).
+        `shared`: after each round all go on with the mean of their inner optimisers' states; `sent_bytes` counts them
+        as fp32. `power`: equally many rounds, each as long as the rate to this power (`training_drift.lengths`).
         `kill` names, by round, the site whose process ends after so many steps; what was kept every `KEEP_EVERY` steps
         is where a new one goes on.
         """
@@ -198,12 +174,11 @@ class Federation:
         first_step = 0
         for number, length in enumerate(lengths(self._rates(), self.params.outer.rounds, power=power), start=1):
             steps, first_step = range(first_step, first_step + length), first_step + length
-            vectors, commits, honest = {}, [], {}
+            vectors, commits = {}, []
             for name, site in sites.items():
                 killed = (kill or {}).get(number, ("", 0))
                 done = self._inner(site, out, steps, killed[1] if killed[0] == name else 0)
                 gradient = np.subtract(out.outer, done.local)
-                honest[name] = gradient
                 if meddle is not None:
                     gradient = meddle(name, number, gradient)
                 sent = code.encode(gradient, site.residual)
@@ -215,12 +190,9 @@ class Federation:
             certificate = self._judge(number, out, commits, vectors, gates)
             out.tokens += sum(part.tokens for part in certificate.contributions)
             if shared:
-                out.sent_bytes += 4 * _share_second_moments(sites.values())
+                out.sent_bytes += 4 * _share_moments(sites.values())
             if certificate.contributions:
                 mean = combine(certificate.contributions, vectors, len(outer), gates.rule)
-                if corrected:
-                    counted = {part.site for part in certificate.contributions}
-                    self._steer(sites, counted, honest, mean, sum(self._rates()[step] for step in steps))
                 out.outer, momentum = nesterov(
                     out.outer, momentum, mean, lr=self.params.outer.lr, momentum_decay=self.params.outer.momentum
                 )
@@ -241,17 +213,8 @@ class Federation:
         total = self.params.outer.rounds * self.params.outer.inner_steps
         return [learning_rate(step, total, self.params.optim) for step in range(total)]
 
-    def _steer(
-        self, sites: Mapping[str, Site], counted: set[str], own: Mapping[str, Vector], mean: Vector, rates: float
-    ) -> None:
-        """Tell the sites that the round counted what to take back in the next one."""
-        for name in sorted(counted):
-            site = sites[name]
-            site.deviation = deviation(own[name], mean, rates=rates, before=site.deviation)
-            site.worker.steer(site.deviation)
-
-    def _worker(self, name: str, text: Sequences, params: PretrainConfig) -> Steered:
-        return Steered(params, VOCAB, text, name)
+    def _worker(self, name: str, text: Sequences, params: PretrainConfig) -> InnerWorker:
+        return InnerWorker(params, VOCAB, text, name)
 
     def _inner(self, site: Site, out: Outcome, steps: range, killed: int) -> InnerResult:
         """Do a round's inner steps; with `killed`, in a process that ends after so many and in the one after it."""
@@ -267,8 +230,6 @@ class Federation:
         site.worker = self._worker(site.name, self.sequences[site.name], self.params)
         if moments is not None:
             site.worker.restore(moments)
-        if site.deviation is not None:
-            site.worker.steer(site.deviation)
         start, position = (done.local, done.position) if done else (out.outer, site.position)
         rest = site.worker.run(start, position=position, step=step + kept, count=every - kept)
         tokens, loss = (done.tokens, done.loss * kept) if done else (0, 0.0)
@@ -308,10 +269,13 @@ class Federation:
         )
 
 
-def _share_second_moments(sites: Iterable[Site]) -> int:
-    """Give all sites the mean of their AdamW second moments; return how many numbers each would send for that."""
+def _share_moments(sites: Iterable[Site]) -> int:
+    """Give all sites the mean of their inner optimisers' states; return how many numbers each would send for that."""
     known = [(site, moments) for site in sites if (moments := site.worker.moments()) is not None]
-    mean = np.mean([moments.vectors[SECOND] for _, moments in known], axis=0, dtype=np.float32)
+    mean: dict[str, Vector] = {
+        name: np.mean([moments.vectors[name] for _, moments in known], axis=0, dtype=np.float32)
+        for name in known[0][1].vectors
+    }
     for site, moments in known:
-        site.worker.restore(Moments({**moments.vectors, SECOND: mean}, moments.steps))
-    return len(mean)
+        site.worker.restore(Moments(mean, moments.steps))
+    return sum(len(vector) for vector in mean.values())

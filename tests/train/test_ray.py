@@ -81,7 +81,7 @@ def test_pretrain_then_evaluate_on_a_real_cluster(cluster, s3):
     store = s3.store(f"private-{secrets.token_hex(4)}")
     store.ensure_bucket()
     hub = Hub(("fr-1",))
-    params = {**PARAMS, "data": {**PARAMS["data"], "mixture": ["fr:1", "de:2"]}}
+    params = {**PARAMS, "data": {**PARAMS["data"], "mixture": ["fr:1", "de:2"]}, "parallel": "fsdp"}
     leg = context(store, "fr-1", ("fr-1",), s3=s3, gpus=2, gpus_per_worker=1, params=params)
     done = _run("pretrain.py", Line(hub, leg, store), cluster)
     assert done.returncode == 0, done.stderr[-3000:]
