@@ -41,7 +41,7 @@ def serving(folder: Path) -> Iterator[S3]:
         port = free.getsockname()[1]
     access, secret = "test-access", secrets.token_hex(16)
     process = subprocess.Popen(
-        [binary, "serve", "s3", "--addr", f"127.0.0.1:{port}", str(folder)],
+        [binary, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--ignore-checksum", str(folder)],
         env={**os.environ, "RCLONE_AUTH_KEY": f'"{access},{secret}"', "RCLONE_CONFIG": os.devnull},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -34,7 +34,7 @@ from consortium.train.outer import Moments, Vector, nesterov, norm_of, to_bytes,
 from consortium.train.rounds import certify
 from consortium.train.screen import Gates, screen
 from consortium.train.within import InnerResult
-from tests.benchmarks.training_drift import lengths
+from tests.benchmarks.training_lengths import lengths
 
 JOB = "job-0000000000000000000000000b"
 VOCAB = 256
@@ -160,7 +160,7 @@ class Federation:
         """Train all rounds, sending in `code` and screening by `rule`.
 
         `shared`: after each round all go on with the mean of their inner optimisers' states; `sent_bytes` counts them
-        as fp32. `power`: equally many rounds, each as long as the rate to this power (`training_drift.lengths`).
+        as fp32. `power`: equally many rounds, each as long as the rate to this power (`training_lengths.lengths`).
         `kill` names, by round, the site whose process ends after so many steps; what was kept every `KEEP_EVERY` steps
         is where a new one goes on.
         """
