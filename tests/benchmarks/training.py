@@ -2,7 +2,7 @@
 
 - `loss`: held-out loss of three sites, one language each, against one cluster that trains data parallel on exactly the
   same sequences in the same steps, with AdamW and with Muon. Outer steps as by default; then Muon inside and less outer
-  momentum; then what legs do not do, the inner optimisers' states shared.
+  momentum; then what legs do not do, the inner optimisers' states shared and rounds as long as the rate's square root.
 - `codes`: what each code costs in loss and saves in bytes against sending fp32 gradients once per step.
 - `attack`: a fourth site that sends 100 times its pseudo-gradient, or its negative, from round 3 on.
 - `kills`: one of the sites is killed in every second round and does that round's steps again from what was kept.
@@ -59,7 +59,7 @@ MUON = OptimConfig(name="muon", lr=0.003, warmup_steps=30)
 MUON_APART = OptimConfig(name="muon", lr=0.002, warmup_steps=30)
 """Outer momentum makes up for the lower rate."""
 CODES = (Code(name="bf16"), Code(name="int8"), Code(name="int4"))
-SPARSE = Code(name="topk", topk=64)
+SPARSE = Code(name="topk", topk=64, feedback=0.95)
 RULE = ScreenRule(cosine=0.0)
 """What sites screen with where one lies: no contribution that points away from the outer momentum."""
 
@@ -107,11 +107,11 @@ def loss(scale: Scale, trainings: Trainings) -> Iterator[Row]:
     """Three sites against one cluster, which is the better of two: with AdamW and with Muon inside."""
     single = trainings.ask(Run(params=scale.params(), single=True))
     second = trainings.ask(Run(params=scale.params(optim=MUON), single=True))
-    muon = scale.params(optim=MUON_APART, lr=1.0, momentum=0.5)
+    muon, shared = scale.params(optim=MUON_APART, lr=1.0, momentum=0.5), scale.params(optim=MUON, lr=1.0, momentum=0.3)
     apart = {
         "outer 0.7/0.9, AdamW": trainings.ask(Run(params=scale.params())),
         "outer 1.0/0.5, Muon": trainings.ask(Run(params=muon)),
-        "outer 1.0/0.5, Muon, its state shared": trainings.ask(Run(params=muon, shared=True)),
+        "outer 1.0/0.3, Muon shared, rounds that shorten": trainings.ask(Run(params=shared, shared=True, power=0.5)),
     }
 
     def rows() -> Iterator[Row]:
