@@ -126,7 +126,7 @@ class Settlement:
     """
 
     parties: tuple[str, ...]
-    """Sites whose word was asked for, in order; more than half of them agree."""
+    """Sites whose word was asked for, in order; a majority of them agrees (`consortium.train.votes`)."""
     outer: str
     """Digest of the outer state that holds; empty where it could not be decided."""
     momentum: str = ""

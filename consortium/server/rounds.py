@@ -29,6 +29,7 @@ from consortium.state.data import agreements, signed_agreements
 from consortium.state.rounds import RoundRow
 from consortium.train import disputes
 from consortium.train.rounds import certify
+from consortium.train.votes import majority
 
 log = logging.getLogger(__name__)
 _MOST_CHARS = 80
@@ -257,11 +258,11 @@ def _close(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
 
 
 def _enough_agree(core: Core, connection: Connection, job: Job, row: RoundRow, found: Round) -> bool:
-    """Whether all at work published the same outer state, or more than half did and the others' grace is over."""
+    """Whether all at work published the same outer state, or a majority did and the others' grace is over."""
     parties, agreed = set(disputes.parties(found)), disputes.published(found).keys()
     if not parties & set(awaited.at_work(job)) - agreed:
         return True
-    return 2 * len(agreed) > len(parties) and awaited.grace_over(core, connection, row)
+    return majority(agreed, parties) and awaited.grace_over(core, connection, row)
 
 
 def _settlement(core: Core, connection: Connection, job: Job, row: RoundRow, found: Round) -> Settlement | None:

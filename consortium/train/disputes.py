@@ -9,9 +9,9 @@ memory. What it comes to is published like any digest, signed by the site's gate
     recomputed/<k>                the outer state after the round, last
 
 The rule, in full: the parties are the sites whose commits the round counts; who is left out has no say. A
-recomputation counts if it follows the round's certificate. A state and momentum that strictly more than half of the
-parties recomputed, and at least two, are those that hold; otherwise it is undecided. A party that published or
-recomputed another state differs.
+recomputation counts if it follows the round's certificate. A state and momentum that parties with strictly more than
+half of the votes recomputed (`consortium.train.votes`), and at least two of them, are those that hold; otherwise it is
+undecided. A party that published or recomputed another state differs.
 
 A party is named by what it signed. The rule finds faults of memory, disks and programs, and a lone liar; where most
 parties lie, the honest site is the one that differs, and what it kept shows it (`consortium.train.replay`).
@@ -19,7 +19,6 @@ parties lie, the honest site is the one that differs, and what it kept shows it 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -27,6 +26,7 @@ from consortium.domain.training import Certificate, Recomputed, Round, Settlemen
 from consortium.errors import VerificationError
 from consortium.keys.canonical import digest_json
 from consortium.train.rounds import counted_commits, left_out
+from consortium.train.votes import chosen
 
 
 def topics(number: int) -> dict[str, str]:
@@ -71,9 +71,8 @@ def holding(current: Round) -> str:
     """
     if current.settlement is not None:
         return current.settlement.outer
-    said = Counter(published(current).values())
-    digest, times = max(said.items(), key=lambda item: (item[1], item[0]), default=("", 0))
-    return digest if 2 * times > said.total() else ""
+    said = published(current)
+    return chosen(said, said) or ""
 
 
 def beginning(sites: Iterable[str], said: Mapping[str, str], *, resumed: bool) -> str:
@@ -84,9 +83,8 @@ def beginning(sites: Iterable[str], said: Mapping[str, str], *, resumed: bool) -
     """
     if not resumed:
         return said.get(min(sites, default=""), "")
-    counted = Counter(said[site] for site in sites if site in said)
-    digest, times = max(counted.items(), key=lambda item: (item[1], item[0]), default=("", 0))
-    return digest if 2 * times > counted.total() else ""
+    counted = {site: said[site] for site in sites if site in said}
+    return chosen(counted, counted) or ""
 
 
 def settle(current: Round, recomputed: Mapping[str, Recomputed]) -> Settlement:
@@ -94,11 +92,12 @@ def settle(current: Round, recomputed: Mapping[str, Recomputed]) -> Settlement:
     asked, said = parties(current), published(current)
     follows = "" if current.certificate is None else certificate_digest(current.certificate)
     votes = {site: recomputed[site] for site in asked if site in recomputed and recomputed[site].certificate == follows}
-    counted = Counter((one.outer, one.momentum) for one in votes.values())
-    (outer, momentum), times = max(counted.items(), key=lambda item: (item[1], item[0]), default=(("", ""), 0))
-    if times < 2 or 2 * times <= len(asked):
+    states = {site: (one.outer, one.momentum) for site, one in votes.items()}
+    holds = chosen(states, asked)
+    agree = tuple(site for site, state in states.items() if state == holds)
+    if holds is None or len(agree) < 2:
         return Settlement(parties=asked, outer="")
-    agree = tuple(site for site, one in votes.items() if (one.outer, one.momentum) == (outer, momentum))
+    outer, momentum = holds
     differ = [s for s in asked if said.get(s, outer) != outer or (s in recomputed and s not in agree)]
     return Settlement(parties=asked, outer=outer, momentum=momentum, agree=agree, differ=tuple(differ))
 

@@ -3,7 +3,7 @@
 It asks by publishing, under `joining/<k>`, the digest of the outer state after round k, the newest that is closed. Who
 holds that state publishes its momentum's digest under `momentum/<k>`, and the first of them sends both (class
 `outer_state`, in parts where they are large); another does where that one does not. The joining site takes the state
-that closed the round and the momentum that more than half of the round's sites signed. It recomputes every earlier
+that closed the round and the momentum that a majority of the round's sites signed. It recomputes every earlier
 certificate first and keeps the rounds, as who was there keeps them: what may count next follows from them.
 """
 
@@ -26,6 +26,7 @@ from consortium.train.outer import Vector, finite, from_bytes, to_bytes, vector_
 from consortium.train.parcels import fetch, send
 from consortium.train.peers import PASS_ON_S, Peers
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
+from consortium.train.votes import chosen
 
 
 class Joining:
@@ -109,14 +110,11 @@ class Joining:
         check_standing(certificate, first if earlier < 0 or first is None else standing_after(past[earlier]))
 
     def _momentum(self, closed: Round) -> Vector | None:
-        """Return the momentum that more than half of a round's sites signed, once they did and it is here."""
+        """Return the momentum that a majority of a round's sites signed, once they did and it is here."""
         asked = parties(closed)
         said = self._exchange.agreements(f"momentum/{closed.number}")
-        told = [said[site] for site in asked if site in said]
-        digest = max(set(told), key=lambda one: (told.count(one), one), default="")
-        if 2 * told.count(digest) <= len(asked):
-            return None
-        return self._received("momentum", digest, closed.number)
+        digest = chosen({site: said[site] for site in asked if site in said}, asked)
+        return None if digest is None else self._received("momentum", digest, closed.number)
 
     def _received(self, name: str, digest: str, number: int) -> Vector | None:
         try:

@@ -39,6 +39,7 @@ from consortium.train.pace import steps_of
 from consortium.train.peers import INITIAL, commit_of
 from consortium.train.start import resumed, starting_point
 from consortium.train.talk import Made, Met, Probe, Talk
+from consortium.train.votes import majority
 from consortium.train.within import Inner, RoundTrainer, Stopped
 
 
@@ -175,7 +176,7 @@ class FederatedLeg:
         if self._site == first and len(self._peers.sites) > 1 and not resumed:
             parcels.send(self._exchange, ArtifactClass.OUTER_STATE, INITIAL, to_bytes(state.outer))
         differ = {site: known[site] for site in sorted(known) if known[site] != state.digest}
-        if 2 * len(differ) > len(self._peers.sites) if resumed else first in differ:
+        if majority(differ, self._peers.sites) if resumed else first in differ:
             self._peers.compare("outer/0", state.digest, differ)
         for site in differ:
             sys.stderr.write(f"{site} begins with another state, {differ[site]}; most sites, or the first, decide\n")

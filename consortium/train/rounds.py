@@ -6,7 +6,8 @@ The rule, in full:
    commit (a site that contradicts itself is left out).
 2. The judges are the sites whose commits count. A judge accepts a commit if its verdict names the commit's digest and
    accepts. Silence, another digest, or two verdicts that differ are no acceptance.
-3. A commit is accepted if strictly more than half of the judges accept it.
+3. A commit is accepted if judges with strictly more than half of the votes accept it. Each partner that judges has one
+   vote, which its sites share equally (`consortium.train.votes`).
 4. The weight of an accepted commit is its tokens over the tokens of all accepted ones, correctly rounded to a double;
    its clip scale is 1. Both travel as hex floats. Contributions are in site order.
 
@@ -15,7 +16,7 @@ Where the job clips or quarantines, the certificate carries a standing: what the
 5. a commit's clip scale is min(1, clip times the median of the standing's norms over its own norm), 1 while there are
    no norms, and 0 where it states no norm above zero;
 6. a site that was refused `quarantine` rounds in a row for what it sent is left out as in 1. A refusal is for what was
-   sent where more than half of the judges gave a reason other than `missing` and `unreachable`.
+   sent where judges with more than half of the votes gave a reason other than `missing` and `unreachable`.
 
 `standing_after` gives the next round's. And with or without one: a site that an admin rejected or withdrew, and did not
 readmit since, is left out as in 1; a readmission in round k takes effect in round k.
@@ -35,6 +36,7 @@ from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Certificate, Commit, Contribution, Round, Ruling, Standing, Verdict
 from consortium.errors import VerificationError
 from consortium.keys.canonical import digest_json
+from consortium.train.votes import majority
 
 NO_CLIP = float(1).hex()
 NOT_ITS_FAULT = frozenset({"missing", "unreachable"})
@@ -55,7 +57,7 @@ def counted_commits(job: str, number: int, commits: Iterable[Commit]) -> tuple[C
 
 
 def accepted_commits(counted: tuple[Commit, ...], verdicts: Iterable[Verdict]) -> tuple[Commit, ...]:
-    """Return those of the `counted` commits that strictly more than half of their sites accept, in site order."""
+    """Return those of the `counted` commits that a majority of their sites accepts, in site order."""
     judges = {commit.site for commit in counted}
     said: dict[tuple[str, str], set[bool]] = {}
     digests = {commit.site: commit for commit in counted}
@@ -70,7 +72,7 @@ def accepted_commits(counted: tuple[Commit, ...], verdicts: Iterable[Verdict]) -
     return tuple(
         commit
         for commit in counted
-        if 2 * sum(said.get((judge, commit.site)) == {True} for judge in judges) > len(judges)
+        if majority([judge for judge in judges if said.get((judge, commit.site)) == {True}], judges)
     )
 
 
@@ -228,7 +230,7 @@ def _forgiven(standing: Standing, rulings: Iterable[Ruling], number: int) -> tup
 
 
 def _condemned(counted: tuple[Commit, ...], verdicts: Iterable[Verdict]) -> set[str]:
-    """The sites that more than half of the judges refuse for what they sent."""
+    """The sites that a majority of the judges refuses for what they sent."""
     digests = {commit.site: commit for commit in counted}
     judges: dict[str, set[str]] = {}
     for verdict in verdicts:
@@ -237,7 +239,7 @@ def _condemned(counted: tuple[Commit, ...], verdicts: Iterable[Verdict]) -> set[
             continue
         if (verdict.job, verdict.round) == (commit.job, commit.round) and verdict.reason not in NOT_ITS_FAULT:
             judges.setdefault(verdict.site, set()).add(verdict.judge)
-    return {site for site, said in judges.items() if 2 * len(said) > len(counted)}
+    return {site for site, said in judges.items() if majority(said, digests)}
 
 
 def _norm(commit: Commit) -> float:

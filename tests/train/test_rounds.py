@@ -72,6 +72,14 @@ def test_what_is_accepted(what, verdicts, expected):
     assert accepted(THREE, verdicts) == expected, what
 
 
+def test_a_partner_with_most_of_the_sites_does_not_outvote_the_others():
+    sites = ("aa-1", "aa-2", "aa-3", "bb-1", "cc-1")
+    commits = [commit(site) for site in sites]
+    against = everyone(sites, lambda judge, site: (judge[:2] == "aa") == (site[:2] == "aa"))
+    assert accepted(commits, against) == ["bb-1", "cc-1"], "it has one vote of three, and is refused by the two"
+    assert accepted(commits, everyone(sites, lambda judge, _: judge != "aa-1")) == list(sites)
+
+
 def test_a_judge_that_says_yes_and_no_has_said_nothing():
     said = [*everyone(SITES[:2]), verdict("aa-1", "bb-1", accept=False)]
     assert accepted(THREE[:2], said) == ["aa-1"]
@@ -94,10 +102,12 @@ def test_weights_are_the_share_of_tokens_as_exact_hex():
     assert {part.clip for part in made.contributions} == {"0x1.0000000000000p+0"}
 
 
+MANY = (*SITES, "aa-2", "aa-3", "bb-2")
+"""Some partners have several sites."""
 commits_of_any_kind = st.lists(
     st.builds(
         commit,
-        st.sampled_from(SITES),
+        st.sampled_from(MANY),
         tokens=st.integers(0, 10**12),
         digest=st.sampled_from(["sha256:1", "sha256:2"]),
         round=st.sampled_from([2, 2, 2, 3]),
@@ -107,8 +117,8 @@ commits_of_any_kind = st.lists(
 verdicts_of_any_kind = st.lists(
     st.builds(
         verdict,
-        st.sampled_from((*SITES, "zz-1")),
-        st.sampled_from(SITES),
+        st.sampled_from((*MANY, "zz-1")),
+        st.sampled_from(MANY),
         accept=st.booleans(),
         digest=st.sampled_from(["sha256:1", "sha256:2"]),
         round=st.sampled_from([2, 2, 2, 3]),
@@ -138,7 +148,9 @@ def test_no_contribution_without_a_majority_that_names_its_digest(commits, verdi
     judges = {one.site for one in counted_commits("job-1", 2, commits)}
     for part in made.contributions:
         yes = {v.judge for v in verdicts if v.accept and (v.site, v.digest, v.round) == (part.site, part.digest, 2)}
-        assert 2 * len(yes & judges) > len(judges)
+        partners = {judge[:2] for judge in judges}
+        votes = [Fraction(len(of & yes), len(of)) for of in ({j for j in judges if j[:2] == p} for p in partners)]
+        assert 2 * sum(votes) > len(partners), "each partner has one vote, its sites share it"
         assert any((one.site, one.digest, one.tokens) == (part.site, part.digest, part.tokens) for one in commits)
 
 

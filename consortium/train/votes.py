@@ -1,0 +1,30 @@
+"""Votes of a job's sites: each partner has one, which its sites share equally.
+
+So who brings more sites has no more say: a state with ten of a job's twelve sites is one of three partners.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Hashable, Mapping
+from fractions import Fraction
+from typing import TypeVar
+
+from consortium.domain.ids import partner_of
+
+Said = TypeVar("Said", bound=Hashable)
+
+
+def majority(yes: Collection[str], of: Collection[str]) -> bool:
+    """Return whether those of the sites `of` that are in `yes` have strictly more than half of the votes of all."""
+    sites = Counter(partner_of(site) for site in set(of))
+    votes = sum((Fraction(1, sites[partner_of(site)]) for site in set(yes) & set(of)), Fraction(0))
+    return 2 * votes > len(sites)
+
+
+def chosen(said: Mapping[str, Said], of: Collection[str]) -> Said | None:
+    """Return what a majority of the sites `of` said; `said` is by site. None where none of it has one."""
+    for value in set(said.values()):
+        if majority([site for site, one in said.items() if one == value], of):
+            return value
+    return None
