@@ -266,6 +266,7 @@ def main() -> None:
     parser = arguments(__doc__, PARTS)
     parser.add_argument("--quick", action="store_true", help="the same rows, smaller: within 5 minutes")
     choice = parser.parse_args()
+    torch.set_num_threads(1)  # as in a leg: threads that wait for each other spend CPU seconds
     scale = QUICK if choice.quick else FULL
     texts = corpora()
     trained: dict[str, Callable[[Scale, Trainings], Iterator[Row]]] = {
