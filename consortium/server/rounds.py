@@ -257,6 +257,23 @@ def _close(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
     return False
 
 
+def check_agreement(connection: Connection, job: str, topic: str, digest: str) -> None:
+    """Raise ConflictError for another outer state of a closed round than the one it was closed with.
+
+    What holds is read from what sites published, so who publishes late must not change it.
+    """
+    room, _, number = topic.partition("/")
+    if room != "outer" or not (number.isascii() and number.isdigit()):
+        return
+    found = rounds.read(connection, job, int(number))
+    if found is not None and found.phase is RoundPhase.CLOSED and digest != (holds := disputes.holding(found)):
+        raise ConflictError(
+            f"round {number} is closed with the outer state {holds}, not {digest}",
+            where=f"job {job}",
+            fix="replay the round (`consortium audit replay`) to find who differs",
+        )
+
+
 def _enough_agree(core: Core, connection: Connection, job: Job, row: RoundRow, found: Round) -> bool:
     """Whether all at work published the same outer state, or a majority did and the others' grace is over."""
     parties, agreed = set(disputes.parties(found)), disputes.published(found).keys()

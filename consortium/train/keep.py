@@ -324,8 +324,8 @@ class Keep(Shelf):
         """Forget the inner steps of a round whose contribution is kept."""
         pointer = self._begun_pointer(number)
         if pointer is not None:
-            self._store.delete(f"{self._root}/rounds/{number}/inner.json")
             contribution = self._pointer(f"{self._root}/rounds/{number}/contribution.json")
+            self._store.delete(f"{self._root}/rounds/{number}/inner.json")
             self._delete(set(blobs(pointer)) - set(blobs(contribution)))
 
     def _begun_pointer(self, number: int) -> Pointer | None:

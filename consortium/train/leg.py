@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -239,9 +240,13 @@ class FederatedLeg:
             local=done.local if self._plan.carries else None,
             train_ms=done.train_ms,
         )
-        self._behind.put(partial(self._keep.save_contribution, made))
-        self._behind.put(partial(self._keep.drop_begun, done.round))
+        self._behind.put(partial(self._keep_made, made))
         return made
+
+    def _keep_made(self, made: Contribution) -> None:
+        """Keep a contribution, and only then forget the steps that it was made of."""
+        self._keep.save_contribution(made)
+        self._keep.drop_begun(made.round)
 
     def _steps(self, number: int) -> int:
         """Return this site's inner steps in a round: from the last one that it held the certificate of as it began."""
@@ -257,33 +262,44 @@ class FederatedLeg:
             loss: float = beside.ask(lambda: self._probe(outer, position, count))
             return loss
 
-        work = partial(self._take_part, state, done, asked, aside=True)
+        encoded = threading.Event()
+        work = partial(self._take_part, state, done, asked, beside=encoded)
         steps = self._steps(state.round + 2)
         first = delay * steps // self._params.outer.inner_steps
         beside = Beside(work, self._talk.halt)  # named before it begins: the work asks by this name
         with beside:
-            ahead = self._trainer.train_on(done.sent, first, steps, beside)
-            trained = time.monotonic()
             try:
-                return ahead, beside.result(), trained
+                ahead = self._trainer.train_on(done.sent, first, steps, beside)
+                trained = time.monotonic()
+                try:
+                    return ahead, beside.result(), trained
+                except Stopped:
+                    self._trainer.keep(ahead)
+                    raise
             except Stopped:
-                self._trainer.keep(ahead)
+                encoded.wait()  # what is encoded is given to be written, and `run` writes what was given
                 raise
 
-    def _take_part(self, state: OuterState, done: Done | None, probe: Probe, *, aside: bool = False) -> Came:
+    def _take_part(
+        self, state: OuterState, done: Done | None, probe: Probe, *, beside: threading.Event | None = None
+    ) -> Came:
         """Do all of a round but its inner steps: send what they came to, agree on what counts, take the outer step.
 
-        Beside training, all of it is done in a thread of its own. Where `state` was gone on from before it was agreed
-        on, that comes first.
+        Beside training all of it is done in a thread of its own, and `beside` is set once what the steps came to is
+        given to be written. Where `state` was gone on from before it was agreed on, that comes first.
         """
         made = None
-        if done is not None:
-            sent = done.sent if isinstance(done.sent, Contribution) else self._make(state, done.sent)
-            made = Made(contribution=sent, committed=done.committed)
+        try:
+            if done is not None:
+                sent = done.sent if isinstance(done.sent, Contribution) else self._make(state, done.sent)
+                made = Made(contribution=sent, committed=done.committed)
+        finally:
+            if beside is not None:
+                beside.set()
         self._behind.wait()
         if self._plan.carries and state.round > 0:
             self._settle(state)
-        met = self._talk.exchange(state, made, probe, aside=aside)
+        met = self._talk.exchange(state, made, probe, aside=beside is not None)
         self._keep.pin_certificate(met.certificate)
         self._book.save(met.round)
         self._retain(met)
@@ -373,15 +389,19 @@ class FederatedLeg:
 
     def _closed(self, after: OuterState) -> OuterState:
         """Keep and return the state that holds: once the round is closed, or, where sites carry on meanwhile and it is
-        not the last, at once."""
-        if not self._plan.carries or after.round == self._plan.rounds:
+        not the last, behind the steps."""
+        waits = not self._plan.carries or after.round == self._plan.rounds
+        if waits:
             closed, after = self._talk.closed(after, self._again)
             self._book.save(closed)
-        self._behind.put(partial(self._keep.save_outer, after, self._origin))
-        self._behind.put(partial(self._thin, after.round))
-        if after.round == self._plan.rounds:
+        self._behind.put(partial(self._keep_state, after))
+        if waits:
             self._behind.wait()
         return after
+
+    def _keep_state(self, state: OuterState) -> None:
+        self._keep.save_outer(state, self._origin)
+        self._thin(state.round)
 
     def _thin(self, newest: int) -> None:
         """Keep of all but the newest states what an evaluation or an audit needs, where the job says so."""

@@ -247,6 +247,13 @@ def test_a_quorum_goes_on_after_the_grace(fed: Any) -> None:
     for name in ("de-1", "fr-1"):
         job.judge(name, 1, ("de-1", "fr-1"))
     assert [c.site for c in job.phase(1, "certified").certificate.contributions] == ["de-1", "fr-1"]  # type: ignore[union-attr]
+    for name in ("de-1", "fr-1"):
+        assert job.agree(name, "outer/1", "sha256:one").status_code == 200
+    job.phase(1, "closed")
+    late = job.agree("uy-1", "outer/1", "sha256:two")
+    assert late.status_code == 409, "what a round was closed with stays, whoever comes late with something else"
+    assert "closed with the outer state sha256:one" in late.json()["detail"]
+    assert job.agree("uy-1", "outer/1", "sha256:one").status_code == 200
     job.cancel()
 
 

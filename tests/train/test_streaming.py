@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any
 
@@ -12,16 +13,18 @@ from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.screening import ScreenRule
 from consortium.errors import UsageError, VerificationError
+from consortium.train import beside
 from consortium.train.codes import Code
 from consortium.train.fragments import Plan
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
+from consortium.train.leg import FederatedLeg
 from consortium.train.outer import vector_digest
 from consortium.train.replay import kept_params, re_execute, replay
 from consortium.train.tokens import open_sequences
 from tests.train.conftest import PARAMS, VOCAB
 from tests.train.hub import JOB, Hub
-from tests.train.test_leg import SITES, CrashError, Site, digests, federation, together
+from tests.train.test_leg import SITES, CrashError, CrashingLine, Site, digests, federation, together
 
 pytestmark = pytest.mark.integration
 ROUNDS = 4
@@ -154,6 +157,43 @@ def test_legs_told_to_stop_while_a_round_is_judged_go_on_where_they_were(leg, ca
     assert {site.stopped for site in sites} == {1}
     assert digests(sites) == {expected["digest"]}
     assert {site.final.position for site in sites} == {ROUNDS * 4 * 4}
+
+
+def test_steps_that_are_being_encoded_as_the_leg_is_told_to_stop_are_not_lost(leg, calm, monkeypatch):
+    """Encoding a large model takes longer than what is given up gets to end."""
+    expected, make = undisturbed(leg, calm), FederatedLeg._make
+    encoding: set[str] = set()
+    told: set[str] = set()
+
+    def slowly(self: FederatedLeg, *given: Any) -> Any:
+        encoding.add(self._site)
+        time.sleep(0.5)
+        return make(self, *given)
+
+    def stopping(self: CrashingLine) -> bool:
+        site = self.context.site
+        if site not in encoding or site in told:
+            return False
+        told.add(site)
+        return True
+
+    monkeypatch.setattr(FederatedLeg, "_make", slowly)
+    monkeypatch.setattr(CrashingLine, "stopping", stopping)
+    monkeypatch.setattr(beside, "_LEAVE_S", 0.0)
+    sites = stream(leg, SITES[:2])
+    kept = []
+
+    def stop_and_live(site: Site) -> None:
+        site._run(None)
+        assert site.final is None
+        kept.extend(key for key in site.store.list(f"jobs/{JOB}/rounds/1/") if key.endswith("contribution.json"))
+        site._run(None)
+
+    for site in sites:
+        site.live = partial(stop_and_live, site)  # type: ignore[method-assign]
+    together(sites)
+    assert len(kept) == 2
+    assert digests(sites) == {expected["digest"]}
 
 
 @pytest.mark.parametrize("changes", [{"fragments": 1}, {"delay": 0}, {"delay": 4, "mix": 0.0}])

@@ -153,6 +153,7 @@ def agree(job: str, topic: str, body: Agreement, core: CoreArg, caller: SiteArg)
     verify_value(core.federation.site(caller).signing_key, statement, what=what)
     with core.db.write() as connection:
         rounds.live_leg(connection, job, caller)
+        rounds.check_agreement(connection, job, topic, body.digest)
         data.agree(
             connection,
             job=job,
