@@ -179,13 +179,21 @@ class RoundTrainer:
                 self._tell(now, kept, steps)
             if stopping:
                 raise Stopped
-            if beside is not None and beside.asked():
+            if beside is not None and self._asked(beside, now):
                 now = replace(now, local=self._inner.parameters())
                 beside.serve()
                 # The model was used for something else: its parameters are set anew, and sums begin from here.
                 start, since = now.local, now
         self._saving.ended(wait=True)
         return replace(now, moments=self._inner.moments())
+
+    def _asked(self, beside: Exchanging, now: Begun) -> bool:
+        """Whether the exchange asks something. Where it ended because the leg is to, the steps so far are kept."""
+        try:
+            return beside.asked()
+        except Stopped:
+            self.keep(replace(now, local=self._inner.parameters(), moments=self._inner.moments()))
+            raise
 
     def _stretch(self, start: Vector | None, now: Begun, count: int, steps: int, *, take: bool) -> InnerResult:
         own = 0 if steps == self._steps else steps

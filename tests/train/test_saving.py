@@ -9,9 +9,9 @@ from itertools import count
 import pytest
 
 from consortium.domain.pretraining import PretrainConfig
-from consortium.errors import UnreachableError
+from consortium.errors import NotFoundError, UnreachableError
 from consortium.train.keep import Begun, Keep, OuterState
-from consortium.train.within import RoundTrainer
+from consortium.train.within import RoundTrainer, Stopped
 from tests.train.conftest import PARAMS
 from tests.train.hub import JOB, Hub, Line
 from tests.train.test_model import worker
@@ -70,6 +70,36 @@ def test_steps_go_on_while_progress_is_saved_and_it_is_told_once_it_is_there(leg
     begun = keep.begun(1, size)
     assert begun is not None
     assert begun.steps == STEPS - 1, "nothing is being saved any more"
+
+
+def test_steps_beside_an_exchange_that_is_told_to_stop_first_are_kept(leg):
+    trainer, keep, state, _, size = training(leg)
+    keep.let.set()
+    done = trainer.train(state, 1, STEPS)
+
+    class Ended:
+        def asked(self) -> bool:
+            raise Stopped
+
+        def serve(self) -> None:
+            raise AssertionError
+
+    with pytest.raises(Stopped):
+        trainer.train_on(done, 4, STEPS, Ended())
+    begun = keep.begun(2, size)
+    assert begun is not None
+    assert (begun.steps, begun.position) == (1, done.position + 4)
+
+
+def test_progress_is_kept_until_what_was_made_of_it_is(leg):
+    trainer, keep, state, _, size = training(leg)
+    keep.let.set()
+    trainer.keep(trainer.train(state, 1, STEPS))
+    with pytest.raises(NotFoundError):
+        keep.drop_begun(1)
+    begun = keep.begun(1, size)
+    assert begun is not None
+    assert begun.steps == STEPS
 
 
 def test_what_goes_wrong_while_saving_ends_the_steps(leg):
