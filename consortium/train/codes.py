@@ -21,14 +21,13 @@ what it returns is finite, or all NaN where the sender said that its vector was 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from consortium.domain.pretraining import CodeName, OuterConfig
 from consortium.train import sparse
-from consortium.train.outer import Vector, finite, from_bytes, to_bytes
+from consortium.train.outer import Vector, finite, from_bytes, tiles, to_bytes
 from consortium.train.sparse import Bytes, refuse
 from consortium.train.spread import spread
 
@@ -39,8 +38,6 @@ _NOT_FINITE = 0
 """Code of a header without payload: the sender's vector holds a NaN or infinity."""
 _BLOCKS: dict[CodeName, int] = {"int8": 256, "int4": 128}
 _LEVELS: dict[CodeName, int] = {"int8": 127, "int4": 7}
-_TILE = 1 << 18
-"""Elements worked on at a time: they stay in the cache. A multiple of every block and chunk."""
 _TINY = np.float32(2.0**-100)
 """A block whose largest magnitude is below this is sent as zeros: no denormal scales, which some processors flush."""
 _LARGEST_BF16 = np.uint32(0x7F7F)
@@ -148,10 +145,6 @@ class Code:
 FP32 = Code()
 
 
-def _tiles(size: int) -> Iterator[slice]:
-    return (slice(start, min(start + _TILE, size)) for start in range(0, size, _TILE))
-
-
 # -- bf16: the upper half of an fp32 ------------------------------------------------------------------------------
 
 
@@ -164,7 +157,7 @@ def _encode_bf16(carried: Vector, out: Bytes) -> None:
         wire[part] = half
         carried[part] -= (half << np.uint32(16)).view(np.float32)
 
-    spread(work, _tiles(len(carried)))
+    spread(work, tiles(len(carried)))
 
 
 def _decode_bf16(payload: Bytes) -> Vector:
@@ -178,7 +171,7 @@ def _decode_bf16(payload: Bytes) -> Vector:
         bits[part] = half[part]
         np.left_shift(bits[part], 16, out=bits[part])
 
-    spread(work, _tiles(len(half)))
+    spread(work, tiles(len(half)))
     return vector
 
 
@@ -209,7 +202,7 @@ def _encode_int(carried: Vector, name: CodeName, out: Bytes) -> None:
         np.multiply(rounded, scale[:, None], out=rounded)
         carried[part] -= rounded.reshape(-1)[:length]
 
-    spread(work, _tiles(len(carried)))
+    spread(work, tiles(len(carried)))
 
 
 def _largest_scale(name: CodeName) -> np.float32:
@@ -235,7 +228,7 @@ def _decode_int(payload: Bytes, name: CodeName, size: int) -> Vector:
             whole.reshape(-1)[: len(levels)] = levels
             vector[part] = np.multiply(whole, scale[:, None]).reshape(-1)[: len(levels)]
 
-    spread(work, _tiles(size))
+    spread(work, tiles(size))
     return vector
 
 

@@ -22,8 +22,9 @@ from consortium.train.spread import spread
 
 Vector = npt.NDArray[np.float32]
 _WIRE = np.dtype("<f4")
-_TILE = 1 << 16
-"""Elements at a time: what is computed on the way stays in a core's cache. Changes no bit of what sites must agree on.
+_TILE = 1 << 18
+"""Elements at a time: what is computed on the way stays in the cache. Changes no bit of what sites must agree on. A
+multiple of every block and chunk of the codes.
 """
 
 

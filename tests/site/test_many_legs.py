@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from consortium.domain.job import LegState
+from consortium.errors import UnreachableError
 from consortium.site.agent.logs import MAX_READ, LogKeeper
 from consortium.site.agent.loop import Agent
 from consortium.site.agent.runner import MAX_UNLISTED
@@ -22,11 +23,12 @@ RUNNING = RayJob(status=RayStatus.RUNNING, start_ms=NOW_MS - 1000)
 
 
 class Scripted(RayCluster):
-    """Answers from `known`, leaves `hidden` out of its list, and counts the calls."""
+    """Answers from `known`, leaves `hidden` out of its list, has no log of `mute`, and counts the calls."""
 
     def __init__(self) -> None:
         self.known: dict[str, RayJob] = {}
         self.hidden: set[str] = set()
+        self.mute: set[str] = set()
         self.calls: Counter[str] = Counter()
 
     def jobs(self) -> dict[str, RayJob]:
@@ -43,7 +45,12 @@ class Scripted(RayCluster):
 
     def log(self, submission_id: str) -> str:
         self.calls[submission_id] += 1
+        if submission_id in self.mute:
+            raise UnreachableError("the Ray head does not answer", where="here", fix="none")
         return ""
+
+    def delete(self, submission_id: str) -> None:
+        del self.known[submission_id]
 
 
 def agent(world: World, number: int, state: LegState, **columns: Any) -> tuple[Agent, Scripted]:
@@ -104,3 +111,20 @@ def test_logs_of_many_legs_are_read_in_turns(running: tuple[Agent, Scripted]) ->
     keeper.step()
     assert len(ray.calls) == 40
     assert max(ray.calls.values()) <= 2
+
+
+def test_a_leg_without_a_log_keeps_no_other_from_being_archived(world: World) -> None:
+    made, ray = agent(world, 5, LegState.SUCCEEDED, submitted=1)
+    keeper = LogKeeper(made.table, ray, store=None, server=ServerLine(made.settings))  # type: ignore[arg-type]
+    names = [leg.key for leg in made.table.unarchived()]
+    ray.mute = {names[0], names[3]}
+    for _ in range(3):
+        with pytest.raises(UnreachableError):
+            keeper.step()
+    assert set(ray.known) == ray.mute
+    assert [leg.key for leg in made.table.unarchived()] == [names[0], names[3]]
+    assert min(ray.calls[name] for name in ray.mute) >= 1
+    ray.mute = set()
+    keeper.step()
+    assert not ray.known
+    assert not made.table.unarchived()

@@ -7,9 +7,10 @@ holds the same signed policy. An archived job's record is deleted from Ray.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 from consortium.domain.job import LegState
-from consortium.errors import PolicyDeniedError
+from consortium.errors import ConsortiumError, PolicyDeniedError
 from consortium.site.agent.server import ServerLine
 from consortium.site.legs import LegTable, SiteLeg
 from consortium.site.ray_jobs import RayCluster
@@ -37,14 +38,28 @@ class LogKeeper:
         self.store = store
         self.server = server
         self._read = 0
+        self._failed: Counter[str] = Counter()
+        """How often the last steps ended at each leg: it comes after the others, so that it keeps none of them back."""
 
     def step(self) -> None:
-        """Archive what has ended, then send what has been written since."""
-        for leg in self.table.unarchived():
-            self._archive(leg)
+        """Archive what has ended, then send what has been written since. Ends at the first leg that this fails for."""
+        ended = self.table.unarchived()
         running = [leg for leg in self.table.active() if leg.state is LegState.RUNNING and leg.log_policy != "withheld"]
         turn = self._read % max(1, len(running))
-        for leg in (running[turn:] + running[:turn])[:MAX_READ]:
+        read = (running[turn:] + running[:turn])[:MAX_READ]
+        self._failed = Counter({leg.key: self._failed[leg.key] for leg in ended + read if self._failed[leg.key]})
+        for leg in sorted(ended + read, key=lambda leg: self._failed[leg.key]):
+            try:
+                self._keep(leg)
+            except ConsortiumError:
+                self._failed[leg.key] += 1
+                raise
+            del self._failed[leg.key]
+
+    def _keep(self, leg: SiteLeg) -> None:
+        if leg.state.final:
+            self._archive(leg)
+        else:
             self._read += 1
             self._forward(leg, self.cluster.log(leg.key))
 
