@@ -21,6 +21,7 @@ class ArtifactClass(StrEnum):
     STATISTIC = "statistic"
     TOKENIZER = "tokenizer"
     PSEUDO_GRADIENT = "pseudo_gradient"
+    OPTIMIZER_STATE = "optimizer_state"
     OUTER_STATE = "outer_state"
     WEIGHTS = "weights"
     METRIC = "metric"
@@ -28,6 +29,8 @@ class ArtifactClass(StrEnum):
     CONTROL = "control"
 
 
+CONTRIBUTIONS = (ArtifactClass.PSEUDO_GRADIENT, ArtifactClass.OPTIMIZER_STATE)
+"""What sites contribute to a round: a pseudo-gradient, alone or together with the inner optimiser's state."""
 NEVER_CROSS = (ArtifactClass.RAW, ArtifactClass.CLEAN)
 """Text: no policy of any partner can let these leave their territory."""
 

@@ -173,6 +173,10 @@ class OuterConfig:
     """Inner steps that sites go on training between sending a round's part and applying what came of it."""
     mix: float = 0.0
     """Share of its own parameters that a site keeps when it applies a round; the rest is the outer state's."""
+    taper: float = 0.0
+    """Rounds as long as the learning rate to this power, equally many (`consortium.train.schedule`); 0: all alike."""
+    share: Literal["none", "optimizer"] = "none"
+    """`optimizer`: sites go on from the mean of their inner optimisers' states after each round (`train.shared`)."""
     pace: Literal["fixed", "measured"] = "fixed"
     """`measured`: sites that are faster do more steps in a round, so that all finish together (`train.pace`)."""
     quorum: int = 0
@@ -191,12 +195,14 @@ class OuterConfig:
 
     def __post_init__(self) -> None:
         within(self, rounds=(1, 100_000), inner_steps=(1, 1_000_000), lr=(1e-6, 10), momentum=(0, 0.9999))
-        within(self, feedback=(0, 1), quorum=(0, 1_000), keep_received=(-1, 100_000))
+        within(self, taper=(0, 1), feedback=(0, 1), quorum=(0, 1_000), keep_received=(-1, 100_000))
         within(self, fragments=(1, 1_000), delay=(0, self.inner_steps), mix=(0, 1), keep_whole=(-1, 100_000))
         if self.keep_whole in (0, 1):
             raise ValueError(f"keep_whole must be -1 or at least 2, as a state may not hold, got {self.keep_whole}")
         if self.rounds % self.fragments:
             raise ValueError(f"rounds ({self.rounds}) must be a multiple of fragments ({self.fragments})")
+        if self.share != "none" and (self.fragments > 1 or self.delay or self.mix):
+            raise ValueError("share goes with whole rounds that are waited for: fragments 1, delay 0 and mix 0")
         if self.code == "topk" and self.screen.aggregate != "mean":
             raise ValueError(f"code topk sends few coordinates: aggregate must be mean, got {self.screen.aggregate}")
 
@@ -256,6 +262,9 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         within(self, seed=(0, 2**53 - 1))
+        first, second = self.optim.betas
+        if self.outer.share == "optimizer" and first * first >= second:
+            raise ValueError(f"outer.share needs betas[0] squared below betas[1], got {[first, second]}")
         if self.parallel == "fsdp" and self.optim.name == "muon":
             raise ValueError("parallel fsdp goes with optim adamw only: muon needs whole matrices, which no worker has")
         if not self.model.plugin and self.outer.fragments > self.model.layers:

@@ -163,7 +163,7 @@ def _round_again(
         if RoundBook(store, offer.job).own(number, commit.digest) is None:
             raise NotFoundError(f"the contribution committed, {commit.digest}, is not kept")
         with tempfile.TemporaryDirectory(prefix="consortium-again-") as folder:
-            done = re_execute(keep, _worker(settings, store, offer, params, Path(folder)), params.outer, number, size)
+            done = re_execute(keep, _worker(settings, store, offer, params, Path(folder)), params, number, size)
         _check_as_committed(commit, done, params)
     except NotFoundError as fault:
         return Again(site=site, round=number, result="cannot", what=fault.what)

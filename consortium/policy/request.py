@@ -17,7 +17,10 @@ SENT: dict[JobKind, tuple[ArtifactClass, ...]] = {
     JobKind.PRETRAIN: (ArtifactClass.PSEUDO_GRADIENT, ArtifactClass.OUTER_STATE),
     JobKind.EVALUATE: (),
 }
-"""Artifact classes that the legs of a kind send to each other's sites; `clean` with `across` sends one more."""
+"""Artifact classes that the legs of a kind send to each other's sites.
+
+`clean` with `across` sends one more, and so does `pretrain` with `outer.share`.
+"""
 REPORTED = (ArtifactClass.METRIC, ArtifactClass.CONTROL)
 """Artifact classes that every leg sends to the consortium."""
 
@@ -63,6 +66,9 @@ def sent(spec: JobSpec) -> tuple[ArtifactClass, ...]:
     """Return the artifact classes that the legs of a job send to each other's sites."""
     across = spec.params.get("across") if spec.kind is JobKind.CLEAN else None
     compared = isinstance(across, Mapping) and bool(across.get("order"))
+    outer = spec.params.get("outer") if spec.kind is JobKind.PRETRAIN else None
+    if isinstance(outer, Mapping) and outer.get("share", "none") != "none":
+        return (*SENT[spec.kind], ArtifactClass.OPTIMIZER_STATE)
     return (*SENT[spec.kind], *((ArtifactClass.MINHASH,) if compared else ()))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from consortium.domain.codec import from_json
-from consortium.domain.data import ArtifactClass, Crossing, CrossingSide, Dataset
+from consortium.domain.data import CONTRIBUTIONS, Crossing, CrossingSide, Dataset
 from consortium.domain.ids import partner_of
 from consortium.domain.job import JobKind, JobSpec
 from consortium.domain.partner import Role
@@ -202,7 +202,7 @@ def crossed(crossings: Iterable[Crossing], partner: str) -> dict[str, Crossed]:
     """Return by job what pseudo-gradients took across the partner's borders, in parts or whole, its own and relayed."""
     found: dict[str, Crossed] = {}
     for item in crossings:
-        if item.artifact_class is not ArtifactClass.PSEUDO_GRADIENT:
+        if item.artifact_class not in CONTRIBUTIONS:
             continue
         sent, received = found.get(item.job, (None, None))
         if item.side is CrossingSide.RELEASE and partner_of(item.sender) == partner:

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, String, cast, select
 
 from consortium.domain.codec import from_json, to_json
-from consortium.domain.data import ArtifactClass, Crossing
+from consortium.domain.data import CONTRIBUTIONS, Crossing
 from consortium.domain.ids import partner_of
 from consortium.domain.job import JobKind
 from consortium.domain.pretraining import PretrainConfig
@@ -131,7 +131,7 @@ def _works(rounds: Iterable[Round], job: str) -> dict[tuple[int, str], Commit]:
 
 def _crossings(connection: Connection, job: str) -> list[Crossing]:
     columns = [column for column in t.crossings.c if column.name in Crossing.__dataclass_fields__]
-    wanted = (t.crossings.c.job == job) & (t.crossings.c.artifact_class == ArtifactClass.PSEUDO_GRADIENT.value)
+    wanted = (t.crossings.c.job == job) & t.crossings.c.artifact_class.in_([one.value for one in CONTRIBUTIONS])
     rows = connection.execute(select(*columns).where(wanted).order_by(t.crossings.c.id))
     return [from_json(Crossing, dict(row._mapping), where="crossings") for row in rows]
 

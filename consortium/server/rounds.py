@@ -15,7 +15,7 @@ from sqlalchemy import Connection, select
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Job, JobState, Leg
-from consortium.domain.pretraining import MOST_PACE
+from consortium.domain.pretraining import MOST_PACE, PretrainConfig
 from consortium.domain.records import RecordType
 from consortium.domain.training import Commit, Round, RoundPhase, Settlement, Verdict
 from consortium.errors import ConflictError, ForbiddenError, NotFoundError, UsageError
@@ -29,6 +29,7 @@ from consortium.state.data import agreements, signed_agreements
 from consortium.state.rounds import RoundRow
 from consortium.train import disputes
 from consortium.train.rounds import certify
+from consortium.train.schedule import Rounds
 from consortium.train.votes import majority
 
 log = logging.getLogger(__name__)
@@ -326,12 +327,13 @@ def _dispute(
 
 def _most_tokens(job: Job) -> int:
     """Return the most tokens that a leg can read in a round: refused or not, they count as work. 0: not known."""
-    groups = (job.spec.params.get(name) for name in ("data", "model"))
-    data, model = (group if isinstance(group, dict) else {} for group in groups)
+    try:
+        params = PretrainConfig.of(job.spec.params)
+    except UsageError:
+        return 0
     resources = job.spec.resources
     workers = resources.gpus // resources.gpus_per_worker
-    steps = MOST_PACE * awaited.outer_number(job, "inner_steps")
-    return steps * workers * int(data.get("batch_size") or 0) * int(model.get("context") or 0)
+    return MOST_PACE * Rounds.of(params).longest * workers * params.data.batch_size * params.model.context
 
 
 def _sites_with_commit(connection: Connection, row: RoundRow) -> list[str]:

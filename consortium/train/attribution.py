@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import fsum
 
-from consortium.domain.data import ArtifactClass, Crossing, CrossingSide
+from consortium.domain.data import CONTRIBUTIONS, Crossing, CrossingSide
 from consortium.domain.training import Commit, Round
 from consortium.errors import UsageError
 from consortium.train.rounds import left_out
@@ -187,7 +187,7 @@ def _bytes(
     sent: dict[tuple[str, str, str], int] = {}
     received: dict[tuple[str, str, str], int] = {}
     for one in crossings:
-        if one.artifact_class is not ArtifactClass.PSEUDO_GRADIENT:
+        if one.artifact_class not in CONTRIBUTIONS:
             continue
         out = one.side is CrossingSide.RELEASE
         key = (one.job, one.sender if out else one.recipient, one.digest)

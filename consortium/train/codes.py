@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import CodeName, OuterConfig
 from consortium.train import sparse
 from consortium.train.outer import Vector, finite, from_bytes, tiles, to_bytes
@@ -60,6 +61,8 @@ class Code:
     """Of 4,096, for `topk` only: 16, 32, 64, 128 or 256."""
     feedback: float = 1.0
     """Share of the residual that is carried on, 0 to 1."""
+    state: int = 0
+    """Elements of the inner optimiser's state that cross behind the vector, in bf16 (`consortium.train.shared`)."""
 
     def __post_init__(self) -> None:
         if self.name not in _NUMBERS:
@@ -70,12 +73,21 @@ class Code:
             raise ValueError(f"feedback must be 0 to 1, got {self.feedback}")
 
     @classmethod
-    def of(cls, outer: OuterConfig) -> Code:
-        """Return the code that a job's outer loop names."""
-        return cls(name=outer.code, topk=outer.topk, feedback=outer.feedback)
+    def of(cls, outer: OuterConfig, state: int = 0) -> Code:
+        """Return the code that a job's outer loop names; `state` counts what it shares of the inner optimiser's."""
+        shared = state if outer.share == "optimizer" else 0
+        return cls(name=outer.code, topk=outer.topk, feedback=outer.feedback, state=shared)
+
+    @property
+    def kind(self) -> ArtifactClass:
+        """What encoded bytes are, for border rules."""
+        return ArtifactClass.OPTIMIZER_STATE if self.state else ArtifactClass.PSEUDO_GRADIENT
 
     def bytes_for(self, size: int) -> int:
-        """Return the bytes of an encoded vector of `size` elements."""
+        """Return the bytes of an encoded vector of `size` elements, with the state behind it."""
+        return self._alone(size) + (_HEADER.size + 2 * self.state if self.state else 0)
+
+    def _alone(self, size: int) -> int:
         if self.name == "fp32":
             return 4 * size
         if self.name == "topk":
@@ -85,11 +97,24 @@ class Code:
         values = size if self.name == "int8" else -(-size // 2)
         return _HEADER.size + 4 * -(-size // _BLOCKS[self.name]) + values
 
-    def encode(self, vector: Vector, residual: Vector | None = None) -> Encoded:
+    def encode(self, vector: Vector, residual: Vector | None = None, state: Vector | None = None) -> Encoded:
         """Return the bytes that stand for `vector` plus the carried `residual`, and the new residual.
 
-        A vector that is not finite is encoded as just that, and the residual is given back as it was.
+        A vector that is not finite is encoded as just that, and the residual is given back as it was. What bf16 drops
+        of the `state` is not carried: the next one holds it anew.
         """
+        if not self.state:
+            return self._encode(vector, residual)
+        if state is None or len(state) != self.state:
+            raise ValueError(f"the code takes a state of {self.state} elements")
+        if not finite(state):
+            return Encoded(_not_finite(len(vector)), residual)
+        made = self._encode(vector, residual)
+        if made.data == _not_finite(len(vector)):
+            return made
+        return Encoded(made.data + BF16.encode(state).data, made.residual)
+
+    def _encode(self, vector: Vector, residual: Vector | None) -> Encoded:
         if self.name == "fp32":
             return Encoded(to_bytes(vector), None)
         if residual is None:
@@ -98,8 +123,8 @@ class Code:
             carried = np.multiply(residual, np.float32(self.feedback))
             np.add(carried, vector, out=carried)
         if not finite(carried):
-            return Encoded(_HEADER.pack(MAGIC, VERSION, _NOT_FINITE, 0, len(carried)), residual)
-        out = np.empty(self.bytes_for(len(carried)), dtype=np.uint8)
+            return Encoded(_not_finite(len(carried)), residual)
+        out = np.empty(self._alone(len(carried)), dtype=np.uint8)
         out[: _HEADER.size] = np.frombuffer(self._header(len(carried)), dtype=np.uint8)
         payload = out[_HEADER.size :]
         if self.name == "topk":
@@ -113,14 +138,17 @@ class Code:
     def decode(self, data: bytes | memoryview, size: int) -> Vector:
         """Return the vector of `size` elements that `data` stands for; one of fp32 shares its memory.
 
-        Raises VerificationError where the bytes are not what `encode` makes.
+        Raises VerificationError where the bytes are not what `encode` makes, those of the state included.
         """
+        if (self.state or self.name != "fp32") and data == _not_finite(size):
+            return np.full(size, np.nan, dtype=np.float32)
+        if self.state:
+            self.state_in(data, size)
+            data = memoryview(data)[: self._alone(size)]
         if self.name == "fp32":
             return from_bytes(data, size, what="the vector")
-        if data == _HEADER.pack(MAGIC, VERSION, _NOT_FINITE, 0, size):
-            return np.full(size, np.nan, dtype=np.float32)
-        if len(data) != self.bytes_for(size):
-            refuse(f"{len(data)} bytes, {self.name} of {size} elements has {self.bytes_for(size)}")
+        if len(data) != self._alone(size):
+            refuse(f"{len(data)} bytes, {self.name} of {size} elements has {self._alone(size)}")
         if data[: _HEADER.size] != self._header(size):
             refuse(f"the header is {data[: _HEADER.size].hex()}, not {self._header(size).hex()}")
         payload = np.frombuffer(data, dtype=np.uint8, offset=_HEADER.size)
@@ -129,6 +157,12 @@ class Code:
         if self.name == "bf16":
             return _decode_bf16(payload)
         return _decode_int(payload, self.name, size)
+
+    def state_in(self, data: bytes | memoryview, size: int) -> Vector:
+        """Return the state that crossed behind a vector of `size` elements. Raises as `decode` does."""
+        if len(data) != self.bytes_for(size):
+            refuse(f"{len(data)} bytes, {self.name} of {size} elements and a state has {self.bytes_for(size)}")
+        return BF16.decode(memoryview(data)[self._alone(size) :], self.state)
 
     def given(self, made: Encoded, carried: Vector | None, size: int) -> Vector:
         """Return the vector that was encoded as `made` on top of the residual `carried`, up to fp32 rounding."""
@@ -142,7 +176,12 @@ class Code:
         return _HEADER.pack(MAGIC, VERSION, _NUMBERS[self.name], parameter, size)
 
 
+def _not_finite(size: int) -> bytes:
+    return _HEADER.pack(MAGIC, VERSION, _NOT_FINITE, 0, size)
+
+
 FP32 = Code()
+BF16 = Code(name="bf16")
 
 
 # -- bf16: the upper half of an fp32 ------------------------------------------------------------------------------

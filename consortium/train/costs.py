@@ -136,7 +136,7 @@ def costs(
     own = {place.site.id: _hours(params, place.site, steps * step_tokens * per_token, gpus) for place in places}
     slowest: Range = (max(low for low, _ in own.values()), max(high for _, high in own.values()))
     paced = {name: _pace(params, slowest[1] / high) for name, (_, high) in own.items()}
-    borders = _borders(params, places, count)
+    borders = _borders(params, vocab_size, places, count)
     hours = _with_crossings(params, slowest, borders)
     needed = memory(params, vocab_size, workers=workers)
     sites = tuple(
@@ -175,17 +175,18 @@ def costs(
             sum(site.reference_gpu_hours[1] for site in sites),
         ),
         kept_round_bytes=kept,
-        kept_bytes=kept * whole + (8 * count + _payload(params, count)) * (rule.rounds - whole),
-        received_bytes=cost_bytes(rule.rounds, rule.keep_received, len(sites), _payload(params, count)),
+        kept_bytes=kept * whole + (8 * count + _payload(params, vocab_size, count)) * (rule.rounds - whole),
+        received_bytes=cost_bytes(rule.rounds, rule.keep_received, len(sites), _payload(params, vocab_size, count)),
         sites=sites,
         borders=borders,
         warnings=_warnings(params, vocab_size, workers, sites, hours, walltime_s),
     )
 
 
-def _payload(params: PretrainConfig, count: int) -> int:
+def _payload(params: PretrainConfig, vocab_size: int, count: int) -> int:
     """Return the bytes of one round's contribution; of several fragments, which differ by a layer, their mean."""
-    return Code.of(params.outer).bytes_for(-(-count // params.outer.fragments))
+    state = memory(params, vocab_size).optimizer // 4
+    return Code.of(params.outer, state).bytes_for(-(-count // params.outer.fragments))
 
 
 def _pace(params: PretrainConfig, faster: float) -> int:
@@ -212,9 +213,9 @@ def _hours(params: PretrainConfig, site: Site, flops: int, gpus: int) -> Range:
     return alone / UTILISATION[1], alone / UTILISATION[0]
 
 
-def _borders(params: PretrainConfig, places: Sequence[Place], count: int) -> tuple[BorderCosts, ...]:
+def _borders(params: PretrainConfig, vocab_size: int, places: Sequence[Place], count: int) -> tuple[BorderCosts, ...]:
     """Return all borders in order. The first site in order of ids sends the initial state, unless it is resumed."""
-    first, payload = min(place.site.id for place in places), _payload(params, count)
+    first, payload = min(place.site.id for place in places), _payload(params, vocab_size, count)
     found = []
     for place in places:
         for other in places:
@@ -244,7 +245,8 @@ def _kept(params: PretrainConfig, vocab_size: int, count: int) -> int:
     rule, optimizer = params.outer, memory(params, vocab_size).optimizer
     carried = 4 * count if rule.fragments > 1 or rule.delay or rule.mix else 0
     residual = 0 if rule.code == "fp32" else 4 * count
-    return 8 * count + _payload(params, count) + residual + residual // rule.fragments + 2 * (optimizer + carried)
+    payload = _payload(params, vocab_size, count)
+    return 8 * count + payload + residual + residual // rule.fragments + 2 * (optimizer + carried)
 
 
 def _warnings(

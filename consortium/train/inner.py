@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import UsageError
-from consortium.train.optim import InnerOptimizer, learning_rate
+from consortium.train.optim import InnerOptimizer
 from consortium.train.order import Sequences
 from consortium.train.outer import Layout, Moments, Vector
 from consortium.train.parallel import Group
 from consortium.train.plugin import build
+from consortium.train.schedule import Pace, learning_rate
 from consortium.train.within import InnerResult
 
 _STOP, _RUN, _RESTORE, _GO_ON, _PROBE, _MOMENTS, _PACE, _TAKE = range(8)
@@ -62,8 +63,8 @@ class InnerWorker:
         self._losses = torch.zeros(1, dtype=torch.float64, device=self._group.device)
         """The sum over this rank's steps since they were begun, of which there were `_steps`."""
         self._steps = 0
-        self._per_round = 0
-        """Steps of this site in the round at hand; 0: the job's."""
+        self._pace: Pace | None = None
+        """Of this site in the round at hand; None: it does the round's own steps."""
 
     # -- orders, given by rank 0 ----------------------------------------------------------------------------------
 
@@ -74,18 +75,18 @@ class InnerWorker:
         return self.layout.join({name: parameter.detach().numpy() for name, parameter in whole.named_parameters()})
 
     def run(
-        self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0, take: bool = True
+        self, start: Vector | None, *, position: int, step: int, count: int, pace: Pace | None = None, take: bool = True
     ) -> InnerResult:
-        """Train `count` steps, reading on from `position`; `step` numbers the first for the rate.
+        """Train `count` steps, reading on from `position`; `step` numbers the first over the whole training.
 
-        Where a round has `per_round` steps, not as many as the job says, the rate comes down over rounds all the same.
+        With a `pace` of its own the rate comes down over rounds all the same.
         From `start`, or, where that is None, from where the last call ended: loss and tokens then count from where that
         one began. Without `take` the result holds no parameters: bringing them together and to main memory takes long
         where a model is large. Rank 0 only; the other ranks must be in `follow`.
         """
-        if per_round != self._per_round:
-            self._per_round = per_round
-            self._group.order(_PACE, per_round, 0, 0)
+        if pace != self._pace:
+            self._pace = pace
+            self._group.order(_PACE, *((pace.begin, pace.usual, pace.own) if pace is not None else (0, 0, 0)))
         self._group.order(_GO_ON if start is None else _RUN, position, step, count)
         done = self._train(start, position, step, count, begin=start is not None)
         return replace(done, local=self.parameters()) if take else done
@@ -115,6 +116,11 @@ class InnerWorker:
             self._group.order(_MOMENTS, 0, 0, 0)
         return self._optimizer.moments()
 
+    @property
+    def state_sizes(self) -> dict[str, int]:
+        """Elements of each vector of the optimiser's state, by name."""
+        return self._optimizer.sizes
+
     def stop(self) -> None:
         """Let the other ranks return from `follow`. Rank 0 only."""
         self._group.order(_STOP, 0, 0, 0)
@@ -130,7 +136,7 @@ class InnerWorker:
             elif order == _RESTORE:
                 self._optimizer.restore(None, first)
             elif order == _PACE:
-                self._per_round = first
+                self._pace = Pace(first, second, third) if third else None
             elif order == _TAKE:
                 self._parameters()
             elif order == _MOMENTS:
@@ -148,14 +154,13 @@ class InnerWorker:
             self._losses.zero_()
             self._steps = 0
         batch = self.params.data.batch_size * group.world
-        usual, own = self.params.outer.inner_steps, self._per_round
-        total, done = self.params.all_rounds * usual, self.params.start.done * usual
+        total, pace = self.params.all_rounds * self.params.outer.inner_steps, self._pace
         self._model.train()
         for at in range(step, step + count):
             numbers = self.order.at(position, batch)[group.rank :: group.world]
             rows_BT = torch.from_numpy(self._sequences.read(numbers)).to(group.device)
-            rate = learning_rate(done + (at * usual / own if own else at), total, self.params.optim)
-            self._losses += self._step(rows_BT, done + at, rate)
+            rate = learning_rate(pace.at(at) if pace is not None else at, total, self.params.optim)
+            self._losses += self._step(rows_BT, at, rate)
             position += batch
         self._steps += count
         return InnerResult(

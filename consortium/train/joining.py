@@ -150,7 +150,7 @@ class Joining:
                 self._give(ArtifactClass.OUTER_STATE, name, number, asking, partial(to_bytes, vector))
         if committed is not None:
             data = committed.data
-            self._give(ArtifactClass.PSEUDO_GRADIENT, "pseudo-gradient", committed.round, asking, lambda: data)
+            self._give(self._peers.kind, "pseudo-gradient", committed.round, asking, lambda: data)
 
     def _sign_momentum(self, state: OuterState) -> None:
         try:

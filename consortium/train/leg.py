@@ -38,6 +38,8 @@ from consortium.train.outer import Moments, Vector, difference, digest_of, finit
 from consortium.train.outlast import Outlasting
 from consortium.train.pace import steps_of
 from consortium.train.peers import INITIAL, commit_of
+from consortium.train.schedule import Rounds
+from consortium.train.shared import mean_of, packed
 from consortium.train.start import resumed, starting_point
 from consortium.train.talk import Made, Met, Probe, Talk
 from consortium.train.votes import majority
@@ -62,6 +64,8 @@ class Came:
     momentum: Vector
     digest: str
     """Of `outer`."""
+    shared: Moments | None
+    """The mean of the inner optimisers that counted, where sites go on from it."""
 
 
 class FederatedLeg:
@@ -87,9 +91,10 @@ class FederatedLeg:
         self._origin = origin
         self._size = origin.layout.size
         self._metrics = metrics
-        self._code = Code.of(params.outer)
+        self._rounds = Rounds.of(params)
+        self._code = Code.of(params.outer, sum(origin.optimizer.values()))
         self._plan = Plan.of(origin.layout, params.outer)
-        self._talk = Talk(exchange, self._book, params, self._plan, self._size, sleep=sleep)
+        self._talk = Talk(exchange, self._book, params, self._plan, self._size, self._code, sleep=sleep)
         self._peers = self._talk.peers
         self._trainer = RoundTrainer(exchange, keep, inner, params, self._size, now_s=now_s)
         self._job = exchange.context.job
@@ -224,7 +229,8 @@ class FederatedLeg:
         """Encode and keep what inner steps came to. Nothing of it is sent before it is in the store."""
         part = self._plan.fragment(done.round)
         carried = None if state.residual is None else part.take(state.residual)
-        encoded = self._code.encode(difference(part.take(state.outer), part.take(done.local)), carried)
+        shared = packed(done.moments) if self._code.state and done.moments is not None else None
+        encoded = self._code.encode(difference(part.take(state.outer), part.take(done.local)), carried, shared)
         made = Contribution(
             round=done.round,
             previous_outer=state.digest,
@@ -250,7 +256,7 @@ class FederatedLeg:
 
     def _steps(self, number: int) -> int:
         """Return this site's inner steps in a round: from the last one that it held the certificate of as it began."""
-        return steps_of(self._site, self._talk.paced_by(number), self._params.outer.inner_steps)
+        return steps_of(self._site, self._talk.paced_by(number), self._rounds.steps(number))
 
     def _probe(self, outer: Vector, position: int, count: int) -> float:
         return self._inner.probe(outer, position=position, count=count)
@@ -304,7 +310,8 @@ class FederatedLeg:
         self._book.save(met.round)
         self._retain(met)
         outer, momentum = self._stepped(state, met)
-        came = Came(met=met, outer=outer, momentum=momentum, digest=vector_digest(outer))
+        digest, shared = vector_digest(outer), self._shared(met)
+        came = Came(met=met, outer=outer, momentum=momentum, digest=digest, shared=shared)
         self._talk.agree(met.round.number, came.digest)
         return came
 
@@ -317,6 +324,8 @@ class FederatedLeg:
         is not counted.
         """
         number, counted, trained = state.round + 1, came.met.counted, ahead is not None
+        if came.shared is not None:
+            self._inner.restore(came.shared)
         applied = came.met.applied(self._site)
         if ahead is not None and counted is not None and applied:
             ahead = replace(ahead, previous_outer=came.digest, local=self._plan.mix(number, ahead.local, came.outer))
@@ -329,7 +338,7 @@ class FederatedLeg:
             momentum=came.momentum,
             position=counted.position if counted else state.position,
             tokens=state.tokens + (counted.tokens if counted else 0),
-            moments=self._moments(state, counted, trained) if ahead is None else ahead.moments,
+            moments=came.shared or (self._moments(state, counted, trained) if ahead is None else ahead.moments),
             residual=self._residual(state, counted) if applied else state.residual,
             ahead=ahead,
         )
@@ -354,6 +363,15 @@ class FederatedLeg:
         elif (now := self._inner.moments()) is not None:
             self._inner.restore(Moments({name: np.zeros_like(one) for name, one in now.vectors.items()}, 0))
         return state.moments
+
+    def _shared(self, met: Met) -> Moments | None:
+        """Return the mean of the counted sites' inner optimisers; None where it is not shared, or none counts."""
+        if not self._code.state or not met.certificate.contributions:
+            return None
+        states = self._peers.states(met.certificate, met.counted, self._size)
+        sizes, betas = self._origin.optimizer, self._params.optim.betas
+        vectors = mean_of(met.certificate.contributions, states, sizes, betas)
+        return Moments(vectors, self._rounds.before(met.certificate.round + 1))
 
     def _stepped(self, state: OuterState, met: Met) -> tuple[Vector, Vector]:
         """Return the outer parameters and the momentum after a certified round."""

@@ -1,4 +1,4 @@
-"""The optimiser inside a site: AdamW, or Muon with AdamW beside it; its rate; its state, kept and set again.
+"""The optimiser inside a site: AdamW, or Muon with AdamW beside it; its state, kept and set again.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; `torch.optim.Muon`) orthogonalises the momentum of
 hidden matrices by five Newton-Schulz steps. Updates are scaled by 0.2 * sqrt(max(rows, columns)), which gives them the
@@ -8,7 +8,6 @@ Embeddings, output head and vectors are AdamW's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,24 +20,6 @@ from consortium.train.parallel import Group
 
 _ADAMW = ("exp_avg", "exp_avg_sq")
 _MUON = "momentum_buffer"
-
-
-def learning_rate(step: float, total: int, config: OptimConfig) -> float:
-    """Return the rate at a step of `total`: a linear warm-up, then what `config.schedule` says.
-
-    `cosine`: half a cosine down to `final_lr_share` of the rate at the last step (https://arxiv.org/abs/1608.03983).
-    `wsd`: the full rate until the last `decay_share` of all steps (warm-up, stable, decay,
-    https://arxiv.org/abs/2404.06395), then down as 1 - sqrt(progress) (https://arxiv.org/abs/2405.18392, section 3.3).
-    """
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    floor = config.lr * config.final_lr_share
-    if config.schedule == "cosine":
-        progress = min(1.0, (step - config.warmup_steps) / max(1, total - 1 - config.warmup_steps))
-        return floor + (config.lr - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-    decay = round(config.decay_share * total)
-    progress = min(1.0, max(0, step + 1 - (total - decay)) / max(1, decay))
-    return floor + (config.lr - floor) * (1 - math.sqrt(progress))
 
 
 class InnerOptimizer:

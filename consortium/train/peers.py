@@ -54,6 +54,8 @@ class Peers:
         self.job = exchange.context.job
         self.site = exchange.context.site
         self.sites = tuple(sorted({*exchange.context.peers, self.site}))
+        self.kind = code.kind
+        """What contributions are, for border rules."""
         self._received = Received(exchange, code)
         """Contributions to the round at hand: judged first, applied later."""
         self._owed: dict[tuple[str, str], float] = {}
@@ -183,6 +185,14 @@ class Peers:
                 vectors[part.site] = self._received.decode(data, size)
         return vectors
 
+    def states(self, certificate: Certificate, made: Contribution | None, size: int) -> dict[str, Vector]:
+        """Return the states of the accepted sites' inner optimisers, after `gather`. They lie on disk."""
+        own = {made.digest: made.data} if made is not None else {}
+        return {
+            part.site: self._received.state_in(own.get(part.digest) or self._received[part.digest], size)
+            for part in certificate.contributions
+        }
+
     def owe(self, current: Round, certificate: Certificate) -> None:
         """Note what the certificate counts and some judge could not have: without it that site comes no further."""
         counted = {part.site: part.digest for part in certificate.contributions}
@@ -211,7 +221,7 @@ class Peers:
         sys.stderr.write(f"round {number}: {judge} is passed on a contribution that it could not have\n")
         try:
             name = f"pseudo-gradient-{number}"
-            parcels.send(self._exchange, ArtifactClass.PSEUDO_GRADIENT, name, data, round=number, recipients=[judge])
+            parcels.send(self._exchange, self.kind, name, data, round=number, recipients=[judge])
         except ConsortiumError as fault:
             sys.stderr.write(f"round {number}: it was not taken: {fault.what}\n")
 

@@ -18,7 +18,6 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from consortium.domain.data import ArtifactClass
 from consortium.domain.training import Commit
 from consortium.errors import ConsortiumError, NotFoundError, UnreachableError
 from consortium.train import parcels
@@ -94,7 +93,7 @@ class Received:
             return
         data = parcels.fetch(
             self._exchange,
-            ArtifactClass.PSEUDO_GRADIENT,
+            self._code.kind,
             digest,
             round=number,
             first=site,
@@ -117,6 +116,10 @@ class Received:
         """
         vector = self._code.decode(data, size)
         return vector if self._code.name == "fp32" else _on_disk(vector)
+
+    def state_in(self, data: bytes | memoryview, size: int) -> Vector:
+        """Return the optimiser's state that crossed with a vector of `size` elements, on disk."""
+        return _on_disk(self._code.state_in(data, size))
 
     def clear(self, spared: Collection[str] = ()) -> None:
         """Let go of everything but the contributions `spared`; vectors that somebody holds stay readable."""

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from consortium.domain.codec import from_json, to_json
-from consortium.domain.pretraining import OuterConfig
+from consortium.domain.pretraining import OuterConfig, PretrainConfig
 from consortium.domain.records import RE_EXECUTION_TOLERANCE
 from consortium.domain.training import Certificate, Round, Standing
 from consortium.errors import NotFoundError, VerificationError
@@ -40,7 +40,9 @@ from consortium.train.fragments import Plan
 from consortium.train.keep import Keep
 from consortium.train.outer import Layout, Vector, difference, digest_of, norm_of, vector_digest
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
+from consortium.train.schedule import Pace, Rounds
 from consortium.train.screen import cosine_of
+from consortium.train.shared import packed
 from consortium.train.within import Inner
 
 if TYPE_CHECKING:
@@ -118,7 +120,7 @@ class Replay:
         self._params = params
         self._trust = trust
         self._rosters = rosters
-        self._decode = decode or Code.of(params).decode
+        self._decode = decode
         self._size = 0
         self._plan = Plan.of(Layout((), ()), replace(params, fragments=1))
 
@@ -129,8 +131,9 @@ class Replay:
             raise NotFoundError("no round of this job is kept here", fix="run it at a site that took part in the job")
         states = self._keep.rounds()
         if states:
-            layout = self._keep.measured(states[0])[0].layout
-            self._size, self._plan = layout.size, Plan.of(layout, self._params)
+            origin = self._keep.measured(states[0])[0]
+            self._size, self._plan = origin.layout.size, Plan.of(origin.layout, self._params)
+            self._decode = self._decode or Code.of(self._params, sum(origin.optimizer.values())).decode
         chain = self._kept_state(0)
         found = []
         past: dict[int, Round | None] = {}
@@ -214,7 +217,8 @@ class Replay:
                 if data is None:
                     missing.append(named)
                 else:
-                    vectors[part.site] = self._decode(data, self._plan.fragment(certificate.round).size)
+                    decode = self._decode or Code.of(self._params).decode
+                    vectors[part.site] = decode(data, self._plan.fragment(certificate.round).size)
             except VerificationError as fault:
                 damaged.append(f"{named}: {fault.what}")
         return vectors, missing, damaged
@@ -307,14 +311,14 @@ def draw(seed: str, job: str, site: str, rounds: Iterable[int], count: int) -> t
     return tuple(sorted(sorted(set(rounds), key=lot)[:count]))
 
 
-def re_execute(keep: Keep, inner: Inner, params: OuterConfig, number: int, size: int) -> ReExecuted:
+def re_execute(keep: Keep, inner: Inner, params: PretrainConfig, number: int, size: int) -> ReExecuted:
     """Do the inner steps of round `number` again and compare with what this site contributed.
 
     `inner` is a fresh worker (or group) over the same token datasets, `size` the model's. Raises NotFoundError where
     the state before the round or the contribution is not kept.
     """
-    before = keep.outer(number - 1, size)
-    plan = Plan.of(keep.measured(number - 1)[0].layout, params)
+    before, rounds, origin = keep.outer(number - 1, size), Rounds.of(params), keep.measured(number - 1)[0]
+    plan = Plan.of(origin.layout, params.outer)
     part = plan.fragment(number)
     made = keep.contribution(number, size, part.size)
     if made is None or made.previous_outer != before.digest:
@@ -326,24 +330,27 @@ def re_execute(keep: Keep, inner: Inner, params: OuterConfig, number: int, size:
     if ahead is not None:
         local, over, position = ahead.local, ahead.steps, ahead.position
     if made.steps > over:
-        own = 0 if made.steps == params.inner_steps else made.steps
-        step = (number - 1) * made.steps + over
-        done = inner.run(local, position=position, step=step, count=made.steps - over, per_round=own)
+        begin, usual = rounds.before(number), rounds.steps(number)
+        pace = None if made.steps == usual else Pace(begin, usual, made.steps)
+        done = inner.run(local, position=position, step=begin + over, count=made.steps - over, pace=pace)
         local, position = done.local, done.position
     again = difference(part.take(before.outer), part.take(local))
-    code, carried = Code.of(params), None if before.residual is None else part.take(before.residual)
-    encoded = code.encode(again, carried)
+    code = Code.of(params.outer, sum(origin.optimizer.values()))
+    carried = None if before.residual is None else part.take(before.residual)
+    moments = inner.moments() if code.state else None
+    encoded = code.encode(again, carried, None if moments is None else packed(moments))
     # Compared is what was committed, as peers decode it, and what it left to the next round; with the residual that is
     # kept one could make any bytes stand for any vector.
     ours, theirs = code.decode(encoded.data, part.size), code.decode(made.data, part.size)
     left = _apart(encoded.residual, made.residual)
+    shared = _apart(code.state_in(encoded.data, size), code.state_in(made.data, size)) if code.state else 0.0
     return ReExecuted(
         round=number,
         digest=made.digest,
         steps=made.steps,
         reads_on=position == made.position,
         same_bits=digest_of(encoded.data) == made.digest and left == 0.0,
-        distance=max(_apart(ours, theirs), left),
+        distance=max(_apart(ours, theirs), left, shared),
         cosine=cosine_of(ours, theirs),
     )
 

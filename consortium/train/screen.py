@@ -34,6 +34,7 @@ from consortium.errors import VerificationError
 from consortium.train.codes import FP32
 from consortium.train.outer import Vector, digest_of, dot, finite, norm_of, tiles
 from consortium.train.pace import steps_of
+from consortium.train.schedule import Rounds
 
 OUTLIER_FACTOR = 10.0
 MIN_NORMS = 3
@@ -64,8 +65,8 @@ class Work:
     """The round whose speeds say how much more than `most_steps` a site does (`consortium.train.pace`)."""
 
     @classmethod
-    def of(cls, params: PretrainConfig, context: LegContext, earlier: Round | None = None) -> Work:
-        """Return what a leg of this job can do in a round, from what it is to do itself.
+    def of(cls, params: PretrainConfig, context: LegContext, number: int, earlier: Round | None = None) -> Work:
+        """Return what a leg of this job can do in round `number`, from what it is to do itself.
 
         Where pace is measured, and the `earlier` round is not kept here, a site can have had the fastest.
         """
@@ -73,7 +74,7 @@ class Work:
         most = MOST_PACE if outer.pace == "measured" and earlier is None else 1
         return cls(
             tokens_per_step=params.data.batch_size * params.model.context * workers,
-            most_steps=most * outer.inner_steps,
+            most_steps=most * Rounds.of(params).steps(number),
             earlier=earlier,
         )
 

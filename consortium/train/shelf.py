@@ -38,6 +38,8 @@ class Origin:
     shapes: tuple[tuple[int, ...], ...]
     document_end: int | None = None
     """The token at which attention stopped in training; None: it went on over the end of documents."""
+    optimizer: dict[str, int] = field(default_factory=dict)
+    """Elements of each vector of the inner optimiser's state, by name."""
     source: str = ""
     """Package, version and digest of the plug-in that computed it; empty: the decoder of this package."""
 

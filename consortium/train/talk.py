@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.training import Certificate, Commit, Round, RoundPhase, Standing
 from consortium.errors import ConflictError, VerificationError
@@ -73,6 +72,7 @@ class Talk:
         params: PretrainConfig,
         plan: Plan,
         size: int,
+        code: Code,
         *,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -85,7 +85,7 @@ class Talk:
         self._site = exchange.context.site
         self.halt = threading.Event()
         """Set where the leg ends while it talks in a thread of its own."""
-        self.peers = Peers(exchange, size, code=Code.of(params.outer), sleep=self._pause)
+        self.peers = Peers(exchange, size, code=code, sleep=self._pause)
         self._settling = Settling(exchange, self.peers, size)
         self.joining = Joining(exchange, self.peers, book, params, size)
 
@@ -173,9 +173,7 @@ class Talk:
         """Send and commit; False where the round stopped taking commits meanwhile."""
         if to := self._recipients(made.round):
             name = f"pseudo-gradient-{made.round}"
-            parcels.send(
-                self._exchange, ArtifactClass.PSEUDO_GRADIENT, name, made.data, round=made.round, recipients=to
-            )
+            parcels.send(self._exchange, self.peers.kind, name, made.data, round=made.round, recipients=to)
         timed = {"train_ms": made.train_ms} if self._params.outer.pace == "measured" else {}
         try:
             self._exchange.commit(
@@ -217,7 +215,7 @@ class Talk:
         `before` is what an earlier attempt of this leg committed: who joins since was not sent it.
         """
         judged = False
-        kept = f"{number - 1}.{self._params.outer.inner_steps}" if made is not None else f"{number - 1}"
+        kept = f"{number - 1}.{made.steps}" if made is not None else f"{number - 1}"
         if not aside:
             self._exchange.progress(phase="waiting", round=number, rounds=self._params.outer.rounds, kept=kept)
         for current in self.peers.follow(number):
@@ -242,7 +240,7 @@ class Talk:
 
         return Gates(
             rule=rule,
-            work=Work.of(self._params, self._exchange.context, self.paced_by(made.round)),
+            work=Work.of(self._params, self._exchange.context, made.round, self.paced_by(made.round)),
             standing=self._standing(made.round),
             momentum=part.take(state.momentum),
             probe=loss_of,

@@ -16,6 +16,7 @@ from consortium.train.exchange import Exchange
 from consortium.train.keep import Begun, Contribution, Keep, OuterState
 from consortium.train.outer import Moments, Vector
 from consortium.train.saving import Saving
+from consortium.train.schedule import Pace, Rounds
 
 LOOK_S = 10.0
 """How long a stretch lasts, about: how soon a leg learns that it is to stop."""
@@ -51,13 +52,13 @@ class Inner(Protocol):
         """Return freshly drawn parameters."""
 
     def run(
-        self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0, take: bool = True
+        self, start: Vector | None, *, position: int, step: int, count: int, pace: Pace | None = None, take: bool = True
     ) -> InnerResult:
         """Train `count` steps, reading on from `position`: from `start`, or, where that is None, from where the last
         call ended; the result then counts from where that one began.
 
-        `step` numbers the first of them over all rounds, of `per_round` steps each; 0: the job's. Without `take` the
-        result holds no parameters.
+        `step` numbers the first of them over the whole training; `pace` says where in the schedule that is for a site
+        with a pace of its own. Without `take` the result holds no parameters.
         """
 
     def parameters(self) -> Vector:
@@ -100,8 +101,7 @@ class RoundTrainer:
         self._keep = keep
         self._saving = Saving(keep.save_begun)
         self._inner = inner
-        self._steps = params.outer.inner_steps
-        self._rounds = params.outer.rounds
+        self._rounds = Rounds.of(params)
         self._size = size
         self._keep_s = exchange.context.checkpoint_every_s or KEEP_S
         self._now_s = now_s
@@ -196,15 +196,15 @@ class RoundTrainer:
             raise
 
     def _stretch(self, start: Vector | None, now: Begun, count: int, steps: int, *, take: bool) -> InnerResult:
-        own = 0 if steps == self._steps else steps
-        step = (now.round - 1) * steps + now.steps
-        return self._inner.run(start, position=now.position, step=step, count=count, per_round=own, take=take)
+        begin, usual = self._rounds.before(now.round), self._rounds.steps(now.round)
+        pace = None if steps == usual else Pace(begin, usual, steps)
+        return self._inner.run(start, position=now.position, step=begin + now.steps, count=count, pace=pace, take=take)
 
     def _tell(self, now: Begun, kept: int, steps: int) -> None:
         self._exchange.progress(
             phase="train",
             round=now.round,
-            rounds=self._rounds,
+            rounds=self._rounds.rounds,
             step=now.steps,
             steps=steps,
             tokens=now.tokens,

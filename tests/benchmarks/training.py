@@ -2,9 +2,10 @@
 
 - `loss`: held-out loss of three sites, one language each, against one cluster that trains data parallel on exactly the
   same sequences in the same steps, with AdamW and with Muon. Outer steps as by default; then Muon inside and less outer
-  momentum; then what legs do not do, the inner optimisers' states shared and rounds as long as the rate's square root.
+  momentum; then the inner optimisers' states shared, and rounds as long as the rate (`outer.share`, `outer.taper`).
 - `codes`: what each code costs in loss and saves in bytes against sending fp32 gradients once per step.
-- `attack`: a fourth site that sends 100 times its pseudo-gradient, or its negative, from round 3 on.
+- `attack`: a fourth site that sends 100 times its pseudo-gradient, or its negative, from round 3 on; or, where inner
+  optimisers are shared, an honest pseudo-gradient and the negative of its optimiser's state times 10^12.
 - `kills`: one of the sites is killed in every second round and does that round's steps again from what was kept.
 - `crash`: whole legs with S3 (`training_legs`), all crashed at random calls, against an undisturbed run's digests.
 - `overhead`: a round of such legs at 10 million parameters, with inner steps that cost nothing.
@@ -34,6 +35,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,13 +77,13 @@ class Scale:
     overhead_million: int
     code_million: int
 
-    def params(self, rounds: int = 0, optim: OptimConfig = OPTIM, **outer: float) -> PretrainConfig:
+    def params(self, rounds: int = 0, optim: OptimConfig = OPTIM, **outer: Any) -> PretrainConfig:
         """Return the job: four sequences of 128 tokens per site and step, 30 steps a round."""
-        chosen = OuterConfig(rounds=rounds or self.rounds, inner_steps=30, **(OUTER | outer))  # type: ignore[arg-type]  # names checked by the dataclass
+        chosen = OuterConfig(rounds=rounds or self.rounds, inner_steps=30, **(OUTER | outer))
         return PretrainConfig(model=self.model, data=DataConfig(batch_size=4), optim=optim, outer=chosen, seed=1)
 
 
-OUTER: dict[str, float] = {"lr": 0.7, "momentum": 0.9}
+OUTER: dict[str, Any] = {"lr": 0.7, "momentum": 0.9}
 FULL = Scale(
     model=ModelConfig(dim=128, layers=4, heads=4, context=128),
     rounds=60,
@@ -107,11 +109,12 @@ def loss(scale: Scale, trainings: Trainings) -> Iterator[Row]:
     """Three sites against one cluster, which is the better of two: with AdamW and with Muon inside."""
     single = trainings.ask(Run(params=scale.params(), single=True))
     second = trainings.ask(Run(params=scale.params(optim=MUON), single=True))
-    muon, shared = scale.params(optim=MUON_APART, lr=1.0, momentum=0.5), scale.params(optim=MUON, lr=1.0, momentum=0.3)
+    muon = scale.params(optim=MUON_APART, lr=1.0, momentum=0.5)
+    shared = scale.params(optim=MUON, lr=1.0, momentum=0.3, share="optimizer", taper=1.0)
     apart = {
         "outer 0.7/0.9, AdamW": trainings.ask(Run(params=scale.params())),
         "outer 1.0/0.5, Muon": trainings.ask(Run(params=muon)),
-        "outer 1.0/0.3, Muon shared, rounds that shorten": trainings.ask(Run(params=shared, shared=True, power=0.5)),
+        "outer 1.0/0.3, Muon shared, taper 1": trainings.ask(Run(params=shared)),
     }
 
     def rows() -> Iterator[Row]:
@@ -161,6 +164,9 @@ def attack(scale: Scale, trainings: Trainings) -> Iterator[Row]:
         what: trainings.ask(Run(params=short, rule=RULE, lie=factor))
         for what, factor in (("100 times", 100.0), ("the negative of", -1.0))
     }
+    shared = scale.params(scale.short_rounds, MUON, lr=1.0, momentum=0.3, share="optimizer")
+    bare_shared = trainings.ask(Run(params=shared))
+    forged = trainings.ask(Run(params=shared, rule=RULE, lie=-1e12, of_state=True))
 
     def rows() -> Iterator[Row]:
         rounds = range(FROM_ROUND, scale.short_rounds + 1)
@@ -172,6 +178,8 @@ def attack(scale: Scale, trainings: Trainings) -> Iterator[Row]:
             yield row(f"attack: {what} its pseudo-gradient, rounds refused", 100 * caught / len(rounds), "%", least=100)
             yield row(f"attack: {what} its pseudo-gradient, honest sites refused", honest, "times", most=0)
             yield row(f"attack: {what} its pseudo-gradient, loss above that without it", above, "%", most=1)
+        above = percent(forged().loss, bare_shared().loss)
+        yield row("attack: -10^12 times its optimiser's state, loss above that without it", above, "%", most=1)
 
     return rows()
 

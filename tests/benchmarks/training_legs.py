@@ -28,6 +28,7 @@ from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.leg import FederatedLeg
 from consortium.train.order import Sequences
 from consortium.train.outer import Layout, Moments, Vector
+from consortium.train.schedule import Pace
 from consortium.train.within import Inner, InnerResult
 from tests.builders import new_id
 from tests.s3 import S3, serving
@@ -100,7 +101,7 @@ class Costless:
         return self._outer
 
     def run(
-        self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0, take: bool = True
+        self, start: Vector | None, *, position: int, step: int, count: int, pace: Pace | None = None, take: bool = True
     ) -> InnerResult:
         """Return the start less a fixed vector; the round is one step."""
         if start is None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import TracebackType
 
 import numpy as np
@@ -40,12 +40,10 @@ class Run:
     rule: ScreenRule = NO_GATES
     lie: float = 0.0
     """What the liar multiplies its pseudo-gradients with; 0: there is none."""
+    of_state: bool = False
+    """Whether it does so with its optimiser's state, and sends honest pseudo-gradients."""
     killed: tuple[tuple[int, str, int], ...] = ()
     """Rounds in which a site's process ends: number, site, and after how many steps."""
-    shared: bool = False
-    """Whether sites go on from the mean of their inner optimisers' states after each round."""
-    power: float = 0.0
-    """Rounds as long as the rate to this power."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +101,10 @@ def _result(run: Run) -> Result:
         here = Federation(run.params, texts | {LIAR: next(iter(texts.values()))}) if run.lie else honest
         out = here.run(
             code=run.code,
-            meddle=lambda site, number, vector: _said(run, site, number, vector),
+            meddle=None if run.of_state else partial(_said, run),
+            forge=partial(_said, run) if run.of_state else None,
             rule=run.rule,
             kill={number: (site, steps) for number, site, steps in run.killed},
-            shared=run.shared,
-            power=run.power,
         )
     return Result(
         loss=honest.loss(out),

@@ -1,15 +1,15 @@
 """Three sites of a federated training, one after another in one process: what `training`'s figures are measured on.
 
 Inner steps (`InnerWorker`), codes, screening, the certificate's rule, the weighted sum and the outer step are the
-package's own. What is left out: Ray, gateways, sealing, signatures, stores and every wait; screening sees decoded what
-was sent. All sites judge the same bytes, so verdicts are made once and given in every site's name.
+package's own. What is left out: Ray, gateways, sealing, signatures, stores and every wait. All sites judge the same
+bytes, so verdicts are made once and given in every site's name.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ from consortium.train.combine import combine
 from consortium.train.evaluate import held_out_loss
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Origin
-from consortium.train.optim import learning_rate
 from consortium.train.order import DataOrder, Indices, Sequences
-from consortium.train.outer import Moments, Vector, nesterov, norm_of, to_bytes, vector_digest
+from consortium.train.outer import Moments, Vector, digest_of, nesterov, norm_of, vector_digest
 from consortium.train.rounds import certify
+from consortium.train.schedule import Rounds
 from consortium.train.screen import Gates, screen
+from consortium.train.shared import mean_of, packed
 from consortium.train.within import InnerResult
-from tests.benchmarks.training_lengths import lengths
 
 JOB = "job-0000000000000000000000000b"
 VOCAB = 256
@@ -152,15 +152,13 @@ class Federation:
         *,
         code: Code = FP32,
         meddle: Meddle | None = None,
+        forge: Meddle | None = None,
         rule: ScreenRule | None = None,
         kill: Mapping[int, tuple[str, int]] | None = None,
-        shared: bool = False,
-        power: float = 0.0,
     ) -> Outcome:
         """Train all rounds, sending in `code` and screening by `rule`.
 
-        `shared`: after each round all go on with the mean of their inner optimisers' states; `sent_bytes` counts them
-        as fp32. `power`: equally many rounds, each as long as the rate to this power (`training_lengths.lengths`).
+        `meddle` changes pseudo-gradients, `forge` the states that cross where they are shared, packed.
         `kill` names, by round, the site whose process ends after so many steps; what was kept every `KEEP_EVERY` steps
         is where a new one goes on.
         """
@@ -171,26 +169,35 @@ class Federation:
         outer = first.initial()
         out = Outcome(outer=outer, origin=self._origin(first), digests=[vector_digest(outer)])
         momentum = np.zeros_like(outer)
-        first_step = 0
-        for number, length in enumerate(lengths(self._rates(), self.params.outer.rounds, power=power), start=1):
-            steps, first_step = range(first_step, first_step + length), first_step + length
-            vectors, commits = {}, []
+        rounds, sizes = Rounds.of(self.params), first.state_sizes
+        if self.params.outer.share == "optimizer":
+            code = replace(code, state=sum(sizes.values()))
+        for number in range(1, self.params.outer.rounds + 1):
+            steps = range(rounds.before(number), rounds.before(number + 1))
+            vectors, sent, commits = {}, {}, []
             for name, site in sites.items():
                 killed = (kill or {}).get(number, ("", 0))
                 done = self._inner(site, out, steps, killed[1] if killed[0] == name else 0)
                 gradient = np.subtract(out.outer, done.local)
                 if meddle is not None:
                     gradient = meddle(name, number, gradient)
-                sent = code.encode(gradient, site.residual)
-                site.residual, site.position = sent.residual, done.position
-                vectors[name] = code.decode(sent.data, len(outer))
-                commits.append(self._commit(name, number, length, vectors[name], done))
-            out.sent_bytes += len(sent.data)
+                moments = site.worker.moments() if code.state else None
+                state = None if moments is None else packed(moments)
+                if forge is not None and state is not None:
+                    state = forge(name, number, state)
+                made = code.encode(gradient, site.residual, state)
+                site.residual, site.position = made.residual, done.position
+                sent[name], vectors[name] = made.data, code.decode(made.data, len(outer))
+                commits.append(self._commit(number, len(steps), name, made.data, vectors[name], done))
+            out.sent_bytes += len(made.data)
             gates = Gates(rule=rule or ScreenRule(), momentum=momentum)
-            certificate = self._judge(number, out, commits, vectors, gates)
+            certificate = self._judge(number, out, commits, sent, gates, code)
             out.tokens += sum(part.tokens for part in certificate.contributions)
-            if shared:
-                out.sent_bytes += 4 * _share_moments(sites.values())
+            if code.state and certificate.contributions:
+                states = {name: code.state_in(data, len(outer)) for name, data in sent.items()}
+                mean = mean_of(certificate.contributions, states, sizes, self.params.optim.betas)
+                for site in sites.values():
+                    site.worker.restore(Moments(mean, rounds.before(number + 1)))
             if certificate.contributions:
                 mean = combine(certificate.contributions, vectors, len(outer), gates.rule)
                 out.outer, momentum = nesterov(
@@ -207,11 +214,6 @@ class Federation:
         return float(np.mean(losses))
 
     # -- parts of a round -----------------------------------------------------------------------------------------
-
-    def _rates(self) -> list[float]:
-        """Return the learning rate of each step."""
-        total = self.params.outer.rounds * self.params.outer.inner_steps
-        return [learning_rate(step, total, self.params.optim) for step in range(total)]
 
     def _worker(self, name: str, text: Sequences, params: PretrainConfig) -> InnerWorker:
         return InnerWorker(params, VOCAB, text, name)
@@ -235,25 +237,24 @@ class Federation:
         tokens, loss = (done.tokens, done.loss * kept) if done else (0, 0.0)
         return replace(rest, tokens=tokens + rest.tokens, loss=(loss + rest.loss * (every - kept)) / every)
 
-    def _commit(self, name: str, number: int, steps: int, vector: Vector, done: InnerResult) -> Commit:
+    def _commit(self, number: int, steps: int, name: str, data: bytes, vector: Vector, done: InnerResult) -> Commit:
         return Commit(
             job=JOB,
             round=number,
             site=name,
             tokens=done.tokens,
             steps=steps,
-            digest=vector_digest(vector),
+            digest=digest_of(data),
             norm=norm_of(vector).hex(),
             loss=done.loss.hex(),
         )
 
     def _judge(
-        self, number: int, out: Outcome, commits: list[Commit], vectors: Mapping[str, Vector], gates: Gates
+        self, number: int, out: Outcome, commits: list[Commit], sent: Mapping[str, bytes], gates: Gates, code: Code
     ) -> Certificate:
-        received = {name: to_bytes(vector) for name, vector in vectors.items()}
-        seen = screen(commits, received, {}, len(out.outer), gates)
+        seen = screen(commits, sent, {}, len(out.outer), gates, code=code)
         said: list[dict[str, Any]] = [one.as_verdict() for one in seen]
-        verdicts = [Verdict(job=JOB, round=number, judge=judge, **one) for judge in vectors for one in said]
+        verdicts = [Verdict(job=JOB, round=number, judge=judge, **one) for judge in sent for one in said]
         refused = {one.commit.site: one.reason for one in seen if one.reason}
         if refused:
             out.refused[number] = refused
@@ -267,15 +268,3 @@ class Federation:
             names=worker.layout.names,
             shapes=worker.layout.shapes,
         )
-
-
-def _share_moments(sites: Iterable[Site]) -> int:
-    """Give all sites the mean of their inner optimisers' states; return how many numbers each would send for that."""
-    known = [(site, moments) for site in sites if (moments := site.worker.moments()) is not None]
-    mean: dict[str, Vector] = {
-        name: np.mean([moments.vectors[name] for _, moments in known], axis=0, dtype=np.float32)
-        for name in known[0][1].vectors
-    }
-    for site, moments in known:
-        site.worker.restore(Moments(mean, moments.steps))
-    return sum(len(vector) for vector in mean.values())

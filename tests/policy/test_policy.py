@@ -110,6 +110,27 @@ def test_signatures_cross_only_where_a_clean_job_compares_sites_and_every_policy
     assert all(PolicyBook.of(policies).decide_all(together[site]).allowed for site in hosts)
 
 
+def test_an_optimisers_state_crosses_only_where_a_job_shares_it_and_every_policy_lets_it() -> None:
+    inputs = [data(site, ArtifactClass.TOKENS) for site in SITES]
+    requests = {
+        share: requests_for_job(replace(spec(JobKind.PRETRAIN), params={"outer": {"share": share}}), inputs, SITES)[
+            "fr-1"
+        ]
+        for share in ("none", "optimizer")
+    }
+    assert BOOK.decide_all(requests["none"]).allowed
+    assert {one.artifact_class for one in requests["optimizer"]} > {"optimizer_state", "pseudo_gradient", "outer_state"}
+    denials = BOOK.decide_all(requests["optimizer"]).denials
+    assert {denial.partner for denial in denials} == {"fr"}
+    assert "optimizer_state" in denials[0].message
+    policies = []
+    for policy in FEDERATION.policies:
+        text = FEDERATION.text("policy", policy.partner)
+        opened = text.text.replace("[pseudo_gradient, outer_state]", "[pseudo_gradient, optimizer_state, outer_state]")
+        policies.append(parse_policy_text(opened, f"{policy.partner}.yaml"))
+    assert PolicyBook.of(policies).decide_all(requests["optimizer"]).allowed
+
+
 def test_a_federated_job_asks_for_what_its_kind_sends_between_each_pair_of_sites() -> None:
     inputs = [data(site, ArtifactClass.TOKENS) for site in SITES]
     requests = requests_for_job(spec(JobKind.PRETRAIN), inputs, SITES)["fr-1"]

@@ -108,9 +108,9 @@ def test_what_was_applied_and_the_residual_add_up_to_what_was_trained(leg, monke
     given: dict[str, np.ndarray] = {}
     encode = Code.encode
 
-    def seen(code: Code, vector: np.ndarray, residual: np.ndarray | None = None) -> Any:
+    def seen(code: Code, vector: np.ndarray, *more: np.ndarray | None) -> Any:
         given[vector_digest(vector)] = vector
-        return encode(code, vector, residual)
+        return encode(code, vector, *more)
 
     monkeypatch.setattr(Code, "encode", seen)
     (site,) = federation(leg, ("fr-1",), params=coded(name))
@@ -151,12 +151,12 @@ def test_an_auditor_recomputes_coded_rounds_and_inner_steps(leg, tmp_path):
     assert [one.result for one in replay(site.store, JOB, kept_params(site.store, JOB))] == ["verified"] * 3
     text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
     worker = InnerWorker(params, VOCAB, text, site.context.site)
-    done = re_execute(Keep(site.store, JOB), worker, params.outer, 3, worker.layout.size)
+    done = re_execute(Keep(site.store, JOB), worker, params, 3, worker.layout.size)
     assert (done.same_bits, done.holds) == (True, True)
     root = f"jobs/{JOB}/rounds"
     kept, before = (json.loads(site.store.get(f"{root}/{number}/contribution.json")) for number in (3, 2))
     site.store.put(f"{root}/3/contribution.json", json.dumps(kept | {"residual": before["residual"]}).encode())
-    done = re_execute(Keep(site.store, JOB), worker, params.outer, 3, worker.layout.size)
+    done = re_execute(Keep(site.store, JOB), worker, params, 3, worker.layout.size)
     assert not done.holds, "the bytes are those, and what it carries on is made up"
 
 

@@ -56,6 +56,16 @@ def test_hours_are_flops_over_measured_tflops_and_the_slowest_site_holds_the_oth
     assert recomputed.sites[0].hours[0] == pytest.approx(found.sites[0].hours[0] * 4 / 3)
 
 
+@pytest.mark.parametrize(("optim", "least", "most"), [("adamw", 4.0, 4.0), ("muon", 2.0, 3.0)])
+def test_a_shared_optimiser_adds_two_bytes_for_each_of_its_numbers(sites, optim, least, most):
+    given = ("model=1b", f"optim={optim}", "outer.rounds=10")
+    (_, alone), (params, shared) = asked(sites, *given), asked(sites, *given, "outer.share=optimizer")
+    more = shared.borders[0].round_bytes - alone.borders[0].round_bytes
+    assert more == pytest.approx(memory(params, VOCAB).optimizer / 2, rel=1e-6)
+    assert least <= more / shared.parameters <= most + 1e-6
+    assert shared.kept_round_bytes - alone.kept_round_bytes == more
+
+
 @pytest.mark.parametrize("code", ["fp32", "int4", "topk"])
 def test_bytes_are_those_of_the_code_and_the_first_site_sends_the_initial_state(sites, code):
     params, found = asked(sites, "model=small", f"outer.code={code}", "outer.rounds=7", "outer.keep_received=3")

@@ -21,6 +21,7 @@ from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.leg import FederatedLeg
 from consortium.train.outer import Moments, Vector, digest_of, to_bytes
 from consortium.train.peers import INITIAL
+from consortium.train.schedule import Pace
 from consortium.train.within import InnerResult
 from tests.builders import new_id
 from tests.s3 import S3
@@ -48,7 +49,7 @@ class Pull:
         return np.zeros(SIZE, dtype=np.float32)
 
     def run(
-        self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0, take: bool = True
+        self, start: Vector | None, *, position: int, step: int, count: int, pace: Pace | None = None, take: bool = True
     ) -> InnerResult:
         if start is not None:
             self.local, self.done = start.copy(), 0

@@ -109,6 +109,7 @@ class Site:
                 tokenizer_digest="",
                 names=worker.layout.names,
                 shapes=worker.layout.shapes,
+                optimizer=worker.state_sizes,
             )
             keep = Keep(self.store, JOB)
             leg = FederatedLeg(line, keep, worker, params, origin, NoMetrics(), sleep=lambda _: _nap())

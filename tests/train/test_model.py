@@ -16,9 +16,9 @@ from consortium.train.evaluate import held_out_loss
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Origin
 from consortium.train.model import Decoder, Past, next_token_loss, rope_tables, rotate
-from consortium.train.optim import learning_rate
 from consortium.train.order import Sequences
 from consortium.train.plugin import token_losses
+from consortium.train.schedule import learning_rate
 from tests.train.conftest import PARAMS, VOCAB, documents
 
 MODEL = ModelConfig(dim=32, layers=2, heads=2, context=16)

@@ -16,6 +16,7 @@ from consortium.train.keep import Keep, Origin
 from consortium.train.leg import FederatedLeg
 from consortium.train.outer import Layout, Moments, Vector
 from consortium.train.pace import steps_of
+from consortium.train.schedule import Pace
 from consortium.train.within import InnerResult
 from tests.train.conftest import PARAMS
 from tests.train.hub import JOB, Hub, Line
@@ -75,10 +76,10 @@ class Simulated:
         return np.ones(8, dtype=np.float32)
 
     def run(
-        self, start: Vector | None, *, position: int, step: int, count: int, per_round: int = 0, take: bool = True
+        self, start: Vector | None, *, position: int, step: int, count: int, pace: Pace | None = None, take: bool = True
     ) -> InnerResult:
         self.clock_s += count * self.step_s
-        self.rates += [(step + at) * 20 / (per_round or 20) for at in range(count)]
+        self.rates += [pace.at(step + at) if pace else step + at for at in range(count)]
         if start is not None:
             self._local, self._since = start.copy(), (position, 0)
         self._local = self._local - np.float32(count * 1e-3)

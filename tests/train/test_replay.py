@@ -164,11 +164,11 @@ def test_inner_steps_done_again_give_the_same_bits(sites, tmp_path):
     for number in (1, 3):
         text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
         keep, worker = Keep(site.store, JOB), InnerWorker(params, VOCAB, text, site.context.site)
-        done = re_execute(keep, worker, params.outer, number, worker.layout.size)
+        done = re_execute(keep, worker, params, number, worker.layout.size)
         assert (done.same_bits, done.distance, done.holds) == (True, 0.0, True)
     other = replace(params, seed=8)
     worker = InnerWorker(other, VOCAB, text, site.context.site)
-    wrong = re_execute(keep, worker, other.outer, 3, worker.layout.size)
+    wrong = re_execute(keep, worker, other, 3, worker.layout.size)
     assert not wrong.holds, "other data, and it shows"
     assert wrong.distance > wrong.tolerance
 

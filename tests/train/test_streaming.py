@@ -104,7 +104,7 @@ def test_an_auditor_recomputes_fragments_and_the_steps_between_them(leg, calm, t
     text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
     for number in (1, 4):
         worker = InnerWorker(params, VOCAB, text, site.context.site)
-        done = re_execute(Keep(site.store, JOB), worker, params.outer, number, worker.layout.size)
+        done = re_execute(Keep(site.store, JOB), worker, params, number, worker.layout.size)
         assert (done.same_bits, done.holds) == (True, True)
 
 

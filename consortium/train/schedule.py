@@ -1,0 +1,120 @@
+"""The learning rate of every step of a training, and how its steps are cut into rounds.
+
+By default all rounds are alike. With `outer.taper` there are as many, over the same steps, but long where the rate is
+high and short where it is low: what sites lose by meeting seldom weighs most at the end, when one cluster would
+settle. (The reverse is right against drift alone, https://arxiv.org/abs/2310.14423; docs/training.md has figures.)
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, pairwise
+
+from consortium.domain.pretraining import OptimConfig, PretrainConfig
+
+_POINTS = 16
+"""Places in a round of mean length at which the rate is looked at."""
+
+
+def learning_rate(step: float, total: int, config: OptimConfig) -> float:
+    """Return the rate at a step of `total`: a linear warm-up, then what `config.schedule` says.
+
+    `cosine`: half a cosine down to `final_lr_share` of the rate at the last step (https://arxiv.org/abs/1608.03983).
+    `wsd`: the full rate until the last `decay_share` of all steps (warm-up, stable, decay,
+    https://arxiv.org/abs/2404.06395), then down as 1 - sqrt(progress) (https://arxiv.org/abs/2405.18392, section 3.3).
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    floor = config.lr * config.final_lr_share
+    if config.schedule == "cosine":
+        progress = min(1.0, (step - config.warmup_steps) / max(1, total - 1 - config.warmup_steps))
+        return floor + (config.lr - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    decay = round(config.decay_share * total)
+    progress = min(1.0, max(0, step + 1 - (total - decay)) / max(1, decay))
+    return floor + (config.lr - floor) * (1 - math.sqrt(progress))
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Where the rounds of a job begin and end in the steps of its whole training.
+
+    Rounds are numbered from 1 as the job numbers them; steps from 0 over all of the training, with what was done before
+    it was resumed.
+    """
+
+    inner_steps: int
+    done: int
+    """Rounds before the job's first."""
+    rounds: int
+    """Of the job."""
+    ends: tuple[int, ...] = ()
+    """Steps up to the end of each round, from the training's first; empty: all are `inner_steps` long."""
+
+    @classmethod
+    def of(cls, params: PretrainConfig) -> Rounds:
+        """Return the rounds of a job."""
+        rule = params.outer
+        ends = _tapered(params.optim, params.all_rounds, rule.inner_steps, rule.taper) if rule.taper else ()
+        return cls(rule.inner_steps, params.start.done, rule.rounds, ends)
+
+    def before(self, number: int) -> int:
+        """Return the number of round `number`'s first step."""
+        at = self.done + number - 1
+        if not self.ends:
+            return at * self.inner_steps
+        return self.ends[at - 1] if at else 0
+
+    def steps(self, number: int) -> int:
+        """Return how many steps a site does in a round, where its pace is the slowest's."""
+        return self.before(number + 1) - self.before(number)
+
+    @property
+    def longest(self) -> int:
+        """The most steps of a round of the job."""
+        return max(self.steps(number) for number in range(1, self.rounds + 1)) if self.ends else self.inner_steps
+
+
+@lru_cache(maxsize=32)
+def _tapered(optim: OptimConfig, rounds: int, inner_steps: int, taper: float) -> tuple[int, ...]:
+    """Return where rounds end whose lengths are as the rate to the power of `taper`, and that have a step at least.
+
+    A warm-up counts as the highest rate.
+    """
+    total, points = rounds * inner_steps, rounds * _POINTS
+    rates = [learning_rate((at + 0.5) * inner_steps / _POINTS, total, optim) for at in range(points)]
+    highest = max(rates)
+    at_highest = rates.index(highest)
+    lowest = highest * 1e-3  # a rate that comes down to nothing would leave the last rounds no length
+    shares = list(
+        accumulate((max(rate, lowest) if at > at_highest else highest) ** -taper for at, rate in enumerate(rates))
+    )
+    ends = [0]
+    for number in range(1, rounds + 1):
+        wanted = shares[-1] * number / rounds
+        place = min(bisect_left(shares, wanted * (1 - 1e-9)), points - 1)
+        below = shares[place - 1] if place else 0.0
+        part = (wanted - below) / (shares[place] - below)
+        # Rounded before it is cut off: the last bit of a power differs between machines, and must decide nothing.
+        end = math.floor(round((place + part) * inner_steps / _POINTS, 6) + 0.5)
+        ends.append(min(max(end, ends[-1] + 1), total - (rounds - number)))
+    ends[-1] = total
+    return tuple(later for _, later in pairwise(ends))
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a round's steps at a site that does other than the round's own number map to the schedule."""
+
+    begin: int
+    """The number of the round's first step."""
+    usual: int
+    """The round's steps."""
+    own: int
+    """Steps of this site in it."""
+
+    def at(self, step: int) -> float:
+        """Return where in the schedule the site's step with this number lies: the rate comes down over rounds."""
+        return self.begin + (step - self.begin) * self.usual / self.own

@@ -1,0 +1,95 @@
+"""The mean of the sites' inner optimisers, from which all of them go on after a round (`outer.share: optimizer`).
+
+Averaging the optimiser's state with the parameters is what makes local steps most like those of one cluster ("Local
+Adam", https://arxiv.org/abs/2409.13155; DES-LOC, https://arxiv.org/abs/2505.22549). It crosses borders in bf16 behind
+the pseudo-gradient, in one contribution with one digest, as class `optimizer_state`: it is a mean of gradients of the
+last steps, so a policy may refuse it where it lets a pseudo-gradient pass.
+
+What a site sends for it cannot be checked against its text, so what it can do is bounded. No vector counts with more
+than `MOST` times the lower median of the sites' norms. AdamW's first moment is held to what gradients with the second
+one could have left, so a step changes no element by more than AdamW's own bound; Muon orthogonalises its momentum, so
+that its size does not matter. All of it fades with the optimiser's own rates, in some tens of steps.
+
+Sites need not agree on it to the last bit: it is where each begins its own steps, which it answers for as before.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from consortium.domain.training import Contribution
+from consortium.train.outer import Moments, Vector, norm_of, tiles
+from consortium.train.spread import spread
+
+MOST = 2.0
+"""Times the lower median norm that a site's vector counts with at the most."""
+_FIRST, _SECOND = "exp_avg", "exp_avg_sq"
+_ROUNDED = 1 + 2.0**-7
+"""bf16 rounds both moments, each by 2^-8 of it at the most."""
+
+
+def packed(moments: Moments) -> Vector:
+    """Return an optimiser's vectors as one, in order of their names."""
+    return np.concatenate([moments.vectors[name] for name in sorted(moments.vectors)])
+
+
+def mean_of(
+    contributions: Iterable[Contribution],
+    states: Mapping[str, Vector],
+    sizes: Mapping[str, int],
+    betas: tuple[float, float],
+) -> dict[str, Vector]:
+    """Return the mean of the sites' optimisers by name of the vector, weighted as the round's certificate says.
+
+    `states` are finite and `packed`, by site, their parts as long as `sizes` says by name. `betas` are AdamW's, the
+    first squared below the second.
+    """
+    parts = sorted(contributions, key=lambda part: part.site)
+    found = {}
+    for name, where in _places(sizes):
+        vectors = [states[part.site][where] for part in parts]
+        norms = [norm_of(vector) for vector in vectors]
+        most = MOST * statistics.median_low(norms)
+        total = np.zeros(sizes[name], dtype=np.float32)
+        for part, vector, norm in zip(parts, vectors, norms, strict=True):
+            scale = np.float32(float.fromhex(part.weight) * (most / norm if norm > most else 1.0))
+            _add(total, vector, scale)
+        found[name] = total
+    if _SECOND in found:
+        _bound(found[_FIRST], found[_SECOND], betas)
+    return found
+
+
+def _places(sizes: Mapping[str, int]) -> Iterator[tuple[str, slice]]:
+    start = 0
+    for name in sorted(sizes):
+        yield name, slice(start, start + sizes[name])
+        start += sizes[name]
+
+
+def _add(total: Vector, vector: Vector, scale: np.float32) -> None:
+    def work(part: slice) -> None:
+        total[part] += np.multiply(vector[part], scale)
+
+    spread(work, tiles(len(total)))
+
+
+def _bound(first: Vector, second: Vector, betas: tuple[float, float]) -> None:
+    """Hold AdamW's moments to what any gradients leave: v >= 0, and |m| <= K sqrt(v).
+
+    By Cauchy and Schwarz, K^2 = (1 - b1)^2 / ((1 - b2) (1 - b1^2 / b2)). What satisfies it goes on to with every step,
+    and the mean of what satisfies it does, because the mean of roots is at most the root of the mean.
+    """
+    one, two = betas
+    most = np.float32(_ROUNDED * (1 - one) / math.sqrt((1 - two) * (1 - one * one / two)))
+
+    def work(part: slice) -> None:
+        np.maximum(second[part], 0, out=second[part])
+        bound = np.multiply(np.sqrt(second[part]), most)
+        np.clip(first[part], -bound, bound, out=first[part])
+
+    spread(work, tiles(len(first)))
