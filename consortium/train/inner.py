@@ -117,9 +117,9 @@ class InnerWorker:
         return self._optimizer.moments()
 
     @property
-    def state_sizes(self) -> dict[str, int]:
-        """Elements of each vector of the optimiser's state, by name."""
-        return self._optimizer.sizes
+    def covered(self) -> dict[str, tuple[str, ...]]:
+        """By vector of the optimiser's state the parameters that it is of, in order."""
+        return self._optimizer.covered
 
     def stop(self) -> None:
         """Let the other ranks return from `follow`. Rank 0 only."""

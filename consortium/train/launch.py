@@ -165,7 +165,7 @@ def lead(exchange: Exchange, worker: Any, params: PretrainConfig, vocab_size: in
         names=worker.layout.names,
         shapes=worker.layout.shapes,
         document_end=worker.document_end,
-        optimizer=worker.state_sizes,
+        optimizer=worker.covered,
         source=same_everywhere(exchange, params.model.plugin) if params.model.plugin else "",
     )
     keep = Keep(exchange.store(), context.job)

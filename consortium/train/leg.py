@@ -21,11 +21,10 @@ from functools import partial
 
 import numpy as np
 
-from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.training import RoundPhase
 from consortium.errors import ConsortiumError, UnreachableError, VerificationError
-from consortium.train import parcels
+from consortium.train.beginning import Beginning
 from consortium.train.beside import Behind, Beside
 from consortium.train.book import RoundBook
 from consortium.train.codes import Code
@@ -34,15 +33,12 @@ from consortium.train.exchange import Exchange
 from consortium.train.fragments import Plan
 from consortium.train.keep import Begun, Contribution, Keep, Origin, OuterState
 from consortium.train.meter import Metrics
-from consortium.train.outer import Moments, Vector, difference, digest_of, finite, norm_of, to_bytes, vector_digest
+from consortium.train.outer import Moments, Vector, difference, digest_of, finite, norm_of, vector_digest
 from consortium.train.outlast import Outlasting
 from consortium.train.pace import steps_of
-from consortium.train.peers import INITIAL, commit_of
+from consortium.train.peers import commit_of
 from consortium.train.schedule import Rounds
-from consortium.train.shared import mean_of, packed
-from consortium.train.start import resumed, starting_point
 from consortium.train.talk import Made, Met, Probe, Talk
-from consortium.train.votes import majority
 from consortium.train.within import Inner, RoundTrainer, Stopped
 
 
@@ -92,9 +88,9 @@ class FederatedLeg:
         self._size = origin.layout.size
         self._metrics = metrics
         self._rounds = Rounds.of(params)
-        self._code = Code.of(params.outer, sum(origin.optimizer.values()))
+        self._code = Code.of(params.outer, origin.sharing.size)
         self._plan = Plan.of(origin.layout, params.outer)
-        self._talk = Talk(exchange, self._book, params, self._plan, self._size, self._code, sleep=sleep)
+        self._talk = Talk(exchange, self._book, params, self._plan, origin, self._code, sleep=sleep)
         self._peers = self._talk.peers
         self._trainer = RoundTrainer(exchange, keep, inner, params, self._size, now_s=now_s)
         self._job = exchange.context.job
@@ -120,73 +116,19 @@ class FederatedLeg:
 
     def _run(self) -> OuterState:
         self._book.note(self._params.outer)
+        beginning = Beginning(self._exchange, self._keep, self._talk, self._params, self._origin)
         state = self._keep.newest(self._size)
         if state is not None:
             self._talk.joining.welcome(state, None)
         else:
-            state = self._joined() or (self._resumed() if self._params.start.resume else self._begin())
+            state = beginning.state(self._inner.initial)
         if state.moments is not None:
             self._inner.restore(state.moments)
-        self._publish(state)
+        beginning.publish(state)
         self.digests[str(state.round)] = state.digest
         while state.round < self._params.outer.rounds:
             state = self.advance(state)
         return state
-
-    # -- round 0 --------------------------------------------------------------------------------------------------
-
-    def _begin(self) -> OuterState:
-        """Return the state before round 1: drawn here by the first peer, received by the others."""
-        begun = self._peers.look(1)
-        first = self._site == self._peers.sites[0] and (begun is None or begun.phase is RoundPhase.OPEN)
-        first = first and self._site not in self._exchange.agreements("outer/0")
-        outer = self._first() if first else self._peers.receive_initial()
-        state = OuterState(
-            round=0,
-            digest=vector_digest(outer),
-            outer=outer,
-            momentum=np.zeros(self._size, dtype=np.float32),
-            position=0,
-            tokens=0,
-            moments=None,
-        )
-        self._keep.save_outer(state, self._origin)
-        return state
-
-    def _joined(self) -> OuterState | None:
-        """Return the state that this site begins with where it was added in mid-training; None where it was not."""
-        if not self._talk.joining.late():
-            return None
-        state = self._talk.joining.join()
-        self._keep.save_outer(state, self._origin)
-        self._exchange.agree(f"outer/{state.round}", state.digest)
-        return state
-
-    def _resumed(self) -> OuterState:
-        """Return the state before round 1 of a training that goes on with all that this site kept of another job."""
-        state = resumed(self._exchange.store(), self._params.start, self._origin)
-        self._keep.save_outer(state, self._origin)
-        return state
-
-    def _first(self) -> Vector:
-        """Return freshly drawn parameters, or those that the job goes on from."""
-        if not self._params.start.given:
-            return self._inner.initial()
-        return starting_point(self._exchange.store(), self._params.start, self._origin)
-
-    def _publish(self, state: OuterState) -> None:
-        """Publish and agree on the state before round 1, unless this site has done so already."""
-        if state.round > 0 or self._site in (known := self._exchange.agreements("outer/0")):
-            return
-        first, resumed = self._peers.sites[0], self._params.start.resume
-        if self._site == first and len(self._peers.sites) > 1 and not resumed:
-            parcels.send(self._exchange, ArtifactClass.OUTER_STATE, INITIAL, to_bytes(state.outer))
-        differ = {site: known[site] for site in sorted(known) if known[site] != state.digest}
-        if majority(differ, self._peers.sites) if resumed else first in differ:
-            self._peers.compare("outer/0", state.digest, differ)
-        for site in differ:
-            sys.stderr.write(f"{site} begins with another state, {differ[site]}; most sites, or the first, decide\n")
-        self._exchange.agree("outer/0", state.digest)
 
     # -- one round ------------------------------------------------------------------------------------------------
 
@@ -229,7 +171,7 @@ class FederatedLeg:
         """Encode and keep what inner steps came to. Nothing of it is sent before it is in the store."""
         part = self._plan.fragment(done.round)
         carried = None if state.residual is None else part.take(state.residual)
-        shared = packed(done.moments) if self._code.state and done.moments is not None else None
+        shared = self._origin.sharing.packed(done.moments) if self._code.state and done.moments is not None else None
         encoded = self._code.encode(difference(part.take(state.outer), part.take(done.local)), carried, shared)
         made = Contribution(
             round=done.round,
@@ -369,8 +311,7 @@ class FederatedLeg:
         if not self._code.state or not met.certificate.contributions:
             return None
         states = self._peers.states(met.certificate, met.counted, self._size)
-        sizes, betas = self._origin.optimizer, self._params.optim.betas
-        vectors = mean_of(met.certificate.contributions, states, sizes, betas)
+        vectors = self._origin.sharing.mean(met.certificate.contributions, states, self._params.optim.betas)
         return Moments(vectors, self._rounds.before(met.certificate.round + 1))
 
     def _stepped(self, state: OuterState, met: Met) -> tuple[Vector, Vector]:

@@ -38,20 +38,29 @@ class InnerOptimizer:
             raise UsageError(f"the model has no parameters {absent} that its hidden() names", where="model.plugin")
         self._steps = 0
         self._plain = [(name, parameter) for name, parameter in named if name not in muons]
-        self._split = [(parameter, _parts(name, parameter, muons[name])) for name, parameter in named if name in muons]
+        self._split = [
+            (name, parameter, _parts(name, parameter, muons[name])) for name, parameter in named if name in muons
+        ]
         self._adamw = _adamw(self._plain, config) if self._plain else None
         self._muon = self._of_parts(config) if self._split else None
+
+    @property
+    def covered(self) -> dict[str, tuple[str, ...]]:
+        """By vector of the state the parameters that it is of, in order."""
+        plain = tuple(name for name, _ in self._plain)
+        split = tuple(name for name, _, _ in self._split)
+        return (dict.fromkeys(_ADAMW, plain) if plain else {}) | ({_MUON: split} if split else {})
 
     @property
     def sizes(self) -> dict[str, int]:
         """Elements of each vector of the state, by name."""
         plain = sum(parameter.numel() for _, parameter in self._plain)
-        split = sum(parameter.numel() for parameter, _ in self._split)
+        split = sum(parameter.numel() for _, parameter, _ in self._split)
         return (dict.fromkeys(_ADAMW, plain) if self._adamw else {}) | ({_MUON: split} if self._muon else {})
 
     def step(self, rate: float) -> None:
         """Take one step at this rate from the gradients of the parameters, and drop them."""
-        for parameter, parts in self._split:
+        for _, parameter, parts in self._split:
             if parameter.grad is not None:
                 rows = [len(part) for part in parts]
                 for part, gradient in zip(parts, torch.split(parameter.grad, rows), strict=True):
@@ -62,7 +71,7 @@ class InnerOptimizer:
                     group["lr"] = rate
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        for parameter, _ in self._split:
+        for _, parameter, _ in self._split:
             parameter.grad = None
         self._steps += 1
 
@@ -80,7 +89,7 @@ class InnerOptimizer:
             plain = [parameter for _, parameter in self._plain]
             vectors |= {key: self._flat(self._adamw, plain, key) for key in _ADAMW}
         if self._muon is not None:
-            vectors[_MUON] = self._flat(self._muon, [part for _, parts in self._split for part in parts], _MUON)
+            vectors[_MUON] = self._flat(self._muon, [part for _, _, parts in self._split for part in parts], _MUON)
         return Moments(vectors, self._steps)
 
     def check(self, moments: Moments) -> None:
@@ -99,7 +108,7 @@ class InnerOptimizer:
             plain = [parameter for _, parameter in self._plain]
             self._set(self._adamw, plain, _ADAMW, vectors, {"step": float(steps)})
         if self._muon is not None:
-            self._set(self._muon, [part for _, parts in self._split for part in parts], (_MUON,), vectors, {})
+            self._set(self._muon, [part for _, _, parts in self._split for part in parts], (_MUON,), vectors, {})
 
     def _flat(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], key: str) -> Vector:
         if any(key not in optimizer.state.get(parameter, {}) for parameter in parameters):
@@ -130,7 +139,7 @@ class InnerOptimizer:
 
     def _of_parts(self, config: OptimConfig) -> torch.optim.Muon:
         return torch.optim.Muon(
-            [part for _, parts in self._split for part in parts],
+            [part for _, _, parts in self._split for part in parts],
             lr=config.lr,
             weight_decay=config.weight_decay,
             momentum=config.momentum,

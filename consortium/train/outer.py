@@ -116,6 +116,12 @@ def dot(one: Vector, other: Vector) -> float:
     return sum(spread(of, tiles(len(one))), 0.0)
 
 
+def cosine_of(one: Vector, other: Vector) -> float:
+    """Return the cosine of the angle between two vectors, summed in fp64; 1 where either is zero."""
+    scale = norm_of(one) * norm_of(other)
+    return dot(one, other) / scale if scale > 0 else 1.0
+
+
 def finite(vector: Vector) -> bool:
     """Return whether no element is a NaN or infinity."""
     return all(spread(lambda part: bool(np.isfinite(vector[part]).all()), tiles(len(vector))))

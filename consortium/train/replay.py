@@ -38,11 +38,9 @@ from consortium.train.codes import Code
 from consortium.train.combine import combine
 from consortium.train.fragments import Plan
 from consortium.train.keep import Keep
-from consortium.train.outer import Layout, Vector, difference, digest_of, norm_of, vector_digest
+from consortium.train.outer import Layout, Vector, cosine_of, difference, digest_of, norm_of, vector_digest
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
 from consortium.train.schedule import Pace, Rounds
-from consortium.train.screen import cosine_of
-from consortium.train.shared import packed
 from consortium.train.within import Inner
 
 if TYPE_CHECKING:
@@ -133,7 +131,7 @@ class Replay:
         if states:
             origin = self._keep.measured(states[0])[0]
             self._size, self._plan = origin.layout.size, Plan.of(origin.layout, self._params)
-            self._decode = self._decode or Code.of(self._params, sum(origin.optimizer.values())).decode
+            self._decode = self._decode or Code.of(self._params, origin.sharing.size).decode
         chain = self._kept_state(0)
         found = []
         past: dict[int, Round | None] = {}
@@ -335,10 +333,10 @@ def re_execute(keep: Keep, inner: Inner, params: PretrainConfig, number: int, si
         done = inner.run(local, position=position, step=begin + over, count=made.steps - over, pace=pace)
         local, position = done.local, done.position
     again = difference(part.take(before.outer), part.take(local))
-    code = Code.of(params.outer, sum(origin.optimizer.values()))
+    code = Code.of(params.outer, origin.sharing.size)
     carried = None if before.residual is None else part.take(before.residual)
     moments = inner.moments() if code.state else None
-    encoded = code.encode(again, carried, None if moments is None else packed(moments))
+    encoded = code.encode(again, carried, None if moments is None else origin.sharing.packed(moments))
     # Compared is what was committed, as peers decode it, and what it left to the next round; with the residual that is
     # kept one could make any bytes stand for any vector.
     ours, theirs = code.decode(encoded.data, part.size), code.decode(made.data, part.size)

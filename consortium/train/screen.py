@@ -32,9 +32,10 @@ from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit, Round, Standing
 from consortium.errors import VerificationError
 from consortium.train.codes import FP32
-from consortium.train.outer import Vector, digest_of, dot, finite, norm_of, tiles
+from consortium.train.outer import Vector, cosine_of, digest_of, finite, norm_of, tiles
 from consortium.train.pace import steps_of
 from consortium.train.schedule import Rounds
+from consortium.train.shared import Sharing
 
 OUTLIER_FACTOR = 10.0
 MIN_NORMS = 3
@@ -50,6 +51,9 @@ class Decoder(Protocol):
 
     def decode(self, data: bytes | memoryview, size: int) -> Vector:
         """Return the vector of `size` elements that `data` stands for, or raise VerificationError."""
+
+    def state_in(self, data: bytes | memoryview, size: int) -> Vector:
+        """Return the optimiser's state behind it; what `decode` takes has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +99,8 @@ class Gates:
     momentum: Vector | None = None
     """The outer optimiser's, before this round."""
     probe: Probe | None = None
+    sharing: Sharing | None = None
+    """What comes of the inner optimisers' states behind the pseudo-gradients, if it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +145,8 @@ def screen(
         for commit in sorted(commits, key=lambda commit: commit.site)
     ]
     judged = _outliers(judged, gates.standing)
+    if gates.sharing is not None:
+        judged = _states(judged, received, size, code, gates.sharing, gates.rule.cosine)
     momentum = gates.momentum
     if gates.rule.cosine > -1 and momentum is not None and norm_of(momentum) > 0:
         judged = [
@@ -152,12 +160,6 @@ def screen(
     return tuple(judged)
 
 
-def cosine_of(one: Vector, other: Vector) -> float:
-    """Return the cosine of the angle between two vectors, summed in fp64; 1 where either is zero."""
-    scale = norm_of(one) * norm_of(other)
-    return dot(one, other) / scale if scale > 0 else 1.0
-
-
 def _outliers(judged: list[Screened], standing: Standing | None) -> list[Screened]:
     past = [float.fromhex(norm) for norm in standing.norms] if standing is not None else []
     norms = past if len(past) >= MIN_NORMS else [one.norm for one in judged if not one.reason]
@@ -166,6 +168,31 @@ def _outliers(judged: list[Screened], standing: Standing | None) -> list[Screene
         replace(one, reason="outlier") if not one.reason and middle > 0 and one.norm > OUTLIER_FACTOR * middle else one
         for one in judged
     ]
+
+
+def _states(
+    judged: list[Screened],
+    received: Mapping[str, bytes | memoryview],
+    size: int,
+    code: Decoder,
+    sharing: Sharing,
+    least_cosine: float,
+) -> list[Screened]:
+    """Refuse what comes with a state that is far larger than the others', or points against its own steps."""
+    norms: dict[str, dict[str, float]] = {}
+    astray = set[str]()
+    for one in judged:
+        if one.reason or one.vector is None:
+            continue
+        site = one.commit.site
+        state = code.state_in(received[site], size)
+        norms[site] = sharing.norms(state)
+        if least_cosine > -1 and min(sharing.cosines(state, one.vector).values()) < least_cosine:
+            astray.add(site)
+    middle = {name: median(found[name] for found in norms.values()) for name in next(iter(norms.values()), {})}
+    large = {site for site, found in norms.items() if any(found[k] > OUTLIER_FACTOR * middle[k] for k in found)}
+    reasons = dict.fromkeys(astray, "cosine") | dict.fromkeys(large, "outlier")
+    return [replace(one, reason=one.reason or reasons.get(one.commit.site, "")) for one in judged]
 
 
 def _damage(judged: list[Screened], allowed: float, probe: Probe) -> list[Screened]:

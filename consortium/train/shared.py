@@ -5,10 +5,12 @@ Adam", https://arxiv.org/abs/2409.13155; DES-LOC, https://arxiv.org/abs/2505.225
 the pseudo-gradient, in one contribution with one digest, as class `optimizer_state`: it is a mean of gradients of the
 last steps, so a policy may refuse it where it lets a pseudo-gradient pass.
 
-What a site sends for it cannot be checked against its text, so what it can do is bounded. No vector counts with more
-than `MOST` times the lower median of the sites' norms. AdamW's first moment is held to what gradients with the second
-one could have left, so a step changes no element by more than AdamW's own bound; Muon orthogonalises its momentum, so
-that its size does not matter. All of it fades with the optimiser's own rates, in some tens of steps.
+What a site sends for it cannot be checked against its text. So it is screened like the pseudo-gradient (`screen`: its
+norm against the other sites', its direction against the pseudo-gradient that came of the same steps), and what it can
+do besides is bounded. No vector counts with more than `MOST` times the lower median of the sites' norms. AdamW's first
+moment is held to what gradients with the second one could have left, so a step changes no element by more than AdamW's
+own bound; Muon orthogonalises its momentum, so that its size does not matter. All of it fades with the optimiser's own
+rates, in some tens of steps.
 
 Sites need not agree on it to the last bit: it is where each begins its own steps, which it answers for as before.
 """
@@ -18,11 +20,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from consortium.domain.training import Contribution
-from consortium.train.outer import Moments, Vector, norm_of, tiles
+from consortium.train.outer import Layout, Moments, Vector, cosine_of, norm_of, tiles
 from consortium.train.spread import spread
 
 MOST = 2.0
@@ -32,43 +35,72 @@ _ROUNDED = 1 + 2.0**-7
 """bf16 rounds both moments, each by 2^-8 of it at the most."""
 
 
-def packed(moments: Moments) -> Vector:
-    """Return an optimiser's vectors as one, in order of their names."""
-    return np.concatenate([moments.vectors[name] for name in sorted(moments.vectors)])
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """What crosses of an inner optimiser's state: its vectors, one behind the other in order of their names."""
 
+    layout: Layout
+    """Of the model's parameters."""
+    covered: Mapping[str, tuple[str, ...]]
+    """By vector the parameters that it is of, in the layout's order."""
 
-def mean_of(
-    contributions: Iterable[Contribution],
-    states: Mapping[str, Vector],
-    sizes: Mapping[str, int],
-    betas: tuple[float, float],
-) -> dict[str, Vector]:
-    """Return the mean of the sites' optimisers by name of the vector, weighted as the round's certificate says.
+    @property
+    def size(self) -> int:
+        """Elements of all of it."""
+        return sum(self._sizes.values())
 
-    `states` are finite and `packed`, by site, their parts as long as `sizes` says by name. `betas` are AdamW's, the
-    first squared below the second.
-    """
-    parts = sorted(contributions, key=lambda part: part.site)
-    found = {}
-    for name, where in _places(sizes):
-        vectors = [states[part.site][where] for part in parts]
-        norms = [norm_of(vector) for vector in vectors]
-        most = MOST * statistics.median_low(norms)
-        total = np.zeros(sizes[name], dtype=np.float32)
-        for part, vector, norm in zip(parts, vectors, norms, strict=True):
-            scale = np.float32(float.fromhex(part.weight) * (most / norm if norm > most else 1.0))
-            _add(total, vector, scale)
-        found[name] = total
-    if _SECOND in found:
-        _bound(found[_FIRST], found[_SECOND], betas)
-    return found
+    def packed(self, moments: Moments) -> Vector:
+        """Return an optimiser's vectors as one."""
+        return np.concatenate([moments.vectors[name] for name in sorted(self.covered)])
 
+    def norms(self, state: Vector) -> dict[str, float]:
+        """Return the norm of each vector of a packed state."""
+        return {name: norm_of(state[where]) for name, where in self._places()}
 
-def _places(sizes: Mapping[str, int]) -> Iterator[tuple[str, slice]]:
-    start = 0
-    for name in sorted(sizes):
-        yield name, slice(start, start + sizes[name])
-        start += sizes[name]
+    def cosines(self, state: Vector, gradient: Vector) -> dict[str, float]:
+        """Return the cosines of a packed state's means of gradients to the pseudo-gradient of the same parameters.
+
+        Both come of the same steps, so honest ones point alike.
+        """
+        arrays = self.layout.split(gradient)
+        return {
+            name: cosine_of(state[where], np.concatenate([arrays[one].reshape(-1) for one in self.covered[name]]))
+            for name, where in self._places()
+            if name != _SECOND
+        }
+
+    def mean(
+        self, contributions: Iterable[Contribution], states: Mapping[str, Vector], betas: tuple[float, float]
+    ) -> dict[str, Vector]:
+        """Return the mean of the sites' optimisers by vector, weighted as the round's certificate says.
+
+        `states` are finite and packed, by site; `betas` are AdamW's, the first squared below the second.
+        """
+        parts = sorted(contributions, key=lambda part: part.site)
+        found = {}
+        for name, where in self._places():
+            vectors = [states[part.site][where] for part in parts]
+            norms = [norm_of(vector) for vector in vectors]
+            most = MOST * statistics.median_low(norms)
+            total = np.zeros(where.stop - where.start, dtype=np.float32)
+            for part, vector, norm in zip(parts, vectors, norms, strict=True):
+                scale = np.float32(float.fromhex(part.weight) * (most / norm if norm > most else 1.0))
+                _add(total, vector, scale)
+            found[name] = total
+        if _SECOND in found:
+            _bound(found[_FIRST], found[_SECOND], betas)
+        return found
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        elements = dict(zip(self.layout.names, self.layout.sizes, strict=True))
+        return {name: sum(elements[one] for one in self.covered[name]) for name in sorted(self.covered)}
+
+    def _places(self) -> Iterator[tuple[str, slice]]:
+        start = 0
+        for name, size in self._sizes.items():
+            yield name, slice(start, start + size)
+            start += size
 
 
 def _add(total: Vector, vector: Vector, scale: np.float32) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from consortium.domain.codec import from_json, to_json
 from consortium.errors import UsageError, VerificationError
 from consortium.train.outer import Layout, Moments, Vector, from_bytes, to_bytes
+from consortium.train.shared import Sharing
 
 if TYPE_CHECKING:
     from consortium.storage.objects import ObjectStore
@@ -38,8 +39,8 @@ class Origin:
     shapes: tuple[tuple[int, ...], ...]
     document_end: int | None = None
     """The token at which attention stopped in training; None: it went on over the end of documents."""
-    optimizer: dict[str, int] = field(default_factory=dict)
-    """Elements of each vector of the inner optimiser's state, by name."""
+    optimizer: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By vector of the inner optimiser's state the parameters that it is of, in order."""
     source: str = ""
     """Package, version and digest of the plug-in that computed it; empty: the decoder of this package."""
 
@@ -47,6 +48,11 @@ class Origin:
     def layout(self) -> Layout:
         """Where each parameter lies."""
         return Layout(self.names, self.shapes)
+
+    @property
+    def sharing(self) -> Sharing:
+        """What crosses where sites share their inner optimisers' states."""
+        return Sharing(self.layout, self.optimizer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from consortium.train.disputes import holding, published
 from consortium.train.exchange import Exchange
 from consortium.train.fragments import Plan
 from consortium.train.joining import Joining
-from consortium.train.keep import Contribution, OuterState
+from consortium.train.keep import Contribution, Origin, OuterState
 from consortium.train.outer import Vector, difference
 from consortium.train.peers import JUDGED, Peers, commit_of
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after, withdrawn
@@ -71,7 +71,7 @@ class Talk:
         book: RoundBook,
         params: PretrainConfig,
         plan: Plan,
-        size: int,
+        origin: Origin,
         code: Code,
         *,
         sleep: Callable[[float], None] = time.sleep,
@@ -85,6 +85,8 @@ class Talk:
         self._site = exchange.context.site
         self.halt = threading.Event()
         """Set where the leg ends while it talks in a thread of its own."""
+        size = origin.layout.size
+        self._sharing = origin.sharing if code.state else None
         self.peers = Peers(exchange, size, code=code, sleep=self._pause)
         self._settling = Settling(exchange, self.peers, size)
         self.joining = Joining(exchange, self.peers, book, params, size)
@@ -244,6 +246,7 @@ class Talk:
             standing=self._standing(made.round),
             momentum=part.take(state.momentum),
             probe=loss_of,
+            sharing=self._sharing,
         )
 
     def _standing(self, number: int) -> Standing | None:

@@ -33,7 +33,7 @@ from consortium.train.outer import Moments, Vector, digest_of, nesterov, norm_of
 from consortium.train.rounds import certify
 from consortium.train.schedule import Rounds
 from consortium.train.screen import Gates, screen
-from consortium.train.shared import mean_of, packed
+from consortium.train.shared import Sharing
 from consortium.train.within import InnerResult
 
 JOB = "job-0000000000000000000000000b"
@@ -169,9 +169,9 @@ class Federation:
         outer = first.initial()
         out = Outcome(outer=outer, origin=self._origin(first), digests=[vector_digest(outer)])
         momentum = np.zeros_like(outer)
-        rounds, sizes = Rounds.of(self.params), first.state_sizes
+        rounds, sharing = Rounds.of(self.params), Sharing(first.layout, first.covered)
         if self.params.outer.share == "optimizer":
-            code = replace(code, state=sum(sizes.values()))
+            code = replace(code, state=sharing.size)
         for number in range(1, self.params.outer.rounds + 1):
             steps = range(rounds.before(number), rounds.before(number + 1))
             vectors, sent, commits = {}, {}, []
@@ -182,7 +182,7 @@ class Federation:
                 if meddle is not None:
                     gradient = meddle(name, number, gradient)
                 moments = site.worker.moments() if code.state else None
-                state = None if moments is None else packed(moments)
+                state = None if moments is None else sharing.packed(moments)
                 if forge is not None and state is not None:
                     state = forge(name, number, state)
                 made = code.encode(gradient, site.residual, state)
@@ -190,12 +190,12 @@ class Federation:
                 sent[name], vectors[name] = made.data, code.decode(made.data, len(outer))
                 commits.append(self._commit(number, len(steps), name, made.data, vectors[name], done))
             out.sent_bytes += len(made.data)
-            gates = Gates(rule=rule or ScreenRule(), momentum=momentum)
+            gates = Gates(rule=rule or ScreenRule(), momentum=momentum, sharing=sharing if code.state else None)
             certificate = self._judge(number, out, commits, sent, gates, code)
             out.tokens += sum(part.tokens for part in certificate.contributions)
             if code.state and certificate.contributions:
                 states = {name: code.state_in(data, len(outer)) for name, data in sent.items()}
-                mean = mean_of(certificate.contributions, states, sizes, self.params.optim.betas)
+                mean = sharing.mean(certificate.contributions, states, self.params.optim.betas)
                 for site in sites.values():
                     site.worker.restore(Moments(mean, rounds.before(number + 1)))
             if certificate.contributions:

@@ -19,9 +19,9 @@ from consortium.domain.training import Certificate, Commit, Round, RoundPhase, S
 from consortium.train.combine import combine
 from consortium.train.inner import InnerWorker
 from consortium.train.order import Sequences
-from consortium.train.outer import Vector, nesterov, norm_of, to_bytes, vector_digest
+from consortium.train.outer import Vector, cosine_of, nesterov, norm_of, to_bytes, vector_digest
 from consortium.train.rounds import certify, first_standing, standing_after
-from consortium.train.screen import Gates, cosine_of, screen
+from consortium.train.screen import Gates, screen
 
 pytestmark = pytest.mark.integration
 

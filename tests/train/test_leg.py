@@ -109,7 +109,7 @@ class Site:
                 tokenizer_digest="",
                 names=worker.layout.names,
                 shapes=worker.layout.shapes,
-                optimizer=worker.state_sizes,
+                optimizer=worker.covered,
             )
             keep = Keep(self.store, JOB)
             leg = FederatedLeg(line, keep, worker, params, origin, NoMetrics(), sleep=lambda _: _nap())

@@ -18,16 +18,19 @@ from consortium.errors import UsageError, VerificationError
 from consortium.train.codes import Code
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
-from consortium.train.outer import Moments, Vector
+from consortium.train.outer import Layout, Moments, Vector
 from consortium.train.replay import kept_params, re_execute, replay
-from consortium.train.shared import MOST, mean_of, packed
+from consortium.train.shared import MOST, Sharing
 from consortium.train.tokens import open_sequences
 from tests.train.conftest import PARAMS, VOCAB
 from tests.train.hub import JOB
 from tests.train.test_leg import Site, SpoilingWorker, digests, federation, together
 
 BETAS = (0.9, 0.95)
-SIZES = {"exp_avg": 64, "exp_avg_sq": 64, "momentum_buffer": 32}
+SHARING = Sharing(
+    Layout.of({"a": (4, 8), "b": (8, 8)}), {"exp_avg": ("b",), "exp_avg_sq": ("b",), "momentum_buffer": ("a",)}
+)
+VECTORS = sorted(SHARING.covered)
 SHARED = {**PARAMS, "outer": {**PARAMS["outer"], "share": "optimizer", "keep_received": -1}}
 MUON = {**SHARED, "optim": {"name": "muon", "lr": 0.01, "warmup_steps": 2}}
 
@@ -56,15 +59,15 @@ def state(seed: int, **kinds: Any) -> dict[str, Vector]:
 
 
 def met(*states: dict[str, Vector]) -> dict[str, Vector]:
-    known = {f"s{number}": packed(Moments(one, 1)) for number, one in enumerate(states)}
-    return mean_of(contributions(len(states)), known, SIZES, BETAS)
+    known = {f"s{number}": SHARING.packed(Moments(one, 1)) for number, one in enumerate(states)}
+    return SHARING.mean(contributions(len(states)), known, BETAS)
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=5), st.integers(1, 60))
 def test_of_honest_sites_it_is_the_plain_mean(seeds, steps):
     states = [state(seed, steps=steps) for seed in seeds]
     found = met(*states)
-    norms = {name: [float(np.linalg.norm(one[name])) for one in states] for name in SIZES}
+    norms = {name: [float(np.linalg.norm(one[name])) for one in states] for name in VECTORS}
     for name, known in norms.items():
         if max(known) <= MOST * sorted(known)[(len(known) - 1) // 2]:
             mean = np.mean([one[name] for one in states], axis=0)
@@ -187,27 +190,39 @@ def test_a_crash_changes_no_bit_of_what_is_shared(leg, crash):
 class LyingWorker(SpoilingWorker):
     """Trains honestly and makes its optimiser's state up."""
 
+    factor = 1.0
+
     def moments(self) -> Moments | None:
         honest = super().moments()
         if honest is None:
             return None
-        return replace(honest, vectors={name: np.float32(1e12) * one for name, one in honest.vectors.items()})
+        lies = {name: np.float32(self.factor) * one for name, one in honest.vectors.items() if name != "exp_avg_sq"}
+        return replace(honest, vectors={**honest.vectors, **lies})
 
 
 @pytest.mark.integration
-def test_a_made_up_state_neither_stops_the_others_nor_passes_when_its_steps_are_done_again(leg, monkeypatch, tmp_path):
-    sites = federation(leg, params=SHARED)
+@pytest.mark.parametrize(
+    ("factor", "cosine", "reason"), [(1e12, -1.0, "outlier"), (-1.0, 0.0, "cosine"), (-1.0, -1.0, "")]
+)
+def test_a_made_up_state_is_refused_or_bounded_and_shows_when_its_steps_are_done_again(
+    leg, monkeypatch, tmp_path, factor, cosine, reason
+):
+    outer = {**SHARED["outer"], "screen": {"cosine": cosine}}
+    sites = federation(leg, params={**SHARED, "outer": outer})
+    worker_of = {"uy-1": LyingWorker}
+    monkeypatch.setattr(LyingWorker, "factor", factor)
     monkeypatch.setattr(
-        "tests.train.test_leg.SpoilingWorker",
-        lambda params, vocab, text, site: (LyingWorker if site == "uy-1" else SpoilingWorker)(
-            params, vocab, text, site
-        ),
+        "tests.train.test_leg.SpoilingWorker", lambda *given: worker_of.get(given[-1], SpoilingWorker)(*given)
     )
     together(sites)
     assert len(digests(sites)) == 1
     assert np.isfinite(sites[0].final.outer).all()
-    losses = [float.fromhex(commit.loss) for k in (1, 3) for commit in sites[0].hub.rounds[k].commits]
+    hub = sites[0].hub
+    losses = [float.fromhex(commit.loss) for k in (1, 3) for commit in hub.rounds[k].commits]
     assert sum(losses[3:]) < sum(losses[:3])
+    for number in (1, 2, 3):
+        said = {(one.site, one.reason) for one in hub.rounds[number].verdicts}
+        assert said == {("de-1", ""), ("fr-1", ""), ("uy-1", reason)}
     liar = sites[2]
     job = PretrainConfig.of(liar.context.params)
     text = open_sequences(liar.store, liar.context.inputs, job.model.context, VOCAB, tmp_path)

@@ -1,0 +1,85 @@
+"""What a leg begins with: the state before round 1, drawn, received or resumed, or that of a round where it joins late.
+
+The first site in order of ids draws the parameters, or reads what the job goes on from, and sends them; nobody else
+draws, because the same seed gives different bits on different processors.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+
+from consortium.domain.data import ArtifactClass
+from consortium.domain.pretraining import PretrainConfig
+from consortium.domain.training import RoundPhase
+from consortium.train import parcels
+from consortium.train.exchange import Exchange
+from consortium.train.keep import Keep, Origin, OuterState
+from consortium.train.outer import Vector, to_bytes, vector_digest
+from consortium.train.peers import INITIAL
+from consortium.train.start import resumed, starting_point
+from consortium.train.talk import Talk
+from consortium.train.votes import majority
+
+
+class Beginning:
+    """How a leg that keeps no state of the job comes to one."""
+
+    def __init__(self, exchange: Exchange, keep: Keep, talk: Talk, params: PretrainConfig, origin: Origin) -> None:
+        self._exchange = exchange
+        self._keep = keep
+        self._joining = talk.joining
+        self._peers = talk.peers
+        self._start = params.start
+        self._origin = origin
+        self._site = exchange.context.site
+
+    def state(self, draw: Callable[[], Vector]) -> OuterState:
+        """Return the state to begin with, and keep it. `draw` returns fresh parameters."""
+        late = self._joining.late()
+        if late:
+            state = self._joining.join()
+        elif self._start.resume:
+            state = resumed(self._exchange.store(), self._start, self._origin)
+        else:
+            state = self._drawn(draw)
+        self._keep.save_outer(state, self._origin)
+        if late:
+            self._exchange.agree(f"outer/{state.round}", state.digest)
+        return state
+
+    def _drawn(self, draw: Callable[[], Vector]) -> OuterState:
+        """Return the state before round 1: drawn here by the first peer, received by the others."""
+        begun = self._peers.look(1)
+        first = self._site == self._peers.sites[0] and (begun is None or begun.phase is RoundPhase.OPEN)
+        if not first or self._site in self._exchange.agreements("outer/0"):
+            outer = self._peers.receive_initial()
+        elif self._start.given:
+            outer = starting_point(self._exchange.store(), self._start, self._origin)
+        else:
+            outer = draw()
+        return OuterState(
+            round=0,
+            digest=vector_digest(outer),
+            outer=outer,
+            momentum=np.zeros_like(outer),
+            position=0,
+            tokens=0,
+            moments=None,
+        )
+
+    def publish(self, state: OuterState) -> None:
+        """Publish and agree on the state before round 1, unless this site has done so already."""
+        if state.round > 0 or self._site in (known := self._exchange.agreements("outer/0")):
+            return
+        first, again = self._peers.sites[0], self._start.resume
+        if self._site == first and len(self._peers.sites) > 1 and not again:
+            parcels.send(self._exchange, ArtifactClass.OUTER_STATE, INITIAL, to_bytes(state.outer))
+        differ = {site: known[site] for site in sorted(known) if known[site] != state.digest}
+        if majority(differ, self._peers.sites) if again else first in differ:
+            self._peers.compare("outer/0", state.digest, differ)
+        for site in differ:
+            sys.stderr.write(f"{site} begins with another state, {differ[site]}; most sites, or the first, decide\n")
+        self._exchange.agree("outer/0", state.digest)
