@@ -469,7 +469,9 @@ def test_what_recomputation_does_not_decide_fails_the_job(core, said):
 def test_tokens_that_no_leg_can_have_read_are_no_commit(core):
     """Weights and FLOPs follow from them, those of refused commits too."""
     job = make_job()
-    params = {"outer": {"rounds": 1, "inner_steps": 5}, "data": {"batch_size": 2}, "model": {"context": 10}}
+    model = {"name": "tiny", "dim": 8, "layers": 1, "heads": 2, "context": 10}
+    outer = {"rounds": 1, "inner_steps": 5}
+    params = {"outer": outer, "data": {"batch_size": 2}, "model": model, "optim": {"lr": 0.01}}
     job = _with(job, spec=_with(job.spec, kind=JobKind.PRETRAIN, params=params))
     job = _with(job, id=store(core.db, job).id)
     place(core.db, job, sites=SITES)
