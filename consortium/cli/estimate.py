@@ -59,12 +59,17 @@ def _border(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _steps(found: dict[str, Any]) -> str:
+    shortest, longest = int(found["shortest"]), int(found["longest"])
+    return f"{longest:,} to {shortest:,}" if shortest < longest else f"{longest:,}"
+
+
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     low, high = found["utilisation"]
     facts = [
         ("model", f"{number(int(found['parameters']))} parameters with {found['vocab_size']:,} words, "
          f"{number(int(found['flops_per_token']))} FLOPs a token"),
-        ("training", f"{found['rounds']:,} rounds of {found['inner_steps']:,} steps, "
+        ("training", f"{found['rounds']:,} rounds of {_steps(found)} steps, "
          f"{number(int(found['tokens']))} tokens, {int(found['flops']):.2g} FLOPs over all sites"),
         ("hours", f"{span(found['hours'])}, {span(found['reference_gpu_hours'])} reference GPU-hours, at "
          f"{low:.0%} to {high:.0%} of the TFLOP/s measured of each flavor"),

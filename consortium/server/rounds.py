@@ -333,7 +333,7 @@ def _most_tokens(job: Job) -> int:
         return 0
     resources = job.spec.resources
     workers = resources.gpus // resources.gpus_per_worker
-    return MOST_PACE * Rounds.of(params).longest * workers * params.data.batch_size * params.model.context
+    return MOST_PACE * Rounds.of(params).span[1] * workers * params.data.batch_size * params.model.context
 
 
 def _sites_with_commit(connection: Connection, row: RoundRow) -> list[str]:

@@ -18,6 +18,7 @@ from consortium.domain.units import data_size
 from consortium.errors import UsageError
 from consortium.train.book import cost_bytes
 from consortium.train.codes import Code
+from consortium.train.schedule import Rounds
 from consortium.train.sizes import Memory, flops_per_token, memory, parameter_count
 
 UTILISATION = (0.3, 0.6)
@@ -92,6 +93,9 @@ class Costs:
     flops_per_token: int
     rounds: int
     inner_steps: int
+    """Of a round, the mean over all of them; `shortest` and `longest` are the fewest and the most."""
+    shortest: int
+    longest: int
     tokens: int
     """Over all sites, like `flops`."""
     flops: int
@@ -158,6 +162,7 @@ def costs(
     )
     tokens = sum(site.tokens for site in sites)
     kept = _kept(params, vocab_size, count)
+    shortest, longest = Rounds.of(params).span
     whole = rule.rounds if rule.keep_whole < 0 else min(rule.rounds, rule.keep_whole)
     return Costs(
         parameters=count,
@@ -165,6 +170,8 @@ def costs(
         flops_per_token=per_token,
         rounds=rule.rounds,
         inner_steps=rule.inner_steps,
+        shortest=shortest,
+        longest=longest,
         tokens=tokens,
         flops=tokens * per_token,
         utilisation=UTILISATION,

@@ -72,9 +72,12 @@ class Rounds:
         return self.before(number + 1) - self.before(number)
 
     @property
-    def longest(self) -> int:
-        """The most steps of a round of the job."""
-        return max(self.steps(number) for number in range(1, self.rounds + 1)) if self.ends else self.inner_steps
+    def span(self) -> tuple[int, int]:
+        """Steps of the shortest and of the longest round of the job."""
+        if not self.ends:
+            return self.inner_steps, self.inner_steps
+        lengths = [self.steps(number) for number in range(1, self.rounds + 1)]
+        return min(lengths), max(lengths)
 
 
 @lru_cache(maxsize=32)

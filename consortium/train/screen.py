@@ -190,7 +190,7 @@ def _states(
         if least_cosine > -1 and min(sharing.cosines(state, one.vector).values()) < least_cosine:
             astray.add(site)
     middle = {name: median(found[name] for found in norms.values()) for name in next(iter(norms.values()), {})}
-    large = {site for site, found in norms.items() if any(found[k] > OUTLIER_FACTOR * middle[k] for k in found)}
+    large = {site for site, found in norms.items() if any(found[k] > OUTLIER_FACTOR * middle[k] > 0 for k in found)}
     reasons = dict.fromkeys(astray, "cosine") | dict.fromkeys(large, "outlier")
     return [replace(one, reason=one.reason or reasons.get(one.commit.site, "")) for one in judged]
 

@@ -66,6 +66,13 @@ def test_a_shared_optimiser_adds_two_bytes_for_each_of_its_numbers(sites, optim,
     assert shared.kept_round_bytes - alone.kept_round_bytes == more
 
 
+def test_rounds_that_shorten_do_as_many_steps(sites):
+    (_, alike), (_, tapered) = asked(sites, "outer.rounds=60"), asked(sites, "outer.rounds=60", "outer.taper=0.5")
+    assert (alike.shortest, alike.longest) == (20, 20)
+    assert tapered.shortest < 20 < tapered.longest
+    assert [one.steps for one in tapered.sites] == [one.steps for one in alike.sites]
+
+
 @pytest.mark.parametrize("code", ["fp32", "int4", "topk"])
 def test_bytes_are_those_of_the_code_and_the_first_site_sends_the_initial_state(sites, code):
     params, found = asked(sites, "model=small", f"outer.code={code}", "outer.rounds=7", "outer.keep_received=3")

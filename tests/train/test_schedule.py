@@ -39,7 +39,7 @@ def test_a_cosine_comes_down_to_its_floor_and_rounds_follow_it():
     params = job(60, 30, 0.5, warmup_steps=30)
     found = lengths(params)
     assert sum(found) == 60 * 30
-    assert (found[0], found[-1], Rounds.of(params).longest) == (49, 15, 49)
+    assert (found[0], found[-1], Rounds.of(params).span) == (49, 15, (15, 49))
     assert all(after <= before + 1 for before, after in pairwise(found))
     assert lengths(job(60, 30, 0.0, warmup_steps=30)) == [30] * 60
 
@@ -60,7 +60,7 @@ def test_every_step_is_in_one_round_and_no_round_is_without_one(rounds, steps, t
     found, begins = lengths(params), Rounds.of(params)
     assert sum(found) == rounds * steps
     assert min(found) >= 1
-    assert max(found) == begins.longest or not taper
+    assert begins.span == (min(found), max(found))
     assert [begins.before(number) for number in range(1, rounds + 2)] == [sum(found[:k]) for k in range(rounds + 1)]
 
 
