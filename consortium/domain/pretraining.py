@@ -203,6 +203,8 @@ class OuterConfig:
             raise ValueError(f"rounds ({self.rounds}) must be a multiple of fragments ({self.fragments})")
         if self.share != "none" and (self.fragments > 1 or self.delay or self.mix):
             raise ValueError("share goes with whole rounds that are waited for: fragments 1, delay 0 and mix 0")
+        if self.share != "none" and self.screen.aggregate != "mean":
+            raise ValueError(f"share goes with screen.aggregate mean, got {self.screen.aggregate}")
         if self.code == "topk" and self.screen.aggregate != "mean":
             raise ValueError(f"code topk sends few coordinates: aggregate must be mean, got {self.screen.aggregate}")
 
@@ -300,6 +302,8 @@ def unlike(before: PretrainConfig, after: PretrainConfig) -> tuple[str, ...]:
         found.append(f"start.done is {after.start.done}, and {before.start.done + after.start.round} rounds are done")
     if after.start.round % after.outer.fragments:
         found.append(f"round {after.start.round} is in the middle of a cycle of {after.outer.fragments} fragments")
+    if after.outer.taper and after.all_rounds != before.all_rounds:
+        found.append(f"rounds that shorten are cut for {before.all_rounds} in all, not {after.all_rounds}")
     if after.optim.schedule == "cosine" and after.all_rounds != before.all_rounds:
         over = f"{before.all_rounds} rounds, not {after.all_rounds}"
         found.append(f"a cosine rate comes down over {over}: only wsd can be prolonged")

@@ -34,7 +34,7 @@ from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
 from consortium.train.peers import commit_of
 from consortium.train.plugin import source_of
-from consortium.train.replay import TOLERANCE, ReExecuted, draw, re_execute
+from consortium.train.replay import TOLERANCE, ReExecuted, check_start, draw, re_execute
 from consortium.train.tokens import open_sequences, vocabulary
 
 
@@ -165,12 +165,15 @@ def _round_again(
         with tempfile.TemporaryDirectory(prefix="consortium-again-") as folder:
             done = re_execute(keep, _worker(settings, store, offer, params, Path(folder)), params, number, size)
         _check_as_committed(commit, done, params)
+        follows = check_start(store, offer.job, params, number)
     except NotFoundError as fault:
         return Again(site=site, round=number, result="cannot", what=fault.what)
     except VerificationError as fault:
         return Again(site=site, round=number, result="differs", what=fault.what, record=said)
     said = replace(said, same_bits=done.same_bits, distance=done.distance.hex(), cosine=done.cosine.hex())
     told = "the same bits" if done.same_bits else f"relative distance {done.distance:.3g}, cosine {done.cosine:.6f}"
+    if params.outer.share != "none" and number > 1:
+        told += ", from the optimisers' mean" if follows else ", from an optimiser's state that is this site's own word"
     result = "re-executed" if said.holds else "differs"
     return Again(site=site, round=number, result=result, what=f"{told} (at most {TOLERANCE})", record=said)
 

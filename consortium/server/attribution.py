@@ -102,8 +102,8 @@ def metrics(found: Attributed) -> dict[int, dict[str, float]]:
 def retained(params: Mapping[str, Any], parameters: int | None, sites: int) -> dict[str, Any]:
     """Return for how many rounds sites keep their peers' contributions for an audit, and what that takes at each.
 
-    `bytes_per_site` is of the whole job; None of a model whose size is not known. A fragment crosses per round where
-    there are several.
+    `bytes_per_site` is of the whole job; None of a model whose size is not known, and where the optimiser's state
+    crosses too. A fragment crosses per round where there are several.
     """
     from consortium.train.codes import Code
 
@@ -113,6 +113,8 @@ def retained(params: Mapping[str, Any], parameters: int | None, sites: int) -> d
         return {"rounds": None, "bytes_per_site": None}
     held = outer.rounds if outer.keep_received < 0 else min(outer.rounds, outer.keep_received)
     if parameters is None:
+        return {"rounds": held, "bytes_per_site": None if held else 0}
+    if outer.share != "none":
         return {"rounds": held, "bytes_per_site": None if held else 0}
     crossing = Code.of(outer).bytes_for(-(-parameters // outer.fragments))
     return {"rounds": held, "bytes_per_site": cost_bytes(outer.rounds, outer.keep_received, sites, crossing)}

@@ -72,7 +72,7 @@ def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -
     _check_lengths(where, commit.digest, commit.norm, commit.loss)
     verify_value(core.federation.site(site).signing_key, commit, what=f"the commit of {site} to {where}")
     job = jobs.find_job(connection, commit.job)
-    if (most := _most_tokens(job)) and not 0 < commit.tokens <= most:
+    if (most := _most_tokens(job, commit.round)) and not 0 < commit.tokens <= most:
         raise UsageError(f"no leg of the job reads {commit.tokens} tokens in a round: at most {most}", where=where)
     row = rounds.find(connection, commit.job, commit.round)
     if row is None:
@@ -325,7 +325,7 @@ def _dispute(
     legs.end_job(core, connection, row.job, JobState.FAILED, reason)
 
 
-def _most_tokens(job: Job) -> int:
+def _most_tokens(job: Job, number: int) -> int:
     """Return the most tokens that a leg can read in a round: refused or not, they count as work. 0: not known."""
     try:
         params = PretrainConfig.of(job.spec.params)
@@ -333,7 +333,8 @@ def _most_tokens(job: Job) -> int:
         return 0
     resources = job.spec.resources
     workers = resources.gpus // resources.gpus_per_worker
-    return MOST_PACE * Rounds.of(params).span[1] * workers * params.data.batch_size * params.model.context
+    steps = Rounds.of(params).steps(min(max(number, 1), params.outer.rounds))
+    return MOST_PACE * steps * workers * params.data.batch_size * params.model.context
 
 
 def _sites_with_commit(connection: Connection, row: RoundRow) -> list[str]:

@@ -93,7 +93,7 @@ class Costs:
     flops_per_token: int
     rounds: int
     inner_steps: int
-    """Of a round, the mean over all of them; `shortest` and `longest` are the fewest and the most."""
+    """Of a round as set; `shortest` and `longest` are the fewest and the most of one that the job has."""
     shortest: int
     longest: int
     tokens: int
@@ -135,11 +135,13 @@ def costs(
         )
     count, workers = parameter_count(params.model, vocab_size), gpus // gpus_per_worker
     rule, per_token = params.outer, flops_per_token(params.model, vocab_size)
-    steps = rule.rounds * rule.inner_steps
+    rounds = Rounds.of(params)
+    steps = rounds.before(rule.rounds + 1) - rounds.before(1)
     step_tokens = workers * params.data.batch_size * params.model.context
     own = {place.site.id: _hours(params, place.site, steps * step_tokens * per_token, gpus) for place in places}
     slowest: Range = (max(low for low, _ in own.values()), max(high for _, high in own.values()))
     paced = {name: _pace(params, slowest[1] / high) for name, (_, high) in own.items()}
+    done = {name: steps * most // rule.inner_steps for name, most in paced.items()}
     borders = _borders(params, vocab_size, places, count)
     hours = _with_crossings(params, slowest, borders)
     needed = memory(params, vocab_size, workers=workers)
@@ -151,9 +153,9 @@ def costs(
             memory=needed,
             needed_bytes=needed.total + SPARE_BYTES,
             gpu_bytes=place.site.flavor.memory_bytes,
-            steps=paced[name] * rule.rounds,
-            tokens=paced[name] * rule.rounds * step_tokens,
-            passes=paced[name] * rule.rounds * step_tokens / place.data_tokens if place.data_tokens else 0.0,
+            steps=done[name],
+            tokens=done[name] * step_tokens,
+            passes=done[name] * step_tokens / place.data_tokens if place.data_tokens else 0.0,
             hours=_times(own[name], paced[name] / rule.inner_steps),
             reference_gpu_hours=_times(hours, gpus * float(Fraction(place.site.flavor.reference_factor))),
             sent_bytes=sum(border.total_bytes for border in borders if border.sender == name),
@@ -162,7 +164,7 @@ def costs(
     )
     tokens = sum(site.tokens for site in sites)
     kept = _kept(params, vocab_size, count)
-    shortest, longest = Rounds.of(params).span
+    shortest, longest = rounds.span
     whole = rule.rounds if rule.keep_whole < 0 else min(rule.rounds, rule.keep_whole)
     return Costs(
         parameters=count,

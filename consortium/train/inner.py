@@ -160,7 +160,7 @@ class InnerWorker:
             numbers = self.order.at(position, batch)[group.rank :: group.world]
             rows_BT = torch.from_numpy(self._sequences.read(numbers)).to(group.device)
             rate = learning_rate(pace.at(at) if pace is not None else at, total, self.params.optim)
-            self._losses += self._step(rows_BT, at, rate)
+            self._losses += self._step(rows_BT, pace.drawn(at) if pace is not None else at, rate)
             position += batch
         self._steps += count
         return InnerResult(

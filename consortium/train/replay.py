@@ -41,6 +41,7 @@ from consortium.train.keep import Keep
 from consortium.train.outer import Layout, Vector, cosine_of, difference, digest_of, norm_of, vector_digest
 from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
 from consortium.train.schedule import Pace, Rounds
+from consortium.train.shared import Sharing
 from consortium.train.within import Inner
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = RE_EXECUTION_TOLERANCE
 """Relative L2 distance of two pseudo-gradients of the same inner steps that still passes."""
+START_TOLERANCE = 1e-3
+"""Likewise of two means of the same optimisers' states, whose last bits are not agreed on."""
 Decode = Callable[[bytes, int], Vector]
 
 
@@ -341,7 +344,7 @@ def re_execute(keep: Keep, inner: Inner, params: PretrainConfig, number: int, si
     # kept one could make any bytes stand for any vector.
     ours, theirs = code.decode(encoded.data, part.size), code.decode(made.data, part.size)
     left = _apart(encoded.residual, made.residual)
-    shared = _apart(code.state_in(encoded.data, size), code.state_in(made.data, size)) if code.state else 0.0
+    shared = states_apart(code, origin.sharing, encoded.data, made.data, size)
     return ReExecuted(
         round=number,
         digest=made.digest,
@@ -351,6 +354,48 @@ def re_execute(keep: Keep, inner: Inner, params: PretrainConfig, number: int, si
         distance=max(_apart(ours, theirs), left, shared),
         cosine=cosine_of(ours, theirs),
     )
+
+
+def check_start(store: ObjectStore, job: str, params: PretrainConfig, number: int) -> bool:
+    """Hold the optimiser's state that this site began round `number` from against the mean that the round before gave.
+
+    Returns False where nothing says what it was: it is not shared, or that round's contributions are not kept. Raises
+    VerificationError where it is another.
+    """
+    keep, book = Keep(store, job), RoundBook(store, job)
+    origin, before = keep.measured(number - 1)[0], book.round(number - 1)
+    code, size = Code.of(params.outer, origin.sharing.size), origin.layout.size
+    if not code.state or before is None or before.certificate is None or not before.certificate.contributions:
+        return False
+    states = {}
+    for part in before.certificate.contributions:
+        data = book.received(number - 1, part.digest) or book.own(number - 1, part.digest)
+        if data is None:
+            return False
+        states[part.site] = code.state_in(data, size)
+    wanted = origin.sharing.mean(before.certificate.contributions, states, params.optim.betas)
+    moments = keep.outer(number - 1, size).moments
+    kept = moments.vectors if moments is not None else {}
+    worst = max(_apart(kept.get(name), vector) for name, vector in wanted.items())
+    if worst > START_TOLERANCE:
+        raise VerificationError(
+            f"the optimiser's state kept before it is not the mean of what round {number - 1} counted: they are "
+            f"{worst:.3g} apart"
+        )
+    return True
+
+
+def states_apart(code: Code, sharing: Sharing, ours: bytes, theirs: bytes, size: int) -> float:
+    """Return the largest relative distance of the vectors of two contributions' optimiser states, each by itself.
+
+    One vector may be millions of times smaller than another and matter as much.
+    """
+    if not code.state or ours == theirs:
+        return 0.0
+    if code.bytes_for(size) != len(ours) or len(ours) != len(theirs):  # one says that it is not finite
+        return math.inf
+    one, other = (sharing.parts(code.state_in(data, size)) for data in (ours, theirs))
+    return max(_apart(one[name], other[name]) for name in one)
 
 
 def _apart(ours: Vector | None, theirs: Vector | None) -> float:

@@ -3,6 +3,7 @@
 By default all rounds are alike. With `outer.taper` there are as many, over the same steps, but long where the rate is
 high and short where it is low: what sites lose by meeting seldom weighs most at the end, when one cluster would
 settle. (The reverse is right against drift alone, https://arxiv.org/abs/2310.14423; docs/training.md has figures.)
+No round is shorter than a quarter of `outer.inner_steps`: what crosses a border stays the sum of so many steps.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from itertools import accumulate, pairwise
 
 from consortium.domain.pretraining import OptimConfig, PretrainConfig
 
+SHORTEST = 4
+"""A round has at least the `SHORTEST`th part of `outer.inner_steps`."""
 _POINTS = 16
 """Places in a round of mean length at which the rate is looked at."""
 
@@ -82,7 +85,7 @@ class Rounds:
 
 @lru_cache(maxsize=32)
 def _tapered(optim: OptimConfig, rounds: int, inner_steps: int, taper: float) -> tuple[int, ...]:
-    """Return where rounds end whose lengths are as the rate to the power of `taper`, and that have a step at least.
+    """Return where rounds end whose lengths are as the rate to the power of `taper`, and none below the shortest.
 
     A warm-up counts as the highest rate.
     """
@@ -94,7 +97,7 @@ def _tapered(optim: OptimConfig, rounds: int, inner_steps: int, taper: float) ->
     shares = list(
         accumulate((max(rate, lowest) if at > at_highest else highest) ** -taper for at, rate in enumerate(rates))
     )
-    ends = [0]
+    ends, least = [0], -(-inner_steps // SHORTEST)
     for number in range(1, rounds + 1):
         wanted = shares[-1] * number / rounds
         place = min(bisect_left(shares, wanted * (1 - 1e-9)), points - 1)
@@ -102,7 +105,7 @@ def _tapered(optim: OptimConfig, rounds: int, inner_steps: int, taper: float) ->
         part = (wanted - below) / (shares[place] - below)
         # Rounded before it is cut off: the last bit of a power differs between machines, and must decide nothing.
         end = math.floor(round((place + part) * inner_steps / _POINTS, 6) + 0.5)
-        ends.append(min(max(end, ends[-1] + 1), total - (rounds - number)))
+        ends.append(min(max(end, ends[-1] + least), total - least * (rounds - number)))
     ends[-1] = total
     return tuple(later for _, later in pairwise(ends))
 
@@ -121,3 +124,7 @@ class Pace:
     def at(self, step: int) -> float:
         """Return where in the schedule the site's step with this number lies: the rate comes down over rounds."""
         return self.begin + (step - self.begin) * self.usual / self.own
+
+    def drawn(self, step: int) -> int:
+        """Return the number that the site's step draws its dropout by: another for each step of like rounds."""
+        return self.begin * self.own // self.usual + step - self.begin

@@ -36,6 +36,7 @@ from consortium.train.outer import Vector, cosine_of, digest_of, finite, norm_of
 from consortium.train.pace import steps_of
 from consortium.train.schedule import Rounds
 from consortium.train.shared import Sharing
+from consortium.train.votes import medians
 
 OUTLIER_FACTOR = 10.0
 MIN_NORMS = 3
@@ -160,10 +161,17 @@ def screen(
     return tuple(judged)
 
 
+def _middle(norms: Mapping[str, float]) -> float:
+    """Return the median of norms by site, each partner having one vote: more sites are no more say."""
+    return sum(medians(norms)) / 2
+
+
 def _outliers(judged: list[Screened], standing: Standing | None) -> list[Screened]:
     past = [float.fromhex(norm) for norm in standing.norms] if standing is not None else []
-    norms = past if len(past) >= MIN_NORMS else [one.norm for one in judged if not one.reason]
-    middle = median(norms) if norms else 0.0
+    if len(past) >= MIN_NORMS:
+        middle = median(past)
+    else:
+        middle = _middle({one.commit.site: one.norm for one in judged if not one.reason})
     return [
         replace(one, reason="outlier") if not one.reason and middle > 0 and one.norm > OUTLIER_FACTOR * middle else one
         for one in judged
@@ -189,7 +197,8 @@ def _states(
         norms[site] = sharing.norms(state)
         if least_cosine > -1 and min(sharing.cosines(state, one.vector).values()) < least_cosine:
             astray.add(site)
-    middle = {name: median(found[name] for found in norms.values()) for name in next(iter(norms.values()), {})}
+    names = next(iter(norms.values()), {})
+    middle = {name: _middle({site: found[name] for site, found in norms.items()}) for name in names}
     large = {site for site, found in norms.items() if any(found[k] > OUTLIER_FACTOR * middle[k] > 0 for k in found)}
     reasons = dict.fromkeys(astray, "cosine") | dict.fromkeys(large, "outlier")
     return [replace(one, reason=one.reason or reasons.get(one.commit.site, "")) for one in judged]

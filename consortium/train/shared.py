@@ -6,11 +6,13 @@ the pseudo-gradient, in one contribution with one digest, as class `optimizer_st
 last steps, so a policy may refuse it where it lets a pseudo-gradient pass.
 
 What a site sends for it cannot be checked against its text. So it is screened like the pseudo-gradient (`screen`: its
-norm against the other sites', its direction against the pseudo-gradient that came of the same steps), and what it can
-do besides is bounded. No vector counts with more than `MOST` times the lower median of the sites' norms. AdamW's first
-moment is held to what gradients with the second one could have left, so a step changes no element by more than AdamW's
-own bound; Muon orthogonalises its momentum, so that its size does not matter. All of it fades with the optimiser's own
-rates, in some tens of steps.
+size against the other sites', its direction against the pseudo-gradient that came of the same steps), and what it can
+do besides is bounded. Of means of gradients no site's counts with more than `MOST` times the lower median of the sites'
+norms, where each partner has one vote; of AdamW's second moments no element with more than `HIGHEST` times the median.
+Its first ones are held to what gradients with the second ones could have left, so a step changes no element by more
+than AdamW's own bound; Muon orthogonalises its momentum, so that its size does not matter. All of it fades with the
+optimiser's own rates. Between two sites nobody can tell who lies: the smaller norm is the median, so one can make both
+begin anew.
 
 Sites need not agree on it to the last bit: it is where each begins its own steps, which it answers for as before.
 """
@@ -18,19 +20,24 @@ Sites need not agree on it to the last bit: it is where each begins its own step
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Contribution
+from consortium.train.combine import combine
 from consortium.train.outer import Layout, Moments, Vector, cosine_of, norm_of, tiles
 from consortium.train.spread import spread
+from consortium.train.votes import medians
 
 MOST = 2.0
 """Times the lower median norm that a site's vector counts with at the most."""
+HIGHEST = np.float32(10)
+"""Times the median that an element of a site's second moments counts with at the most."""
 _FIRST, _SECOND = "exp_avg", "exp_avg_sq"
+_MEDIAN = ScreenRule(aggregate="median")
 _ROUNDED = 1 + 2.0**-7
 """bf16 rounds both moments, each by 2^-8 of it at the most."""
 
@@ -53,9 +60,16 @@ class Sharing:
         """Return an optimiser's vectors as one."""
         return np.concatenate([moments.vectors[name] for name in sorted(self.covered)])
 
+    def parts(self, state: Vector) -> dict[str, Vector]:
+        """Return the vectors of a packed state by name; they share its memory."""
+        return {name: state[where] for name, where in self._places()}
+
     def norms(self, state: Vector) -> dict[str, float]:
-        """Return the norm of each vector of a packed state."""
-        return {name: norm_of(state[where]) for name, where in self._places()}
+        """Return the norm of each vector of a packed state: of second moments that of their roots, as of gradients.
+
+        Infinite where a second moment is negative, which none is.
+        """
+        return {name: _size_of(name, state[where]) for name, where in self._places()}
 
     def cosines(self, state: Vector, gradient: Vector) -> dict[str, float]:
         """Return the cosines of a packed state's means of gradients to the pseudo-gradient of the same parameters.
@@ -79,17 +93,33 @@ class Sharing:
         parts = sorted(contributions, key=lambda part: part.site)
         found = {}
         for name, where in self._places():
-            vectors = [states[part.site][where] for part in parts]
-            norms = [norm_of(vector) for vector in vectors]
-            most = MOST * statistics.median_low(norms)
+            vectors = {part.site: states[part.site][where] for part in parts}
+            if name == _SECOND:
+                found[name] = self._second(parts, vectors, where.stop - where.start)
+                continue
+            norms = {site: norm_of(vector) for site, vector in vectors.items()}
+            most = MOST * medians(norms)[0]
             total = np.zeros(where.stop - where.start, dtype=np.float32)
-            for part, vector, norm in zip(parts, vectors, norms, strict=True):
-                scale = np.float32(float.fromhex(part.weight) * (most / norm if norm > most else 1.0))
-                _add(total, vector, scale)
+            for part in parts:
+                norm, weight = norms[part.site], float.fromhex(part.weight) * float.fromhex(part.clip)
+                _add(total, vectors[part.site], np.float32(weight * (most / norm if norm > most else 1.0)))
             found[name] = total
         if _SECOND in found:
             _bound(found[_FIRST], found[_SECOND], betas)
         return found
+
+    def _second(self, parts: list[Contribution], vectors: Mapping[str, Vector], size: int) -> Vector:
+        """Return the mean of second moments, of which each counts with `HIGHEST` times the median at the most.
+
+        Element by element: one that is made large would stop its parameter, and a norm does not show it.
+        """
+        alike = [replace(part, clip=(1.0).hex()) for part in parts]
+        most = combine(alike, vectors, size, _MEDIAN)
+        np.multiply(most, HIGHEST, out=most)
+        total = np.zeros_like(most)
+        for part in parts:
+            _add(total, np.minimum(vectors[part.site], most), np.float32(float.fromhex(part.weight)))
+        return total
 
     @property
     def _sizes(self) -> dict[str, int]:
@@ -101,6 +131,14 @@ class Sharing:
         for name, size in self._sizes.items():
             yield name, slice(start, start + size)
             start += size
+
+
+def _size_of(name: str, vector: Vector) -> float:
+    if name != _SECOND:
+        return norm_of(vector)
+    if min(spread(lambda part: float(vector[part].min()), tiles(len(vector)))) < 0:
+        return math.inf
+    return math.sqrt(sum(spread(lambda part: float(vector[part].sum(dtype=np.float64)), tiles(len(vector)))))
 
 
 def _add(total: Vector, vector: Vector, scale: np.float32) -> None:

@@ -22,6 +22,23 @@ def majority(yes: Collection[str], of: Collection[str]) -> bool:
     return 2 * votes > len(sites)
 
 
+def medians(values: Mapping[str, float]) -> tuple[float, float]:
+    """Return the lower and the upper median of values by site, of which each partner has one vote; 0 of none.
+
+    At most half of the votes are below the lower one, at most half above the upper one; they differ where a value
+    divides the votes in halves.
+    """
+    sites = Counter(partner_of(site) for site in values)
+    half, below, lower = Fraction(len(sites), 2), Fraction(0), None
+    for site in sorted(values, key=lambda site: values[site]):
+        below += Fraction(1, sites[partner_of(site)])
+        if lower is None and below >= half:
+            lower = values[site]
+        if below > half:
+            return lower if lower is not None else values[site], values[site]
+    return 0.0, 0.0
+
+
 def chosen(said: Mapping[str, Said], of: Collection[str]) -> Said | None:
     """Return what a majority of the sites `of` said; `said` is by site. None where none of it has one."""
     for value in set(said.values()):

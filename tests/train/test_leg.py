@@ -22,7 +22,7 @@ from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.leg import FederatedLeg
 from consortium.train.outer import Vector
 from consortium.train.tokens import open_sequences
-from tests.train.conftest import PARAMS, VOCAB
+from tests.train.conftest import VOCAB
 from tests.train.hub import JOB, Hub, Line
 
 pytestmark = pytest.mark.integration
@@ -283,7 +283,7 @@ def test_a_site_lost_before_its_commit_comes_back_by_certificates(leg):
 
 
 def replace_site(site: Site, rounds: int) -> Site:
-    params = {**PARAMS, "outer": {**PARAMS["outer"], "rounds": rounds}}
+    params = {**site.context.params, "outer": {**site.context.params["outer"], "rounds": rounds}}
     return Site(site.hub, replace(site.context, params=params), site.store)
 
 

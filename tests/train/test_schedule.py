@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consortium.domain.pretraining import OptimConfig, PretrainConfig
-from consortium.train.replay import kept_params, replay
+from consortium.domain.pretraining import OptimConfig, PretrainConfig, StartConfig, unlike
+from consortium.train.inner import InnerWorker
+from consortium.train.keep import Keep
+from consortium.train.replay import kept_params, re_execute, replay
 from consortium.train.schedule import Pace, Rounds, learning_rate
-from tests.train.conftest import PARAMS
+from consortium.train.tokens import open_sequences
+from tests.train.conftest import PARAMS, VOCAB
 from tests.train.hub import JOB
 from tests.train.test_leg import digests, federation, together
 
@@ -59,7 +62,7 @@ def test_every_step_is_in_one_round_and_no_round_is_without_one(rounds, steps, t
     params = job(rounds, steps, taper, warmup_steps=warm, schedule=schedule, final_lr_share=floor)
     found, begins = lengths(params), Rounds.of(params)
     assert sum(found) == rounds * steps
-    assert min(found) >= 1
+    assert min(found) >= (-(-steps // 4) if taper else steps)
     assert begins.span == (min(found), max(found))
     assert [begins.before(number) for number in range(1, rounds + 2)] == [sum(found[:k]) for k in range(rounds + 1)]
 
@@ -69,9 +72,23 @@ def test_a_resumed_job_goes_on_in_the_whole_trainings_rounds():
     assert [rest.before(k) for k in (1, 2, 3)] == [whole.before(k) for k in (5, 6, 7)]
 
 
+def test_rounds_that_shorten_are_resumed_over_the_rounds_they_were_cut_for():
+    done = {"job": JOB, "round": 4, "resume": True, "done": 4}
+
+    def left(rounds: int) -> tuple[str, ...]:
+        more = job(rounds, 20, 1.0, done=4, schedule="wsd")
+        return unlike(job(6, 20, 1.0, schedule="wsd"), replace(more, start=StartConfig(**done)))
+
+    assert left(2) == ()
+    assert left(6) == ("rounds that shorten are cut for 6 in all, not 10",)
+
+
 def test_the_rate_of_a_faster_site_comes_down_over_rounds():
     pace = Pace(begin=100, usual=20, own=50)
     assert [pace.at(step) for step in (100, 125, 150)] == [100, 110, 120]
+    after = Pace(begin=120, usual=20, own=50)
+    drawn = [pace.drawn(100 + step) for step in range(50)] + [after.drawn(120 + step) for step in range(50)]
+    assert drawn == list(range(250, 350))
 
 
 def test_a_rate_is_of_the_step_alone():
@@ -81,7 +98,7 @@ def test_a_rate_is_of_the_step_alone():
 
 
 @pytest.mark.integration
-def test_legs_with_unlike_rounds_commit_to_their_steps_and_an_audit_repeats_them(leg):
+def test_legs_with_unlike_rounds_commit_to_their_steps_and_an_audit_repeats_them(leg, tmp_path):
     outer = {**PARAMS["outer"], "rounds": 4, "inner_steps": 5, "taper": 1.0, "keep_received": -1}
     params = {**PARAMS, "outer": outer}
     wanted = lengths(PretrainConfig.of(params))
@@ -94,6 +111,12 @@ def test_legs_with_unlike_rounds_commit_to_their_steps_and_an_audit_repeats_them
     assert steps == [{length} for length in wanted]
     assert sites[0].final.tokens == 20 * 4 * 16
     assert {one.result for one in replay(store, JOB, kept_params(store, JOB))} == {"verified"}
+    job = PretrainConfig.of(params)
+    for number in (1, 3):
+        text = open_sequences(store, sites[0].context.inputs, job.model.context, VOCAB, tmp_path)
+        worker = InnerWorker(job, VOCAB, text, sites[0].context.site)
+        done = re_execute(Keep(store, JOB), worker, job, number, worker.layout.size)
+        assert (done.same_bits, done.steps) == (True, wanted[number - 1])
     calm = digests(sites)
     crashing = federation(leg, params=params)
     for site in crashing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -13,20 +14,23 @@ from hypothesis import strategies as st
 
 from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import OuterConfig, PretrainConfig
+from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Contribution
 from consortium.errors import UsageError, VerificationError
 from consortium.train.codes import Code
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
 from consortium.train.outer import Layout, Moments, Vector
-from consortium.train.replay import kept_params, re_execute, replay
+from consortium.train.replay import check_start, kept_params, re_execute, replay, states_apart
 from consortium.train.shared import MOST, Sharing
 from consortium.train.tokens import open_sequences
+from consortium.train.votes import medians
 from tests.train.conftest import PARAMS, VOCAB
 from tests.train.hub import JOB
-from tests.train.test_leg import Site, SpoilingWorker, digests, federation, together
+from tests.train.test_leg import Site, SpoilingWorker, digests, federation, replace_site, together
 
 BETAS = (0.9, 0.95)
+LONGEST = (1 + 2**-7) * (1 - BETAS[0]) / math.sqrt((1 - BETAS[1]) * (1 - BETAS[0] ** 2 / BETAS[1]))
 SHARING = Sharing(
     Layout.of({"a": (4, 8), "b": (8, 8)}), {"exp_avg": ("b",), "exp_avg_sq": ("b",), "momentum_buffer": ("a",)}
 )
@@ -58,19 +62,29 @@ def state(seed: int, **kinds: Any) -> dict[str, Vector]:
     return {**adamw(seed, **kinds), "momentum_buffer": momentum}
 
 
+def expected(name: str, states: list[Any], found: Any) -> Vector:
+    """The plain mean; of second moments without what is far above the median, and of first ones within these."""
+    rows = np.stack([one[name] for one in states])
+    if name == "exp_avg_sq":
+        rows = np.minimum(rows, 10 * np.median(rows, axis=0))
+    mean: Vector = rows.mean(axis=0)
+    most = LONGEST * np.sqrt(found["exp_avg_sq"]) if name == "exp_avg" else np.inf
+    return np.clip(mean, -most, most)
+
+
 def met(*states: dict[str, Vector]) -> dict[str, Vector]:
     known = {f"s{number}": SHARING.packed(Moments(one, 1)) for number, one in enumerate(states)}
     return SHARING.mean(contributions(len(states)), known, BETAS)
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=5), st.integers(1, 60))
-def test_of_honest_sites_it_is_the_plain_mean(seeds, steps):
+def test_of_honest_sites_it_is_the_mean(seeds, steps):
     states = [state(seed, steps=steps) for seed in seeds]
     found = met(*states)
     norms = {name: [float(np.linalg.norm(one[name])) for one in states] for name in VECTORS}
     for name, known in norms.items():
         if max(known) <= MOST * sorted(known)[(len(known) - 1) // 2]:
-            mean = np.mean([one[name] for one in states], axis=0)
+            mean = expected(name, states, found)
             np.testing.assert_allclose(found[name], mean, rtol=1e-5, atol=1e-6 * float(np.abs(mean).max()))
 
 
@@ -86,6 +100,23 @@ def test_who_sends_a_huge_momentum_has_no_more_say_than_twice_the_median(factor)
     alone = met(honest[0], liar)["momentum_buffer"]
     least = float(np.linalg.norm(honest[0]["momentum_buffer"]))
     assert float(np.linalg.norm(alone - honest[0]["momentum_buffer"] / 2)) <= MOST * least / 2 * 1.001
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 1e30])
+def test_a_made_up_second_moment_makes_no_step_shorter_than_by_two(level):
+    honest = [state(seed) for seed in (1, 2)]
+    found = met(*honest, {**state(3), "exp_avg_sq": np.full(64, level, dtype=np.float32)})["exp_avg_sq"]
+    both = np.stack([one["exp_avg_sq"] for one in honest])
+    honest_mean = both.mean(axis=0)
+    assert (found <= (10 * both.max(axis=0) + 2 * honest_mean) / 3 * 1.001).all()
+    assert (found >= both.min(axis=0) / 3).all()
+
+
+def test_a_partner_with_many_sites_has_one_vote_on_what_is_large():
+    assert medians({"de-1": 1e-6, "de-2": 1e-6, "de-3": 1e-6, "fr-1": 1.0, "uy-1": 2.0}) == (1.0, 1.0)
+    assert medians({"de-1": 1.0, "fr-1": 3.0}) == (1.0, 3.0)
+    assert medians({"fr-1": 3.0}) == (3.0, 3.0)
+    assert medians({}) == (0.0, 0.0)
 
 
 @given(st.integers(0, 10_000), st.sampled_from(["one", "all", "negative", "nothing"]), st.integers(0, 40))
@@ -105,7 +136,7 @@ def test_whatever_one_sends_no_later_step_is_longer_than_adamw_ever_makes(seed, 
     first, second = found["exp_avg"].astype(np.float64), found["exp_avg_sq"].astype(np.float64)
     draw = np.random.default_rng(seed)
     one, two = BETAS
-    most = 1.01 * (1 - one) / math.sqrt((1 - two) * (1 - one**2 / two))
+    most = 1.01 * LONGEST
     for _ in range(later + 1):
         assert (second >= 0).all()
         assert (np.abs(first) <= most * np.sqrt(second) + 1e-30).all()
@@ -135,8 +166,25 @@ def test_a_state_crosses_behind_every_code_and_what_is_not_one_is_refused(name):
         code.encode(vector, None, moments[:-1])
 
 
+def test_steps_that_came_to_no_numbers_are_the_same_when_they_do_so_again():
+    code, size = Code(state=SHARING.size), SHARING.layout.size
+    fine = code.encode(np.ones(size, dtype=np.float32), None, SHARING.packed(Moments(state(1), 1))).data
+    none = code.encode(np.ones(size, dtype=np.float32), None, np.full(SHARING.size, np.nan, dtype=np.float32)).data
+    assert [states_apart(code, SHARING, *pair, size) for pair in ((none, none), (fine, none), (none, fine))] == [
+        0.0, math.inf, math.inf,
+    ]  # fmt: skip
+    flat = {**state(1), "exp_avg_sq": np.full(64, 1e-3, dtype=np.float32)}
+    other = code.encode(np.ones(size, dtype=np.float32), None, SHARING.packed(Moments(flat, 1))).data
+    assert states_apart(code, SHARING, other, fine, size) > 0.5, "each vector by itself"
+
+
 def test_settings_that_cannot_be_are_refused():
-    for wrong in ({"delay": 2}, {"rounds": 4, "fragments": 2}, {"mix": 0.5}):
+    for wrong in (
+        {"delay": 2},
+        {"rounds": 4, "fragments": 2},
+        {"mix": 0.5},
+        {"screen": ScreenRule(aggregate="median")},
+    ):
         with pytest.raises(ValueError, match="share goes with"):
             OuterConfig(**({"rounds": 3, "inner_steps": 4, "share": "optimizer"} | wrong))
     with pytest.raises(UsageError, match=r"betas\[0\] squared"):
@@ -161,7 +209,7 @@ def test_all_go_on_from_one_optimiser_and_an_audit_repeats_rounds_and_steps(leg,
         own = [Keep(site.store, JOB).contribution(number, len(site.final.outer)).moments.vectors for site in sites]
         for name, vector in one.vectors.items():
             assert all(np.array_equal(other.vectors[name], vector) for other in others)
-            mean = np.mean([made[name] for made in own], axis=0)
+            mean = expected(name, own, one.vectors)
             np.testing.assert_allclose(vector, mean, rtol=0.02, atol=0.01 * float(np.abs(mean).max()))
     sent = {artifact.artifact_class for artifact, _ in sites[0].hub.artifacts}
     assert sent == {ArtifactClass.OPTIMIZER_STATE, ArtifactClass.OUTER_STATE}
@@ -172,6 +220,30 @@ def test_all_go_on_from_one_optimiser_and_an_audit_repeats_rounds_and_steps(leg,
     worker = InnerWorker(job, VOCAB, text, site.context.site)
     done = re_execute(Keep(site.store, JOB), worker, job, 3, worker.layout.size)
     assert (done.same_bits, done.distance, done.holds) == (True, 0.0, True)
+    assert [check_start(site.store, JOB, job, number) for number in (1, 2, 3)] == [False, True, True]
+    key = f"jobs/{JOB}/outer/1/state.json"
+    kept = json.loads(site.store.get(key))
+    name = sorted(kept["optimizer"])[0]
+    size = kept_moments(site, 1).vectors[name].size
+    made_up = site.store.put_addressed(f"jobs/{JOB}/outer/1", np.ones(size, dtype="<f4").tobytes(), ".f32")
+    kept["optimizer"][name] = {"key": made_up.key, "digest": made_up.digest}
+    site.store.put(key, json.dumps(kept).encode())
+    with pytest.raises(VerificationError, match="not the mean of what round 1 counted"):
+        check_start(site.store, JOB, job, 2)
+
+
+@pytest.mark.integration
+def test_a_site_that_missed_a_round_goes_on_from_the_others_optimiser(leg):
+    sites = federation(leg, params=SHARED)
+    hub = sites[0].hub
+    together([replace_site(site, rounds=1) for site in sites])
+    hub.lose("uy-1")
+    together(sites[:2])
+    together(sites[2:])
+    assert len(digests(sites)) == 1
+    assert [len(hub.rounds[k].commits) for k in (1, 2, 3)] == [3, 2, 2]
+    for name, vector in kept_moments(sites[0], 3).vectors.items():
+        assert np.array_equal(kept_moments(sites[2], 3).vectors[name], vector)
 
 
 @pytest.mark.integration
@@ -191,26 +263,36 @@ class LyingWorker(SpoilingWorker):
     """Trains honestly and makes its optimiser's state up."""
 
     factor = 1.0
+    kind = "exp_avg"
 
     def moments(self) -> Moments | None:
         honest = super().moments()
         if honest is None:
             return None
-        lies = {name: np.float32(self.factor) * one for name, one in honest.vectors.items() if name != "exp_avg_sq"}
-        return replace(honest, vectors={**honest.vectors, **lies})
+        lie = np.float32(self.factor) * honest.vectors[self.kind]
+        return replace(honest, vectors={**honest.vectors, self.kind: lie})
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("factor", "cosine", "reason"), [(1e12, -1.0, "outlier"), (-1.0, 0.0, "cosine"), (-1.0, -1.0, "")]
+    ("kind", "factor", "cosine", "reason"),
+    [
+        ("exp_avg", 1e12, -1.0, "outlier"),
+        ("exp_avg", -1.0, 0.0, "cosine"),
+        ("exp_avg", -1.0, -1.0, ""),
+        ("exp_avg_sq", 1e6, -1.0, "outlier"),
+        ("exp_avg_sq", -1.0, -1.0, "outlier"),
+        ("exp_avg_sq", 30.0, -1.0, ""),
+    ],
 )
 def test_a_made_up_state_is_refused_or_bounded_and_shows_when_its_steps_are_done_again(
-    leg, monkeypatch, tmp_path, factor, cosine, reason
+    leg, monkeypatch, tmp_path, kind, factor, cosine, reason
 ):
     outer = {**SHARED["outer"], "screen": {"cosine": cosine}}
     sites = federation(leg, params={**SHARED, "outer": outer})
     worker_of = {"uy-1": LyingWorker}
     monkeypatch.setattr(LyingWorker, "factor", factor)
+    monkeypatch.setattr(LyingWorker, "kind", kind)
     monkeypatch.setattr(
         "tests.train.test_leg.SpoilingWorker", lambda *given: worker_of.get(given[-1], SpoilingWorker)(*given)
     )
