@@ -107,6 +107,16 @@ def test_it_joins_where_fragments_are_applied_late(leg):
     assert [len(sites[0].hub.rounds[k].certificate.contributions) for k in (1, 2, 3, 4)] == [3, 3, 4, 4]
 
 
+def test_it_goes_on_from_the_others_optimiser_where_that_is_shared(leg):
+    sites = joined(leg, trained(leg, share="optimizer"), share="optimizer")
+    together(sites)
+    assert len(digests(sites)) == 1
+    assert [len(sites[0].hub.rounds[k].certificate.contributions) for k in (1, 2, 3, 4)] == [3, 3, 4, 4]
+    states = [Keep(site.store, JOB).outer(4, len(site.final.outer)).moments for site in sites]
+    for name, vector in states[0].vectors.items():
+        assert all((one.vectors[name] == vector).all() for one in states)
+
+
 def test_it_joins_after_a_crash_wherever_that_was(leg):
     for crash in (("joining/1", 0, "after"), ("outer/1", 0, "before")):
         sites = joined(leg, trained(leg, rounds=1))
