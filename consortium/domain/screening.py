@@ -22,7 +22,10 @@ class ScreenRule:
     clip_window: int = 32
     """How many accepted norms of past rounds the running median is of."""
     cosine: float = -1.0
-    """A contribution whose cosine to the outer momentum is below this is refused; -1: never."""
+    """A contribution whose cosine to the outer momentum is below this is refused; -1: never.
+
+    With it, one whose optimiser's state, where that is shared, points away from its own steps is refused too.
+    """
     loss_rise: float = 0.0
     """A contribution that raises the judge's loss, on text it has not trained on yet, by more than this share of what
     it is without it is refused; 0: never. A share, because nats per token grow with the length of tokens."""

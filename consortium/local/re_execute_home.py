@@ -1,8 +1,8 @@
 """Inner steps done again at home: where a site's private store, its signing key and its book of legs are.
 
 What is compared with is what the site committed to, as the round's certificate names it, so a store that was put right
-afterwards does not pass. What is taken on the site's word: its optimiser's state and data position at the start of the
-round, and that this machine runs what it says it runs. An auditor who stands beside it signs what came out.
+afterwards does not pass. What is taken on the site's word: its data position at the start of the round, its optimiser's
+state too unless it follows from a kept round that shared it, and that this machine runs what it says it runs. An auditor who stands beside it signs what came out.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _round_again(
         return Again(site=site, round=number, result="differs", what=fault.what, record=said)
     said = replace(said, same_bits=done.same_bits, distance=done.distance.hex(), cosine=done.cosine.hex())
     told = "the same bits" if done.same_bits else f"relative distance {done.distance:.3g}, cosine {done.cosine:.6f}"
-    if params.outer.share != "none" and number > 1:
+    if params.outer.share != "none" and (number > 1 or params.start.resume):
         told += ", from the optimisers' mean" if follows else ", from an optimiser's state that is this site's own word"
     result = "re-executed" if said.holds else "differs"
     return Again(site=site, round=number, result=result, what=f"{told} (at most {TOLERANCE})", record=said)

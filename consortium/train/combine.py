@@ -10,7 +10,7 @@ only one language moves is cut. The mean behind gates is the default for that re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Contribution
 from consortium.train.outer import Vector, aggregate
 
-_CHUNK = 1 << 20
+CHUNK = 1 << 20
 """Coordinates at a time: bounds the memory of sorting to some tens of MiB per site. Changes no bit."""
 
 
@@ -34,13 +34,13 @@ def combine(
     if rule.aggregate == "mean" or len(parts) < 2:
         return aggregate(parts, vectors, size)
     result = np.empty(size, dtype=np.float32)
-    for start in range(0, size, _CHUNK):
-        rows = np.stack([_clipped(part, vectors[part.site][start : start + _CHUNK]) for part in parts])
+    for start in range(0, size, CHUNK):
+        rows = np.stack([_clipped(part, vectors[part.site][start : start + CHUNK]) for part in parts])
         if rule.aggregate == "median":
-            result[start : start + _CHUNK] = _median(rows, [part.tokens for part in parts])
+            result[start : start + CHUNK] = _median(rows, [part.tokens for part in parts])
         else:
             weights = [np.float32(float.fromhex(part.weight)) for part in parts]
-            result[start : start + _CHUNK] = _trimmed(rows, weights, trimmed_sites(len(parts), rule.trim))
+            result[start : start + CHUNK] = _trimmed(rows, weights, trimmed_sites(len(parts), rule.trim))
     return result
 
 
@@ -72,7 +72,15 @@ def _trimmed(rows: npt.NDArray[np.float32], weights: list[np.float32], cut: int)
 
 
 def _median(rows: npt.NDArray[np.float32], tokens: list[int]) -> Vector:
-    """Return, by column, the middle of the least and the greatest weighted median of the rows.
+    """Return, by column, the middle of the least and the greatest weighted median of the rows."""
+    low, high = medians_of(rows, tokens)
+    half = np.float32(0.5)
+    middle: Vector = np.add(np.multiply(low, half), np.multiply(high, half))
+    return middle
+
+
+def medians_of(rows: npt.NDArray[np.float32], tokens: Sequence[int]) -> tuple[Vector, Vector]:
+    """Return, by column, the least and the greatest weighted median of the rows.
 
     A weighted median has at most half of the tokens below it and at most half above; tokens are counted as integers.
     They are the sites' own word: where twice their sum does not fit 63 bits, all are halved until it does.
@@ -86,6 +94,4 @@ def _median(rows: npt.NDArray[np.float32], tokens: list[int]) -> Vector:
     greatest = np.argmax(2 * up_to > up_to[-1], axis=0)
     low = np.take_along_axis(values, least[np.newaxis], axis=0)[0]
     high = np.take_along_axis(values, greatest[np.newaxis], axis=0)[0]
-    half = np.float32(0.5)
-    middle: Vector = np.add(np.multiply(low, half), np.multiply(high, half))
-    return middle
+    return low, high

@@ -9,17 +9,21 @@ No round is shorter than a quarter of `outer.inner_steps`: what crosses a border
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, pairwise
+
+import numpy as np
+import numpy.typing as npt
 
 from consortium.domain.pretraining import OptimConfig, PretrainConfig
 
 SHORTEST = 4
 """A round has at least the `SHORTEST`th part of `outer.inner_steps`."""
+Wide = npt.NDArray[np.float64]
 _POINTS = 16
 """Places in a round of mean length at which the rate is looked at."""
+_MOST_POINTS = 100_000
+"""Of a training."""
 
 
 def learning_rate(step: float, total: int, config: OptimConfig) -> float:
@@ -87,27 +91,34 @@ class Rounds:
 def _tapered(optim: OptimConfig, rounds: int, inner_steps: int, taper: float) -> tuple[int, ...]:
     """Return where rounds end whose lengths are as the rate to the power of `taper`, and none below the shortest.
 
-    A warm-up counts as the highest rate.
+    A warm-up counts as the highest rate. A round at a step with rate r has max(least, c r^taper) steps, with c such
+    that there are as many rounds as asked for.
     """
-    total, points = rounds * inner_steps, rounds * _POINTS
-    rates = [learning_rate((at + 0.5) * inner_steps / _POINTS, total, optim) for at in range(points)]
-    highest = max(rates)
-    at_highest = rates.index(highest)
-    lowest = highest * 1e-3  # a rate that comes down to nothing would leave the last rounds no length
-    shares = list(
-        accumulate((max(rate, lowest) if at > at_highest else highest) ** -taper for at, rate in enumerate(rates))
-    )
-    ends, least = [0], -(-inner_steps // SHORTEST)
-    for number in range(1, rounds + 1):
-        wanted = shares[-1] * number / rounds
-        place = min(bisect_left(shares, wanted * (1 - 1e-9)), points - 1)
-        below = shares[place - 1] if place else 0.0
-        part = (wanted - below) / (shares[place] - below)
-        # Rounded before it is cut off: the last bit of a power differs between machines, and must decide nothing.
-        end = math.floor(round((place + part) * inner_steps / _POINTS, 6) + 0.5)
-        ends.append(min(max(end, ends[-1] + least), total - least * (rounds - number)))
-    ends[-1] = total
-    return tuple(later for _, later in pairwise(ends))
+    total, least = rounds * inner_steps, -(-inner_steps // SHORTEST)
+    points = min(rounds * _POINTS, _MOST_POINTS)
+    width = total / points
+    at = (np.arange(points) + 0.5) * width
+    rates = np.array([learning_rate(float(step), total, optim) for step in at])
+    rates[: int(rates.argmax())] = rates.max()
+    wished = np.power(rates / rates.max(), taper)
+
+    def counts(longest: float) -> Wide:
+        """Return how many rounds there are at each point."""
+        made: Wide = width / np.maximum(least, longest * wished)
+        return made
+
+    low, high = 0.0, float(total)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if counts(middle).sum() > rounds else (low, middle)
+    made = np.append(0.0, np.cumsum(counts(high)))
+    wanted = made[-1] * np.arange(1, rounds + 1) / rounds
+    # Rounded before it is cut off: halves are common, and their last bit differs between machines.
+    found = np.interp(wanted, made, np.append(0.0, at + width / 2)).round(4)
+    ends = [0]
+    for number, end in enumerate(found, start=1):
+        ends.append(min(max(math.floor(end + 0.5), ends[-1] + least), total - least * (rounds - number)))
+    return tuple(ends[1:])
 
 
 @dataclass(frozen=True, slots=True)

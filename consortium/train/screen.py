@@ -147,7 +147,7 @@ def screen(
     ]
     judged = _outliers(judged, gates.standing)
     if gates.sharing is not None:
-        judged = _states(judged, received, size, code, gates.sharing, gates.rule.cosine)
+        judged = _states(judged, received, size, code, gates.sharing, against=gates.rule.cosine > -1)
     momentum = gates.momentum
     if gates.rule.cosine > -1 and momentum is not None and norm_of(momentum) > 0:
         judged = [
@@ -184,9 +184,10 @@ def _states(
     size: int,
     code: Decoder,
     sharing: Sharing,
-    least_cosine: float,
+    *,
+    against: bool,
 ) -> list[Screened]:
-    """Refuse what comes with a state that is far larger than the others', or points against its own steps."""
+    """Refuse what comes with a state that is far larger than the others', or, if asked, points `against` its steps."""
     norms: dict[str, dict[str, float]] = {}
     astray = set[str]()
     for one in judged:
@@ -195,11 +196,15 @@ def _states(
         site = one.commit.site
         state = code.state_in(received[site], size)
         norms[site] = sharing.norms(state)
-        if least_cosine > -1 and min(sharing.cosines(state, one.vector).values()) < least_cosine:
+        if against and min(sharing.cosines(state, one.vector).values()) < 0:
             astray.add(site)
     names = next(iter(norms.values()), {})
     middle = {name: _middle({site: found[name] for site, found in norms.items()}) for name in names}
-    large = {site for site, found in norms.items() if any(found[k] > OUTLIER_FACTOR * middle[k] > 0 for k in found)}
+    large = {
+        site
+        for site, found in norms.items()
+        if any(math.isinf(found[k]) or found[k] > OUTLIER_FACTOR * middle[k] > 0 for k in found)
+    }
     reasons = dict.fromkeys(astray, "cosine") | dict.fromkeys(large, "outlier")
     return [replace(one, reason=one.reason or reasons.get(one.commit.site, "")) for one in judged]
 

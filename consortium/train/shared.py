@@ -8,11 +8,11 @@ last steps, so a policy may refuse it where it lets a pseudo-gradient pass.
 What a site sends for it cannot be checked against its text. So it is screened like the pseudo-gradient (`screen`: its
 size against the other sites', its direction against the pseudo-gradient that came of the same steps), and what it can
 do besides is bounded. Of means of gradients no site's counts with more than `MOST` times the lower median of the sites'
-norms, where each partner has one vote; of AdamW's second moments no element with more than `HIGHEST` times the median.
+norms, of AdamW's second moments no element with more than `HIGHEST` times theirs; each partner has one vote in medians.
 Its first ones are held to what gradients with the second ones could have left, so a step changes no element by more
 than AdamW's own bound; Muon orthogonalises its momentum, so that its size does not matter. All of it fades with the
-optimiser's own rates. Between two sites nobody can tell who lies: the smaller norm is the median, so one can make both
-begin anew.
+optimiser's own rates. Between two sites nobody can tell who lies: the smaller is the median, so one can make both begin
+anew, and no more.
 
 Sites need not agree on it to the last bit: it is where each begins its own steps, which it answers for as before.
 """
@@ -21,23 +21,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Contribution
-from consortium.train.combine import combine
+from consortium.train.combine import CHUNK, medians_of
 from consortium.train.outer import Layout, Moments, Vector, cosine_of, norm_of, tiles
 from consortium.train.spread import spread
-from consortium.train.votes import medians
+from consortium.train.votes import medians, shares
 
 MOST = 2.0
 """Times the lower median norm that a site's vector counts with at the most."""
 HIGHEST = np.float32(10)
-"""Times the median that an element of a site's second moments counts with at the most."""
+"""Times the lower median that an element of a site's second moments counts with at the most."""
 _FIRST, _SECOND = "exp_avg", "exp_avg_sq"
-_MEDIAN = ScreenRule(aggregate="median")
 _ROUNDED = 1 + 2.0**-7
 """bf16 rounds both moments, each by 2^-8 of it at the most."""
 
@@ -109,16 +107,19 @@ class Sharing:
         return found
 
     def _second(self, parts: list[Contribution], vectors: Mapping[str, Vector], size: int) -> Vector:
-        """Return the mean of second moments, of which each counts with `HIGHEST` times the median at the most.
+        """Return the mean of second moments, of which each counts with `HIGHEST` times the lower median at the most.
 
-        Element by element: one that is made large would stop its parameter, and a norm does not show it.
+        Element by element, because one that is made large would stop its parameter, and a norm does not show it. Where
+        most sites never saw a gradient, that is nothing: such an element begins anew.
         """
-        alike = [replace(part, clip=(1.0).hex()) for part in parts]
-        most = combine(alike, vectors, size, _MEDIAN)
-        np.multiply(most, HIGHEST, out=most)
-        total = np.zeros_like(most)
-        for part in parts:
-            _add(total, np.minimum(vectors[part.site], most), np.float32(float.fromhex(part.weight)))
+        total, votes = np.zeros(size, dtype=np.float32), shares([part.site for part in parts])
+        for start in range(0, size, CHUNK):
+            rows = np.stack([vectors[part.site][start : start + CHUNK] for part in parts])
+            most, _ = medians_of(rows, [votes[part.site] for part in parts])
+            np.multiply(most, HIGHEST, out=most)
+            for part, row in zip(parts, rows, strict=True):
+                scale = np.float32(float.fromhex(part.weight))
+                total[start : start + CHUNK] += np.multiply(np.minimum(row, most), scale)
         return total
 
     @property

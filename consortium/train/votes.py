@@ -5,6 +5,7 @@ So who brings more sites has no more say: a state with ten of a job's twelve sit
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Mapping
 from fractions import Fraction
@@ -20,6 +21,13 @@ def majority(yes: Collection[str], of: Collection[str]) -> bool:
     sites = Counter(partner_of(site) for site in set(of))
     votes = sum((Fraction(1, sites[partner_of(site)]) for site in set(yes) & set(of)), Fraction(0))
     return 2 * votes > len(sites)
+
+
+def shares(sites: Collection[str]) -> dict[str, int]:
+    """Return the votes of sites as whole numbers, each partner's summing up to the same."""
+    known = Counter(partner_of(site) for site in set(sites))
+    whole = math.lcm(*known.values())
+    return {site: whole // known[partner_of(site)] for site in sorted(set(sites))}
 
 
 def medians(values: Mapping[str, float]) -> tuple[float, float]:

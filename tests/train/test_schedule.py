@@ -47,6 +47,16 @@ def test_a_cosine_comes_down_to_its_floor_and_rounds_follow_it():
     assert lengths(job(60, 30, 0.0, warmup_steps=30)) == [30] * 60
 
 
+def test_a_rate_that_comes_down_to_nothing_ends_in_the_shortest_rounds_and_leaves_no_endless_one():
+    cosine = lengths(job(60, 30, 1.0, final_lr_share=0.0))
+    assert (cosine[-1], sum(cosine)) == (8, 1800)
+    assert 100 < max(cosine) < 250
+    late = lengths(job(60, 30, 1.0, schedule="wsd", decay_share=0.2, final_lr_share=0.0))
+    assert max(late) - min(late[:30]) <= 1
+    assert late[30] <= 47
+    assert late[-1] == 8
+
+
 def test_a_plateau_has_rounds_of_one_length_and_a_decay_shorter_ones():
     found = lengths(job(20, 50, 1.0, schedule="wsd", decay_share=0.5, final_lr_share=0.5))
     assert max(found[:7]) - min(found[:7]) <= 1

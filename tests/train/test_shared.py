@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -35,14 +36,17 @@ SHARING = Sharing(
     Layout.of({"a": (4, 8), "b": (8, 8)}), {"exp_avg": ("b",), "exp_avg_sq": ("b",), "momentum_buffer": ("a",)}
 )
 VECTORS = sorted(SHARING.covered)
+PARTNERS = ("de", "fr", "uy", "at", "be")
 SHARED = {**PARAMS, "outer": {**PARAMS["outer"], "share": "optimizer", "keep_received": -1}}
 MUON = {**SHARED, "optim": {"name": "muon", "lr": 0.01, "warmup_steps": 2}}
 
 
-def contributions(sites: int) -> list[Contribution]:
+def contributions(sites: Iterable[str]) -> list[Contribution]:
+    named = list(sites)
+    weight = (1 / len(named)).hex()
     return [
-        Contribution(site=f"s{number}", digest="", tokens=1, weight=(1 / sites).hex(), clip=(1.0).hex())
-        for number in range(sites)
+        Contribution(site=site, digest="", tokens=1 + 7 * number, weight=weight, clip=(1.0).hex())
+        for number, site in enumerate(named)
     ]
 
 
@@ -66,15 +70,15 @@ def expected(name: str, states: list[Any], found: Any) -> Vector:
     """The plain mean; of second moments without what is far above the median, and of first ones within these."""
     rows = np.stack([one[name] for one in states])
     if name == "exp_avg_sq":
-        rows = np.minimum(rows, 10 * np.median(rows, axis=0))
+        rows = np.minimum(rows, 10 * np.sort(rows, axis=0)[(len(rows) - 1) // 2])
     mean: Vector = rows.mean(axis=0)
     most = LONGEST * np.sqrt(found["exp_avg_sq"]) if name == "exp_avg" else np.inf
     return np.clip(mean, -most, most)
 
 
 def met(*states: dict[str, Vector]) -> dict[str, Vector]:
-    known = {f"s{number}": SHARING.packed(Moments(one, 1)) for number, one in enumerate(states)}
-    return SHARING.mean(contributions(len(states)), known, BETAS)
+    known = {f"{PARTNERS[number]}-1": SHARING.packed(Moments(one, 1)) for number, one in enumerate(states)}
+    return SHARING.mean(contributions(known), known, BETAS)
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=5), st.integers(1, 60))
@@ -110,6 +114,33 @@ def test_a_made_up_second_moment_makes_no_step_shorter_than_by_two(level):
     honest_mean = both.mean(axis=0)
     assert (found <= (10 * both.max(axis=0) + 2 * honest_mean) / 3 * 1.001).all()
     assert (found >= both.min(axis=0) / 3).all()
+
+
+@pytest.mark.parametrize("level", [0.0, 1e30, -1e30])
+def test_between_two_one_can_make_both_begin_anew_and_no_more(level):
+    honest = state(1)
+    liar = {**state(2), "exp_avg_sq": np.full(64, level, dtype=np.float32)}
+    found = met(honest, liar)
+    assert (found["exp_avg_sq"] <= 5.5 * honest["exp_avg_sq"] * 1.001).all()
+    assert (np.abs(found["exp_avg"]) <= LONGEST * np.sqrt(found["exp_avg_sq"]) * 1.001).all()
+
+
+def test_a_partner_with_three_of_five_sites_decides_no_second_moment():
+    lie = SHARING.packed(Moments({**state(3), "exp_avg_sq": np.zeros(64, dtype=np.float32)}, 1))
+    one, other = state(1), state(2)
+    known = {f"de-{number}": lie for number in (1, 2, 3)}
+    known |= {"fr-1": SHARING.packed(Moments(one, 1)), "uy-1": SHARING.packed(Moments(other, 1))}
+    found = SHARING.mean(contributions(known), known, BETAS)["exp_avg_sq"]
+    least = np.minimum(one["exp_avg_sq"], other["exp_avg_sq"])
+    assert (found >= 2 * least / 5 * 0.999).all()
+
+
+def test_what_one_site_alone_moves_begins_anew():
+    alone = {name: np.zeros_like(vector) for name, vector in state(1).items() if name != "momentum_buffer"}
+    rest = {"momentum_buffer": state(1)["momentum_buffer"]}
+    found = met(state(2), {**alone, **rest}, {**alone, **rest})
+    assert not found["exp_avg_sq"].any()
+    assert not found["exp_avg"].any()
 
 
 def test_a_partner_with_many_sites_has_one_vote_on_what_is_large():
@@ -230,6 +261,19 @@ def test_all_go_on_from_one_optimiser_and_an_audit_repeats_rounds_and_steps(leg,
     site.store.put(key, json.dumps(kept).encode())
     with pytest.raises(VerificationError, match="not the mean of what round 1 counted"):
         check_start(site.store, JOB, job, 2)
+    slightly = kept_moments(sites[1], 1).vectors[name].copy()
+    slightly[np.argmax(np.abs(slightly))] *= np.float32(1.001)
+    changed = site.store.put_addressed(f"jobs/{JOB}/outer/1", slightly.astype("<f4").tobytes(), ".f32")
+    kept["optimizer"][name] = {"key": changed.key, "digest": changed.digest}
+    site.store.put(key, json.dumps(kept).encode())
+    with pytest.raises(VerificationError, match=f"1 elements of {name} differ"):
+        check_start(site.store, JOB, job, 2)
+    site.store.put(key, json.dumps({**kept, "adam_steps": 1}).encode())
+    with pytest.raises(VerificationError, match="not that after 4 steps"):
+        check_start(site.store, JOB, job, 2)
+    for lost in site.store.list(f"jobs/{JOB}/rounds/1/received/"):
+        site.store.put(lost, b"rotten")
+    assert not check_start(site.store, JOB, job, 2), "what is damaged says nothing"
 
 
 @pytest.mark.integration
