@@ -2,7 +2,8 @@
 
 What is compared with is what the site committed to, as the round's certificate names it, so a store that was put right
 afterwards does not pass. What is taken on the site's word: its data position at the start of the round, its optimiser's
-state too unless it follows from a kept round that shared it, and that this machine runs what it says it runs. An auditor who stands beside it signs what came out.
+state too unless it follows from a kept round that shared it, and that this machine runs what it says it runs. An auditor
+who stands beside it signs what came out.
 """
 
 from __future__ import annotations
