@@ -1,9 +1,9 @@
 """Inner steps done again at home: where a site's private store, its signing key and its book of legs are.
 
 What is compared with is what the site committed to, as the round's certificate names it, so a store that was put right
-afterwards does not pass. What is taken on the site's word: its data position at the start of the round, its optimiser's
-state too unless it follows from a kept round that shared it, and that this machine runs what it says it runs. An auditor
-who stands beside it signs what came out.
+afterwards does not pass. What is taken on the site's word: its data position at the start of the round, its
+optimiser's state too unless it follows from a kept round that shared it, and that this machine runs what it says it
+runs. An auditor who stands beside it signs what came out.
 """
 
 from __future__ import annotations
