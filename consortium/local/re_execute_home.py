@@ -30,12 +30,12 @@ from consortium.site.legs import LegTable
 from consortium.site.outbox import Outbox
 from consortium.site.settings import SiteSettings
 from consortium.storage.objects import ObjectStore
+from consortium.train.again import TOLERANCE, ReExecuted, check_start, draw, re_execute
 from consortium.train.book import RoundBook
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
 from consortium.train.peers import commit_of
 from consortium.train.plugin import source_of
-from consortium.train.replay import TOLERANCE, ReExecuted, check_start, draw, re_execute
 from consortium.train.tokens import open_sequences, vocabulary
 
 

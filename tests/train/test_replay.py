@@ -24,10 +24,11 @@ from consortium.site.db import SiteDb
 from consortium.site.legs import LegTable, new_leg
 from consortium.site.outbox import Outbox
 from consortium.storage.objects import ObjectStore
+from consortium.train.again import draw, re_execute
 from consortium.train.book import RoundBook, cost_bytes
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
-from consortium.train.replay import draw, kept_params, re_execute, replay
+from consortium.train.replay import kept_params, replay
 from consortium.train.tokens import open_sequences
 from tests import builders
 from tests.server.test_trace_at_home import _machine

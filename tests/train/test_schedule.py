@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consortium.domain.pretraining import OptimConfig, PretrainConfig, StartConfig, unlike
+from consortium.train.again import re_execute
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
-from consortium.train.replay import kept_params, re_execute, replay
+from consortium.train.replay import kept_params, replay
 from consortium.train.schedule import Pace, Rounds, learning_rate
 from consortium.train.tokens import open_sequences
 from tests.train.conftest import PARAMS, VOCAB

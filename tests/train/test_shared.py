@@ -18,11 +18,12 @@ from consortium.domain.pretraining import OuterConfig, PretrainConfig
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Contribution
 from consortium.errors import UsageError, VerificationError
+from consortium.train.again import check_start, re_execute, states_apart
 from consortium.train.codes import Code
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
 from consortium.train.outer import Layout, Moments, Vector
-from consortium.train.replay import check_start, kept_params, re_execute, replay, states_apart
+from consortium.train.replay import kept_params, replay
 from consortium.train.shared import MOST, Sharing
 from consortium.train.tokens import open_sequences
 from consortium.train.votes import medians

@@ -14,13 +14,14 @@ from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.screening import ScreenRule
 from consortium.errors import UsageError, VerificationError
 from consortium.train import beside
+from consortium.train.again import re_execute
 from consortium.train.codes import Code
 from consortium.train.fragments import Plan
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
 from consortium.train.leg import FederatedLeg
 from consortium.train.outer import vector_digest
-from consortium.train.replay import kept_params, re_execute, replay
+from consortium.train.replay import kept_params, replay
 from consortium.train.tokens import open_sequences
 from tests.train.conftest import PARAMS, VOCAB
 from tests.train.hub import JOB, Hub

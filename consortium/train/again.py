@@ -1,0 +1,173 @@
+"""Inner steps done again by sample, and held against what a site contributed.
+
+`re_execute` does a round's inner steps again, inside the territory, from the kept state, the optimiser's vectors and
+the position. On the same kind of machine, library and number of workers the pseudo-gradient is the same to the last
+bit. Elsewhere kernels round otherwise, and training amplifies it: `TOLERANCE` says how much still passes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from consortium.domain.pretraining import PretrainConfig
+from consortium.domain.records import RE_EXECUTION_TOLERANCE
+from consortium.errors import NotFoundError, VerificationError
+from consortium.train.book import RoundBook
+from consortium.train.codes import Code
+from consortium.train.fragments import Plan
+from consortium.train.keep import Keep
+from consortium.train.outer import Vector, cosine_of, difference, digest_of, norm_of
+from consortium.train.schedule import Pace, Rounds
+from consortium.train.shared import Sharing
+from consortium.train.within import Inner
+
+if TYPE_CHECKING:
+    from consortium.storage.objects import ObjectStore
+
+TOLERANCE = RE_EXECUTION_TOLERANCE
+"""Relative L2 distance of two pseudo-gradients of the same inner steps that still passes."""
+START_TOLERANCE = 1e-5
+"""By how much of the sites' largest an element of two means of the same states may differ: last bits, as norms do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReExecuted:
+    """What doing a round's inner steps again came to."""
+
+    round: int
+    digest: str
+    """Of what is kept as this site's contribution, and was compared with."""
+    steps: int
+    """How many inner steps the site keeps it as made of."""
+    reads_on: bool
+    """Whether the data position it keeps after them is the one they come to."""
+    same_bits: bool
+    distance: float
+    """L2 norm of the difference over the norm of what was committed, as decoded; or of the residual, if it is more."""
+    cosine: float
+    tolerance: float = TOLERANCE
+
+    @property
+    def holds(self) -> bool:
+        """Whether the figure may be called re-executed."""
+        return self.reads_on and (self.same_bits or self.distance <= self.tolerance)
+
+
+def draw(seed: str, job: str, site: str, rounds: Iterable[int], count: int) -> tuple[int, ...]:
+    """Return `count` of `rounds`, ascending, drawn by `seed` so that anybody draws the same.
+
+    They are those of which SHA-256 of `seed job site round` is least. A seed that the site did not know when it
+    committed, such as the log's root after the last round or an auditor's own, leaves it no choice.
+    """
+
+    def lot(number: int) -> bytes:
+        return hashlib.sha256(f"{seed} {job} {site} {number}".encode()).digest()
+
+    return tuple(sorted(sorted(set(rounds), key=lot)[:count]))
+
+
+def re_execute(keep: Keep, inner: Inner, params: PretrainConfig, number: int, size: int) -> ReExecuted:
+    """Do the inner steps of round `number` again and compare with what this site contributed.
+
+    `inner` is a fresh worker (or group) over the same token datasets, `size` the model's. Raises NotFoundError where
+    the state before the round or the contribution is not kept.
+    """
+    before, rounds, origin = keep.outer(number - 1, size), Rounds.of(params), keep.measured(number - 1)[0]
+    plan = Plan.of(origin.layout, params.outer)
+    part = plan.fragment(number)
+    made = keep.contribution(number, size, part.size)
+    if made is None or made.previous_outer != before.digest:
+        raise NotFoundError(f"no contribution to round {number} from that outer state is kept here")
+    if before.moments is not None:
+        inner.restore(before.moments)
+    ahead = before.ahead
+    local, over, position = before.outer, 0, before.position
+    if ahead is not None:
+        local, over, position = ahead.local, ahead.steps, ahead.position
+    if made.steps > over:
+        begin, usual = rounds.before(number), rounds.steps(number)
+        pace = None if made.steps == usual else Pace(begin, usual, made.steps)
+        done = inner.run(local, position=position, step=begin + over, count=made.steps - over, pace=pace)
+        local, position = done.local, done.position
+    again = difference(part.take(before.outer), part.take(local))
+    code = Code.of(params.outer, origin.sharing.size)
+    carried = None if before.residual is None else part.take(before.residual)
+    moments = inner.moments() if code.state else None
+    encoded = code.encode(again, carried, None if moments is None else origin.sharing.packed(moments))
+    # Compared is what was committed, as peers decode it, and what it left to the next round; with the residual that is
+    # kept one could make any bytes stand for any vector.
+    ours, theirs = code.decode(encoded.data, part.size), code.decode(made.data, part.size)
+    left = _apart(encoded.residual, made.residual)
+    shared = states_apart(code, origin.sharing, encoded.data, made.data, size)
+    return ReExecuted(
+        round=number,
+        digest=made.digest,
+        steps=made.steps,
+        reads_on=position == made.position,
+        same_bits=digest_of(encoded.data) == made.digest and left == 0.0,
+        distance=max(_apart(ours, theirs), left, shared),
+        cosine=cosine_of(ours, theirs),
+    )
+
+
+def check_start(store: ObjectStore, job: str, params: PretrainConfig, number: int) -> bool:
+    """Hold the optimiser's state that this site began round `number` from against the mean that the round before gave.
+
+    Returns False where nothing says what it was: it is not shared, or that round's contributions are not kept whole.
+    Raises VerificationError where it is another.
+    """
+    keep, book = Keep(store, job), RoundBook(store, job)
+    origin, before = keep.measured(number - 1)[0], book.round(number - 1)
+    code, size = Code.of(params.outer, origin.sharing.size), origin.layout.size
+    if not code.state or before is None or before.certificate is None or not before.certificate.contributions:
+        return False
+    states = {}
+    try:
+        for part in before.certificate.contributions:
+            data = book.received(number - 1, part.digest) or book.own(number - 1, part.digest)
+            if data is None:
+                return False
+            states[part.site] = code.state_in(data, size)
+    except VerificationError:  # what is damaged says nothing, like what is not kept
+        return False
+    wanted = origin.sharing.mean(before.certificate.contributions, states, params.optim.betas)
+    largest = origin.sharing.parts(np.max([np.abs(state) for state in states.values()], axis=0))
+    moments = keep.outer(number - 1, size).moments
+    steps = Rounds.of(params).before(number)
+    if moments is None or moments.steps != steps:
+        raise VerificationError(f"the optimiser's state kept before it is not that after {steps} steps")
+    for name, vector in wanted.items():
+        off = ~(np.abs(moments.vectors[name] - vector) <= START_TOLERANCE * largest[name])
+        if off.any():
+            raise VerificationError(
+                f"the optimiser's state kept before it is not the mean of what round {number - 1} counted: "
+                f"{int(off.sum()):,} elements of {name} differ"
+            )
+    return True
+
+
+def states_apart(code: Code, sharing: Sharing, ours: bytes, theirs: bytes, size: int) -> float:
+    """Return the largest relative distance of the vectors of two contributions' optimiser states, each by itself.
+
+    One vector may be millions of times smaller than another and matter as much.
+    """
+    if not code.state or ours == theirs:
+        return 0.0
+    if code.bytes_for(size) != len(ours) or len(ours) != len(theirs):  # one says that it is not finite
+        return math.inf
+    one, other = (sharing.parts(code.state_in(data, size)) for data in (ours, theirs))
+    return max(_apart(one[name], other[name]) for name in one)
+
+
+def _apart(ours: Vector | None, theirs: Vector | None) -> float:
+    """Return the relative distance of two vectors; of one that is there from one that is not, infinity."""
+    if ours is None or theirs is None:
+        return 0.0 if ours is theirs else math.inf
+    scale = norm_of(theirs)
+    return norm_of(difference(ours, theirs)) / scale if scale else norm_of(ours)
