@@ -19,8 +19,6 @@ from consortium.errors import UnreachableError
 
 CALL_TIMEOUT_S = 10.0
 SLOW_TIMEOUT_S = 60.0
-LOG_TIMEOUT_S = 15.0
-"""Without a byte of a log, which the head asks its node for; one that hangs comes again, after the others'."""
 
 
 class RayStatus(StrEnum):
@@ -149,10 +147,8 @@ class RayCluster:
 
             class Timed(JobSubmissionClient):  # type: ignore[misc]  # Ray ships no types
                 def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-                    timeout_s = LOG_TIMEOUT_S if endpoint.endswith("/logs") else CALL_TIMEOUT_S
-                    if method == "POST" and endpoint == "/api/jobs/":
-                        timeout_s = SLOW_TIMEOUT_S
-                    options.setdefault("timeout", timeout_s)
+                    slow = (method == "POST" and endpoint == "/api/jobs/") or endpoint.endswith("/logs")
+                    options.setdefault("timeout", SLOW_TIMEOUT_S if slow else CALL_TIMEOUT_S)
                     return super()._do_request(method, endpoint, **options)
 
                 def _raise_error(self, r: Any) -> None:
