@@ -206,6 +206,13 @@ class LegTable:
         """Ended legs that were submitted to Ray and whose log is not archived yet."""
         return [leg for leg in self._select("WHERE submitted = 1 AND archived = 0") if leg.state.final]
 
+    def archived(self, keys: Iterable[str]) -> list[SiteLeg]:
+        """Return those of these Ray submission ids whose leg's log is archived."""
+        known = set(keys)
+        legs = json.dumps(sorted({key.rpartition("@")[0] for key in known}))
+        found = self._select("WHERE archived = 1 AND leg IN (SELECT value FROM json_each(?))", (legs,))
+        return [leg for leg in found if leg.key in known]
+
     def highest(self, connection: sqlite3.Connection | None = None) -> Epoch:
         """The highest epoch this site has seen."""
         source = connection or self.db.read()

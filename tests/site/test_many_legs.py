@@ -107,8 +107,10 @@ def test_logs_of_many_legs_are_read_in_turns(running: tuple[Agent, Scripted]) ->
     made, ray = running
     keeper = LogKeeper(made.table, ray, store=None, server=ServerLine(made.settings))  # type: ignore[arg-type]
     keeper.step()
+    assert ray.calls.pop("jobs") == 1
     assert sum(ray.calls.values()) == MAX_READ
     keeper.step()
+    assert ray.calls.pop("jobs") == 1
     assert len(ray.calls) == 40
     assert max(ray.calls.values()) <= 2
 
@@ -128,3 +130,16 @@ def test_a_leg_without_a_log_keeps_no_other_from_being_archived(world: World) ->
     keeper.step()
     assert not ray.known
     assert not made.table.unarchived()
+
+
+def test_an_archived_leg_that_ray_lists_again_is_deleted_again(world: World) -> None:
+    made, ray = agent(world, 3, LegState.SUCCEEDED, submitted=1)
+    keeper = LogKeeper(made.table, ray, store=None, server=ServerLine(made.settings))  # type: ignore[arg-type]
+    key = made.table.unarchived()[1].key
+    foreign = {"raysubmit_abc": RUNNING, "a@b@c": RUNNING, f"{key.partition('@')[0]}@9.9": RUNNING}
+    ray.known |= foreign
+    keeper.step()
+    assert ray.known == foreign
+    ray.known[key] = RayJob(status=RayStatus.FAILED, message="Job supervisor actor died")
+    keeper.step()
+    assert ray.known == foreign

@@ -1,7 +1,8 @@
 """What legs write: archived in the partner's private store, and sent on only where the partner's policy lets it go.
 
 The gateway asks the policy; this thread only hears the answer. That a log is withheld the server knows by itself: it
-holds the same signed policy. An archived job's record is deleted from Ray.
+holds the same signed policy. An archived job's record is deleted from Ray, and again where Ray makes it anew: its
+monitor takes a job that was deleted within a second of its end for one whose supervisor died.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class LogKeeper:
 
     def step(self) -> None:
         """Archive what has ended, then send what has been written since. Ends at the first leg that this fails for."""
+        for leg in self.table.archived(self.cluster.jobs()):
+            self.cluster.delete(leg.key)
         ended = self.table.unarchived()
         running = [leg for leg in self.table.active() if leg.state is LegState.RUNNING and leg.log_policy != "withheld"]
         turn = self._read % max(1, len(running))
