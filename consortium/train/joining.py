@@ -21,7 +21,7 @@ from consortium.errors import ConflictError, ConsortiumError, NotFoundError, Unr
 from consortium.train.book import RoundBook
 from consortium.train.disputes import holding, parties
 from consortium.train.exchange import Exchange
-from consortium.train.keep import Contribution, OuterState
+from consortium.train.keep import OuterState
 from consortium.train.outer import Vector, finite, from_bytes, to_bytes, vector_digest
 from consortium.train.parcels import fetch, send
 from consortium.train.peers import PASS_ON_S, Peers
@@ -130,8 +130,8 @@ class Joining:
 
     # -- the sites that let it in ---------------------------------------------------------------------------------
 
-    def welcome(self, state: OuterState, committed: Contribution | None) -> None:
-        """Send a state to sites that asked for it in order to join, and what this site `committed` on it before that.
+    def welcome(self, state: OuterState) -> None:
+        """Send a state to sites that asked for it in order to join.
 
         Sites take turns, in order, so that usually one of them sends the state. What is not taken is said on stderr.
         """
@@ -147,10 +147,7 @@ class Joining:
         turn = sum(site < self._peers.site for site in held if site in self._peers.sites and site not in asking)
         if self._now_s() - since_s >= turn * PASS_ON_S:
             for name, vector in (("outer", state.outer), ("momentum", state.momentum)):
-                self._give(ArtifactClass.OUTER_STATE, name, number, asking, partial(to_bytes, vector))
-        if committed is not None:
-            data = committed.data
-            self._give(self._peers.kind, "pseudo-gradient", committed.round, asking, lambda: data)
+                self._give(name, number, asking, partial(to_bytes, vector))
 
     def _sign_momentum(self, state: OuterState) -> None:
         try:
@@ -172,13 +169,13 @@ class Joining:
             return asking
         return asking - self._exchange.agreements(f"outer/{state.round}").keys()
 
-    def _give(self, kind: ArtifactClass, name: str, number: int, asking: set[str], data: Callable[[], bytes]) -> None:
+    def _give(self, name: str, number: int, asking: set[str], data: Callable[[], bytes]) -> None:
         to = sorted(site for site in asking if (name, number, site) not in self._given)
         if not to:
             return
         self._given |= {(name, number, site) for site in to}
         try:
-            send(self._exchange, kind, f"{name}-{number}", data(), round=number, recipients=to)
+            send(self._exchange, ArtifactClass.OUTER_STATE, f"{name}-{number}", data(), round=number, recipients=to)
         except ConsortiumError as fault:
             sys.stderr.write(f"{name}-{number} was not sent to {', '.join(to)}, which join: {fault.what}\n")
 

@@ -119,7 +119,7 @@ class FederatedLeg:
         beginning = Beginning(self._exchange, self._keep, self._talk, self._params, self._origin)
         state = self._keep.newest(self._size)
         if state is not None:
-            self._talk.joining.welcome(state, None)
+            self._talk.joining.welcome(state)
         else:
             state = beginning.state(self._inner.initial)
         if state.moments is not None:

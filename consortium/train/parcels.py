@@ -51,7 +51,7 @@ def fetch(
     answer, and VerificationError where all that could be had is something else.
     """
     faults: list[ConsortiumError] = []
-    for parts in _offers(exchange.inbox(round), artifact_class, digest, round, first):
+    for parts in offers(exchange.inbox(round), artifact_class, digest, round, first):
         if sum(part.size_bytes for part in parts) > most_bytes + len(parts) * _SEALED_BYTES:
             faults.append(VerificationError(f"{parts[0].sender} announces more than the {most_bytes} bytes it can be"))
             continue
@@ -72,10 +72,10 @@ def fetch(
     raise VerificationError(f"{digest} cannot be had: {faults[0].what}", where=f"round {round}") from faults[0]
 
 
-def _offers(
-    inbox: list[Artifact], artifact_class: ArtifactClass, digest: str, round: int, first: str
+def offers(
+    inbox: Iterable[Artifact], artifact_class: ArtifactClass, digest: str, round: int, first: str = ""
 ) -> Iterator[list[Artifact]]:
-    """Yield what holds the bytes, the latest of each sender: an artifact, or all the parts of it."""
+    """Yield what is announced of the bytes, the latest of each sender, `first`'s first: an artifact, or all parts."""
     by_sender: dict[str, dict[tuple[int, int], Artifact]] = {}
     for artifact in inbox:
         if (artifact.artifact_class, artifact.round) != (artifact_class, round):

@@ -25,6 +25,8 @@ WITHHELD = frozenset({"missing", "unreachable", "digest"})
 """Reasons of a judge that could not have what others had."""
 PASS_ON_S = 30.0
 """How long each holder of a contribution leaves it to those before it to pass it on."""
+ABSENT_S = 30.0
+"""How long a contribution may be on its way to be announced where no deadline says so."""
 SHORTEST_S = 5.0
 """A deadline that is nearer is not gone by: clocks differ, and a leg may have come late."""
 LOOK_S = 2.0
@@ -102,8 +104,9 @@ class Peers:
     def judge(self, current: Round, made: Contribution, gates: Gates, size: int) -> None:
         """Fetch, check and judge every commit of the round, unless this site's verdicts are known already.
 
-        Who keeps this site waiting does not keep the others waiting for its verdicts on the rest: these go out while
-        there is time, and what is not here near its end counts as unreachable.
+        A contribution is sent once the round's commits are fixed, so it may not be announced yet. Who keeps this site
+        waiting does not keep the others waiting for its verdicts on the rest: these go out while there is time, and
+        what is not here near its end counts as missing, or, where it was announced, as unreachable.
         `size` is that of the part of the model that the round exchanges.
         """
         told = {verdict.site for verdict in current.verdicts if verdict.judge == self.site}
@@ -112,10 +115,14 @@ class Peers:
         left_s = self._left_s(current)
         possible = [one for one in current.commits if gates.work is None or gates.work.fits(one)]
         asked = self._received.take_all((one for one in possible if one.site != self.site), size)
-        for last, until_s in ((False, self._now_s() + left_s / 2), (True, self._now_s() + left_s * 0.9)):
-            if not self._wait(asked, current.number, until_s):
+        now_s = self._now_s()
+        absent_s = now_s + (left_s * 0.9 if math.isfinite(left_s) else ABSENT_S)
+        for last, until_s in ((False, now_s + left_s / 2), (True, now_s + left_s * 0.9)):
+            if not self._wait(asked, current.number, until_s, absent_s):
                 sys.stderr.write(f"round {current.number} goes on without this site's verdicts on {asked.waiting}\n")
                 return
+            if last:
+                asked.give_up()
             here = [one for one in current.commits if last or one.site not in asked.waiting]
             faults = asked.faults | dict.fromkeys(asked.waiting, "unreachable")
             held = self._received.of(here, {self.site: made.data})
@@ -133,12 +140,20 @@ class Peers:
         left_s = current.deadline_ms / 1000 - self._wall_s()
         return left_s if left_s >= SHORTEST_S else math.inf
 
-    def _wait(self, asked: Asked, number: int, until_s: float) -> bool:
-        """Wait for what is asked for, until then at the most; False where the round takes no verdicts any more."""
-        looked_s = self._now_s()
+    def _wait(self, asked: Asked, number: int, until_s: float, absent_s: float) -> bool:
+        """Wait for what is asked for, until then at the most; False where the round takes no verdicts any more.
+
+        Until `absent_s` for what nobody announces.
+        """
+        looked_s, asked_s, pause_s = self._now_s(), -math.inf, _SHORT_S
         while asked.waiting and self._now_s() < until_s:
             self._look_up()
             self._sleep(0.0)
+            if self._now_s() - asked_s >= pause_s:
+                asked_s, pause_s = self._now_s(), min(_LONG_S, pause_s * _GROWTH)
+                asked.look()
+            if self._now_s() >= absent_s:
+                asked.give_up()
             asked.wait(_SHORT_S)
             if self._now_s() - looked_s >= LOOK_S:
                 looked_s, current = self._now_s(), self.look(number)

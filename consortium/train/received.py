@@ -32,18 +32,31 @@ SMALLEST_BYTES = 1024
 
 
 class Asked:
-    """Commits whose bytes are being fetched, each in a thread of its own."""
+    """Commits whose bytes are fetched once they are announced, each in a thread of its own."""
 
     def __init__(self, received: Received, commits: Iterable[Commit], size: int) -> None:
         self.faults: dict[str, str] = {}
         """Reason codes of the commits that could not be had, by site."""
         self._ended: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._received = received
-        asked = list(commits)
-        self.waiting = {commit.site for commit in asked}
+        self._size = size
+        self.absent = {commit.site: commit for commit in commits}
+        """Those of which nothing is announced yet."""
+        self.waiting = set(self.absent)
         """Sites of which it is not known yet."""
-        for commit in asked:
-            threading.Thread(target=self._take, args=(commit, size), name=f"fetch {commit.site}", daemon=True).start()
+
+    def look(self) -> None:
+        """Begin to fetch what is announced by now."""
+        for commit in self._received.announced(self.absent.values()):
+            del self.absent[commit.site]
+            fetch = threading.Thread(target=self._take, args=(commit,), name=f"fetch {commit.site}", daemon=True)
+            fetch.start()
+
+    def give_up(self) -> None:
+        """Wait no longer for what is not announced by now."""
+        self.faults |= dict.fromkeys(self.absent, "missing")
+        self.waiting -= self.absent.keys()
+        self.absent.clear()
 
     def wait(self, timeout_s: float) -> None:
         """Wait until one more has ended, for so long at the most."""
@@ -55,12 +68,12 @@ class Asked:
         if fault:
             self.faults[site] = fault
 
-    def _take(self, commit: Commit, size: int) -> None:
-        self._ended.put((commit.site, self._fault(commit, size)))
+    def _take(self, commit: Commit) -> None:
+        self._ended.put((commit.site, self._fault(commit)))
 
-    def _fault(self, commit: Commit, size: int) -> str:
+    def _fault(self, commit: Commit) -> str:
         try:
-            self._received.take(commit.round, commit.site, commit.digest, size)
+            self._received.take(commit.round, commit.site, commit.digest, self._size)
         except NotFoundError:
             return "missing"
         except UnreachableError:
@@ -105,8 +118,15 @@ class Received:
         """Return by site what commits stand for and is here; `own` first."""
         return _Here(self, {commit.site: commit.digest for commit in commits if commit.digest in self}, own)
 
+    def announced(self, commits: Iterable[Commit]) -> list[Commit]:
+        """Return those of a round's commits of which somebody announced the bytes to this site."""
+        asked = list(commits)
+        inbox = self._exchange.inbox(asked[0].round) if asked else []
+        kind = self._code.kind
+        return [one for one in asked if next(parcels.offers(inbox, kind, one.digest, one.round), None) is not None]
+
     def take_all(self, commits: Iterable[Commit], size: int) -> Asked:
-        """Begin to fetch the contributions that are not here."""
+        """Return the contributions that are not here, to be fetched."""
         return Asked(self, (commit for commit in commits if commit.digest not in self), size)
 
     def decode(self, data: bytes | memoryview, size: int) -> Vector:

@@ -103,10 +103,9 @@ class Talk:
         VerificationError where the certificate does not hold.
         """
         number = state.round + 1
-        before = made.contribution if made is not None and made.committed else None
-        self.joining.welcome(state, before)
+        self.joining.welcome(state)
         mine = made.contribution if made is not None and (made.committed or self._commit(made.contribution)) else None
-        current = self._await_certificate(state, number, mine, probe, aside=aside, before=before)
+        current = self._await_certificate(state, number, mine, probe, aside=aside)
         certificate = check_certificate(current, state.digest)
         known = commit_of(current, self._site)
         if known is not None and (mine is None or known.digest != mine.digest):
@@ -172,10 +171,7 @@ class Talk:
     # -- commit and verdicts --------------------------------------------------------------------------------------
 
     def _commit(self, made: Contribution) -> bool:
-        """Send and commit; False where the round stopped taking commits meanwhile."""
-        if to := self._recipients(made.round):
-            name = f"pseudo-gradient-{made.round}"
-            parcels.send(self._exchange, self.peers.kind, name, made.data, round=made.round, recipients=to)
+        """Commit; False where the round stopped taking commits meanwhile."""
         timed = {"train_ms": made.train_ms} if self._params.outer.pace == "measured" else {}
         try:
             self._exchange.commit(
@@ -196,11 +192,12 @@ class Talk:
                 return False
         return True
 
-    def _recipients(self, number: int) -> list[str]:
-        """Return the peers that a contribution is for: who was withdrawn from the job gets none any more."""
-        current = self.peers.look(number)
-        gone = withdrawn(number, current.rulings if current else ())
-        return [site for site in self.peers.sites if site != self._site and site not in gone]
+    def _send(self, made: Contribution, current: Round) -> None:
+        """Send a contribution to the peers, but for who was withdrawn from the job."""
+        gone = withdrawn(made.round, current.rulings)
+        if to := [site for site in self.peers.sites if site != self._site and site not in gone]:
+            name = f"pseudo-gradient-{made.round}"
+            parcels.send(self._exchange, self.peers.kind, name, made.data, round=made.round, recipients=to)
 
     def _await_certificate(
         self,
@@ -210,26 +207,30 @@ class Talk:
         probe: Probe,
         *,
         aside: bool,
-        before: Contribution | None,
     ) -> Round:
         """Follow the round until it is certified, judging its commits and letting sites join on the way.
 
-        `before` is what an earlier attempt of this leg committed: who joins since was not sent it.
+        What this site made it sends once the set of commits is fixed: nobody can commit to a copy of it. After a crash
+        it may have been sent before, which does no harm.
         """
-        judged = False
+        sent = judged = False
         kept = f"{number - 1}.{made.steps}" if made is not None else f"{number - 1}"
         if not aside:
             self._exchange.progress(phase="waiting", round=number, rounds=self._params.outer.rounds, kept=kept)
         for current in self.peers.follow(number):
+            if current.phase is RoundPhase.OPEN:
+                self.joining.welcome(state)
+                continue
+            mine = commit_of(current, self._site)
+            taking = current.phase in (RoundPhase.JUDGING, RoundPhase.CERTIFIED)
+            if taking and made is not None and mine is not None and mine.digest == made.digest and not sent:
+                sent = True
+                self._send(made, current)
             if current.phase in JUDGED:
                 return current
-            if current.phase is RoundPhase.OPEN:
-                self.joining.welcome(state, before)
-            if current.phase is RoundPhase.JUDGING and not judged and made is not None:
+            if made is not None and mine is not None and not judged:
                 judged = True
-                if commit_of(current, self._site) is not None:
-                    gates = self._gates(state, made, probe)
-                    self.peers.judge(current, made, gates, self._plan.fragment(number).size)
+                self.peers.judge(current, made, self._gates(state, made, probe), self._plan.fragment(number).size)
         raise AssertionError("following ends only with a result")
 
     def _gates(self, state: OuterState, made: Contribution, probe: Probe) -> Gates:

@@ -197,6 +197,7 @@ class Withholding(Line):
 @pytest.mark.parametrize("delay", [0, 2])
 def test_a_site_that_withholds_its_contribution_from_one_judge_stalls_nobody(line, monkeypatch, delay):
     monkeypatch.setattr("consortium.train.peers.PASS_ON_S", 0.05)
+    monkeypatch.setattr("consortium.train.peers.ABSENT_S", 0.5)
     hub = Hub(("de-1", "fr-1", "uy-1"))
     sites = [Site(line(hub, s, Withholding if s == "uy-1" else Line, delay=delay), Pull(s)) for s in hub.sites]
     wait([site.start() for site in sites])

@@ -6,6 +6,7 @@ import tempfile
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,12 @@ class CrashingLine(Line):
         self._maybe("commit", round, "before")
         super().commit(round, **values)
         self._maybe("commit", round, "after")
+
+    def send(self, artifact_class: Any, name: str, data: bytes, *, round: int = 0, **more: Any) -> Any:
+        self._maybe("send", round, "before")
+        sent = super().send(artifact_class, name, data, round=round, **more)
+        self._maybe("send", round, "after")
+        return sent
 
     def verdicts(self, round: int, verdicts: Any) -> None:
         self._maybe("verdicts", round, "before")
@@ -187,6 +194,8 @@ def test_one_site_alone_needs_no_peer(leg):
         ("outer/0", 0, "after"),
         ("commit", 1, "before"),
         ("commit", 2, "after"),
+        ("send", 2, "before"),
+        ("send", 2, "after"),
         ("verdicts", 2, "before"),
         ("verdicts", 2, "after"),
         ("outer/2", 0, "before"),
@@ -207,6 +216,21 @@ def test_a_crash_anywhere_repeats_nothing_and_changes_no_bit(leg, undisturbed, c
     assert len(seen) == len({(site, number) for site, number, _ in seen}) == 9
     assert len({site.final.position for site in sites}) == 1
     assert sites[0].final.position == 3 * 4 * 4
+
+
+def test_nothing_of_a_round_can_be_seen_while_it_takes_commits(leg):
+    sites = federation(leg)
+    hub, send, early = sites[0].hub, Hub.send, []
+
+    def noted(self: Hub, site: str, cls: str, name: str, data: bytes, number: int, recipients: Any) -> Any:
+        if number and self.round(number).phase is RoundPhase.OPEN:
+            early.append((site, name))
+        return send(self, site, cls, name, data, number, recipients)
+
+    hub.send = MethodType(noted, hub)  # type: ignore[method-assign]
+    together(sites)
+    assert not early
+    assert len([one for one, _ in hub.artifacts if one.round]) == 3 * 3
 
 
 @pytest.mark.parametrize("asked", [1, 2, 3, 4, 6, 8])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -38,14 +39,15 @@ def line(hub: Hub, site: str) -> Line:
     return Line(hub, context, None)  # type: ignore[arg-type]  # no test here keeps anything
 
 
-def peers(at: Line, *, looks: int = 5, now_s: float = 0.0) -> Peers:
-    left = iter(range(looks))
+def peers(at: Line, *, looks: int = 5) -> Peers:
+    """A peer for which each look at the clock is ten seconds later."""
+    left, ticks = iter(range(looks)), count(0, 10)
 
     def sleep(seconds: float) -> None:
         if next(left, None) is None:
             raise Tired
 
-    return Peers(at, SIZE, sleep=sleep, now_s=lambda: now_s)
+    return Peers(at, SIZE, sleep=sleep, now_s=lambda: float(next(ticks)))
 
 
 def made(site: str) -> Contribution:
