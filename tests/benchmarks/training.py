@@ -132,6 +132,8 @@ def loss(scale: Scale, trainings: Trainings) -> Iterator[Row]:
             yield row(f"loss: three sites, {what}", found, "nats", 2.389 if "0.7" in what else None)
             yield row(f"loss: {what}, above one cluster with AdamW", percent(found, adamw), "%", most=1.5)
             yield row(f"loss: {what}, above the better one cluster", percent(found, best), "%", most=1.5)
+        more = apart["outer 1.0/0.3, Muon shared, taper 1"]().sent_bytes / apart["outer 1.0/0.5, Muon"]().sent_bytes
+        yield row("loss: bytes sent where the state is shared, of those where it is not", more, "times")
 
     return rows()
 
