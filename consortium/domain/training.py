@@ -77,6 +77,8 @@ class Ruling:
 class Standing:
     """What certificates hand on from round to round, as it stood before the round; floats as hex."""
 
+    __left_out__ = frozenset({"fragments"})
+
     clip: str
     """Contributions above this many times the median of `norms` are scaled down to it; zero: never."""
     window: int
@@ -87,6 +89,8 @@ class Standing:
     """Norms of contributions as they were applied, oldest first."""
     refused: tuple[tuple[str, int], ...] = ()
     """Sites refused for what they sent, and how many rounds in a row, in site order."""
+    fragments: int = 1
+    """How many rounds before this one the last of the same fragment was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,8 +28,9 @@ def standing(connection: Connection, job: Job, number: int) -> Standing | None:
     """Return what the last round of the same fragment left; None where the job neither clips nor quarantines."""
     outer = job.spec.params.get("outer")
     asked = outer.get("screen") if isinstance(outer, dict) else None
-    first = first_standing(from_json(ScreenRule, asked or {}, where=job.id))
-    earlier = number - (outer_number(job, "fragments") or 1)
+    fragments = outer_number(job, "fragments") or 1
+    first = first_standing(from_json(ScreenRule, asked or {}, where=job.id), fragments)
+    earlier = number - fragments
     before = rounds.read(connection, job.id, earlier) if first is not None and earlier > 0 else None
     return first if before is None else standing_after(before)
 
@@ -60,7 +61,8 @@ def expected(core: Core, connection: Connection, job: Job, number: int) -> list[
         if row.job == job.id and legs.awaited(core, row, stored.get(row.site)):
             sites.add(row.site)
     heard = sites - rejected(connection, job.id, number)
-    return sorted(heard - left_out(number, (), standing(connection, job, number)) or heard)
+    ruled = rounds.rulings(connection, job.id, number)
+    return sorted(heard - left_out(number, ruled, standing(connection, job, number)) or heard)
 
 
 def at_work(job: Job) -> list[str]:

@@ -25,10 +25,10 @@ from consortium.server.core import Core
 from consortium.server.rulings import rejected
 from consortium.state import jobs, rounds
 from consortium.state import tables as t
-from consortium.state.data import agreements, signed_agreements
+from consortium.state.data import agreements, newest_agreement, signed_agreements
 from consortium.state.rounds import RoundRow
 from consortium.train import disputes
-from consortium.train.rounds import certify
+from consortium.train.rounds import certify, left_out
 from consortium.train.schedule import Rounds
 from consortium.train.votes import majority
 
@@ -70,6 +70,7 @@ def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -
         raise ForbiddenError(f"{site} cannot commit for {commit.site}")
     where = f"{commit.job} round {commit.round}"
     _check_lengths(where, commit.digest, commit.norm, commit.loss)
+    _check_numbers(where, norm=commit.norm, loss=commit.loss)
     verify_value(core.federation.site(site).signing_key, commit, what=f"the commit of {site} to {where}")
     job = jobs.find_job(connection, commit.job)
     if (most := _most_tokens(job, commit.round)) and not 0 < commit.tokens <= most:
@@ -118,6 +119,17 @@ def _check_lengths(where: str, *values: str) -> None:
         raise UsageError(
             f"{too_long[:40]!r}… has {len(too_long)} characters", where=where, fix=f"at most {_MOST_CHARS} are taken"
         )
+
+
+def _check_numbers(where: str, **values: str) -> None:
+    """Raise UsageError for what is no number in hexadecimal; one that is not finite is for the judges to refuse."""
+    for name, value in values.items():
+        try:
+            float.fromhex(value)
+        except (ValueError, OverflowError) as fault:
+            raise UsageError(
+                f"{name} {value!r} is no hexadecimal number", where=where, fix="such as 0x1.8p+1"
+            ) from fault
 
 
 def live_leg(connection: Connection, job_id: str, site: str) -> Leg:
@@ -196,7 +208,9 @@ def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> boo
         return False
     judges = set(row.fixed) & set(awaited.expected(core, connection, job, row.number))
     given = {(verdict.judge, verdict.site) for verdict in found.verdicts}
-    complete = bool(judges) and all((judge, site) in given for judge in judges for site in row.fixed)
+    standing = awaited.standing(connection, job, row.number)
+    counting = set(row.fixed) - left_out(row.number, found.rulings, standing)
+    complete = bool(judges) and all((judge, site) in given for judge in judges for site in counting)
     if not complete and not awaited.grace_over(core, connection, row):
         return False
     earlier = rounds.read(connection, row.job, row.number - 1)
@@ -219,7 +233,7 @@ def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> boo
         found.commits,
         found.verdicts,
         rulings=found.rulings,
-        standing=awaited.standing(connection, job, row.number),
+        standing=standing,
     )
     signed = sign_value(core.key, certificate)
     rounds.change(
@@ -294,7 +308,10 @@ def _settlement(core: Core, connection: Connection, job: Job, row: RoundRow, fou
     told = {part: {site: one["digest"] for site, one in sites.items()} for part, sites in said.items()}
     recomputed = disputes.recomputations(told)
     silent = expected & set(disputes.parties(found)) - recomputed.keys()
-    if silent and not awaited.grace_over(core, connection, row):
+    # Everybody gets the whole grace to compute again, however late the word came that differs.
+    heard_ms = newest_agreement(connection, row.job, f"outer/{row.number}")
+    over = awaited.grace_over(core, connection, row)
+    if silent and not (over and core.clock.now_ms() >= heard_ms + core.settings.round_grace_ms):
         return None
     settlement = disputes.settle(found, recomputed)
     evidence = {"settlement": settlement, "recomputed": recomputed, "signed": said}

@@ -105,13 +105,14 @@ class TrackingWorker(threading.Thread):
             self._tell(task)
         except UnreachableError:
             raise
-        except ConsortiumError as fault:
+        except (ConsortiumError, ArithmeticError, LookupError, TypeError, ValueError) as fault:
+            # Whatever is wrong with one, it must not keep those of all other jobs from being told.
             if task.tries + 1 < MAX_TRIES:
-                log.warning("the tracking server refused %s of %s: %s", task.kind, task.leg or task.job, fault.what)
+                log.warning("the tracking server was not told %s of %s: %s", task.kind, task.leg or task.job, fault)
                 self._count_try(task)
                 self._stopping.wait(1.0)
                 return True
-            log.error("gave up telling the tracking server %s of %s: %s", task.kind, task.leg or task.job, fault.what)
+            log.error("gave up telling the tracking server %s of %s: %s", task.kind, task.leg or task.job, fault)
         with core.db.write() as connection:
             connection.execute(t.tracking_tasks.delete().where(t.tracking_tasks.c.id == task.id))
         return True

@@ -203,6 +203,12 @@ def signed_agreements(connection: Connection, job: str, topic: str) -> dict[str,
     return {row.site: {"digest": row.digest, "signature": row.signature} for row in ordered}
 
 
+def newest_agreement(connection: Connection, job: str, topic: str) -> int:
+    """Return when a site last published a digest for a topic, UTC milliseconds; 0 where none did."""
+    same = (t.agreements.c.job == job) & (t.agreements.c.topic == topic)
+    return connection.execute(select(func.max(t.agreements.c.at_ms)).where(same)).scalar() or 0
+
+
 def add_log(connection: Connection, *, job: str, leg: str, site: str, offset: int, text: str, now_ms: int) -> None:
     """Keep a piece of a leg's log. Of a piece that is sent again, and may have grown, only what is new is kept."""
     while text:

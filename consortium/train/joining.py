@@ -58,13 +58,12 @@ class Joining:
     def late(self) -> bool:
         """Whether this site, which keeps no state, was added to a training that went on before.
 
-        It began nothing, and was not sent what the others began with.
+        It published no state that it began with. What it was sent says nothing: anybody can send anything.
         """
         first = None if self._resumes else self._peers.look(1)
         if first is None or first.phase is not RoundPhase.CLOSED:
             return False
-        sent = any(one.artifact_class is ArtifactClass.OUTER_STATE for one in self._exchange.inbox(0))
-        return not sent and self._peers.site not in self._exchange.agreements("outer/0")
+        return self._peers.site not in self._exchange.agreements("outer/0")
 
     def join(self) -> OuterState:
         """Return the newest outer state that the others agree on, once one of them sent it.
@@ -106,7 +105,8 @@ class Joining:
             began = self._exchange.agreements("outer/0")
             previous = began.get(min(began, default=""), "")
         certificate = check_certificate(current, previous)
-        earlier, first = len(past) - self._outer.fragments, first_standing(self._outer.screen)
+        fragments = self._outer.fragments
+        earlier, first = len(past) - fragments, first_standing(self._outer.screen, fragments)
         check_standing(certificate, first if earlier < 0 or first is None else standing_after(past[earlier]))
 
     def _momentum(self, closed: Round) -> Vector | None:

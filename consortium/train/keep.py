@@ -321,12 +321,15 @@ class Keep(Shelf):
             return None
 
     def drop_begun(self, number: int) -> None:
-        """Forget the inner steps of a round whose contribution is kept."""
+        """Forget the inner steps of a round: its contribution is kept, or they lead on from what does not count."""
         pointer = self._begun_pointer(number)
         if pointer is not None:
-            contribution = self._pointer(f"{self._root}/rounds/{number}/contribution.json")
+            try:
+                spared = set(blobs(self._pointer(f"{self._root}/rounds/{number}/contribution.json")))
+            except NotFoundError:
+                spared = set()
             self._store.delete(f"{self._root}/rounds/{number}/inner.json")
-            self._delete(set(blobs(pointer)) - set(blobs(contribution)))
+            self._delete(set(blobs(pointer)) - spared)
 
     def _begun_pointer(self, number: int) -> Pointer | None:
         try:

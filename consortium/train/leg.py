@@ -272,6 +272,9 @@ class FederatedLeg:
         if ahead is not None and counted is not None and applied:
             ahead = replace(ahead, previous_outer=came.digest, local=self._plan.mix(number, ahead.local, came.outer))
         else:
+            if ahead is not None:
+                # Kept steps that lead on from what does not count: a round that counts nothing leaves the digest as is.
+                self._keep.drop_begun(number + 1)
             ahead = None
         return OuterState(
             round=number,

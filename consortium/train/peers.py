@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from consortium.domain.data import ArtifactClass
 from consortium.domain.training import Certificate, Commit, Round, RoundPhase
@@ -27,11 +28,24 @@ PASS_ON_S = 30.0
 """How long each holder of a contribution leaves it to those before it to pass it on."""
 ABSENT_S = 30.0
 """How long a contribution may be on its way to be announced where no deadline says so."""
+OWED_ROUNDS = 4
+"""How many rounds a contribution is held for a judge that could not have it."""
 SHORTEST_S = 5.0
 """A deadline that is nearer is not gone by: clocks differ, and a leg may have come late."""
 LOOK_S = 2.0
 """How often a judge that waits for contributions looks whether its verdicts are still waited for."""
 _SHORT_S, _LONG_S, _GROWTH = 0.2, 2.0, 1.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class _Debt:
+    """A contribution that a judge could not have."""
+
+    round: int
+    judge: str
+    digest: str
+    turn: int
+    """How many other sites that have it send it before this one."""
 
 
 class Peers:
@@ -60,12 +74,12 @@ class Peers:
         """What contributions are, for border rules."""
         self._received = Received(exchange, code)
         """Contributions to the round at hand: judged first, applied later."""
-        self._owed: dict[tuple[str, str], float] = {}
-        """What judges of the round could not have, by judge and digest, and since when it is known."""
+        self._owed: dict[_Debt, float] = {}
+        """What judges could not have, and since when it is known."""
 
     def forget(self) -> None:
         """Let go of the contributions of a round that is over, but for those owed to somebody."""
-        self._received.clear({digest for _, digest in self._owed})
+        self._received.clear({debt.digest for debt in self._owed})
 
     def receive_initial(self) -> Vector:
         """Return the initial state that the first peer published: nobody else's word counts for it."""
@@ -124,9 +138,11 @@ class Peers:
             if last:
                 asked.give_up()
             here = [one for one in current.commits if last or one.site not in asked.waiting]
+            if not last and asked.waiting and gates.together:
+                continue
             faults = asked.faults | dict.fromkeys(asked.waiting, "unreachable")
             held = self._received.of(here, {self.site: made.data})
-            judged = screen(here, held, faults, size, gates, code=self._received)
+            judged = screen(here, held, faults, size, gates, code=self._received, beside=current.commits)
             self._tell(current.number, tuple(one for one in judged if one.commit.site not in told))
             told |= {one.site for one in here}
             if not asked.waiting:
@@ -209,28 +225,39 @@ class Peers:
         }
 
     def owe(self, current: Round, certificate: Certificate) -> None:
-        """Note what the certificate counts and some judge could not have: without it that site comes no further."""
+        """Note what the certificate counts and some judge could not have: without it that site comes no further.
+
+        What was owed before still is, for some rounds.
+        """
+        self._owed = {debt: s for debt, s in self._owed.items() if current.number - OWED_ROUNDS < debt.round}
         counted = {part.site: part.digest for part in certificate.contributions}
-        self._owed = {
-            (verdict.judge, digest): self._now_s()
-            for verdict in current.verdicts
-            if verdict.reason in WITHHELD
-            and verdict.judge not in (self.site, verdict.site)
-            and (digest := counted.get(verdict.site, "")) in self._received
-        }
+        for verdict in current.verdicts:
+            digest = counted.get(verdict.site, "")
+            if (
+                verdict.reason in WITHHELD
+                and verdict.judge not in (self.site, verdict.site)
+                and digest in self._received
+            ):
+                had = {v.judge for v in current.verdicts if v.site == verdict.site and v.reason not in WITHHELD}
+                had -= {verdict.site}
+                turn = sum(site < self.site for site in had) if self.site in had else len(had)
+                self._owed[_Debt(round=current.number, judge=verdict.judge, digest=digest, turn=turn)] = self._now_s()
 
     def pass_on(self, current: Round) -> None:
-        """Send what is owed to judges that still have not the round's new state: a sender may have left them out.
+        """Send what is owed to judges that still have not their round's new state: a sender may have left them out.
 
-        Holders take turns, in order of sites, so that usually one of them sends.
+        Holders take turns, in order of sites, so that usually one of them sends: the first after a while, or as soon as
+        the round is closed, because then nobody waits for the judge any more.
         """
-        turn = 1 + sum(commit.site < self.site for commit in current.commits)
-        for (judge, digest), since_s in sorted(self._owed.items()):
-            if judge not in (current.outer_digests or {}):
-                if self._now_s() - since_s < turn * PASS_ON_S:
+        for debt, since_s in sorted(self._owed.items()):
+            here = debt.round == current.number
+            said = (current.outer_digests or {}) if here else self._exchange.agreements(f"outer/{debt.round}")
+            if debt.judge not in said:
+                first = debt.turn == 0 and (not here or current.phase is RoundPhase.CLOSED)
+                if not first and self._now_s() - since_s < (debt.turn + 1) * PASS_ON_S:
                     continue
-                self._pass_on(current.number, judge, bytes(self._received[digest]))
-            del self._owed[judge, digest]
+                self._pass_on(debt.round, debt.judge, bytes(self._received[debt.digest]))
+            del self._owed[debt]
 
     def _pass_on(self, number: int, judge: str, data: bytes) -> None:
         sys.stderr.write(f"round {number}: {judge} is passed on a contribution that it could not have\n")

@@ -163,7 +163,7 @@ class Replay:
 
         `...` where that is not kept.
         """
-        first: Standing | None = first_standing(self._params.screen)
+        first: Standing | None = first_standing(self._params.screen, self._params.fragments)
         if number <= self._params.fragments or first is None:
             return first
         return ... if before is None else standing_after(before)

@@ -18,8 +18,9 @@ Where the job clips or quarantines, the certificate carries a standing: what the
 6. a site that was refused `quarantine` rounds in a row for what it sent is left out as in 1. A refusal is for what was
    sent where judges with more than half of the votes gave a reason other than `missing` and `unreachable`.
 
-`standing_after` gives the next round's. And with or without one: a site that an admin rejected or withdrew, and did not
-readmit since, is left out as in 1; a readmission in round k takes effect in round k.
+`standing_after` gives the next round's; of each partner it keeps one norm a round, the median of its sites'. And with
+or without one: a site that an admin rejected or withdrew, and did not readmit since, is left out as in 1; a readmission
+in round k takes effect in round k. Where a model goes in fragments, the round before is that of the same fragment.
 
 A certificate without contributions is valid and leaves the outer state as it is. Signatures are not part of the rule:
 who receives commits and verdicts checks them first. The order in which messages arrived changes nothing.
@@ -32,6 +33,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from statistics import median
 
+from consortium.domain.ids import partner_of
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Certificate, Commit, Contribution, Round, Ruling, Standing, Verdict
 from consortium.errors import VerificationError
@@ -85,25 +87,29 @@ def verdicts_digest(verdicts: Iterable[Verdict]) -> str:
     return digest_json(sorted(said, key=_verdict_key))
 
 
-def first_standing(rule: ScreenRule) -> Standing | None:
-    """Return the standing before a job's first round; None where the job neither clips nor quarantines."""
+def first_standing(rule: ScreenRule, fragments: int) -> Standing | None:
+    """Return the standing before a fragment's first round; None where the job neither clips nor quarantines."""
     if not rule.clip and not rule.quarantine:
         return None
-    return Standing(clip=rule.clip.hex(), window=rule.clip_window, quarantine=rule.quarantine)
+    return Standing(clip=rule.clip.hex(), window=rule.clip_window, quarantine=rule.quarantine, fragments=fragments)
 
 
 def standing_after(round_: Round) -> Standing | None:
     """Return the standing that a certified round leaves to the next one.
 
-    Norms are kept as they were applied, so that nobody raises the median by more than the clip factor a round.
+    Norms are kept as they were applied, so that nobody raises the median by more than the clip factor a round, and one
+    of each partner, so that more sites are no more say.
     """
     given = round_.certificate
     if given is None or given.standing is None:
         return None
     before = given.standing
     counted = _counted(round_.job, round_.number, round_.commits, round_.rulings, before)
-    norms = {commit.site: _norm(commit) for commit in counted}
-    applied = [norms[part.site] * float.fromhex(part.clip) for part in given.contributions if norms.get(part.site)]
+    norms = {commit.site: stated_norm(commit) for commit in counted}
+    applied: dict[str, list[float]] = {}
+    for part in given.contributions:
+        if norms.get(part.site):
+            applied.setdefault(partner_of(part.site), []).append(norms[part.site] * float.fromhex(part.clip))
     refused = dict(_forgiven(before, round_.rulings, round_.number))
     condemned = _condemned(counted, round_.verdicts)
     for commit in counted:
@@ -113,7 +119,7 @@ def standing_after(round_: Round) -> Standing | None:
             refused.pop(commit.site, None)
     return replace(
         before,
-        norms=(*before.norms, *(norm.hex() for norm in applied))[-before.window :],
+        norms=(*before.norms, *(median(found).hex() for found in applied.values()))[-before.window :],
         refused=tuple(sorted(refused.items())),
     )
 
@@ -224,8 +230,9 @@ def _counted(
 
 
 def _forgiven(standing: Standing, rulings: Iterable[Ruling], number: int) -> tuple[tuple[str, int], ...]:
-    """The refusals that still count in a round: an admin's readmission wipes a site's out."""
-    back = {ruling.site for ruling in rulings if ruling.round == number and ruling.action == "readmit"}
+    """The refusals that still count in a round: an admin's readmission since the round before wipes a site's out."""
+    before = number - standing.fragments
+    back = {ruling.site for ruling in rulings if before < ruling.round <= number and ruling.action == "readmit"}
     return tuple((site, times) for site, times in standing.refused if site not in back)
 
 
@@ -242,7 +249,7 @@ def _condemned(counted: tuple[Commit, ...], verdicts: Iterable[Verdict]) -> set[
     return {site for site, said in judges.items() if majority(said, digests)}
 
 
-def _norm(commit: Commit) -> float:
+def stated_norm(commit: Commit) -> float:
     """Return the norm a commit states; 0 where it states none that could be."""
     try:
         norm = float.fromhex(commit.norm)
@@ -254,7 +261,7 @@ def _norm(commit: Commit) -> float:
 def _clip_scale(commit: Commit, standing: Standing | None) -> str:
     if standing is None or not float.fromhex(standing.clip) or not standing.norms:
         return NO_CLIP
-    norm = _norm(commit)
+    norm = stated_norm(commit)
     limit = float.fromhex(standing.clip) * median(float.fromhex(known) for known in standing.norms)
     return min(1.0, limit / norm).hex() if norm else float(0).hex()
 

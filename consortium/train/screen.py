@@ -34,6 +34,7 @@ from consortium.errors import VerificationError
 from consortium.train.codes import FP32
 from consortium.train.outer import Vector, cosine_of, digest_of, finite, norm_of, tiles
 from consortium.train.pace import steps_of
+from consortium.train.rounds import NOT_ITS_FAULT, stated_norm
 from consortium.train.schedule import Rounds
 from consortium.train.shared import Sharing
 from consortium.train.votes import medians
@@ -73,10 +74,12 @@ class Work:
     def of(cls, params: PretrainConfig, context: LegContext, number: int, earlier: Round | None = None) -> Work:
         """Return what a leg of this job can do in round `number`, from what it is to do itself.
 
-        Where pace is measured, and the `earlier` round is not kept here, a site can have had the fastest.
+        Where pace is measured, and the `earlier` round is not kept here, a site can have had the fastest. The first
+        rounds have none, but for a training that goes on.
         """
         workers, outer = context.gpus // context.gpus_per_worker, params.outer
-        most = MOST_PACE if outer.pace == "measured" and earlier is None else 1
+        paced = outer.pace == "measured" and (number > (2 if outer.delay else 1) or params.start.resume)
+        most = MOST_PACE if paced and earlier is None else 1
         return cls(
             tokens_per_step=params.data.batch_size * params.model.context * workers,
             most_steps=most * Rounds.of(params).steps(number),
@@ -102,6 +105,11 @@ class Gates:
     probe: Probe | None = None
     sharing: Sharing | None = None
     """What comes of the inner optimisers' states behind the pseudo-gradients, if it does."""
+
+    @property
+    def together(self) -> bool:
+        """Whether a verdict rests on what the other contributions hold, and not on what their commits state."""
+        return self.sharing is not None or (self.rule.loss_rise > 0 and self.probe is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,11 +140,13 @@ def screen(
     gates: Gates | None = None,
     *,
     code: Decoder = FP32,
+    beside: Sequence[Commit] = (),
 ) -> tuple[Screened, ...]:
     """Judge the commits of a round, in site order.
 
     `received` holds plaintexts by site, `faults` the reason code of each that could not be had. `size` is the model's,
-    `code` the job's, or what decodes with it.
+    `code` the job's, or what decodes with it. `beside` are all commits of the round: of those that are not here the
+    norm counts as stated, so that judges who have not the same measure by the same.
     """
     gates = gates or Gates()
     judged = [
@@ -145,7 +155,7 @@ def screen(
         else _check(commit, received.get(commit.site), faults.get(commit.site, "missing"), size, code)
         for commit in sorted(commits, key=lambda commit: commit.site)
     ]
-    judged = _outliers(judged, gates.standing)
+    judged = _outliers(judged, gates.standing, _stated(beside, judged, gates.work))
     if gates.sharing is not None:
         judged = _states(judged, received, size, code, gates.sharing, against=gates.rule.cosine > -1)
     momentum = gates.momentum
@@ -166,12 +176,19 @@ def _middle(norms: Mapping[str, float]) -> float:
     return sum(medians(norms)) / 2
 
 
-def _outliers(judged: list[Screened], standing: Standing | None) -> list[Screened]:
+def _stated(commits: Sequence[Commit], judged: Sequence[Screened], work: Work | None) -> dict[str, float]:
+    """Return the norms, by site, that are stated in commits of which the contributions are not here."""
+    known = {one.commit.site for one in judged if one.reason not in NOT_ITS_FAULT}
+    absent = [one for one in commits if one.site not in known and (work is None or work.fits(one))]
+    return {one.site: norm for one in absent if (norm := stated_norm(one)) > 0}
+
+
+def _outliers(judged: list[Screened], standing: Standing | None, stated: Mapping[str, float]) -> list[Screened]:
     past = [float.fromhex(norm) for norm in standing.norms] if standing is not None else []
     if len(past) >= MIN_NORMS:
         middle = median(past)
     else:
-        middle = _middle({one.commit.site: one.norm for one in judged if not one.reason})
+        middle = _middle({**stated, **{one.commit.site: one.norm for one in judged if not one.reason}})
     return [
         replace(one, reason="outlier") if not one.reason and middle > 0 and one.norm > OUTLIER_FACTOR * middle else one
         for one in judged

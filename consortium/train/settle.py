@@ -61,6 +61,18 @@ class Settling:
         except ConflictError as fault:
             sys.stderr.write(f"round {number} came to something else when it was computed again before: {fault.what}\n")
 
+    def alone(self, current: Round, holds: str, mine: OuterState, again: Again) -> OuterState:
+        """Return the state that `holds` after a round that was closed without this site, whose own is another one.
+
+        It is computed again: a fault that passes does not come twice. Raises VerificationError where it does.
+        """
+        number = current.number
+        sys.stderr.write(f"round {number} was closed with {holds}, not {mine.digest} as here; computing it again\n")
+        outer, momentum = again(number)
+        if vector_digest(outer) != holds:
+            self._peers.compare(f"outer/{number}", mine.digest, published(current))
+        return replace(mine, digest=holds, outer=outer, momentum=momentum)
+
     def settled(self, current: Round, mine: OuterState) -> OuterState:
         """Return the state that holds after a settled round; where it is this site's to do, send it to who lacks it.
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.training import Certificate, Commit, Round, RoundPhase, Standing
@@ -26,7 +26,14 @@ from consortium.train.joining import Joining
 from consortium.train.keep import Contribution, Origin, OuterState
 from consortium.train.outer import Vector, difference
 from consortium.train.peers import JUDGED, Peers, commit_of
-from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after, withdrawn
+from consortium.train.rounds import (
+    check_certificate,
+    check_standing,
+    first_standing,
+    left_out,
+    standing_after,
+    withdrawn,
+)
 from consortium.train.screen import Gates, Work
 from consortium.train.settle import Again, Settling
 from consortium.train.within import Stopped
@@ -145,20 +152,20 @@ class Talk:
     def closed(self, after: OuterState, again: Again) -> tuple[Round, OuterState]:
         """Return the round once the server closed it, and the state that holds: `after`, or what was settled.
 
-        Where sites published different states the round is computed `again` (`consortium.train.settle`). Raises
-        VerificationError where that left it undecided, or the round closed without this site's state.
+        Where sites published different states the round is computed `again` (`consortium.train.settle`), and so it is
+        where it was closed with another than this site's. Raises VerificationError where that left it undecided.
         """
         for current in self.peers.follow(after.round):
-            if current.phase is RoundPhase.CLOSED and current.settlement is not None:
-                return current, self._settling.settled(current, after)
-            alike = current.phase is RoundPhase.CLOSED and holding(current) == after.digest
-            if current.phase in (RoundPhase.CLOSED, RoundPhase.DISPUTED) and not alike:
-                self.peers.compare(f"outer/{after.round}", after.digest, published(current))
+            self.peers.pass_on(current)
             if current.phase is RoundPhase.CLOSED:
+                if current.settlement is not None:
+                    return current, self._settling.settled(current, after)
+                if (holds := holding(current)) != after.digest:
+                    after = self._settling.alone(current, holds, after, again)
                 return current, after
             if current.phase is RoundPhase.DISPUTED:
+                self.peers.compare(f"outer/{after.round}", after.digest, published(current))
                 raise VerificationError(f"round {after.round} is disputed", where=f"job {self._job}")
-            self.peers.pass_on(current)
             self._settling.recompute(current, after, again)
         raise AssertionError("following ends only with a result")
 
@@ -218,6 +225,7 @@ class Talk:
         if not aside:
             self._exchange.progress(phase="waiting", round=number, rounds=self._params.outer.rounds, kept=kept)
         for current in self.peers.follow(number):
+            self.peers.pass_on(current)
             if current.phase is RoundPhase.OPEN:
                 self.joining.welcome(state)
                 continue
@@ -230,7 +238,10 @@ class Talk:
                 return current
             if made is not None and mine is not None and not judged:
                 judged = True
-                self.peers.judge(current, made, self._gates(state, made, probe), self._plan.fragment(number).size)
+                gates = self._gates(state, made, probe)
+                out = left_out(number, current.rulings, gates.standing)
+                counting = replace(current, commits=tuple(one for one in current.commits if one.site not in out))
+                self.peers.judge(counting, made, gates, self._plan.fragment(number).size)
         raise AssertionError("following ends only with a result")
 
     def _gates(self, state: OuterState, made: Contribution, probe: Probe) -> Gates:
@@ -252,7 +263,8 @@ class Talk:
 
     def _standing(self, number: int) -> Standing | None:
         """Return what the last round of the same fragment left. Raises VerificationError where the store lost it."""
-        first, earlier = first_standing(self._params.outer.screen), number - self._params.outer.fragments
+        fragments = self._params.outer.fragments
+        first, earlier = first_standing(self._params.outer.screen, fragments), number - fragments
         if earlier < 1 or first is None:
             return first
         before = self._book.round(earlier)

@@ -124,7 +124,8 @@ class Play:
 
     def publish(self, site: str, topic: str, digest: str) -> None:
         with self.core.db.write() as connection:
-            agree(connection, job=self.job, topic=topic, site=site, digest=digest, signature="", now_ms=1)
+            now_ms = self.core.clock.now_ms()
+            agree(connection, job=self.job, topic=topic, site=site, digest=digest, signature="", now_ms=now_ms)
 
     def published(self, topic: str) -> dict[str, str]:
         with self.core.db.read() as connection:
@@ -464,6 +465,51 @@ def test_what_recomputation_does_not_decide_fails_the_job(core, said):
         job = jobs.find_job(connection, play.job)
     assert job.state is JobState.FAILED
     assert "undecided" in job.reason.message
+
+
+def test_a_word_that_differs_leaves_everybody_the_whole_grace_however_late_it_comes(core):
+    play = certified(core)
+    for site in ("de-1", "fr-1"):
+        play.publish(site, "outer/1", "sha256:true")
+    machine.advance_all(core)
+    core.clock.at.now += GRACE_MS - 1
+    play.publish("uy-1", "outer/1", "sha256:wrong")
+    machine.advance_all(core)
+    core.clock.at.now += GRACE_MS - 1
+    machine.advance_all(core)
+    assert play.read(1).phase is RoundPhase.CERTIFIED
+    for site in ("de-1", "fr-1"):
+        says(play, site, "sha256:true")
+    core.clock.at.now += 1
+    machine.advance_all(core)
+    assert play.read(1).settlement.differ == ("uy-1",)
+
+
+def test_a_round_waits_for_no_verdict_on_a_site_that_is_left_out(core):
+    play = Play(core, random.Random(0), 0)
+    out = Ruling(job=play.job, round=1, site="uy-1", action="reject", reason="x", by="fr/bruno")
+    play.write(rulings.take_ruling, CLAIMS, sign_value(ADMIN, out))
+    for site in SITES:
+        play.write(machine.take_commit, site, play.commit(site, 1))
+    machine.advance_all(core)
+    assert [one.site for one in play.read(1).commits] == [*SITES]
+    for judge in ("de-1", "fr-1"):
+        play.said |= {(judge, 1, site): "" for site in SITES}
+        mine = tuple(one for one in play.judge(judge, 1) if one.site != "uy-1")
+        play.write(machine.take_verdicts, judge, play.job, mine)
+    machine.advance_all(core)
+    assert [part.site for part in play.read(1).certificate.contributions] == ["de-1", "fr-1"]
+
+
+@pytest.mark.parametrize("name", ["loss", "norm"])
+def test_a_commit_whose_loss_or_norm_is_no_number_is_refused(core, name):
+    play = Play(core, random.Random(0), 0)
+    for value in ("zzz", "", "0x1p99999"):
+        given = sign_value(KEYS["de-1"], replace(play.commit("de-1", 1), signature="", **{name: value}))
+        with pytest.raises(UsageError, match=f"{name} .* is no hexadecimal number"):
+            play.write(machine.take_commit, "de-1", given)
+    nan = sign_value(KEYS["de-1"], replace(play.commit("de-1", 1), signature="", **{name: "nan"}))
+    play.write(machine.take_commit, "de-1", nan)
 
 
 def test_tokens_that_no_leg_can_have_read_are_no_commit(core):

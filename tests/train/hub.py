@@ -144,7 +144,7 @@ class Hub:
                 begun = disputes.beginning(self.sites, agreed, resumed=self.resumed)
                 previous = disputes.holding(earlier) if earlier else begun
                 before = self.rounds.get(number - self.fragments)
-                standing = first_standing(self.screen) if before is None else standing_after(before)
+                standing = first_standing(self.screen, self.fragments) if before is None else standing_after(before)
                 certificate = certify(JOB, number, previous, current.commits, current.verdicts, standing=standing)
                 current = replace(current, phase=RoundPhase.CERTIFIED, certificate=certificate)
         if current.phase is RoundPhase.CERTIFIED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -219,6 +219,27 @@ def test_vectors_that_cross_in_parts_train_the_same(line, monkeypatch):
     hub, cut = trained()
     assert cut == whole
     assert len(hub.artifacts) == 3 * (1 + 2 * 3), "the initial state, and two contributions in each of three rounds"
+
+
+class Refusing(Hub):
+    """Nobody accepts anything in round 1."""
+
+    def verdicts(self, number: int, verdicts: Any) -> None:
+        said = [replace(one, accept=False, reason="cosine") for one in verdicts] if number == 1 else verdicts
+        super().verdicts(number, said)
+
+
+def test_steps_that_lead_on_from_a_refused_round_are_not_taken_up_again(line, monkeypatch):
+    def trained(keep_s: int) -> str:
+        monkeypatch.setattr("consortium.train.within.KEEP_S", keep_s)
+        hub = Refusing(("de-1", "fr-1"))
+        sites = [Site(line(hub, site, delay=2), Pull(site)) for site in hub.sites]
+        wait([site.start() for site in sites])
+        assert not hub.rounds[1].certificate.contributions
+        assert sites[0].final.digest == sites[1].final.digest
+        return sites[0].final.digest
+
+    assert trained(0) == trained(600), "whether they were kept on the way changes nothing"
 
 
 # -- a site's own breakdown -------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class Run:
         sites = {site: InnerWorker(params(), VOCAB, text(language), site) for site, language in LANGUAGES.items()}
         outer = sites["de-1"].initial()
         momentum = np.zeros_like(outer)
-        standing, position = first_standing(self.rule), 0
+        standing, position = first_standing(self.rule, 1), 0
         for number in range(1, ROUNDS + 1):
             sent: dict[str, Vector] = {}
             for site, worker in sites.items():

@@ -11,15 +11,20 @@ import numpy as np
 import pytest
 
 from consortium.domain.data import ArtifactClass
+from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.protocol import LegContext, StoreAccess
 from consortium.domain.training import Round, RoundPhase
 from consortium.errors import PolicyDeniedError, UsageError, VerificationError
+from consortium.train.book import RoundBook
 from consortium.train.codes import FP32
-from consortium.train.keep import Contribution
+from consortium.train.joining import Joining
+from consortium.train.keep import Contribution, OuterState
 from consortium.train.outer import digest_of, norm_of, to_bytes, vector_digest
 from consortium.train.peers import INITIAL, PASS_ON_S, Peers
 from consortium.train.received import Received
 from consortium.train.screen import Gates
+from consortium.train.settle import Settling
+from tests.train.conftest import PARAMS
 from tests.train.hub import JOB, Hub, Line
 
 SITES = ("de-1", "fr-1", "uy-1")
@@ -189,3 +194,79 @@ def test_whatever_a_sender_makes_the_gateway_say_is_a_verdict_and_not_the_judges
         replace(certificate.contributions[0], site=site, digest=made(site).digest) for site in SITES))  # fmt: skip
     with pytest.raises(Tired):
         peers(at).gather(all_of_them, made("fr-1"), SIZE)
+
+
+def owing(hub: Hub, site: str, now: list[float]) -> Peers:
+    """A site that holds what another judge of the round could not have."""
+    helper = Peers(line(hub, site), SIZE, sleep=lambda _: None, now_s=lambda: now[0])
+    current = judged(hub)
+    assert current.certificate is not None
+    helper.gather(current.certificate, made(site), SIZE)
+    helper.owe(current, current.certificate)
+    return helper
+
+
+def test_once_a_round_is_closed_nobody_waits_with_what_a_judge_could_not_have(hub: Hub):
+    now = [0.0]
+    helper = owing(hub, "fr-1", now)
+    sent, closed = len(hub.artifacts), replace(hub.round(1), phase=RoundPhase.CLOSED)
+    helper.pass_on(replace(closed, phase=RoundPhase.CERTIFIED))
+    assert len(hub.artifacts) == sent
+    helper.pass_on(closed)
+    assert len(hub.artifacts) == sent + 1
+    helper.pass_on(closed)
+    assert len(hub.artifacts) == sent + 1
+
+
+def test_a_judge_is_passed_what_it_could_not_have_rounds_later_too_unless_it_has_the_state(hub: Hub):
+    for had in (False, True):
+        helper = owing(hub, "fr-1", [0.0])
+        following = Round(job=JOB, number=2, phase=RoundPhase.OPEN, expected=SITES)
+        helper.owe(following, replace(hub.round(1).certificate, round=2, contributions=()))
+        helper.forget()
+        if had:
+            hub.agree("de-1", "outer/1", "y")
+        sent = len(hub.artifacts)
+        helper.pass_on(following)
+        assert len(hub.artifacts) == sent + (not had)
+
+
+def test_the_only_site_that_has_it_is_the_first_to_pass_it_on():
+    hub, now = Hub(SITES), [0.0]
+    hub.agreed["outer/0"] = dict.fromkeys(SITES, "x")
+    for site in SITES:
+        at, one = line(hub, site), made(site)
+        to = ["uy-1"] if site == "fr-1" else None
+        at.send(ArtifactClass.PSEUDO_GRADIENT, "pseudo-gradient-1", one.data, round=1, recipients=to)
+        at.commit(1, tokens=10, steps=1, digest=one.digest, norm=one.norm, loss=one.loss)
+    helper = owing(hub, "uy-1", now)
+    sent, now[0] = len(hub.artifacts), PASS_ON_S
+    helper.pass_on(hub.round(1))
+    assert len(hub.artifacts) == sent + 1, "sites without it and its sender have no turn"
+
+
+def test_what_somebody_sends_a_site_does_not_keep_it_from_joining():
+    hub = Hub(SITES)
+    hub.agreed["outer/0"] = dict.fromkeys(SITES[:2], "x")
+    hub.rounds[1] = Round(job=JOB, number=1, phase=RoundPhase.CLOSED, expected=SITES[:2])
+    hub._move = lambda number: None  # type: ignore[method-assign]
+    line(hub, "fr-1").send(ArtifactClass.OUTER_STATE, "junk", b"1", round=0, recipients=["uy-1"])
+    params, at = PretrainConfig.of(PARAMS), line(hub, "uy-1")
+    assert Joining(at, peers(at), RoundBook(at.store(), JOB), params, SIZE).late()
+    hub.agreed["outer/0"]["uy-1"] = "x"
+    assert not Joining(at, peers(at), RoundBook(at.store(), JOB), params, SIZE).late()
+
+
+def test_a_site_whose_round_was_closed_without_it_computes_again_before_it_gives_up(hub: Hub):
+    right, wrong = np.full(SIZE, 2, np.float32), np.full(SIZE, 3, np.float32)
+    holds, at = vector_digest(right), line(hub, "fr-1")
+    current = replace(judged(hub), phase=RoundPhase.CLOSED, outer_digests={"de-1": holds, "uy-1": holds})
+    mine = OuterState(
+        round=1, digest=vector_digest(wrong), outer=wrong, momentum=wrong, position=0, tokens=0, moments=None
+    )
+    settling = Settling(at, peers(at), SIZE)
+    found = settling.alone(current, holds, mine, lambda number: (right, right))
+    assert (found.digest, found.round) == (holds, 1)
+    np.testing.assert_array_equal(found.momentum, right)
+    with pytest.raises(VerificationError, match="but de-1 has"):
+        settling.alone(current, holds, mine, lambda number: (wrong, right))

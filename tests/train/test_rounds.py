@@ -206,7 +206,7 @@ def norms(*values: float) -> tuple[str, ...]:
 
 
 def test_a_job_that_neither_clips_nor_quarantines_has_the_certificates_it_always_had():
-    assert first_standing(ScreenRule()) is None
+    assert first_standing(ScreenRule(), 1) is None
     made = closed(THREE, everyone(SITES[:3])).certificate
     assert "standing" not in to_json(made)
     assert digest_json(made) == "sha256:6ef4c2fc3b6d990a34f0cc19381c3506256caeb392048a162cb9f48cbcf17699"
@@ -219,6 +219,14 @@ def test_a_contribution_above_the_limit_is_scaled_down_to_it():
     after = standing_after(current)
     assert after.norms == norms(2, 9, 2, 4), "as applied, the oldest gone, and no norm of who states none"
     check_certificate(current, "")
+
+
+def test_a_partners_sites_leave_one_norm_together():
+    sites = ("aa-1", "bb-1", "xx-1", "xx-2", "xx-3")
+    commits = [commit(site, norm=(0.001 if site[:2] == "xx" else 2.0).hex()) for site in sites]
+    after = standing_after(closed(commits, everyone(sites), standing=stands(window=8)))
+    assert after.norms == norms(2, 2, 0.001), "or who brings more sites says what is too large for the others"
+    assert "fragments" not in to_json(after)
 
 
 def test_without_norms_of_past_rounds_nothing_is_clipped():
@@ -245,6 +253,16 @@ def test_a_site_refused_twice_in_a_row_is_left_out_until_it_is_readmitted():
     assert sites_of(back) == ["aa-1", "bb-1", "cc-1"]
     assert standing_after(back).refused == ()
     check_certificate(back, "")
+
+
+def test_a_readmitted_site_is_back_in_every_fragment():
+    yes, back = everyone(SITES[:3]), [ruling("cc-1", "readmit", 7)]
+    for number, expected in ((6, ["aa-1", "bb-1"]), (7, [*SITES[:3]]), (8, [*SITES[:3]]), (9, ["aa-1", "bb-1"])):
+        commits = [replace(one, round=number) for one in THREE]
+        said = [replace(v, round=number) for v in yes]
+        standing = stands(refused=(("cc-1", 2),), fragments=2)
+        current = closed(commits, said, standing=standing, number=number, rulings=[r for r in back if number >= 7])
+        assert sites_of(current) == expected, number
 
 
 def test_a_site_that_could_not_be_reached_is_not_on_its_way_to_quarantine():

@@ -5,13 +5,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from consortium.domain.pretraining import PretrainConfig
+from consortium.domain.protocol import LegContext, StoreAccess
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit, Standing
 from consortium.train.outer import digest_of, norm_of, to_bytes
 from consortium.train.screen import Gates, Work, screen
+from tests.train.conftest import PARAMS
 from tests.train.test_pace import round_of
 
 SIZE = 50
+
+
+@pytest.fixture
+def leg_context() -> LegContext:
+    none = StoreAccess(endpoint="", bucket="", access_key="", secret_key="", prefix="")
+    return LegContext(
+        job="j", job_kind="pretrain", job_name="t", attempt="", leg="", epoch="1.1", site="de-1", partner="de",
+        peers=("de-1", "fr-1"), params={}, inputs=(), gpus=1, gpus_per_worker=1, gpu_resource="sim_gpu", store=none,
+    )  # fmt: skip
 
 
 def made(site: str, scale: float = 1.0, value: float | None = None, **changes) -> tuple[Commit, bytes]:
@@ -118,6 +130,26 @@ def test_where_pace_is_measured_each_site_has_the_steps_that_its_own_speed_gave_
     assert work.fits(commit)
     assert not work.fits(replace(commit, steps=61, tokens=6_100))
     assert not work.fits(replace(commit, site="de-1"))
+
+
+@pytest.mark.parametrize(("delay", "number", "most"), [(0, 1, 1), (0, 2, 4), (2, 1, 1), (2, 2, 1), (2, 3, 4)])
+def test_before_any_speed_was_measured_no_site_has_more_steps_than_the_job_says(leg_context, delay, number, most):
+    outer = {**PARAMS["outer"], "pace": "measured", "delay": delay}
+    params = PretrainConfig.of({**PARAMS, "outer": outer})
+    assert Work.of(params, leg_context, number).most_steps == most * params.outer.inner_steps
+
+
+def test_judges_that_have_not_the_same_measure_by_the_same():
+    three = made("de-1"), made("fr-1"), made("uy-1", 100.0)
+    commits = [commit for commit, _ in three]
+    for absent in (0, 1):
+        here = [one for at, one in enumerate(three) if at != absent]
+        judged = screen([c for c, _ in here], {c.site: data for c, data in here}, {}, SIZE, beside=commits)
+        assert {one.commit.site: one.reason for one in judged}["uy-1"] == "outlier"
+        late = screen(
+            commits, {c.site: data for c, data in here}, {commits[absent].site: "unreachable"}, SIZE, beside=commits
+        )
+        assert {one.commit.site: one.reason for one in late}["uy-1"] == "outlier"
 
 
 def test_before_there_is_momentum_the_cosine_says_nothing():
