@@ -321,15 +321,19 @@ class Keep(Shelf):
             return None
 
     def drop_begun(self, number: int) -> None:
-        """Forget the inner steps of a round: its contribution is kept, or they lead on from what does not count."""
+        """Forget the inner steps of a round whose contribution is kept. Raises NotFoundError where it is not."""
         pointer = self._begun_pointer(number)
         if pointer is not None:
-            try:
-                spared = set(blobs(self._pointer(f"{self._root}/rounds/{number}/contribution.json")))
-            except NotFoundError:
-                spared = set()
+            contribution = self._pointer(f"{self._root}/rounds/{number}/contribution.json")
             self._store.delete(f"{self._root}/rounds/{number}/inner.json")
-            self._delete(set(blobs(pointer)) - spared)
+            self._delete(set(blobs(pointer)) - set(blobs(contribution)))
+
+    def drop_ahead(self, number: int) -> None:
+        """Forget the inner steps of a round that lead on from what does not count; nothing was made of them yet."""
+        pointer = self._begun_pointer(number)
+        if pointer is not None:
+            self._store.delete(f"{self._root}/rounds/{number}/inner.json")
+            self._delete(blobs(pointer))
 
     def _begun_pointer(self, number: int) -> Pointer | None:
         try:

@@ -274,7 +274,7 @@ class FederatedLeg:
         else:
             if ahead is not None:
                 # Kept steps that lead on from what does not count: a round that counts nothing leaves the digest as is.
-                self._keep.drop_begun(number + 1)
+                self._keep.drop_ahead(number + 1)
             ahead = None
         return OuterState(
             round=number,
