@@ -30,6 +30,8 @@ class TwoBooks:
     """Epochs of legs that the site metered."""
     leases_unknown: int
     """Of those, how many the server has no receipt for."""
+    site_gpu_ms_unknown: int
+    """The site's figure for them."""
     agree: bool
     """Whether each lease that the site metered has a receipt, of as many GPUs and about as long, and so has the sum."""
 
@@ -77,6 +79,7 @@ def join(books: Iterable[TwoBooks]) -> TwoBooks:
         difference_gpu_ms=sum(differences) if differences and len(differences) == len(parts) else None,
         leases=sum(part.leases for part in parts),
         leases_unknown=sum(part.leases_unknown for part in parts),
+        site_gpu_ms_unknown=sum(part.site_gpu_ms_unknown for part in parts),
         agree=bool(parts) and all(part.agree for part in parts),
     )
 
@@ -106,6 +109,7 @@ def _compare(
         difference_gpu_ms=site_ms - server_ms if complete else None,
         leases=len(metered),
         leases_unknown=len(metered) - len(both),
+        site_gpu_ms_unknown=site_ms - sum(_gpu_ms(site[lease]) for lease in both),
         agree=agree and all(_same(site[lease], server[lease]) for lease in both),
     )
 

@@ -58,6 +58,8 @@ class GpuTime:
     difference_gpu_ms: int | None
     leases: int
     leases_without_receipt: int
+    gpu_ms_without_receipt: int
+    """Of `gpu_ms`, what the site metered in leases that the server has no receipt for."""
     evidence: Evidence
 
 

@@ -118,6 +118,8 @@ class TestFigures:
         assert found["not_billed"] == []
         (forged,) = [r["time"] for r in found["consumed"]["rows"] if (r["site"], r["account"]) == ("de-1", "fr")]
         assert (forged["leases_without_receipt"], forged["evidence"]) == (1, "declared")
+        total = found["consumed"]["total"]
+        assert (total["gpu_ms_without_receipt"], total["gpu_ms"]) == (10 * b.HOUR, 26 * b.HOUR)
 
     def test_usage_beyond_its_month_is_shown_and_not_billed(self, tmp_path: Path) -> None:
         world = b.World()
