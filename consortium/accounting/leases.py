@@ -10,9 +10,11 @@ from consortium.accounting.usage import UsageKey
 from consortium.domain.records import UsageRow
 
 AGREE_PERCENT = 5
-"""The books agree where they differ by at most this share of the site's figure …"""
+"""The books agree where they differ, in every lease and in their sum, by at most this share of the site's figure …"""
 AGREE_SLACK_MS = 5_000
-"""… plus this much per GPU and lease: a poll's interval and the network's delay at both ends."""
+"""… plus this much per GPU that the server leased: a poll's interval and the network's delay at both ends."""
+_Lease = tuple[UsageKey, str, str, str]
+"""What both books must say of an epoch for it to be the same one: site, flavor and account; leg, epoch and job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,10 @@ class TwoBooks:
     """Epochs of legs that the site metered."""
     leases_unknown: int
     """Of those, how many the server has no receipt for."""
+    site_gpu_ms_unknown: int
+    """The site's figure for them."""
     agree: bool
+    """Whether each lease that the site metered has a receipt, of as many GPUs and about as long, and so has the sum."""
 
 
 def lease_row(body: Mapping[str, Any]) -> UsageRow | None:
@@ -56,20 +61,11 @@ def lease_row(body: Mapping[str, Any]) -> UsageRow | None:
 
 def two_books(metered: Iterable[UsageRow], receipts: Iterable[UsageRow]) -> dict[UsageKey, TwoBooks]:
     """Return both books by site, flavor and account, for every key that either of them has."""
-    keys: dict[tuple[str, str], UsageKey] = {}
-    site_ms: dict[tuple[str, str], int] = {}
-    server_ms: dict[tuple[str, str], int] = {}
-    gpus: dict[tuple[str, str], int] = {}
-    for rows, sums in ((metered, site_ms), (receipts, server_ms)):
-        for row in rows:
-            lease = (row.leg, row.epoch)
-            keys.setdefault(lease, UsageKey(site=row.site, flavor=row.flavor, account=row.account))
-            sums[lease] = sums.get(lease, 0) + row.gpu_ms
-            gpus[lease] = max(gpus.get(lease, 0), row.gpus)
-    groups: dict[UsageKey, list[tuple[str, str]]] = {}
-    for lease, key in keys.items():
-        groups.setdefault(key, []).append(lease)
-    return {key: _compare(groups[key], site_ms, server_ms, gpus) for key in sorted(groups)}
+    site, server = _by_lease(metered), _by_lease(receipts)
+    groups: dict[UsageKey, list[_Lease]] = {}
+    for lease in sorted({*site, *server}):
+        groups.setdefault(lease[0], []).append(lease)
+    return {key: _compare(groups[key], site, server) for key in sorted(groups)}
 
 
 def join(books: Iterable[TwoBooks]) -> TwoBooks:
@@ -83,29 +79,54 @@ def join(books: Iterable[TwoBooks]) -> TwoBooks:
         difference_gpu_ms=sum(differences) if differences and len(differences) == len(parts) else None,
         leases=sum(part.leases for part in parts),
         leases_unknown=sum(part.leases_unknown for part in parts),
+        site_gpu_ms_unknown=sum(part.site_gpu_ms_unknown for part in parts),
         agree=bool(parts) and all(part.agree for part in parts),
     )
 
 
+def _by_lease(rows: Iterable[UsageRow]) -> dict[_Lease, list[UsageRow]]:
+    found: dict[_Lease, list[UsageRow]] = {}
+    for row in rows:
+        key = UsageKey(site=row.site, flavor=row.flavor, account=row.account)
+        found.setdefault((key, row.leg, row.epoch, row.job), []).append(row)
+    return found
+
+
 def _compare(
-    leases: list[tuple[str, str]],
-    site_ms: Mapping[tuple[str, str], int],
-    server_ms: Mapping[tuple[str, str], int],
-    gpus: Mapping[tuple[str, str], int],
+    leases: list[_Lease], site: Mapping[_Lease, list[UsageRow]], server: Mapping[_Lease, list[UsageRow]]
 ) -> TwoBooks:
-    metered = [lease for lease in leases if lease in site_ms]
-    known = [lease for lease in leases if lease in server_ms]
-    unknown = [lease for lease in metered if lease not in server_ms]
-    site = sum(site_ms[lease] for lease in metered)
-    server = sum(server_ms[lease] for lease in known) if known else None
-    difference = None if server is None or unknown else site - server
-    slack = sum(gpus[lease] for lease in leases) * AGREE_SLACK_MS
-    agree = difference is not None and 100 * abs(difference) <= AGREE_PERCENT * site + 100 * slack and bool(metered)
+    metered = [lease for lease in leases if lease in site]
+    known = [lease for lease in leases if lease in server]
+    both = [lease for lease in metered if lease in server]
+    site_ms = sum(_gpu_ms(site[lease]) for lease in metered)
+    server_ms = sum(_gpu_ms(server[lease]) for lease in known)
+    complete = bool(known) and len(both) == len(metered)
+    slack_ms = sum(_slack_ms(server[lease]) for lease in both)
+    agree = complete and bool(both) and _close(site_ms, server_ms, slack_ms)
     return TwoBooks(
-        site_gpu_ms=site,
-        server_gpu_ms=server,
-        difference_gpu_ms=difference,
+        site_gpu_ms=site_ms,
+        server_gpu_ms=server_ms if known else None,
+        difference_gpu_ms=site_ms - server_ms if complete else None,
         leases=len(metered),
-        leases_unknown=len(unknown),
-        agree=agree,
+        leases_unknown=len(metered) - len(both),
+        site_gpu_ms_unknown=site_ms - sum(_gpu_ms(site[lease]) for lease in both),
+        agree=agree and all(_same(site[lease], server[lease]) for lease in both),
     )
+
+
+def _same(metered: list[UsageRow], receipts: list[UsageRow]) -> bool:
+    """Whether both books have one lease alike: the same GPUs all along, for about as long."""
+    gpus = {row.gpus for row in (*metered, *receipts)}
+    return len(gpus) == 1 and _close(_gpu_ms(metered), _gpu_ms(receipts), _slack_ms(receipts))
+
+
+def _close(site_gpu_ms: int, server_gpu_ms: int, slack_gpu_ms: int) -> bool:
+    return 100 * abs(site_gpu_ms - server_gpu_ms) <= AGREE_PERCENT * site_gpu_ms + 100 * slack_gpu_ms
+
+
+def _slack_ms(receipts: list[UsageRow]) -> int:
+    return AGREE_SLACK_MS * max(row.gpus for row in receipts)
+
+
+def _gpu_ms(rows: list[UsageRow]) -> int:
+    return sum(row.gpu_ms for row in rows)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from consortium.errors import UsageError
 
+_FIRST_YEAR, _LAST_YEAR = 1970, 9998
 _PERIOD = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
 
 
@@ -16,10 +17,15 @@ def period_of(unix_ms: int) -> str:
     return f"{moment.year:04d}-{moment.month:02d}"
 
 
+def has_period(unix_ms: int) -> bool:
+    """Tell whether a moment lies in a period that `bounds` knows."""
+    return _ms(_FIRST_YEAR, 1) <= unix_ms < _ms(_LAST_YEAR + 1, 1)
+
+
 def bounds(period: str) -> tuple[int, int]:
     """Return [start, end) of a period. Raises UsageError where it is not `YYYY-MM`."""
     match = _PERIOD.fullmatch(period)
-    if match is None or not 1970 <= int(match[1]) <= 9998:
+    if match is None or not _FIRST_YEAR <= int(match[1]) <= _LAST_YEAR:
         raise UsageError(f"{period!r} is not a period", fix="write a month as YYYY-MM, such as 2026-03")
     year, month = int(match[1]), int(match[2])
     after = (year + 1, 1) if month == 12 else (year, month + 1)

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from consortium.accounting.periods import bounds, period_of
 from consortium.domain.ids import partner_of
 from consortium.domain.records import UsageRow
 from consortium.domain.units import reference_gpu_hours
@@ -21,11 +22,14 @@ class Metered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeated:
-    """A row that overlaps one already billed for the same leg: it stands in the ledger, but is not billed."""
+    """A row of the ledger that is not billed: its site metered that stretch of the leg before, or it leaves its month.
+
+    No site meters beyond the end of a month, so a row that does is none of that month's, and of no other's.
+    """
 
     record: str
     against: str
-    """The record whose row was billed."""
+    """The record whose row was billed; empty where the row leaves its month."""
     leg: str
     gpu_ms: int
 
@@ -48,13 +52,19 @@ class UsageKey:
 
 
 def bill(metered: Iterable[Metered]) -> Billing:
-    """Return which rows are billed: in the order given, each that overlaps no earlier billed row of its leg."""
-    intervals: dict[str, list[tuple[int, int, str]]] = {}
+    """Return which rows are billed: in the order given, each within its month that overlaps no earlier billed row.
+
+    Rows overlap where one site metered one leg twice. What another site says of the leg takes nothing from it.
+    """
+    intervals: dict[tuple[str, str], list[tuple[int, int, str]]] = {}
     billed: list[Metered] = []
     repeated: list[Repeated] = []
     for item in metered:
-        row, taken = item.row, intervals.setdefault(item.row.leg, [])
+        row, taken = item.row, intervals.setdefault((item.row.site, item.row.leg), [])
         if row.end_ms == row.start_ms:
+            continue
+        if row.end_ms > bounds(period_of(row.start_ms))[1]:
+            repeated.append(Repeated(record=item.record, against="", leg=row.leg, gpu_ms=row.gpu_ms))
             continue
         at = bisect_left(taken, (row.start_ms, 0, ""))
         clash = next((near for near in taken[max(0, at - 1) : at + 1] if _overlap(near, row)), None)

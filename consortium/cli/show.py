@@ -41,8 +41,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: st
 
 
 def when(unix_ms: int) -> str:
-    """Render a time as UTC without fractions."""
-    return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S") if unix_ms else "-"
+    """Render a time as UTC without fractions; one beyond the calendar, as somebody may have signed, as it is."""
+    if not unix_ms:
+        return "-"
+    try:
+        return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return f"{unix_ms} ms"
 
 
 def clipped(text: str, width: int) -> str:

@@ -10,6 +10,9 @@ from typing import Any
 from consortium.domain import ids
 from consortium.domain.decision import Denial, Reason
 
+MAX_GPUS = 100_000
+"""What one leg may ask for at its site."""
+
 
 class JobKind(StrEnum):
     """What a job does; each kind is a program in `jobs/` and a config in `configs/job/`."""
@@ -128,8 +131,8 @@ class Resources:
     factors say. The walltime holds on any of them."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.gpus <= 100_000:
-            raise ValueError(f"gpus must be 1 to 100,000 per site, got {self.gpus}")
+        if not 1 <= self.gpus <= MAX_GPUS:
+            raise ValueError(f"gpus must be 1 to {MAX_GPUS:,} per site, got {self.gpus}")
         if not 1 <= self.walltime_s <= 366 * 86_400:
             raise ValueError(f"walltime_s must be 1 second to 366 days, got {self.walltime_s}")
         if self.gpus_per_worker < 1 or self.gpus % self.gpus_per_worker:

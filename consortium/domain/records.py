@@ -96,7 +96,10 @@ class ReExecution:
 
     def __post_init__(self) -> None:
         for name in ("distance", "cosine", "tolerance"):
-            float.fromhex(getattr(self, name))
+            try:
+                float.fromhex(getattr(self, name))
+            except OverflowError as fault:
+                raise ValueError(f"{name} is larger than a float holds") from fault
         if self.round < 1 or self.round not in self.drawn:
             raise ValueError(f"round {self.round} is none of those that were to be done again")
 

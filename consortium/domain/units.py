@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
 
 MS_PER_HOUR = 3_600_000
@@ -31,12 +30,12 @@ def data_size(size_bytes: int) -> str:
     """Render a byte count with a decimal unit: `999 B`, `24.4 MB`."""
     if size_bytes < 1000:
         return f"{size_bytes} B"
-    value = Decimal(size_bytes)
+    unit_bytes = 1000
     for unit in ("kB", "MB", "GB", "TB"):
-        value /= 1000
-        if value < 1000:
-            return f"{value.quantize(Decimal('0.1'))} {unit}"
-    return f"{(value / 1000).quantize(Decimal('0.1'))} PB"
+        if size_bytes < 1000 * unit_bytes:
+            return f"{_rounded(Fraction(size_bytes, unit_bytes), 1)} {unit}"
+        unit_bytes *= 1000
+    return f"{_rounded(Fraction(size_bytes, unit_bytes), 1)} PB"
 
 
 _SPAN = re.compile(r"\+?([0-9]{1,6})(s|m|h|d)")
@@ -59,5 +58,8 @@ def moment_ms(text: str, now_ms: int) -> int:
 
 
 def _rounded(value: Fraction, digits: int) -> str:
-    exact = Decimal(value.numerator) / Decimal(value.denominator)
-    return str(exact.quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_EVEN))
+    """Render with `digits` decimals, rounded half-even once, in whole numbers: no size is too large for it."""
+    scaled = round(value * 10**digits)
+    text = str(abs(scaled)).rjust(digits + 1, "0")
+    whole, rest = (text[:-digits], "." + text[-digits:]) if digits else (text, "")
+    return f"{'-' if scaled < 0 else ''}{whole}{rest}"

@@ -252,6 +252,7 @@ def _gpu_time(book: TwoBooks, reference: str | None) -> GpuTime:
         difference_gpu_ms=book.difference_gpu_ms if metered else None,
         leases=book.leases,
         leases_without_receipt=book.leases_unknown,
+        gpu_ms_without_receipt=book.site_gpu_ms_unknown,
         evidence=Evidence.CROSS_CHECKED if book.agree else Evidence.DECLARED,
     )
 

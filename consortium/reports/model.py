@@ -11,13 +11,13 @@ from consortium.domain.data import ArtifactClass
 from consortium.domain.records import Evidence
 from consortium.keys.trust import Trust
 
-FORMAT = "consortium-report/2"
+FORMAT = "consortium-report/3"
 _STRICT = {"extra": "forbid"}
 
 LIMITS = (
     "Delivered and consumed GPU time is metered by the site. Where the server's receipt times cover the same leases, "
-    "both books stand side by side; they count as cross-checked where they differ by at most "
-    f"{AGREE_PERCENT} % of the site's figure plus {AGREE_SLACK_MS} ms per GPU and lease.",
+    "both books stand side by side; they count as cross-checked where they differ, in each lease and in their sum, by "
+    f"at most {AGREE_PERCENT} % of the site's figure plus {AGREE_SLACK_MS} ms per GPU that the server leased.",
     "A crossing is cross-checked where sender and recipient recorded the same artifacts. Batches of metric and control "
     "calls are declared by their sender.",
     "Tokens, steps and FLOPs of a round are the site's own word, weighed by its peers; they are re-executed where an "
@@ -58,6 +58,8 @@ class GpuTime:
     difference_gpu_ms: int | None
     leases: int
     leases_without_receipt: int
+    gpu_ms_without_receipt: int
+    """Of `gpu_ms`, what the site metered in leases that the server has no receipt for."""
     evidence: Evidence
 
 
@@ -217,7 +219,7 @@ class Figures:
     training: tuple[TrainingRow, ...]
     datasets: tuple[DatasetRow, ...]
     not_billed: tuple[Repeated, ...]
-    """Usage metered twice: in the ledger, but counted once."""
+    """Usage metered twice, or beyond its month: in the ledger, but not counted."""
     completeness: tuple[Completeness, ...]
 
 

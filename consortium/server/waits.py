@@ -66,7 +66,7 @@ def budget_standings(
     if not any(budget.period == period_of(now_ms) for budget in federation.budgets):
         return {}
     legs = list(held)
-    until = shares.metered_until(connection, (leg.leg for leg in legs))
+    until = shares.metered_until(connection, {leg.leg: leg.site for leg in legs})
     claims = (
         Claim(
             account=leg.account,

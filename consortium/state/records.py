@@ -7,31 +7,23 @@ crash between the ledger's append and the outbox's deletion does no harm: the le
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, select
 
-from consortium.accounting.periods import period_of
 from consortium.domain.codec import from_json, to_json
-from consortium.domain.data import Crossing, CrossingSide
-from consortium.domain.records import Record, RecordType, ReExecution, UsageRow
+from consortium.domain.data import Crossing
+from consortium.domain.records import Record, RecordType, UsageRow
 from consortium.errors import ConflictError, UsageError, VerificationError
 from consortium.keys.canonical import digest_json
 from consortium.keys.signing import SigningKey, sign_value, verify_value
 from consortium.ledger.origins import record_id
 from consortium.state import tables as t
+from consortium.state.forms import check_form, check_nesting
+from consortium.state.usage import take_usage
 
 SERVER = "server"
-SITE_MAY_WRITE = (
-    RecordType.USAGE,
-    RecordType.CROSSING,
-    RecordType.REFUSAL,
-    RecordType.MANIFEST,
-    RecordType.DOWNTIME,
-    RecordType.RE_EXECUTION,
-)
-"""What a site's records may tell of; the rest is the server's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +53,8 @@ def append_own(
     return record
 
 
-def take_site_records(connection: Connection, site: str, key: str, records: Iterable[Record]) -> int:
-    """Store a site's records as they are; return the highest number now held (-1 for none).
+def take_site_records(connection: Connection, site: str, key: str, records: Iterable[Record], now_ms: int) -> int:
+    """Store a site's records, come in at `now_ms`, as they are; return the highest number now held (-1 for none).
 
     Known records are passed over. Raises ConflictError with the expected number at a gap, VerificationError where a
     signature or the chain does not hold, or where the site signed two records of one number; UsageError for a record
@@ -72,6 +64,7 @@ def take_site_records(connection: Connection, site: str, key: str, records: Iter
         where = f"record {record_id(record)}"
         if record.origin != site:
             raise UsageError(f"{site} sent a record of {record.origin}", where=where)
+        check_nesting(record)
         stand = chain(connection, site)
         if record.seq < stand.next_seq:
             _same_as_known(connection, record, where)
@@ -85,9 +78,9 @@ def take_site_records(connection: Connection, site: str, key: str, records: Iter
         verify_value(key, record, what=where)
         if record.previous != stand.head:
             raise VerificationError(f"{where} does not follow from the record before it", where=where)
-        _check_form(connection, record)
+        check_form(connection, record)
         _store(connection, record)
-        _digest_facts(connection, record)
+        _digest_facts(connection, record, now_ms)
     return chain(connection, site).next_seq - 1
 
 
@@ -152,71 +145,11 @@ def _same_as_known(connection: Connection, record: Record, where: str) -> None:
         )
 
 
-def _check_form(connection: Connection, record: Record) -> None:
-    """Raise UsageError for what a site may not write, or what no report could be made of: the log keeps it for good."""
-    where = f"record {record_id(record)}"
-    if record.type not in SITE_MAY_WRITE:
-        raise UsageError(f"{record.origin} may not write a record of type {record.type.value}", where=where)
-    if record.type is RecordType.USAGE:
-        rows = from_json(list[UsageRow], record.body.get("rows"), where=where)
-        if any(row.site != record.origin for row in rows):
-            raise UsageError(f"{record.origin} metered usage of another site", where=where)
-        own = {"rows": len(rows), "gpu_ms": sum(row.gpu_ms for row in rows)}
-        _check_sums(connection, record, [row.start_ms for row in rows], own)
-    elif record.type is RecordType.CROSSING:
-        items = from_json(list[Crossing], record.body.get("crossings"), where=where)
-        for item in items:
-            if record.origin != (item.sender if item.side is CrossingSide.RELEASE else item.recipient):
-                raise UsageError(f"{record.origin} recorded a crossing that is another's to record", where=where)
-            if item.size_bytes < 0 or item.count < 1:
-                raise UsageError(f"a crossing of {item.size_bytes} bytes, {item.count} times", where=where)
-        own = {"count": sum(item.count for item in items), "size_bytes": sum(item.size_bytes for item in items)}
-        _check_sums(connection, record, [item.at_ms for item in items], own)
-    elif record.type is RecordType.RE_EXECUTION:
-        redone = from_json(ReExecution, record.body, where=where)
-        if redone.site != record.origin:
-            raise UsageError(f"{record.origin} recorded a re-execution that is another's to record", where=where)
-
-
-def _check_sums(connection: Connection, record: Record, moments: list[int], own: dict[str, int]) -> None:
-    """Raise UsageError unless all lies in the record's period and its running sums go on from the last ones."""
-    where, period = f"record {record_id(record)}", record.body.get("period")
-    try:
-        periods = {period_of(moment) for moment in moments}
-        signed = {str(name): int(value) for name, value in record.body["cumulative"].items()}
-    except (KeyError, AttributeError, TypeError, ValueError, OverflowError, OSError) as fault:
-        raise UsageError(f"no running sums of a period: {fault!r}", where=where) from fault
-    if periods != {period}:
-        raise UsageError(f"it is of {', '.join(sorted(periods)) or 'no period'}, and says {period!r}", where=where)
-    of_period = (t.records.c.origin == record.origin) & (t.records.c.type == record.type.value)
-    of_period &= t.records.c.payload["body"]["period"].as_string() == period
-    query = select(t.records.c.payload).where(of_period).order_by(t.records.c.seq.desc()).limit(1)
-    last = connection.execute(query).scalar()
-    before = {} if last is None else last["body"]["cumulative"]
-    expected = {name: int(before.get(name, 0)) + value for name, value in own.items()}
-    if signed != expected:
-        raise UsageError(f"its running sums are {signed}, those before it and its own make {expected}", where=where)
-
-
-def _digest_facts(connection: Connection, record: Record) -> None:
+def _digest_facts(connection: Connection, record: Record, now_ms: int) -> None:
     """Write the rows that queries sum over: usage and crossings."""
     if record.type is RecordType.USAGE:
         for row in from_json(list[UsageRow], record.body["rows"], where=record_id(record)):
-            _usage(connection, record, row)
+            take_usage(connection, record, row, now_ms)
     elif record.type is RecordType.CROSSING:
         for crossing in from_json(list[Crossing], record.body["crossings"], where=record_id(record)):
             connection.execute(t.crossings.insert().values(**to_json(crossing), origin=record.origin, seq=record.seq))
-
-
-def _usage(connection: Connection, record: Record, row: UsageRow) -> None:
-    same = (t.usage.c.leg == row.leg) & (t.usage.c.conflict == "")
-    overlap = same & (t.usage.c.start_ms < row.end_ms) & (t.usage.c.end_ms > row.start_ms)
-    other = connection.execute(select(t.usage.c.origin, t.usage.c.seq).where(overlap).limit(1)).one_or_none()
-    conflict = "" if other is None else f"{other.origin}:{other.seq}"
-    twin = select(t.usage.c.seq).where(
-        (t.usage.c.leg == row.leg) & (t.usage.c.epoch == row.epoch) & (t.usage.c.start_ms == row.start_ms)
-    )
-    if connection.execute(twin).first() is not None:
-        return  # the same stretch metered again: the first record bills it, both stand in the ledger
-    values = to_json(replace(row))
-    connection.execute(t.usage.insert().values(**values, origin=record.origin, seq=record.seq, conflict=conflict))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from sqlalchemy import Connection, func, select
 
@@ -11,6 +11,8 @@ from consortium.scheduler.types import History
 from consortium.state import tables as t
 from consortium.state.database import get_meta, put_meta
 
+METERED_MS = func.sum(t.usage.c.end_ms - t.usage.c.start_ms)
+"""Milliseconds over rows of equally many GPUs: multiplied outside the database, whose integers have an end."""
 _SINCE = "history_ms"
 
 
@@ -51,18 +53,25 @@ def save_run_times(connection: Connection, run_times: RunTimes) -> None:
 
 def metered(connection: Connection, start_ms: int, end_ms: int) -> dict[tuple[str, str], int]:
     """Return GPU-milliseconds metered in [start_ms, end_ms) by account and site; rows in conflict do not count."""
-    gpu_ms = func.sum((t.usage.c.end_ms - t.usage.c.start_ms) * t.usage.c.gpus)
+    keys = (t.usage.c.account, t.usage.c.site, t.usage.c.gpus)
     inside = (t.usage.c.start_ms >= start_ms) & (t.usage.c.start_ms < end_ms) & (t.usage.c.conflict == "")
-    query = select(t.usage.c.account, t.usage.c.site, gpu_ms).where(inside).group_by(t.usage.c.account, t.usage.c.site)
-    return {(account, site): int(amount) for account, site, amount in sorted(connection.execute(query))}
+    query = select(*keys, METERED_MS).where(inside).group_by(*keys).order_by(*keys)
+    found: dict[tuple[str, str], int] = {}
+    for account, site, gpus, held_ms in connection.execute(query):
+        found[account, site] = found.get((account, site), 0) + gpus * int(held_ms)
+    return found
 
 
-def metered_until(connection: Connection, legs: Iterable[str]) -> dict[str, int]:
-    """Return until when each of `legs` was metered; those of which nothing came yet are left out."""
-    names = sorted(legs)
+def metered_until(connection: Connection, sites: Mapping[str, str]) -> dict[str, int]:
+    """Return until when each leg was metered by its site (`sites`, by leg); those of which nothing counts are left out.
+
+    Rows in conflict do not count, nor what another site says of the leg.
+    """
+    names = sorted(sites)
     found: dict[str, int] = {}
     for start in range(0, len(names), 500):
-        part = t.usage.c.leg.in_(names[start : start + 500])
-        query = select(t.usage.c.leg, func.max(t.usage.c.end_ms)).where(part).group_by(t.usage.c.leg)
-        found |= {leg: int(until) for leg, until in connection.execute(query)}
+        counts = t.usage.c.leg.in_(names[start : start + 500]) & (t.usage.c.conflict == "")
+        keys = (t.usage.c.leg, t.usage.c.site)
+        query = select(*keys, func.max(t.usage.c.end_ms)).where(counts).group_by(*keys)
+        found |= {leg: int(until) for leg, site, until in connection.execute(query) if site == sites[leg]}
     return found

@@ -271,9 +271,10 @@ inbox = Table(
 usage = Table(
     "usage",
     metadata,
-    _text("leg", primary_key=True),
-    _text("epoch", primary_key=True),
-    Column("start_ms", BigInteger, primary_key=True),
+    Column("id", _Serial, primary_key=True, autoincrement=True),
+    _text("leg"),
+    _text("epoch"),
+    Column("start_ms", BigInteger, nullable=False),
     Column("end_ms", BigInteger, nullable=False),
     _text("job"),
     _text("account"),
@@ -283,8 +284,14 @@ usage = Table(
     _text("origin"),
     Column("seq", BigInteger, nullable=False),
     _text("conflict"),
+    Index("ix_usage_leg", "leg", "site"),
+    sqlite_autoincrement=True,
 )
-"""Rows of the sites' usage records. `conflict` is not empty where a row overlaps an earlier one and is not billed."""
+"""Rows of the sites' usage records.
+
+`conflict` is empty for those that count. Else it names the record of the site with an earlier row of the same stretch
+(`fr-1:12`), or in what the row differs from the leg's lease.
+"""
 
 crossings = Table(
     "crossings",

@@ -52,6 +52,18 @@ class TestBilling:
             ("fr-1:1", "fr-1:0", 20), ("fr-1:2", "fr-1:0", 6),
         ]  # fmt: skip
 
+    def test_what_another_site_says_of_a_leg_takes_nothing_from_its_own(self) -> None:
+        forged = row(0, 100, site="de-1", gpus=1)
+        billing = bill([Metered(record="de-1:0", row=forged), *metered(row(0, 10), row(10, 20))])
+        assert [item.record for item in billing.billed] == ["de-1:0", "fr-1:0", "fr-1:1"]
+        assert not billing.repeated
+
+    def test_what_leaves_its_month_is_not_billed_and_said(self) -> None:
+        start, end = bounds("2026-03")
+        billing = bill(metered(row(start, start + 300 * 86_400_000), row(end - 10, end), row(start, start)))
+        assert [item.record for item in billing.billed] == ["fr-1:1"]
+        assert [(item.record, item.against) for item in billing.repeated] == [("fr-1:0", "")]
+
     @given(
         st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20), st.sampled_from(["leg-a", "leg-b"])), max_size=30)
     )
@@ -109,6 +121,30 @@ class TestTwoBooks:
         assert book.agree
         (book,) = two_books(site, far).values()
         assert not book.agree
+
+    def test_the_tolerance_is_the_servers_not_what_the_site_says_it_leased(self) -> None:
+        (book,) = two_books([row(0, 4000, gpus=1_000_000)], [row(0, 4000, gpus=8)]).values()
+        assert not book.agree
+        beside = [row(0, 1, gpus=10**6, leg="b"), row(1, 3_600_000, leg="b")]
+        (book,) = two_books([*beside], [row(0, 1000, leg="b")]).values()
+        assert not book.agree
+
+    def test_too_much_in_one_lease_and_too_little_in_another_do_not_cancel_out(self) -> None:
+        site = [row(0, 90_000), row(0, 30_000, leg="b")]
+        (book,) = two_books(site, [row(0, 60_000), row(0, 60_000, leg="b")]).values()
+        assert (book.difference_gpu_ms, book.agree) == (0, False)
+
+    def test_leases_that_the_site_never_metered_count_in_the_sum(self) -> None:
+        (book,) = two_books([row(0, 60_000)], [row(0, 60_000), row(0, 2_000, leg="b")]).values()
+        assert (book.difference_gpu_ms, book.agree) == (-4_000, True)
+        (book,) = two_books([row(0, 60_000)], [row(0, 60_000), row(0, 60_000, leg="b")]).values()
+        assert not book.agree
+
+    @pytest.mark.parametrize("other", [{"site": "de-1"}, {"account": "de"}, {"job": "job-b"}, {"flavor": "a100-80g"}])
+    def test_a_receipt_is_of_the_row_only_where_both_say_the_same_of_it(self, other: dict[str, str]) -> None:
+        books = two_books([row(**other)], [row()]).values()
+        assert sum(book.leases_unknown for book in books) == 1
+        assert not any(book.agree for book in books)
 
     def test_no_receipt_is_unknown_not_zero(self) -> None:
         (book,) = two_books([row(), row(leg="leg-b")], []).values()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from consortium.cli.show import when
 from tests.conftest import Call, Outcome
 
 
@@ -198,3 +199,11 @@ def test_help_imports_nothing_heavy() -> None:
         "psutil",
     }
     assert heavy & set(shown) == set()
+
+
+@pytest.mark.parametrize(
+    ("unix_ms", "text"),
+    [(0, "-"), (1_772_323_200_999, "2026-03-01 00:00:00"), (10**18, f"{10**18} ms"), (10**400, f"{10**400} ms")],
+)
+def test_a_time_is_told_even_where_no_calendar_has_it(unix_ms: int, text: str) -> None:
+    assert when(unix_ms) == text

@@ -21,6 +21,7 @@ from consortium.domain.units import MS_PER_HOUR, data_size, gpu_hours, reference
         (181, 4, "0.0001"),
         (-540, 4, "-0.0002"),
         (10**24, 4, "277777777777777777.7778"),
+        (36 * 10**60, 4, f"1{'0' * 55}.0000"),
     ],
 )
 def test_gpu_hours_round_half_even_once(gpu_ms, digits, text):
@@ -50,6 +51,7 @@ def test_reference_hours_are_summed_exactly_and_rounded_at_the_end():
         (5 * 10**12, "5.0 TB"),
         (7 * 10**15, "7.0 PB"),
         (7 * 10**18, "7000.0 PB"),
+        (10**50, f"1{'0' * 35}.0 PB"),
     ],
 )
 def test_data_sizes(size, text):

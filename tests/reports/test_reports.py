@@ -107,6 +107,30 @@ class TestFigures:
         assert found["delivered"]["total"]["gpu_ms"] == 800
         assert [(r["record"], r["against"]) for r in found["not_billed"]] == [(record_id(again), record_id(first))]
 
+    def test_another_sites_usage_of_a_leg_takes_nothing_from_what_was_delivered(
+        self, report: dict[str, Any], tmp_path: Path
+    ) -> None:
+        world = b.example()
+        world.usage(replace(b.row("a", "de-1", "fr", 0, 10 * b.HOUR), gpus=1))
+        with world.log(tmp_path) as log:
+            found = build(world, log)["figures"]
+        assert found["delivered"] == report["figures"]["delivered"]
+        assert found["not_billed"] == []
+        (forged,) = [r["time"] for r in found["consumed"]["rows"] if (r["site"], r["account"]) == ("de-1", "fr")]
+        assert (forged["leases_without_receipt"], forged["evidence"]) == (1, "declared")
+        total = found["consumed"]["total"]
+        assert (total["gpu_ms_without_receipt"], total["gpu_ms"]) == (10 * b.HOUR, 26 * b.HOUR)
+
+    def test_usage_beyond_its_month_is_shown_and_not_billed(self, tmp_path: Path) -> None:
+        world = b.World()
+        world.usage(b.row("a", "fr-1", "fr", 0, 300 * 24 * b.HOUR))
+        with world.log(tmp_path) as log:
+            found = build(world, log)["figures"]
+        assert found["delivered"]["total"]["gpu_ms"] is None
+        assert [(r["record"], r["against"], r["gpu_ms"]) for r in found["not_billed"]] == [
+            ("fr-1:0", "", 8 * 300 * 24 * b.HOUR)
+        ]
+
     @pytest.mark.parametrize(("partner", "period"), [("xx", b.PERIOD), ("fr", "2026-3"), ("FR", b.PERIOD)])
     def test_bad_questions_are_named(self, world: Any, log: Any, partner: str, period: str) -> None:
         with pytest.raises(UsageError):
@@ -194,7 +218,7 @@ LIES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda d: d.update(checkpoint=d["checkpoint"].replace("\n", "\n1", 1)), "signature of the note"),
     (lambda d: d["fingerprints"].update({"site fr-1": "0" * 16}), "fingerprints"),
     (lambda d: d["trust"]["sites"]["fr-1"].update(signing=SigningKey.generate().public), "fingerprints"),
-    (lambda d: d.update(format="consortium-report/1"), "format"),
+    (lambda d: d.update(format="consortium-report/2"), "format"),
     (lambda d: d.update(period="2026-04"), "records|begin|figures"),
 ]
 

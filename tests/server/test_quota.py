@@ -15,7 +15,7 @@ from consortium.domain.records import UsageRow
 from consortium.keys.canonical import canonical, digest
 
 pytestmark = pytest.mark.integration
-HOUR = 3_600_000
+MINUTE, HOUR = 60_000, 3_600_000
 NOMINAL = "accounts.fr.projects.health.quotas.h100-sxm.nominal"
 LIMIT = "accounts.fr.projects.health.quotas.h100-sxm.borrowing_limit"
 
@@ -138,12 +138,12 @@ def test_a_budget_that_is_used_up_holds_jobs_back_with_its_numbers(fed: Any) -> 
     job = submitted(fed, [laws], resources=Resources(gpus=2, walltime_s=3600), account="fr/health")
     offer = site.run(job["id"])
     row = UsageRow(leg=offer.leg, epoch=str(offer.epoch), job=job["id"], account="fr/health", site="fr-1",
-                   flavor="h100-sxm", gpus=2, start_ms=now_ms - 2 * HOUR, end_ms=now_ms)  # fmt: skip
+                   flavor="h100-sxm", gpus=2, start_ms=now_ms - 4 * MINUTE, end_ms=now_ms)  # fmt: skip
     site.usage(row)
     assert site.push().status_code == 200
     assert apply(fed, f"budgets.fr/health.{period}=10").json()["missing"] == []
     (standing,) = [s for s in fed.get("/v1/quota")["standings"] if s["account"] == "fr/health"]
-    assert standing["used"] == 4 * HOUR
+    assert standing["used"] == 8 * MINUTE
     assert abs(standing["promised"] - 2 * HOUR) < HOUR / 10
     small = fed.spec([laws], resources=Resources(gpus=1, walltime_s=3600), account="fr/health", nonce="")
     dry = fed.call("fr/amelie", "POST", "/v1/jobs", {"spec": fed.to_json(small), "dry_run": True}).json()
@@ -152,7 +152,7 @@ def test_a_budget_that_is_used_up_holds_jobs_back_with_its_numbers(fed: Any) -> 
     big = submitted(fed, [laws], resources=Resources(gpus=2, walltime_s=4 * 3600), account="fr/health")
     why = fed.until(lambda: (r := fed.job(big["id"])["reason"]) and r["code"] == "budget" and r)
     assert why["numbers"]["needed_reference_gpu_ms"] == 8 * HOUR
-    assert why["numbers"]["used_reference_gpu_ms"] == 4 * HOUR
+    assert why["numbers"]["used_reference_gpu_ms"] == 8 * MINUTE
     assert "fr/health may use 10.0 reference GPU-hours" in why["message"]
     explained = fed.get(f"/v1/jobs/{big['id']}/explain")
     assert explained["reason"]["code"] == "budget"

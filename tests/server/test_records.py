@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from consortium.domain.data import ArtifactClass, Crossing, CrossingSide
+from consortium.domain.job import Resources
 from consortium.domain.records import RecordType, UsageRow
 from consortium.keys.signing import sign_value
 
@@ -41,13 +43,25 @@ def test_duplicates_are_passed_over_and_a_gap_names_the_expected_number(fed: Any
 
 def test_overlapping_usage_is_kept_but_billed_once(fed: Any) -> None:
     site = fed.site("de-1")
-    rows = [row("de-1", "leg-b", 0, 100, account="de"), row("de-1", "leg-b", 50, 150, account="de", epoch="1.2")]
-    site.usage(rows[0])
-    site.usage(rows[1])
+    spec = fed.spec([fed.dataset("de-1", "laws-de")], account="de", submitter="de/anna")
+    job = fed.submit(replace(spec, resources=Resources(gpus=4, walltime_s=600))).json()["id"]
+    offer = site.run(job)
+    now = time.time_ns() // 1_000_000
+    leased = UsageRow(leg=offer.leg, epoch=str(offer.epoch), job=job, account="de", site="de-1", flavor="a100-80g",
+                      gpus=4, start_ms=now, end_ms=now + 100)  # fmt: skip
+    site.usage(leased)
+    site.usage(replace(leased, start_ms=now + 50, end_ms=now + 150))
+    site.usage(replace(leased, account="fr", start_ms=now + 100, end_ms=now + 110))
+    site.usage(row("de-1", "leg-b", 0, 1000))
     assert site.push().status_code == 200
     found = fed.get("/v1/usage")
-    assert found["partners"]["de"]["delivered_gpu_ms"] == 400
-    assert [item["gpu_ms"] for item in found["rows"] if item["conflict"]] == [400]
+    assert found["partners"]["de"] == {"delivered_gpu_ms": 400, "consumed_gpu_ms": 400}
+    of_site = [item for item in found["rows"] if item["site"] == "de-1"]
+    assert [(item["account"], item["conflict"], item["gpu_ms"], item["rows"]) for item in of_site] == [
+        ("de", False, 400, 1), ("de", True, 400, 1), ("fr", True, 40, 1),
+        ("fr", True, 4000, 1),
+    ]  # fmt: skip
+    site.succeed(offer)
 
 
 def test_crossings_of_both_sides_meet(fed: Any) -> None:

@@ -383,6 +383,8 @@ def test_progress_result_and_failure_are_kept_for_the_agent(border: Border) -> N
         ("failure", {"message": "x" * 2001, "fault": "user"}),
         ("progress", {"x": [1]}),
         ("result", {"nonsense": 1}),
+        ("result", {"manifest_digest": "x" * 101}),
+        ("result", {"outputs": [to_json(builders.dataset())] * 1001}),
     ):
         assert border.http.post(f"/leg/{path}", json=body, headers=border.leg).status_code == 422
 

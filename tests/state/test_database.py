@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, inspect, select, text
 
 from consortium import state
 from consortium.domain.codec import to_json
@@ -55,6 +55,23 @@ def test_the_signatures_of_earlier_registrations_are_taken_from_their_records(tm
     with db.read() as connection:
         assert data.voucher(connection, dataset.id) == Voucher(person="fr/amelie", signature=signature)
         assert data.voucher(connection, rows[1]["id"]) == Voucher(leg="leg-1")
+    db.close()
+
+
+def test_earlier_usage_is_kept_but_for_rows_that_no_leg_can_have(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/state.db"
+    upgrade(url, "0007")
+    row = {"leg": "leg-1", "epoch": "1.1", "start_ms": 5, "end_ms": 9, "job": "job-1", "account": "de", "site": "fr-1",
+           "flavor": "h100-sxm", "gpus": 2, "origin": "fr-1", "seq": 3, "conflict": "fr-1:2"}  # fmt: skip
+    rows = [row, row | {"start_ms": 6, "end_ms": 2**62}, row | {"start_ms": 7, "gpus": 2**40}]
+    with sqlite3.connect(tmp_path / "state.db") as raw:
+        for item in rows:
+            raw.execute(
+                f"INSERT INTO usage ({', '.join(item)}) VALUES ({', '.join('?' * len(item))})", [*item.values()]
+            )
+    db = Database(url)
+    with db.read() as connection:
+        assert [dict(item) for item in connection.execute(select(t.usage)).mappings()] == [row | {"id": 1}]
     db.close()
 
 

@@ -121,7 +121,9 @@ def test_metered_use_counts_in_its_period_and_not_where_it_is_in_conflict(connec
     row("leg-3", NOW_MS - 9 * 3_600_000, 4)
     found = shares.metered(connection, NOW_MS, NOW_MS + 24 * 3_600_000)
     assert found == {("fr/lab", "fr-1"): 2 * 4 * 3_600_000}
-    assert shares.metered_until(connection, ["leg-1", "leg-9"]) == {"leg-1": NOW_MS + 4 * 3_600_000}
+    assert shares.metered_until(connection, {"leg-1": "fr-1", "leg-2": "fr-1", "leg-3": "de-1"}) == {
+        "leg-1": NOW_MS + 4 * 3_600_000
+    }
 
 
 def test_a_partner_consents_to_a_text_once(connection: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -19,6 +20,7 @@ from consortium.reports.build import build_report
 from consortium.server.auth import CoreArg, ReaderArg, UserArg, need
 from consortium.server.loop import drain
 from consortium.state import tables as t
+from consortium.state.shares import METERED_MS
 
 router = APIRouter(tags=["evidence"])
 
@@ -60,28 +62,37 @@ def proof(
 def usage(core: CoreArg, claims: UserArg, period: str = "") -> dict[str, Any]:
     """Metered GPU-milliseconds: `rows` by account, site and flavor, `partners` with what each delivered and consumed.
 
-    Rows that overlap earlier ones of their leg are listed with `conflict` and counted for nobody.
+    Rows that overlap earlier ones of their leg, or are not of a lease as the server knows it, are listed with
+    `conflict` and counted for nobody.
     """
-    gpu_ms = func.sum((t.usage.c.end_ms - t.usage.c.start_ms) * t.usage.c.gpus)
     conflict = t.usage.c.conflict != ""
-    keys = (t.usage.c.account, t.usage.c.site, t.usage.c.flavor, conflict)
-    query = select(*keys, gpu_ms, func.count()).group_by(*keys).order_by(*keys)
+    keys = (t.usage.c.account, t.usage.c.site, t.usage.c.flavor, conflict, t.usage.c.gpus)
+    query = select(*keys, METERED_MS, func.count()).group_by(*keys).order_by(*keys)
     if period:
         start_ms, end_ms = bounds(period)
         query = query.where((t.usage.c.start_ms >= start_ms) & (t.usage.c.start_ms < end_ms))
     with core.db.read() as connection:
-        found = list(connection.execute(query))
+        found = _without_gpus(connection.execute(query))
     partners = {name: {"delivered_gpu_ms": 0, "consumed_gpu_ms": 0} for name in core.federation.partners}
     for account, site, _, overlaps, amount, _ in found:
         for partner, side in ((partner_of(site), "delivered_gpu_ms"), (partner_of(account), "consumed_gpu_ms")):
             if partner in partners and not overlaps:
-                partners[partner][side] += int(amount)
+                partners[partner][side] += amount
     rows = [
-        {"account": row[0], "site": row[1], "flavor": row[2], "conflict": bool(row[3]), "gpu_ms": int(row[4]),
-         "rows": int(row[5])}
+        {"account": row[0], "site": row[1], "flavor": row[2], "conflict": row[3], "gpu_ms": row[4], "rows": row[5]}
         for row in found
     ]  # fmt: skip
     return {"rows": rows, "partners": partners}
+
+
+def _without_gpus(found: Iterable[Any]) -> list[tuple[str, str, str, bool, int, int]]:
+    """Return account, site, flavor, conflict, GPU-milliseconds and count of sums that were made by number of GPUs."""
+    sums: dict[tuple[str, str, str, bool], tuple[int, int]] = {}
+    for account, site, flavor, conflict, gpus, held_ms, count in found:
+        key = (account, site, flavor, bool(conflict))
+        gpu_ms, rows = sums.get(key, (0, 0))
+        sums[key] = gpu_ms + gpus * int(held_ms), rows + int(count)
+    return [(*key, *amounts) for key, amounts in sums.items()]
 
 
 @router.get("/crossings")

@@ -74,7 +74,7 @@ def records(site: str, body: RecordBatch, core: CoreArg, caller: SiteArg) -> Jso
     key = core.federation.site(site).signing_key
     taken = [from_json(Record, item, where=f"record of {site}") for item in body.records]
     with core.db.write() as connection:
-        acked = chains.take_site_records(connection, site, key, taken)
+        acked = chains.take_site_records(connection, site, key, taken, core.clock.now_ms())
     core.bell.set()
     return {"acked_seq": acked}
 

@@ -24,6 +24,9 @@ from consortium.site.legs import SiteLeg
 MAX_CONTROL_BYTES = 8 << 20
 MAX_RESULT_BYTES = 256 << 20
 """Of a leg's result: a clean one takes about 705 bytes per shard, so 380,000 shards, 1.5 TB of text."""
+MAX_OUTPUTS = 1000
+MAX_ID_CHARS = 100
+"""Ids of outputs and the manifest's digest stand in a record, and the server takes records of up to 1 MiB."""
 MAX_FAILURE_CHARS = 2000
 SIGNIFICANT_DIGITS = 6
 """Of metrics and progress: enough for people, little room for anything else."""
@@ -202,6 +205,10 @@ def stop(gateway: At, leg: Leg) -> Any:
 def result(gateway: At, leg: Leg, body: LargeJson) -> None:
     """Keep the leg's result; a later one replaces it, until the leg has ended."""
     left = from_json(LegResult, body, where="result")
+    if len(left.outputs) > MAX_OUTPUTS:
+        raise UsageError(f"a result has up to {MAX_OUTPUTS:,} outputs, not {len(left.outputs):,}")
+    if any(len(text) > MAX_ID_CHARS for text in (left.manifest_digest, *(output.id for output in left.outputs))):
+        raise UsageError(f"ids of outputs and the digest of a manifest have up to {MAX_ID_CHARS} characters")
     for output in left.outputs:
         if output.site != leg.offer.site or output.territory != gateway.site.territory:
             raise UsageError(f"dataset {output.name} names {output.site} in {output.territory!r} as its home, not here")
