@@ -14,7 +14,11 @@ class FieldError(ValueError):
     def __init__(self, what: str, key: str, *more: str, fix: str = "") -> None:
         self.keys = (key, *more)
         self.fix = fix
-        super().__init__(what)
+        super().__init__(what, key, *more)
+
+    def __str__(self) -> str:
+        """Return what was found, alone."""
+        return str(self.args[0])
 
 
 def number(value: float) -> str:
