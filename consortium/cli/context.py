@@ -87,18 +87,21 @@ class Caller:
 
 
 def _current() -> dict[str, Any]:
-    home = Path(os.environ.get("CONSORTIUM_HOME") or Path.home() / ".local" / "state" / "consortium").expanduser()
-    path = home / "current" / "client.json"
+    from consortium.local.paths import home, unusable
+
+    path = home() / "current" / "client.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
     except FileNotFoundError as fault:
         raise NotFoundError(
             "there is no federation here",
-            where=str(home),
+            where=str(home()),
             fix="start one with `consortium up`, or set $CONSORTIUM_SERVER and $CONSORTIUM_TOKEN",
         ) from fault
-    except (OSError, json.JSONDecodeError) as fault:
+    except OSError as fault:
+        raise unusable(fault) from fault
+    except json.JSONDecodeError as fault:
         raise ConfigError(f"cannot read it: {fault}", where=str(path)) from fault
 
 

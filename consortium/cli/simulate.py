@@ -20,11 +20,11 @@ def add_to(app: typer.Typer) -> None:
 def simulate(
     scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A file in configs/scenario/, such as bursts.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as variant=open cycle_s=60.")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as cycle_s=60 seed=2.")
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The trace's CSV files; default: $CONSORTIUM_TRACES, ../shared/traces."),
+        typer.Option(metavar="DIR", help="Folder of CSV files; default: $CONSORTIUM_TRACES/itp, ../shared/traces/itp."),
     ] = None,
     events: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every event as a line of JSON.")] = None,
     plot: Annotated[

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import consortium
 from consortium.client.api import Client
-from consortium.config import compose_job, default_dirs
+from consortium.config import compose_job, default_dirs, nearest
 from consortium.domain import ids
-from consortium.domain.job import MAX_ARRAY, ArrayMember, JobSpec, Resources, SignedSpec
+from consortium.domain.job import MAX_ARRAY, ArrayMember, JobKind, JobSpec, Resources, SignedSpec
 from consortium.domain.units import moment_ms
-from consortium.errors import UsageError
+from consortium.errors import NotFoundError, UsageError
 from consortium.keys.canonical import canonical
 from consortium.keys.code import code_digest
 from consortium.keys.signing import SigningKey
@@ -41,7 +41,7 @@ def draft_spec(
 
     It has no nonce and no signature: nobody can submit it as it is. That is what a dry run sends. The account is
     `account`, else the config's, else the person's partner. `jobs_dir` holds the programs whose digest stands in it
-    (default: `jobs/` beside the configs). Raises ConfigError, and NotFoundError for an unknown dataset.
+    (default: `jobs/` beside the configs). Raises ConfigError, and NotFoundError for an unknown dataset or model.
     """
     return _Desk(client, person, account, jobs_dir).draft(kind, overrides)
 
@@ -156,8 +156,15 @@ def draft_array(
 
 
 def _model(client: Client, named: str) -> str:
-    """Return the id of the pretrain job that `named` means: an id, or the name of the latest one that succeeded."""
+    """Return the id of the pretrain job that `named` means: an id, or the name of the latest one that succeeded.
+
+    Raises NotFoundError where none of that name has.
+    """
     if not named or ids.is_id(named, "job"):
         return named
-    found = [job for job in client.jobs(states=["succeeded"]) if job.spec.name == named]
-    return found[-1].id if found else named
+    trained = [job for job in client.jobs(states=["succeeded"]) if job.spec.kind is JobKind.PRETRAIN]
+    found = [job for job in trained if job.spec.name == named]
+    if not found:
+        right = nearest(named, {job.spec.name for job in trained}) if trained else "train one first"
+        raise NotFoundError(f"no pretrain job named {named!r} has succeeded", where=f"model={named}", fix=right)
+    return found[-1].id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from consortium.config.build import nearest
-from consortium.config.compose import Known, compose_job
+from consortium.config.compose import compose_job
 from consortium.config.dirs import Dirs, default_dirs
 from consortium.config.federation import (
     ConfigFile,
@@ -25,7 +25,6 @@ __all__ = [
     "ConfigFile",
     "Dirs",
     "FederationConfig",
-    "Known",
     "PartnerConfig",
     "PersonConfig",
     "QuotaConfig",

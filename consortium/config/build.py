@@ -7,17 +7,24 @@ import difflib
 import json
 import re
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from consortium.config.marks import KeyPath, Marked
+from consortium.domain.bounds import FieldError
 from consortium.errors import ConfigError
 
 T = TypeVar("T")
-Locate = Callable[[KeyPath], str]
+
+
+class Locate(Protocol):
+    """Says where a value stands."""
+
+    def __call__(self, *paths: KeyPath) -> str:
+        """Return `file:line` or the override of the first of `paths`; one that an override set comes before others."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -37,10 +44,10 @@ def unknown(what: str, name: str, known: Iterable[str], where: str) -> ConfigErr
 def build(cls: type[T], data: Any, locate: Locate | Marked, *, also: Iterable[str] = ()) -> T:
     """Return `data` as an instance of the dataclass `cls`, without coercion: "5" is not 5, and true is not 1.
 
-    `locate` gives `file:line` of a path; `also` are further right names to suggest for an unknown top-level key.
+    `locate` says where values stand; `also` are further right names to suggest for an unknown top-level key.
     Raises ConfigError for the first fault.
     """
-    find = locate.where if isinstance(locate, Marked) else locate
+    find = _in_file(locate) if isinstance(locate, Marked) else locate
     try:
         text = json.dumps(data, allow_nan=False)
     except ValueError as fault:
@@ -51,6 +58,13 @@ def build(cls: type[T], data: Any, locate: Locate | Marked, *, also: Iterable[st
     except ValidationError as fault:
         first = min(fault.errors(), key=lambda e: (e["type"] != "unexpected_keyword_argument", e["loc"]))
         raise _translate(cls, dict(first), find, also) from fault
+
+
+def _in_file(marked: Marked) -> Locate:
+    def locate(*paths: KeyPath) -> str:
+        return marked.where(paths[0])
+
+    return locate
 
 
 @lru_cache(maxsize=128)
@@ -68,7 +82,10 @@ def _translate(cls: type, error: dict[str, Any], find: Locate, also: Iterable[st
     if kind in ("missing_argument", "missing_keyword_only_argument", "missing"):
         return ConfigError(f"{dotted!r} is missing", where=find(path[:-1]), fix=f"add {path[-1]!r} there")
     if kind == "value_error":
-        message = str(error["ctx"]["error"])
+        fault = error["ctx"]["error"]
+        if isinstance(fault, FieldError):
+            return ConfigError(str(fault), where=find(*_paths(path, fault)), fix=fault.fix or None)
+        message = str(fault)
         return ConfigError(message, where=find((*path, *_mentioned(message, _names(cls, path), error.get("input")))))
     shown = json.dumps(error.get("input"), ensure_ascii=False, default=str)
     if kind in ("enum", "literal_error"):
@@ -77,11 +94,21 @@ def _translate(cls: type, error: dict[str, Any], find: Locate, also: Iterable[st
             f"{dotted}: {shown} is not allowed", where=find(path), fix=nearest(str(error["input"]), expected)
         )
     message = str(error["msg"]).removeprefix("Input ")
-    return ConfigError(f"{dotted}: {message[0].lower()}{message[1:]}, got {shown[:80]}", where=find(path))
+    numeric = kind == "string_type" and isinstance(error.get("input"), int | float) and shown not in ("true", "false")
+    return ConfigError(
+        f"{dotted}: {message[0].lower()}{message[1:]}, got {shown[:80]}",
+        where=find(path),
+        fix=f'put it in quotes: "{shown}"' if numeric else None,
+    )
+
+
+def _paths(parents: KeyPath, fault: FieldError) -> list[KeyPath]:
+    """Return the paths of the keys that a check named; a number in them is an item's."""
+    return [(*parents, *(int(step) if step.isdecimal() else step for step in key.split("."))) for key in fault.keys]
 
 
 def _mentioned(message: str, names: list[str], data: Any) -> KeyPath:
-    """Return what a class's own check speaks of: the first of its fields in the message, and there the quoted value."""
+    """Return what a plain ValueError speaks of: the class's first field in the message, and there the quoted value."""
     words = re.findall(r"[a-z_0-9]+", message)
     field = next((word for word in words if word in names), None)
     if field is None:

@@ -8,22 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from consortium.config import dirs, marks
-from consortium.config.build import Locate, build, unknown
+from consortium.config.build import build
 from consortium.config.kinds import GROUPS, ComposedJob, JobKeys, build_params, job_kind
 from consortium.config.marks import KeyPath, Marked
 from consortium.config.overrides import JobOverride, parse_overrides
 from consortium.domain.job import JobKind
 from consortium.errors import ConfigError
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """Names that exist in a federation."""
-
-    accounts: tuple[str, ...]
-    sites: tuple[str, ...]
-    flavors: tuple[str, ...]
-
 
 _lock = threading.Lock()
 """Hydra keeps its state in one global object, so one thread composes at a time."""
@@ -36,11 +26,10 @@ def compose_job(
     kind: str,
     overrides: list[str] | tuple[str, ...] = (),
     configs: Path | None = None,
-    known: Known | None = None,
 ) -> ComposedJob:
     """Return the job of `kind` with `overrides` (`key=value`, Hydra's grammar) applied.
 
-    Where `known` is given, account, sites and flavors must be among its names.
+    Whether account, sites and flavors exist is the server's to say.
     Raises ConfigError naming the file and line or the override at fault.
     """
     root = (configs or dirs.default_dirs().configs).resolve()
@@ -54,24 +43,14 @@ def compose_job(
     keys = {key: value for key, value in data.items() if key in _KEYS and (key != "model" or name is JobKind.EVALUATE)}
     params = {key: value for key, value in data.items() if key not in keys}
 
-    def locate(path: KeyPath) -> str:
-        return _locate(path, given, sources)
+    def locate(*paths: KeyPath) -> str:
+        overridden = (_override(path, given) for path in paths)
+        return next((where for where in overridden if where), "") or _in_files(paths[0], sources)
 
     common = build(JobKeys, keys, locate)
-    if known is not None:
-        _check_known(common, known, locate)
     checked = build_params(name, params, locate, also=_KEYS)
     fields = {key: getattr(common, key) for key in sorted(_KEYS)} | {"flavors": common.flavor_names}
     return ComposedJob(kind=name, params=checked, throughput=common.throughput, **fields)
-
-
-def _check_known(keys: JobKeys, known: Known, locate: Locate) -> None:
-    if keys.account and keys.account not in known.accounts:
-        raise unknown("account", keys.account, known.accounts, locate(("account",)))
-    for what, names, right in (("site", keys.sites, known.sites), ("flavor", keys.flavor_names, known.flavors)):
-        for name in names:
-            if name not in right:
-                raise unknown(what, name, right, locate((what + "s",)))
 
 
 def compose(root: Path, config_name: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -141,11 +120,16 @@ def _defaults(job: Marked, kind: JobKind) -> dict[str, str]:
     return chosen
 
 
-def _locate(path: KeyPath, given: tuple[JobOverride, ...], sources: list[tuple[str, Marked]]) -> str:
+def _override(path: KeyPath, given: tuple[JobOverride, ...]) -> str:
+    """Return the override that set a value last; empty where none did."""
     dotted = ".".join(str(step) for step in path)
     for override in reversed(given):
         if not override.choice and (dotted == override.key or dotted.startswith(override.key + ".")):
             return override.where
+    return ""
+
+
+def _in_files(path: KeyPath, sources: list[tuple[str, Marked]]) -> str:
     best: tuple[int, str] | None = None
     for prefix, marked in sources:
         inner = path[1:] if prefix and path[:1] == (prefix,) else path

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from consortium.config import dirs, marks
 from consortium.config.build import build, unknown
-from consortium.config.compose import Known, compose
+from consortium.config.compose import compose
 from consortium.config.marks import KeyPath, Marked
 from consortium.config.quota import QuotaConfig, build_quota
 from consortium.config.schemas import PartnerConfig, PersonConfig, ServerTuning, SiteConfig
@@ -63,15 +63,6 @@ class FederationConfig:
     def people_config(self) -> tuple[PersonConfig, ...]:
         """The people of all partners, without keys."""
         return self.people
-
-    @property
-    def known(self) -> Known:
-        """The names a job may use."""
-        return Known(
-            accounts=tuple(account.id for account in self.accounts if account.id),
-            sites=tuple(site.id for site in self.sites),
-            flavors=tuple(sorted({site.flavor.id for site in self.sites})),
-        )
 
     def text(self, kind: str, owner: str) -> ConfigFile:
         """Return the file of `kind` that belongs to `owner` (a partner, a site, or `consortium`)."""

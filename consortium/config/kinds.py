@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 
 from consortium.config.build import Locate, build, unknown
 from consortium.domain import ids
+from consortium.domain.bounds import FieldError, within
 from consortium.domain.cleaning import CleanConfig
 from consortium.domain.job import JobKind, Priority, check_throughput
-from consortium.domain.pretraining import EvaluateConfig, PretrainConfig, within
+from consortium.domain.pretraining import EvaluateConfig, PretrainConfig, StartConfig
 from consortium.domain.units import moment_ms
+from consortium.errors import ConfigError
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
 
@@ -90,38 +92,46 @@ class JobKeys:
 
     def __post_init__(self) -> None:
         if not ids.is_name(self.name):
-            raise ValueError(f"job name {self.name!r}: lower-case letters, digits, '.', '_' and '-' only")
+            raise FieldError(f"job name {self.name!r}: lower-case letters, digits, '.', '_' and '-' only", "name")
         if self.account and not ids.is_account(self.account):
-            raise ValueError(f"account {self.account!r} must be a partner ('fr') or a project under one ('fr/health')")
+            what = f"account {self.account!r} must be a partner ('fr') or a project under one ('fr/health')"
+            raise FieldError(what, "account")
         if not ids.is_name(self.purpose):
-            raise ValueError(f"purpose {self.purpose!r}: lower-case letters, digits, '.', '_' and '-' only")
+            what = f"purpose {self.purpose!r}: lower-case letters, digits, '.', '_' and '-' only"
+            raise FieldError(what, "purpose")
         within(
             self, gpus=(1, 100_000), gpus_per_worker=(1, 100_000), walltime_s=(1, 366 * 86_400), min_sites=(1, 1_000)
         )
         if self.gpus % self.gpus_per_worker:
-            raise ValueError(f"gpus ({self.gpus}) must be a multiple of gpus_per_worker ({self.gpus_per_worker})")
+            what = f"gpus ({self.gpus}) must be a multiple of gpus_per_worker ({self.gpus_per_worker})"
+            raise FieldError(what, "gpus_per_worker", "gpus")
         within(self, checkpoint_every_s=(0, 366 * 86_400))
         if self.deadline:
             try:
                 moment_ms(self.deadline, 0)
             except ValueError as fault:
-                raise ValueError(f"deadline: {fault}") from fault
-        for job in self.after:
+                raise FieldError(f"deadline: {fault}", "deadline") from fault
+        self._check_lists()
+
+    def _check_lists(self) -> None:
+        for index, job in enumerate(self.after):
             if not ids.is_id(job, "job"):
-                raise ValueError(f"after: {job!r} is no job id such as job-…; `consortium jobs` lists them")
-        for site in self.sites:
+                what = f"after: {job!r} is no job id such as job-…"
+                raise FieldError(what, f"after.{index}", fix="`consortium jobs` lists them")
+        for index, site in enumerate(self.sites):
             if not ids.is_site(site):
-                raise ValueError(f"site {site!r} must be a partner's id and a number, such as fr-1")
-        for flavor in self.flavors:
+                what = f"sites: {site!r} must be a partner's id and a number, such as fr-1"
+                raise FieldError(what, f"sites.{index}", fix="`consortium sites` lists them")
+        for index, flavor in enumerate(self.flavors):
             name, colon, factor = flavor.partition(":")
             try:
                 check_throughput(name, factor if colon else "1")
             except ValueError as fault:
-                raise ValueError(f"flavors: {flavor!r}: {fault}") from fault
+                raise FieldError(f"flavors: {flavor!r}: {fault}", f"flavors.{index}") from fault
         for field_name in ("inputs", "sites", "flavors", "after"):
             values = self.flavor_names if field_name == "flavors" else getattr(self, field_name)
             if len(set(values)) != len(values) or not all(values):
-                raise ValueError(f"{field_name} must be names, each given once, got {list(values)}")
+                raise FieldError(f"{field_name} must be names, each given once, got {list(values)}", field_name)
 
     @property
     def flavor_names(self) -> tuple[str, ...]:
@@ -172,13 +182,35 @@ def job_kind(kind: str, where: str = "KIND") -> JobKind:
 
 def validate_params(kind: JobKind | str, params: dict[str, Any], where: str = "params") -> dict[str, Any]:
     """Return the params of a job spec after checking every key, type and bound. Raises ConfigError."""
-    return build_params(job_kind(str(kind), where), params, lambda path: ".".join([where, *map(str, path)]))
+    return build_params(job_kind(str(kind), where), params, lambda *paths: ".".join([where, *map(str, paths[0])]))
 
 
 def build_params(kind: JobKind, params: dict[str, Any], locate: Locate, also: Iterable[str] = ()) -> dict[str, Any]:
     """Return the params of a kind, checked, as plain JSON. Raises ConfigError."""
-    result: dict[str, Any] = _plain(dataclasses.asdict(build(PARAMS[kind], params, locate, also=also)))
+    built = build(PARAMS[kind], params, locate, also=also)
+    if isinstance(built, PretrainConfig):
+        _check_start(built.start, locate)
+    result: dict[str, Any] = _plain(dataclasses.asdict(built))
     return result
+
+
+def _check_start(start: StartConfig, locate: Locate) -> None:
+    """Refuse what would be passed over: who forgot `job` or `weights` would pay for training from nothing.
+
+    Jobs that were submitted before this was checked may say it, so `StartConfig` takes it.
+    """
+    if start.round != -1 and not start.job:
+        raise ConfigError(
+            f"start.round is {start.round}, and no start.job says of which job",
+            where=locate(("start", "round")),
+            fix="add start.job=job-…, or leave start.round out",
+        )
+    if start.digest and not start.weights:
+        raise ConfigError(
+            f"start.digest is {start.digest!r}, and no start.weights says of which file",
+            where=locate(("start", "digest")),
+            fix="add start.weights=KEY, or leave start.digest out",
+        )
 
 
 def _plain(value: Any) -> Any:

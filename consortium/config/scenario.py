@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,6 +12,7 @@ from consortium.config.build import nearest
 from consortium.config.quota import QuotaEntry
 from consortium.config.schemas import decimal
 from consortium.domain import ids
+from consortium.domain.bounds import FieldError, number, within
 from consortium.domain.job import Priority
 from consortium.domain.partner import Cotenancy, SiteState
 from consortium.scheduler.types import Settings, WindowKind
@@ -27,17 +27,10 @@ class Sharing(StrEnum):
     NONE = "none"
 
 
-def within(config: object, **bounds: tuple[float, float]) -> None:
-    """Raise ValueError for the first field of `config` that is outside its bounds."""
-    for name, (low, high) in bounds.items():
-        value = getattr(config, name)
-        if not (math.isfinite(value) and low <= value <= high):
-            raise ValueError(f"{name} must be {low:,g} to {high:,g}, got {value:,}")
-
-
 def _range(name: str, pair: tuple[float, float], low: float, high: float) -> None:
     if not (low <= pair[0] <= pair[1] <= high):
-        raise ValueError(f"{name} must be two numbers from {low:g} to {high:g}, the smaller first, got {list(pair)}")
+        bounds = f"{number(low)} to {number(high)}"
+        raise FieldError(f"{name} must be two numbers from {bounds}, the smaller first, got {list(pair)}", name)
 
 
 def _account(name: str) -> None:
@@ -145,8 +138,8 @@ class JobEntry:
 
     def __post_init__(self) -> None:
         _account(self.account)
-        within(self, at_s=(0, 1e9), run_s=(0.001, 1e9), gpus=(1, 1_000_000), checkpoint_every_s=(0, 10_000_000))
-        within(self, walltime_s=(self.run_s, 1e9))
+        within(self, at_s=(0, 1_000_000_000), run_s=(0.001, 1_000_000_000), gpus=(1, 1_000_000))
+        within(self, checkpoint_every_s=(0, 10_000_000), walltime_s=(self.run_s, 1_000_000_000))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,8 +49,9 @@ def load_scenario(name: str, overrides: list[str] | tuple[str, ...] = (), config
         if not override.choice:
             _set(data, override)
 
-    def locate(path: KeyPath) -> str:
-        return _locate(path, given, sources)
+    def locate(*paths: KeyPath) -> str:
+        overridden = (_override(path, given) for path in paths)
+        return next((where for where in overridden if where), "") or _in_files(paths[0], sources)
 
     return build(Scenario, data, locate)
 
@@ -101,9 +102,14 @@ def _set(data: dict[str, Any], override: JobOverride) -> None:
     data[last] = override.value
 
 
-def _locate(path: KeyPath, given: tuple[JobOverride, ...], sources: list[Marked]) -> str:
+def _override(path: KeyPath, given: tuple[JobOverride, ...]) -> str:
+    """Return the override that set a value, or one below it, last; empty where none did."""
     dotted = ".".join(str(step) for step in path)
     for override in reversed(given):
         if override.key == dotted or dotted.startswith(override.key + ".") or override.key.startswith(dotted + "."):
             return override.where
+    return ""
+
+
+def _in_files(path: KeyPath, sources: list[Marked]) -> str:
     return next((source for source in sources if path[:1] in source.lines), sources[0]).where(path)

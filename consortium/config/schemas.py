@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import ClassVar
 
 from consortium.config.tuning import RetryTuning, SchedulerTuning
 from consortium.domain import ids
+from consortium.domain.bounds import within
 from consortium.domain.partner import Cotenancy, Flavor, Node, Partner, Role, Site
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
@@ -191,15 +191,8 @@ class ServerTuning:
     retry: RetryTuning = field(default_factory=RetryTuning)
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("lease_ms", 1_000, 7 * 86_400_000),
-            ("max_skew_ms", 0, 600_000),
-            ("site_lost_ms", 1_000, 7 * 86_400_000),
-            ("cycle_ms", 10, 60_000),
-            ("round_grace_ms", 100, 7 * 86_400_000),
-        ):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise ValueError(f"{name} must be {low:,} to {high:,}, got {value:,}")
+        within(self, lease_ms=(1_000, 7 * 86_400_000), max_skew_ms=(0, 600_000))
+        within(self, site_lost_ms=(1_000, 7 * 86_400_000), cycle_ms=(10, 60_000))
+        within(self, round_grace_ms=(100, 7 * 86_400_000))
         if self.site_lost_ms < self.lease_ms + self.max_skew_ms:
             raise ValueError("site_lost_ms must not be below lease_ms + max_skew_ms: a leg could run twice")

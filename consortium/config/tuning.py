@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from consortium.domain.bounds import within
 from consortium.domain.job import JobKind
 from consortium.scheduler.types import Settings
 
@@ -13,13 +14,6 @@ _STRICT: dict[str, str] = {"extra": "forbid"}
 _DAY_S = 86_400
 _HANG_S = 7_200
 _AGREED = Settings()
-
-
-def _within(config: object, bounds: dict[str, tuple[int, int]]) -> None:
-    for name, (low, high) in bounds.items():
-        value = getattr(config, name)
-        if not low <= value <= high:
-            raise ValueError(f"{name} must be {low:,} to {high:,}, got {value:,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,19 +33,9 @@ class SchedulerTuning:
     backfill_depth: int = _AGREED.backfill_depth
 
     def __post_init__(self) -> None:
-        _within(
-            self,
-            {
-                "min_run_s": (0, 30 * _DAY_S),
-                "stop_s": (1, _DAY_S),
-                "disruption_percent": (0, 100_000),
-                "ageing_s": (60, 366 * _DAY_S),
-                "half_life_s": (60, 3_660 * _DAY_S),
-                "credit_percent": (0, 1_000),
-                "reservations": (1, 10_000),
-                "backfill_depth": (0, 1_000_000),
-            },
-        )
+        within(self, min_run_s=(0, 30 * _DAY_S), stop_s=(1, _DAY_S), disruption_percent=(0, 100_000))
+        within(self, ageing_s=(60, 366 * _DAY_S), half_life_s=(60, 3_660 * _DAY_S), credit_percent=(0, 1_000))
+        within(self, reservations=(1, 10_000), backfill_depth=(0, 1_000_000))
 
     @property
     def settings(self) -> Settings:
@@ -80,17 +64,9 @@ class RetryTuning:
     """By kind of job: after how long without a sign of life from its program a leg counts as hanging."""
 
     def __post_init__(self) -> None:
-        _within(
-            self,
-            {
-                "max_tries": (1, 1_000),
-                "backoff_ms": (1, 3_600_000),
-                "max_backoff_ms": (self.backoff_ms, _DAY_S * 1_000),
-                "cordon_faults": (1, 1_000),
-                "cordon_jobs": (1, 1_000),
-                "window_s": (60, 366 * _DAY_S),
-            },
-        )
+        within(self, max_tries=(1, 1_000), backoff_ms=(1, 3_600_000))
+        within(self, max_backoff_ms=(self.backoff_ms, _DAY_S * 1_000))
+        within(self, cordon_faults=(1, 1_000), cordon_jobs=(1, 1_000), window_s=(60, 366 * _DAY_S))
         known = [kind.value for kind in JobKind]
         for kind, seconds in self.hang_s.items():
             if kind not in known:

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
+from consortium.domain.bounds import FieldError, within
+
 RuleSet = Literal["gopher_quality", "gopher_repetition", "c4", "fineweb"]
 LineRule = Literal["boilerplate", "repeated"]
 PiiKind = Literal["secret", "email", "iban", "credit_card", "national_id", "ip", "phone"]
@@ -35,7 +37,7 @@ class _Checked:
             value = getattr(self, each.name)
             for number in value if isinstance(value, tuple) else (value,):
                 if not isinstance(number, bool | str) and not (math.isfinite(number) and number >= 0):
-                    raise ValueError(f"{each.name} must be a finite number of at least 0, got {number:,}")
+                    raise FieldError(f"{each.name} must be a finite number of at least 0, got {number:,}", each.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,14 +116,12 @@ class NearConfig:
     threshold: float = 0.8
 
     def __post_init__(self) -> None:
-        for name, most in (("ngram", MAX_NGRAM), ("bands", 512), ("rows", 64)):
-            value = getattr(self, name)
-            if not 1 <= value <= most:
-                raise ValueError(f"{name} must be 1 to {most}, got {value}")
+        within(self, ngram=(1, MAX_NGRAM), bands=(1, 512), rows=(1, 64))
         if self.minima > _MOST_MINIMA:
-            raise ValueError(f"bands times rows must be at most {_MOST_MINIMA}, got {self.minima}")
+            what = f"bands times rows must be at most {_MOST_MINIMA:,}, got {self.bands} times {self.rows}"
+            raise FieldError(what, "bands", "rows")
         if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold must be above 0 and at most 1, got {self.threshold}")
+            raise FieldError(f"threshold must be above 0 and at most 1, got {self.threshold}", "threshold")
 
     @property
     def minima(self) -> int:
@@ -147,9 +147,10 @@ class DecontaminateConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_words <= self.words <= MAX_NGRAM:
-            raise ValueError(
-                f"1 <= min_words <= words <= {MAX_NGRAM} must hold, got min_words {self.min_words}, words {self.words}"
-            )
+            raise FieldError(
+                f"1 <= min_words <= words <= {MAX_NGRAM} must hold, got min_words {self.min_words}, words {self.words}",
+                "min_words", "words",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,8 +187,10 @@ class AcrossConfig:
     """Shorter documents are not offered."""
 
     def __post_init__(self) -> None:
-        if len(set(self.order)) != len(self.order) or not self.min_words >= 1:
-            raise ValueError("across: order names partners, each once; min_words is at least 1")
+        if len(set(self.order)) != len(self.order):
+            raise FieldError(f"across.order names partners, each once, got {list(self.order)}", "order")
+        if self.min_words < 1:
+            raise FieldError(f"across.min_words must be at least 1, got {self.min_words:,}", "min_words")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,20 +227,28 @@ class CleanConfig:
     across: AcrossConfig = field(default_factory=AcrossConfig)
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("min_language_confidence", 0.0, 1.0),
-            ("min_chars", 0, 1_000_000),
-            ("max_chars", max(1, self.min_chars), MAX_CHARS),
-            ("min_repeated_line_chars", 1, 1_000_000),
-        ):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise ValueError(f"{name} must be {low:,g} to {high:,g}, got {value:,}")
-        for language in self.languages:
+        within(self, min_language_confidence=(0, 1), min_chars=(0, 1_000_000))
+        within(self, max_chars=(1, MAX_CHARS), min_repeated_line_chars=(1, 1_000_000))
+        if self.min_chars > self.max_chars:
+            what = f"min_chars ({self.min_chars:,}) must be at most max_chars ({self.max_chars:,})"
+            raise FieldError(what, "min_chars", "max_chars")
+        for index, language in enumerate(self.languages):
             if len(language) != 2 or not language.isascii() or not language.islower():
-                raise ValueError(f"language {language!r} is not an ISO 639-1 code such as 'fr'")
+                raise FieldError(
+                    f"languages: {language!r} is not an ISO 639-1 code",
+                    f"languages.{index}",
+                    fix="two lower-case letters, such as fr for French",
+                )
         unknown = sorted(set(self.redact_states) - set(PII_STATES))
         if unknown:
-            raise ValueError(f"redact_states: nothing is known of {', '.join(unknown)}; known: {', '.join(PII_STATES)}")
+            raise FieldError(
+                f"redact_states: nothing is known of {', '.join(unknown)}",
+                "redact_states",
+                fix=f"known are {', '.join(PII_STATES)}",
+            )
         if self.across.order and self.dedup != "near":
-            raise ValueError("across needs dedup: near, which finds the near-duplicates at home first")
+            raise FieldError(
+                f"across needs dedup near, which finds the near-duplicates at home first, got {self.dedup}",
+                "dedup", "across.order",
+                fix="dedup=near, or no across.order",
+            )  # fmt: skip

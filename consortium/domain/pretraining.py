@@ -6,12 +6,12 @@ word for them.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from consortium.domain import ids
+from consortium.domain.bounds import FieldError, within
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.screening import ScreenRule
 
@@ -26,16 +26,10 @@ _STRICT: dict[str, str] = {"extra": "forbid"}
 def _weight(text: str) -> tuple[str, float]:
     name, _, weight = text.rpartition(":")
     if not re.fullmatch(r"[a-z0-9._+-]+", name) or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", weight):
-        raise ValueError(f"mixture: {text[:100]!r} must be NAME:WEIGHT such as fr:0.5, a dataset's name or a language")
+        raise FieldError(
+            f"mixture: {text[:100]!r} must be NAME:WEIGHT such as fr:0.5, a dataset's name or a language", "mixture"
+        )
     return name, float(weight)
-
-
-def within(config: object, **bounds: tuple[float, float]) -> None:
-    """Raise ValueError unless each named field is a finite number from its lower to its upper bound."""
-    for name, (low, high) in bounds.items():
-        value = getattr(config, name)
-        if not (math.isfinite(value) and low <= value <= high):
-            raise ValueError(f"{name} must be {low:,g} to {high:,g}, got {value:,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +63,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         within(self, dim=(1, 65_536), layers=(1, 1_000), heads=(1, 1_024), context=(2, 1_048_576))
         within(self, mlp_ratio=(1, 16), dropout=(0, 0.9), kv_heads=(0, 1_024), mlp_dim=(0, 1_048_576))
-        within(self, rope_base=(10, 1e9), z_loss=(0, 1))
+        within(self, rope_base=(10, 1_000_000_000), z_loss=(0, 1))
         if self.dim % self.heads or self.dim // self.heads % 2:
-            raise ValueError(f"dim ({self.dim}) must be a multiple of twice the heads ({self.heads})")
+            raise FieldError(f"dim ({self.dim}) must be a multiple of twice the heads ({self.heads})", "dim", "heads")
         if self.heads % self.groups:
-            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+            raise FieldError(
+                f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})", "kv_heads", "heads"
+            )
         if self.plugin and not ids.is_name(self.plugin):
-            raise ValueError(f"plugin {self.plugin!r}: the name of an installed model, not a path to code")
+            raise FieldError(f"plugin {self.plugin!r}: the name of an installed model, not a path to code", "plugin")
 
     @property
     def hidden(self) -> int:
@@ -112,11 +108,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         within(self, batch_size=(1, 65_536), accumulate=(1, 65_536))
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})")
+            raise FieldError(
+                f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})",
+                "accumulate", "batch_size",
+            )  # fmt: skip
         if len(self.weights) < len(self.mixture):
-            raise ValueError("mixture names a dataset or language twice")
+            raise FieldError("mixture names a dataset or language twice", "mixture", fix="name each once")
         if self.mixture and not any(self.weights.values()):
-            raise ValueError("mixture: one weight at least must be above 0")
+            raise FieldError("mixture: one weight at least must be above 0", "mixture")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -150,10 +149,10 @@ class OptimConfig:
     """Muon's."""
 
     def __post_init__(self) -> None:
-        within(self, lr=(1e-9, 10), weight_decay=(0, 10), warmup_steps=(0, 10_000_000), grad_clip=(1e-6, 1e6))
+        within(self, lr=(1e-9, 10), weight_decay=(0, 10), warmup_steps=(0, 10_000_000), grad_clip=(1e-6, 1_000_000))
         within(self, decay_share=(0, 1), final_lr_share=(0, 1), momentum=(0, 0.9999))
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be at least 0 and below 1, got {list(self.betas)}")
+            raise FieldError(f"betas must be at least 0 and below 1, got {list(self.betas)}", "betas")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,17 +195,41 @@ class OuterConfig:
     def __post_init__(self) -> None:
         within(self, rounds=(1, 100_000), inner_steps=(1, 1_000_000), lr=(1e-6, 10), momentum=(0, 0.9999))
         within(self, taper=(0, 1), feedback=(0, 1), quorum=(0, 1_000), keep_received=(-1, 100_000))
-        within(self, fragments=(1, 1_000), delay=(0, self.inner_steps), mix=(0, 1), keep_whole=(-1, 100_000))
+        within(self, fragments=(1, 1_000), delay=(0, 1_000_000), mix=(0, 1), keep_whole=(-1, 100_000))
         if self.keep_whole in (0, 1):
-            raise ValueError(f"keep_whole must be -1 or at least 2, as a state may not hold, got {self.keep_whole}")
+            what = f"keep_whole must be -1 or at least 2, as a state may not hold, got {self.keep_whole}"
+            raise FieldError(what, "keep_whole")
         if self.rounds % self.fragments:
-            raise ValueError(f"rounds ({self.rounds}) must be a multiple of fragments ({self.fragments})")
-        if self.share != "none" and (self.fragments > 1 or self.delay or self.mix):
-            raise ValueError("share goes with whole rounds that are waited for: fragments 1, delay 0 and mix 0")
-        if self.share != "none" and self.screen.aggregate != "mean":
-            raise ValueError(f"share goes with screen.aggregate mean, got {self.screen.aggregate}")
+            what = f"rounds ({self.rounds}) must be a multiple of fragments ({self.fragments})"
+            raise FieldError(what, "fragments", "rounds")
+        if self.delay > self.inner_steps:
+            what = f"delay ({self.delay:,}) must be at most inner_steps ({self.inner_steps:,})"
+            raise FieldError(what, "delay", "inner_steps")
+        if self.share != "none":
+            self._check_share()
         if self.code == "topk" and self.screen.aggregate != "mean":
-            raise ValueError(f"code topk sends few coordinates: aggregate must be mean, got {self.screen.aggregate}")
+            raise FieldError(
+                f"code topk sends few coordinates: screen.aggregate must be mean, got {self.screen.aggregate}",
+                "screen.aggregate", "code",
+                fix="set screen.aggregate to mean, or choose another code",
+            )  # fmt: skip
+
+    def _check_share(self) -> None:
+        whole = {"fragments": 1, "delay": 0, "mix": 0}
+        for name, right in whole.items():
+            value = getattr(self, name)
+            if value != right:
+                raise FieldError(
+                    f"share goes with whole rounds that are waited for: {name} must be {right}, got {value:,}",
+                    name, "share",
+                    fix=f"set {name} to {right}, or share to none",
+                )  # fmt: skip
+        if self.screen.aggregate != "mean":
+            raise FieldError(
+                f"share goes with screen.aggregate mean, got {self.screen.aggregate}",
+                "screen.aggregate", "share",
+                fix="set screen.aggregate to mean, or share to none",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,15 +254,31 @@ class StartConfig:
     def __post_init__(self) -> None:
         within(self, round=(-1, 100_000), done=(0, 100_000))
         if self.resume and not (self.job and 1 <= self.round <= self.done):
-            raise ValueError("resume needs job, round and done, as `consortium submit pretrain --resume JOB` sets them")
+            raise FieldError(
+                f"resume needs job, and a round from 1 to done, got round {self.round} and done {self.done}",
+                "resume", "job", "round", "done",
+                fix="`consortium submit pretrain --resume JOB` sets them",
+            )  # fmt: skip
         if self.done and not self.resume:
-            raise ValueError("done is set where a training is resumed, and there alone")
+            raise FieldError(
+                f"done is set where a training is resumed, and there alone, got {self.done}",
+                "done", "resume",
+                fix="leave it out; `consortium submit pretrain --resume JOB` sets it",
+            )  # fmt: skip
         if self.job and not ids.is_id(self.job, "job"):
-            raise ValueError(f"job: {self.job!r} is no job id such as job-…; `consortium jobs` lists them")
+            raise FieldError(f"job: {self.job!r} is no job id such as job-…", "job", fix="`consortium jobs` lists them")
         if self.job and self.weights:
-            raise ValueError("job and weights exclude each other")
+            raise FieldError(
+                f"job and weights exclude each other, got {self.job} and {self.weights!r}",
+                "weights", "job",
+                fix="leave one of them out",
+            )  # fmt: skip
         if bool(self.weights) != bool(re.fullmatch("sha256:[0-9a-f]{64}", self.digest)):
-            raise ValueError("weights and digest belong together; digest is sha256: and 64 hex digits")
+            raise FieldError(
+                f"weights and digest belong together, got {self.weights!r} and {self.digest!r}",
+                "digest", "weights",
+                fix="weights is the file's key in the private store, digest is sha256: and 64 hex digits",
+            )  # fmt: skip
 
     @property
     def given(self) -> bool:
@@ -266,11 +305,23 @@ class PretrainConfig:
         within(self, seed=(0, 2**53 - 1))
         first, second = self.optim.betas
         if self.outer.share == "optimizer" and first * first >= second:
-            raise ValueError(f"outer.share needs betas[0] squared below betas[1], got {[first, second]}")
+            raise FieldError(
+                f"outer.share needs optim.betas[0] squared below optim.betas[1], got {[first, second]}",
+                "optim.betas", "outer.share",
+                fix="a smaller first or a larger second, or outer.share=none",
+            )  # fmt: skip
         if self.parallel == "fsdp" and self.optim.name == "muon":
-            raise ValueError("parallel fsdp goes with optim adamw only: muon needs whole matrices, which no worker has")
+            raise FieldError(
+                "parallel fsdp goes with optim adamw only: muon needs whole matrices, which no worker has",
+                "parallel", "optim.name",
+                fix="parallel=ddp, or optim=adamw",
+            )  # fmt: skip
         if not self.model.plugin and self.outer.fragments > self.model.layers:
-            raise ValueError(f"outer.fragments must be at most the model's layers ({self.model.layers})")
+            raise FieldError(
+                f"outer.fragments must be at most the model's layers ({self.model.layers}), got {self.outer.fragments}",
+                "outer.fragments", "model.layers",
+                fix=f"outer.fragments={self.model.layers} or less, or a model of more layers",
+            )  # fmt: skip
 
     @property
     def all_rounds(self) -> int:
@@ -331,7 +382,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         within(self, batches=(1, 1_000_000), batch_size=(1, 65_536))
         if not self.rounds or any(not -1 <= number <= 100_000 for number in self.rounds):
-            raise ValueError(f"rounds must name outer states (0 and up, or -1 for the last), got {list(self.rounds)}")
+            what = f"rounds must name outer states (0 and up, or -1 for the last), got {list(self.rounds)}"
+            raise FieldError(what, "rounds")
 
     @classmethod
     def of(cls, params: dict[str, Any], *, where: str = "params") -> EvaluateConfig:

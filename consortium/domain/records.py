@@ -11,7 +11,7 @@ from typing import Any
 
 
 class RecordType(StrEnum):
-    """Families of records; DESIGN section 8 gives their meaning."""
+    """Families of records; docs/accounting.md says what each is about."""
 
     PLEDGE = "pledge"
     QUOTA = "quota"
@@ -91,7 +91,7 @@ class ReExecution:
     """Empty where the rounds were named."""
     code_digest: str = ""
     by: str = ""
-    """An auditor, such as `uy/carla`; empty where the site speaks for itself."""
+    """An auditor, such as `uy/carmen`; empty where the site speaks for itself."""
     signature: str = ""
 
     def __post_init__(self) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
+
+from consortium.domain.bounds import within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,16 +36,5 @@ class ScreenRule:
     """A site refused this many rounds in a row for what it sent is left out until an admin readmits it; 0: never."""
 
     def __post_init__(self) -> None:
-        bounds = {
-            "trim": (0, 0.49),
-            "clip": (0, 1_000),
-            "clip_window": (1, 4_096),
-            "cosine": (-1, 1),
-            "loss_rise": (0, 100),
-            "loss_sequences": (1, 65_536),
-            "quarantine": (0, 100_000),
-        }
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise ValueError(f"{name} must be {low:,g} to {high:,g}, got {value:,}")
+        within(self, trim=(0, 0.49), clip=(0, 1_000), clip_window=(1, 4_096), cosine=(-1, 1), loss_rise=(0, 100))
+        within(self, loss_sequences=(1, 65_536), quarantine=(0, 100_000))

@@ -119,8 +119,23 @@ def _loopback(name: str) -> Finding:
         return Finding(check=name, ok=True, found=f"{count} free ports on 127.0.0.1, for example {ports[0]}")
 
 
+def _home(name: str) -> Finding:
+    folder = _standing(home())
+    ok = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    there = "can be written" if folder == home() else f"can be made in {folder}"
+    found = f"{home()} {there}" if ok else f"{folder} is no folder that you may write to"
+    return Finding(
+        check=name, ok=ok, found=found, fix="set $CONSORTIUM_HOME to a folder that you may write to, or mend this one"
+    )
+
+
+def _standing(path: Path) -> Path:
+    """Return the path, or the nearest one above it that exists."""
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
 def _disk(name: str) -> Finding:
-    folder = next(path for path in (home(), *home().parents) if path.exists())
+    folder = _standing(home())
     free = shutil.disk_usage(folder).free
     fix = f"free {data_size(DISK_BYTES)} there, or set $CONSORTIUM_HOME to a larger disk"
     return Finding(check=name, ok=free >= DISK_BYTES, found=f"{data_size(free)} free at {folder}", fix=fix)
@@ -203,6 +218,7 @@ _CHECKS: dict[str, Callable[[str], Finding]] = {
     "configs": _configs,
     "corpora": _corpora,
     "ports": _loopback,
+    "home": _home,
     "disk": _disk,
     "temporary files": _temp,
     "memory": _memory,

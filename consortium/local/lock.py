@@ -10,10 +10,14 @@ from pathlib import Path
 from types import TracebackType
 
 from consortium.errors import ConflictError
+from consortium.local.paths import unusable
 
 
 class HomeLock:
-    """Held by the supervisor while it lives. Entering raises ConflictError where another one lives."""
+    """Held by the supervisor while it lives. Entering raises ConflictError where another one lives.
+
+    ConfigError where nothing can be written there.
+    """
 
     def __init__(self, home: Path, root: Path) -> None:
         self._path = home / "lock"
@@ -22,8 +26,11 @@ class HomeLock:
 
     def __enter__(self) -> HomeLock:
         """Take the lock and say in it who holds it."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as fault:
+            raise unusable(fault) from fault
         try:
             self._take()
         except BlockingIOError as fault:
@@ -59,12 +66,17 @@ class HomeLock:
 
 
 def holder(home: Path) -> tuple[int, str] | None:
-    """Return pid and federation directory of the running supervisor, or None where none runs."""
+    """Return pid and federation directory of the running supervisor, or None where none runs.
+
+    Raises ConfigError where its lock cannot be looked at.
+    """
     path = home / "lock"
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         return None
+    except OSError as fault:
+        raise unusable(fault) from fault
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

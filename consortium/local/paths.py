@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,27 @@ def home() -> Path:
     """Return `$CONSORTIUM_HOME`, by default `~/.local/state/consortium`: all federations of this user."""
     named = os.environ.get("CONSORTIUM_HOME")
     return Path(named).expanduser().resolve() if named else Path.home() / ".local" / "state" / "consortium"
+
+
+def make_home() -> Path:
+    """Return `home()` after making it and writing to it. Raises ConfigError where that cannot be done."""
+    folder = home()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as fault:
+        raise unusable(fault) from fault
+
+
+def unusable(fault: OSError) -> ConfigError:
+    """Return the error for a home that cannot be read or written."""
+    named = os.environ.get("CONSORTIUM_HOME")
+    return ConfigError(
+        f"the folder of federations cannot be used: {fault.strerror or fault}",
+        where=f"$CONSORTIUM_HOME={named}" if named else str(home()),
+        fix="set $CONSORTIUM_HOME to a folder that you may write to",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Auditor:
-    """Who watches and signs: a person of a roster, such as `uy/carla`."""
+    """Who watches and signs: a person of a roster, such as `uy/carmen`."""
 
     person: str
     key: SigningKey

@@ -21,7 +21,7 @@ from consortium.errors import ConflictError, ConsortiumError, JobFailedError, No
 from consortium.local import lock
 from consortium.local.children import clean_environment
 from consortium.local.layout import Prepared, drop_ray_tmp, prepare
-from consortium.local.paths import FederationDir, home, read_json
+from consortium.local.paths import FederationDir, home, make_home, read_json
 from consortium.local.supervisor import bury
 
 Say = Callable[[str], None]
@@ -77,9 +77,10 @@ class Running:
 def start(directory: FederationDir, say: Say, *, server_port: int | None = None) -> Running:
     """Prepare the directory and start its supervisor; return at once, before its children are ready.
 
-    Raises ConflictError where a federation runs already in this home, ConfigError for bad configs.
+    Raises ConflictError where a federation runs already in this home, ConfigError for bad configs or a home that cannot
+    be written.
     """
-    running = lock.holder(home())
+    running = lock.holder(make_home())
     if running:
         raise ConflictError(
             "an embedded federation is running already",

@@ -29,10 +29,10 @@ def find_trace(given: Path | None, dataset: str) -> Path:
     beside = Path(__file__).resolve().parents[3] / "shared" / "traces" / dataset
     folder = given or (Path(named).expanduser() / dataset if named else beside)
     if not folder.is_dir():
-        where = f"--trace {given}" if given else f"${VARIABLE}/{dataset}" if named else f"../shared/traces/{dataset}"
+        found = f"${VARIABLE}/{dataset}, which is {folder}" if named else f"../shared/traces/{dataset}"
         raise UsageError(
             "the folder of the trace does not exist",
-            where=where,
+            where=f"--trace {given}" if given else found,
             fix=f"name the folder that holds its CSV files (columns {', '.join(COLUMNS)}): --trace DIR",
         )
     return folder

@@ -124,6 +124,27 @@ def test_unreadable_corpora_are_named_before_anything_starts(call: Call, tmp_pat
     assert not home.exists()
 
 
+@pytest.mark.parametrize("arguments", [["up"], ["down"], ["jobs"], ["demo"]])
+def test_a_home_that_cannot_be_used_is_named(call: Call, tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "file").write_text("")
+    home = tmp_path / "file" / "home"
+    outcome = call(*arguments, home=home)
+    assert outcome.code == 2, outcome.err
+    assert f"where: $CONSORTIUM_HOME={home}\n" in outcome.err
+    assert "fix:   set $CONSORTIUM_HOME to a folder that you may write to" in outcome.err
+
+
+@pytest.mark.parametrize("last", ["file", "file/home"])
+def test_doctor_says_whether_the_home_can_be_written(call: Call, tmp_path: Path, last: str) -> None:
+    whole = call("doctor", home=tmp_path / "new" / "home")
+    assert f"ok    home: {tmp_path / 'new' / 'home'} can be made in {tmp_path}" in whole.out
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("")
+    shown = call("doctor", home=tmp_path / last)
+    assert shown.code == 1
+    assert f"FAIL  home: {tmp_path / 'file'} is no folder that you may write to" in shown.out
+
+
 def test_down_with_nothing_running_says_so(call: Call) -> None:
     outcome = call("down")
     assert (outcome.code, outcome.out) == (0, "")

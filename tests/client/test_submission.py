@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from consortium.client.submission import draft_array, draft_spec, finish_spec, make_spec
-from consortium.errors import ConfigError, UsageError
+from consortium.errors import ConfigError, NotFoundError, UsageError
 from consortium.keys.signing import SigningKey
-from tests.builders import dataset, new_id
+from tests.builders import dataset, new_id, spec
 
 
 class Registry:
@@ -49,6 +50,40 @@ def test_what_is_asked_for_stands_in_the_spec():
     assert spec.resources.flavors == ("h100-sxm", "a100-80g")
     assert spec.resources.throughput == {"h100-sxm": "1", "a100-80g": "0.4"}
     assert draft("flavors=[h100-sxm]").resources.throughput == {}
+
+
+class Trained(Registry):
+    """A registry where jobs of these kinds and names succeeded, oldest first."""
+
+    def __init__(self, *named):
+        super().__init__()
+        self.named = named
+
+    def jobs(self, *, states):
+        assert states == ["succeeded"]
+        return [
+            SimpleNamespace(id=new_id("job", number), spec=spec(kind, name=name))
+            for number, (kind, name) in enumerate(self.named)
+        ]
+
+
+def test_a_model_is_named_by_its_id_or_by_the_name_of_the_latest_training_that_succeeded():
+    server = Trained(("pretrain", "laws"), ("pretrain", "laws"), ("clean", "laws"))
+    named = [
+        draft_spec(server, "evaluate", ["inputs=[laws-fr]", f"model={model}"], person="fr/amelie").model
+        for model in ("laws", new_id("job", 7))
+    ]
+    assert named == [new_id("job", 1), new_id("job", 7)]
+
+
+@pytest.mark.parametrize(
+    ("server", "fix"),
+    [(Trained(("pretrain", "laws"), ("clean", "lawz")), "did you mean 'laws'?"), (Trained(), "train one first")],
+)
+def test_a_model_that_nobody_trained_is_named(server, fix):
+    with pytest.raises(NotFoundError, match="no pretrain job named 'lawz' has succeeded") as fault:
+        draft_spec(server, "evaluate", ["inputs=[laws-fr]", "model=lawz"], person="fr/amelie")
+    assert (fault.value.where, fault.value.fix) == ("model=lawz", fix)
 
 
 @pytest.mark.parametrize(

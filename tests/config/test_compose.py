@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 
 import pytest
 
-from consortium.config import Dirs, compose_job, default_dirs, load_federation, parse_quota_text, validate_params
+from consortium.config import (
+    Dirs,
+    compose_job,
+    default_dirs,
+    load_federation,
+    parse_quota_text,
+    parse_site_text,
+    validate_params,
+)
 from consortium.domain.job import JobKind, Priority
+from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import ConfigError
 
 
@@ -64,6 +74,101 @@ def test_params_from_the_network_are_checked() -> None:
     with pytest.raises(ConfigError, match="rounds must be 1 to 100,000") as fault:
         validate_params("pretrain", params | {"outer": params["outer"] | {"rounds": -3}})
     assert fault.value.where == "params.outer.rounds"
+
+
+BETWEEN_KEYS = (
+    ("clean", ["languages=[french]"], 1, "'french' is not", "such as fr"),
+    ("clean", ["min_chars=300", "max_chars=200"], 1, "min_chars (300) must be at most max_chars (200)", None),
+    ("clean", ["max_chars=10"], 1, "min_chars (40) must be at most max_chars (10)", None),
+    ("clean", ["across.order=[fr,fr]"], 1, "got ['fr', 'fr']", None),
+    ("clean", ["dedup=exact", "across.order=[fr,de]"], 1, "got exact", "dedup=near"),
+    ("pretrain", ["optim.betas=[0.99,0.95]", "outer=shared"], 1, "got [0.99, 0.95]", "outer.share=none"),
+    ("pretrain", ["outer=shared", "outer.delay=3"], 2, "delay must be 0, got 3", "set delay to 0"),
+    ("pretrain", ["outer=shared", "outer.screen.aggregate=median"], 2, "got median", "share to none"),
+    ("pretrain", ["model.layers=2", "outer.fragments=4"], 2, "(2), got 4", "outer.fragments=2 or less"),
+    ("pretrain", ["outer.fragments=2", "model.layers=1"], 1, "(1), got 2", "outer.fragments=1 or less"),
+    ("pretrain", ["outer.inner_steps=3", "outer.delay=4"], 2, "delay (4) must be at most inner_steps (3)", None),
+    ("pretrain", ["optim=muon", "parallel=fsdp"], 2, "fsdp goes with optim adamw", "parallel=ddp"),
+    ("pretrain", ["gpus=3", "gpus_per_worker=2"], 2, "gpus (3) must be a multiple", None),
+    ("pretrain", ["model.heads=3"], 1, "twice the heads (3)", None),
+)
+
+
+@pytest.mark.parametrize(("kind", "overrides", "position", "what", "fix"), BETWEEN_KEYS)
+def test_a_fault_between_keys_is_found_at_the_override_that_set_one(
+    kind: str, overrides: list[str], position: int, what: str, fix: str | None
+) -> None:
+    with pytest.raises(ConfigError) as fault:
+        compose_job(kind, overrides)
+    assert what in fault.value.what
+    assert fault.value.where == f"override {position}: {overrides[position - 1]}"
+    assert fix is None or fix in str(fault.value.fix)
+
+
+def test_a_fault_between_keys_of_files_is_found_in_one_of_them(copied: Dirs) -> None:
+    path = copied.configs / "optim" / "adamw.yaml"
+    path.write_text(path.read_text().replace("betas: [0.9, 0.95]", "betas: [0.99, 0.95]"))
+    line = 1 + path.read_text()[: path.read_text().index("betas")].count("\n")
+    with pytest.raises(ConfigError) as fault:
+        compose_job("pretrain", ["outer=shared"], configs=copied.configs)
+    assert fault.value.where == f"configs/optim/adamw.yaml:{line}"
+
+
+FORGOTTEN = (
+    (["start.round=2"], 1, "add start.job=job-…"),
+    (["seed=1", "start.round=0"], 2, "add start.job=job-…"),
+    (["start.digest=zz"], 1, "add start.weights=KEY"),
+)
+
+
+@pytest.mark.parametrize(("overrides", "position", "fix"), FORGOTTEN)
+def test_a_start_that_names_no_model_is_refused(overrides: list[str], position: int, fix: str) -> None:
+    with pytest.raises(ConfigError) as fault:
+        compose_job("pretrain", overrides)
+    assert fault.value.where == f"override {position}: {overrides[position - 1]}"
+    assert str(fault.value.fix).startswith(fix)
+
+
+def test_the_server_refuses_a_start_that_names_no_model_and_reads_older_jobs_that_say_one() -> None:
+    params = compose_job("pretrain").params
+    older = params | {"start": params["start"] | {"round": 2}}
+    with pytest.raises(ConfigError, match=r"no start\.job") as fault:
+        validate_params("pretrain", older)
+    assert fault.value.where == "params.start.round"
+    assert PretrainConfig.of(older).start.round == 2
+
+
+BOUNDS = (
+    ("tokenize", "vocab_size=1", "vocab_size must be 320 to 1,000,000, got 1"),
+    ("tokenize", "shard_tokens=1", "shard_tokens must be 1,024 to 33,554,432, got 1"),
+    ("pretrain", "walltime_s=0", "walltime_s must be 1 to 31,622,400, got 0"),
+    ("pretrain", "seed=-1", "seed must be 0 to 9,007,199,254,740,991, got -1"),
+    ("pretrain", "optim.grad_clip=0.0", "grad_clip must be 1e-06 to 1,000,000, got 0.0"),
+    ("pretrain", "model.rope_base=1.0", "rope_base must be 10 to 1,000,000,000, got 1.0"),
+    ("pretrain", "outer.screen.clip_window=0", "clip_window must be 1 to 4,096, got 0"),
+    ("clean", "max_chars=0", "max_chars must be 1 to 8,000,000, got 0"),
+    ("clean", "near.bands=600", "bands must be 1 to 512, got 600"),
+)
+
+
+@pytest.mark.parametrize(("kind", "override", "what"), BOUNDS)
+def test_bounds_are_told_in_full(kind: str, override: str, what: str) -> None:
+    with pytest.raises(ConfigError) as fault:
+        compose_job(kind, [override])
+    assert (fault.value.what, fault.value.where) == (what, f"override 1: {override}")
+
+
+def test_a_decimal_without_quotes_is_told_to_stand_in_quotes(copied: Dirs) -> None:
+    path = copied.clusters / "fr-1.yaml"
+    text = re.sub(r'measured_tflops: "[0-9.]+"', "measured_tflops: 620", path.read_text())
+    with pytest.raises(ConfigError, match="got 620") as fault:
+        parse_site_text(text, "clusters/fr-1.yaml")
+    assert fault.value.fix == 'put it in quotes: "620"'
+    line = 1 + text[: text.index("measured_tflops")].count("\n")
+    assert fault.value.where == f"clusters/fr-1.yaml:{line}"
+    with pytest.raises(ConfigError, match="got true") as fault:
+        parse_site_text(text.replace("620", "true"), "clusters/fr-1.yaml")
+    assert fault.value.fix is None
 
 
 def test_sixteen_threads_compose_at_once() -> None:

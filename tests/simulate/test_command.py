@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from consortium.cli.simulate import simulate
+from consortium.config import load_scenario
 from tests.conftest import Call, Outcome
 
 FIGURES = {
@@ -104,6 +106,15 @@ def test_what_is_wrong_is_said_with_what_would_be_right(call: Call, arguments: l
     assert "Traceback" not in shown.err
     for word in words:
         assert word in shown.err
+
+
+def test_the_examples_of_the_help_go_together() -> None:
+    hints = get_type_hints(simulate, include_extras=True)
+    scenario, overrides = (get_args(hints[name])[-1].help for name in ("scenario", "overrides"))
+    name = scenario.partition("such as ")[2].rstrip(".")
+    given = overrides.partition("Such as ")[2].rstrip(".").split()
+    assert len(given) == 2
+    assert load_scenario(name, given).name == name
 
 
 def test_jobs_that_could_never_start_are_told(call: Call, tmp_path: Path) -> None:

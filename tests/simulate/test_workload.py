@@ -126,8 +126,9 @@ def test_the_folder_comes_from_the_option_then_the_environment(monkeypatch: pyte
     monkeypatch.setenv("CONSORTIUM_TRACES", str(tmp_path))
     assert find_trace(None, "some") == tmp_path / "some"
     assert find_trace(tmp_path, "some") == tmp_path
-    with pytest.raises(UsageError, match=r"\$CONSORTIUM_TRACES/other"):
+    with pytest.raises(UsageError, match=r"\$CONSORTIUM_TRACES/other") as fault:
         find_trace(None, "other")
+    assert str(tmp_path / "other") in str(fault.value.where)
     with pytest.raises(UsageError, match="columns job_id"):
         find_trace(tmp_path / "nowhere", "some")
 
