@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
-from consortium.domain.codec import from_json, to_json
+from consortium.domain.codec import from_json, storable, to_json
 from consortium.domain.data import NEVER_CROSS, Artifact
 from consortium.domain.decision import Denial
 from consortium.domain.ids import partner_of
@@ -20,6 +20,7 @@ from consortium.policy import CONSORTIUM, log_request, release_request
 from consortium.server import rounds
 from consortium.server.auth import CoreArg, ReaderArg, SiteArg, own_site
 from consortium.server.core import Core
+from consortium.server.polls import most_legs
 from consortium.server.polls import poll as answer_poll
 from consortium.state import data
 from consortium.state import jobs as store
@@ -59,8 +60,14 @@ class LogText(BaseModel):
 def poll(site: str, core: CoreArg, caller: SiteArg, body: Json = Body()) -> Json:  # noqa: B008  FastAPI's way
     """Take in what happened at a site; answer with what it is to do."""
     own_site(site, caller)
-    core.federation.site(site)
-    request = from_json(PollRequest, body, where=f"poll of {site}")
+    legs, most = body.get("legs"), most_legs(core, site)
+    if isinstance(legs, list) and len(legs) > most:
+        raise UsageError(
+            f"the poll reports {len(legs):,} legs; {site} can have {most:,} at most to report",
+            where=f"poll of {site}",
+            fix="report each leg once, and none any more whose end was acknowledged",
+        )
+    request = from_json(PollRequest, storable(body), where=f"poll of {site}")
     if request.site != site:
         raise ForbiddenError(f"{site} cannot speak for {request.site}")
     response: Json = to_json(answer_poll(core, site, request))
@@ -196,7 +203,7 @@ def log(job: str, body: LogText, core: CoreArg, caller: SiteArg) -> Json:
             leg=body.leg,
             site=caller,
             offset=body.offset,
-            text=body.text,
+            text=storable(body.text),
             now_ms=core.clock.now_ms(),
         )
     return {"offset": body.offset + len(body.text)}
