@@ -184,10 +184,12 @@ def _offer_again(core: Core) -> None:
             leg = jobs.leg_of(jobs.leg_row(connection, leg_id))
             status = stored.get(leg.site)
             gone = core.site_state(leg.site, status) in (SiteState.LOST, SiteState.WITHDRAWN)
-            if gone or status is None or not status.healthy:
+            if gone:
+                faults.without_site(core, connection, leg)
+            elif status is None or not status.healthy:
                 legs.settle(core, connection, leg.job)
-                continue
-            faults.offer_again(core, connection, leg)
+            else:
+                faults.offer_again(core, connection, leg)
 
 
 def _place(core: Core) -> None:
