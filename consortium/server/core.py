@@ -19,6 +19,7 @@ from consortium.ledger.log import Ledger
 from consortium.server.clock import Clock
 from consortium.server.contacts import Contacts
 from consortium.server.federation import Federation, FederationFiles, record_documents
+from consortium.server.logs import LogAmounts
 from consortium.server.settings import ServerSettings
 from consortium.state import Database, records
 from consortium.state.database import next_counter
@@ -46,6 +47,7 @@ class Core:
     tracking_away: bool = True
     """Whether the tracking server did not answer last time (or was not asked yet)."""
     folded: threading.Condition = field(default_factory=threading.Condition)
+    log_amounts: LogAmounts = field(default_factory=LogAmounts)
     folded_to: int = 0
     """Number of the last inbox item folded in."""
 

@@ -228,16 +228,35 @@ def signed_agreements(connection: Connection, job: str, topic: str) -> dict[str,
     return {row.site: {"digest": row.digest, "signature": row.signature} for row in ordered}
 
 
-def add_log(connection: Connection, *, job: str, leg: str, site: str, offset: int, text: str, now_ms: int) -> None:
-    """Keep a piece of a leg's log. Of a piece that is sent again, and may have grown, only what is new is kept."""
+def count_topics(connection: Connection, job: str, site: str) -> int:
+    """Return for how many topics of a job a site published a digest."""
+    theirs = (t.agreements.c.job == job) & (t.agreements.c.site == site)
+    return connection.execute(select(func.count()).select_from(t.agreements).where(theirs)).scalar_one()
+
+
+def count_log(connection: Connection, leg: str) -> int:
+    """Return how many characters of a leg's log are kept."""
+    query = select(func.coalesce(func.sum(func.length(t.logs.c.text)), 0)).where(t.logs.c.leg == leg)
+    return int(connection.execute(query).scalar_one())
+
+
+def add_log(
+    connection: Connection, *, job: str, leg: str, site: str, offset: int, text: str, now_ms: int, most: int
+) -> int:
+    """Keep a piece of a leg's log, `most` characters of it, and return how many were kept.
+
+    Of a piece that is sent again, and may have grown, only what is new is kept.
+    """
     while text:
         query = select(t.logs.c.text).where((t.logs.c.leg == leg) & (t.logs.c.offset == offset))
         known = next((k for k in connection.execute(query).scalars() if k and text.startswith(k)), None)
         if known is None:
             break
         offset, text = offset + len(known), text[len(known) :]
+    text = text[: max(0, most)]
     if text:
         connection.execute(t.logs.insert().values(job=job, leg=leg, site=site, offset=offset, text=text, at_ms=now_ms))
+    return len(text)
 
 
 def read_logs(

@@ -120,7 +120,9 @@ def test_a_site_agrees_once_per_topic(db: Database) -> None:
 def test_log_text_sent_again_or_grown_is_kept_once(db: Database) -> None:
     def add(offset: int, text: str) -> None:
         with db.write() as connection:
-            data.add_log(connection, job="job-1", leg="leg-1", site="fr-1", offset=offset, text=text, now_ms=1)
+            data.add_log(
+                connection, job="job-1", leg="leg-1", site="fr-1", offset=offset, text=text, now_ms=1, most=100
+            )
 
     add(0, "hello ")
     add(0, "hello ")

@@ -17,7 +17,7 @@ from consortium.domain.training import Commit, Verdict
 from consortium.errors import ForbiddenError, NotFoundError, PolicyDeniedError, UsageError
 from consortium.keys.signing import verify_value
 from consortium.policy import CONSORTIUM, log_request, release_request
-from consortium.server import rounds
+from consortium.server import amounts, rounds
 from consortium.server.auth import CoreArg, ReaderArg, SiteArg, own_site
 from consortium.server.core import Core
 from consortium.server.polls import most_legs
@@ -27,7 +27,7 @@ from consortium.state import jobs as store
 from consortium.state import records as chains
 
 router = APIRouter(tags=["sites"])
-MAX_LOG_CHARS = 1 << 20
+MAX_PIECE_CHARS = 1 << 20
 Json = dict[str, Any]
 
 
@@ -53,7 +53,7 @@ class LogText(BaseModel):
     leg: str
     site: str
     offset: int = Field(ge=0)
-    text: str = Field(max_length=MAX_LOG_CHARS)
+    text: str = Field(max_length=MAX_PIECE_CHARS)
 
 
 @router.post("/sites/{site}/poll")
@@ -94,7 +94,9 @@ def announce(job: str, core: CoreArg, caller: SiteArg, body: Json = Body()) -> J
         raise ForbiddenError(f"{caller} cannot announce an artifact of {artifact.sender} in {artifact.job}")
     verify_value(core.federation.site(caller).signing_key, artifact, what=f"the artifact {artifact.name} of {caller}")
     with core.db.read() as connection:
-        _judge_release(core, store.find_job(connection, job).spec, artifact)
+        known = store.find_job(connection, job)
+        amounts.check_round(known, artifact.round)
+        _judge_release(core, known.spec, artifact)
     with core.db.write() as connection:
         rounds.live_leg(connection, job, caller)
         data.announce(connection, artifact, core.clock.now_ms())
@@ -170,6 +172,7 @@ def agree(job: str, topic: str, body: Agreement, core: CoreArg, caller: SiteArg)
             signature=body.signature,
             now_ms=core.clock.now_ms(),
         )
+        amounts.check_topics(connection, store.find_job(connection, job), caller)
     core.bell.set()
     return {"agreed": body.digest}
 
@@ -185,7 +188,10 @@ def agreements(job: str, topic: str, core: CoreArg, claims: ReaderArg, signed: b
 
 @router.post("/jobs/{job}/logs")
 def log(job: str, body: LogText, core: CoreArg, caller: SiteArg) -> Json:
-    """Take a piece of a leg's log, if the site's partner lets its logs go to the consortium."""
+    """Take a piece of a leg's log, if the site's partner lets its logs go to the consortium.
+
+    What comes long after the leg's end, or is more than a site sends, is not kept.
+    """
     own_site(body.site, caller)
     with core.db.read() as connection:
         spec = store.find_job(connection, job).spec
@@ -197,15 +203,7 @@ def log(job: str, body: LogText, core: CoreArg, caller: SiteArg) -> Json:
         if not decision.allowed:
             raise denied(decision.denials)
     with core.db.write() as connection:
-        data.add_log(
-            connection,
-            job=job,
-            leg=body.leg,
-            site=caller,
-            offset=body.offset,
-            text=storable(body.text),
-            now_ms=core.clock.now_ms(),
-        )
+        core.log_amounts.keep(connection, leg, body.offset, storable(body.text), core.clock.now_ms())
     return {"offset": body.offset + len(body.text)}
 
 
