@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
@@ -175,3 +178,35 @@ def test_a_full_inbox_does_not_keep_a_cycle_from_going_on(parts: Parts, monkeypa
     loop.cycle(core)
     assert counted == [50]
     assert core.bell.is_set(), "the next cycle begins at once"
+
+
+def test_a_poll_is_answered_while_others_keep_all_their_threads_busy(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, fed = parts
+    at_work(core, fed)
+    busy, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(*_: Any) -> list[Any]:
+        busy.release()
+        go_on.wait(30)
+        return []
+
+    monkeypatch.setattr("consortium.state.data.list_datasets", slow)
+
+    async def call() -> int:
+        transport = httpx.ASGITransport(app=make_app(core))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=20) as client:
+            person = {"Authorization": f"Bearer {fed.token('fr/amelie', (Role.ENGINEER,))}"}
+            site = {"Authorization": f"Bearer {fed.token('fr-1', (Role.SITE,))}"}
+            others = [asyncio.create_task(client.get("/v1/datasets", headers=person)) for _ in range(45)]
+            for _ in range(40):
+                assert await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(None, busy.acquire), 20)
+            body = to_json(told("fr-1"))
+            poll = asyncio.create_task(client.post("/v1/sites/fr-1/poll", json=body, headers=site))
+            done, _ = await asyncio.wait([poll], timeout=10)
+            go_on.set()
+            await asyncio.gather(*others)
+            return (await poll).status_code if done else 0
+
+    assert asyncio.run(call()) == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -57,8 +58,15 @@ class LogText(BaseModel):
 
 
 @router.post("/sites/{site}/poll")
-def poll(site: str, core: CoreArg, caller: SiteArg, body: Json = Body()) -> Json:  # noqa: B008  FastAPI's way
-    """Take in what happened at a site; answer with what it is to do."""
+async def poll(site: str, core: CoreArg, caller: SiteArg, body: Json = Body()) -> Json:  # noqa: B008  FastAPI's way
+    """Take in what happened at a site; answer with what it is to do.
+
+    Polls have threads of their own: leases are renewed however many slow requests others make.
+    """
+    return await to_thread.run_sync(_polled, site, core, caller, body, limiter=core.poll_threads)
+
+
+def _polled(site: str, core: Core, caller: str, body: Json) -> Json:
     own_site(site, caller)
     legs, most = body.get("legs"), most_legs(core, site)
     if isinstance(legs, list) and len(legs) > most:
