@@ -54,7 +54,7 @@ def most_legs(core: Core, site: str) -> int:
 def _news(core: Core, site: str, request: PollRequest) -> list[LegReport]:
     """The reports that may change something: of the site's own legs, of epochs that have yet to end, once each."""
     with core.db.read() as connection:
-        awaited = jobs.open_epochs(connection, site, (report.leg for report in request.legs))
+        awaited = inbox.open_epochs(connection, site, (report.leg for report in request.legs))
     last = {(report.leg, report.epoch): report for report in request.legs}
     return [report for key, report in last.items() if key in awaited and core.contacts.is_news(report)]
 
