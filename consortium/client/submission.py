@@ -12,6 +12,7 @@ import consortium
 from consortium.client.api import Client
 from consortium.config import compose_job, default_dirs, nearest
 from consortium.domain import ids
+from consortium.domain.data import Dataset
 from consortium.domain.job import MAX_ARRAY, ArrayMember, JobKind, JobSpec, Resources, SignedSpec
 from consortium.domain.units import moment_ms
 from consortium.errors import NotFoundError, UsageError
@@ -39,6 +40,8 @@ def draft_spec(
 ) -> JobSpec:
     """Return a job as `configs/job/KIND.yaml` and the overrides say, dataset names resolved to ids.
 
+    Where they name no sites, the homes of the inputs stand in it: sites take nobody as a peer who was not signed for.
+
     It has no nonce and no signature: nobody can submit it as it is. That is what a dry run sends. The account is
     `account`, else the config's, else the person's partner. `jobs_dir` holds the programs whose digest stands in it
     (default: `jobs/` beside the configs). Raises ConfigError, and NotFoundError for an unknown dataset or model.
@@ -53,7 +56,7 @@ class _Desk:
         self._client, self._person, self._account = client, person, account
         programs = Path(jobs_dir) if jobs_dir is not None else default_dirs().configs.parent / "jobs"
         self._code_digest = code_digest(Path(consortium.__file__).parent, programs)
-        self._inputs: dict[str, str] = {}
+        self._inputs: dict[str, Dataset] = {}
         self._now_ms = time.time_ns() // 1_000_000
 
     def draft(self, kind: str, overrides: Sequence[str]) -> JobSpec:
@@ -64,13 +67,14 @@ class _Desk:
                 f"{self._person} cannot spend from account {paying!r}, which is not its partner's",
                 fix=f"name an account of {ids.partner_of(self._person)}; `consortium shares` lists them",
             )
+        inputs = [self._dataset(name) for name in composed.inputs]
         return JobSpec(
             kind=composed.kind,
             name=composed.name,
             account=paying,
             submitter=self._person,
             purpose=composed.purpose,
-            inputs=tuple(self._dataset(name) for name in composed.inputs),
+            inputs=tuple(item.id for item in inputs),
             resources=Resources(
                 gpus=composed.gpus,
                 walltime_s=composed.walltime_s,
@@ -80,7 +84,7 @@ class _Desk:
             ),
             params=composed.params,
             code_digest=self._code_digest,
-            sites=composed.sites,
+            sites=composed.sites or tuple(sorted({item.site for item in inputs})),
             min_sites=composed.min_sites,
             priority=composed.priority,
             model=_model(self._client, composed.model),
@@ -91,9 +95,9 @@ class _Desk:
             checkpoint_every_s=composed.checkpoint_every_s,
         )
 
-    def _dataset(self, name: str) -> str:
+    def _dataset(self, name: str) -> Dataset:
         if name not in self._inputs:
-            self._inputs[name] = self._client.dataset(name).id
+            self._inputs[name] = self._client.dataset(name)
         return self._inputs[name]
 
 

@@ -13,13 +13,19 @@ from consortium.data.profile import Profile
 from consortium.data.suppression import AT_LEAST, clean_numbers
 from consortium.data.tokenize import Vocabulary
 from consortium.domain.codec import from_json
-from consortium.domain.data import ArtifactClass, Dataset, inherited
+from consortium.domain.data import (
+    CLEAN_SUFFIX,
+    HELD_OUT_SUFFIX,
+    TOKENS_SUFFIX,
+    ArtifactClass,
+    Dataset,
+    base_name,
+    inherited,
+)
 from consortium.errors import ConsortiumError, UsageError
 from consortium.keys.canonical import digest_json
 from consortium.storage.objects import ObjectStore
 from consortium.tracking.tracker import Tracker
-
-CLEAN_SUFFIX = "-clean"
 
 
 def expect_inputs(datasets: Sequence[Dataset], allowed: tuple[ArtifactClass, ...]) -> None:
@@ -36,7 +42,7 @@ def clean_output(source: Dataset, stage: Stage, new_id: str) -> Dataset:
     """Return the clean dataset that a stage made of `source`."""
     return Dataset(
         id=new_id,
-        name=base_name(source) + CLEAN_SUFFIX,
+        name=base_name(source.name) + CLEAN_SUFFIX,
         version=source.version,
         site=source.site,
         territory=source.territory,
@@ -60,7 +66,7 @@ def token_outputs(
     return tuple(
         Dataset(
             id=new_id(),
-            name=f"{base_name(source)}{suffix}",
+            name=f"{base_name(source.name)}{suffix}",
             version=source.version,
             site=source.site,
             territory=source.territory,
@@ -76,14 +82,9 @@ def token_outputs(
             attributes={**vocabulary.attributes(), "manifest_key": stage.manifest_key},
             about=inherited([source.about]),
         )
-        for split, suffix in (("tokens", "-tokens"), ("heldout", "-tokens-heldout"))
+        for split, suffix in (("tokens", TOKENS_SUFFIX), ("heldout", HELD_OUT_SUFFIX))
         if stage.outputs.get(split)
     )
-
-
-def base_name(dataset: Dataset) -> str:
-    """Return a dataset's name without the mark of the stage that wrote it."""
-    return dataset.name.removesuffix(CLEAN_SUFFIX)
 
 
 def whole_manifest(stages: Sequence[Stage]) -> tuple[dict[str, Any], str]:

@@ -11,6 +11,7 @@ people's signed values got later are of this kind, so that what was signed befor
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, Field
 from functools import lru_cache
 from typing import Any, TypeVar, cast
@@ -51,6 +52,20 @@ def from_json(cls: type[T], data: Any, *, where: str = "message") -> T:
     except ValidationError as fault:
         issues = "; ".join(f"{'.'.join(str(p) for p in e['loc']) or '.'}: {e['msg']}" for e in fault.errors()[:5])
         raise UsageError(f"not a valid {cls.__name__}: {issues}", where=where) from fault
+
+
+def storable(data: Any) -> Any:
+    """Return plain JSON with each character that a database does not take (NUL, half a surrogate pair) replaced."""
+    if isinstance(data, str):
+        return _NOT_STORABLE.sub("\N{REPLACEMENT CHARACTER}", data)
+    if isinstance(data, dict):
+        return {storable(key): storable(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [storable(item) for item in data]
+    return data
+
+
+_NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def _safe(dumped: Any, value: Any) -> Any:

@@ -182,6 +182,24 @@ class Dataset:
         return sum(shard.tokens for shard in self.shards)
 
 
+CLEAN_SUFFIX = "-clean"
+TOKENS_SUFFIX = "-tokens"
+HELD_OUT_SUFFIX = "-tokens-heldout"
+
+
+def base_name(name: str) -> str:
+    """Return a dataset's name without the mark of the stage that cleaned it: outputs are named after it."""
+    return name.removesuffix(CLEAN_SUFFIX)
+
+
+def name_family(name: str) -> str:
+    """Return a dataset's name without any marks of stages; all names of a family belong to one partner."""
+    for suffix in (HELD_OUT_SUFFIX, TOKENS_SUFFIX, CLEAN_SUFFIX):
+        if name.endswith(suffix) and name != suffix:
+            return name_family(name.removesuffix(suffix))
+    return name
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
     """One sealed object in a sender's egress store, announced to its recipients."""

@@ -262,12 +262,21 @@ class SignedSpec:
     signature: str
 
 
+MAX_COUNT = 2**63 - 1
+"""What a database keeps as a whole number."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Epoch:
     """Fences a lease: (server incarnation, counter). A site obeys only the highest it has seen for a leg."""
 
     incarnation: int
     counter: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("incarnation", self.incarnation), ("counter", self.counter)):
+            if not 0 <= value <= MAX_COUNT:
+                raise ValueError(f"an epoch's {name} must be 0 to {MAX_COUNT:,}")
 
     def __str__(self) -> str:
         return f"{self.incarnation}.{self.counter}"

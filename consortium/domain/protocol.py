@@ -8,6 +8,14 @@ from typing import Any
 from consortium.domain.data import Dataset
 from consortium.domain.job import Epoch, Fault, LegState, SignedSpec
 
+MAX_REQUEST_BYTES = 32 << 20
+"""Of any request that the server takes."""
+MAX_RESULT_BYTES = 24 << 20
+"""Of what the server hears of one leg's result, about 80,000 shards: a poll has room for other legs' reports too."""
+
+MAX_LOG_CHARS = 5_000_000
+"""Of the log of one epoch of a leg: what is longer stays in the site's archive only."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Voucher:

@@ -9,14 +9,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from consortium import PROTOCOL_VERSION, __version__
+from consortium.domain.protocol import MAX_REQUEST_BYTES
 from consortium.errors import UsageError
 from consortium.server import problems
 from consortium.server.core import Core
 from consortium.server.routes import data, evidence, jobs, operate, quota, sites, upkeep
 
 PROTOCOL_HEADER = "Consortium-Protocol"
-MAX_BODY_BYTES = 32 * 1024 * 1024
-_TOO_LARGE = f"the request is larger than {MAX_BODY_BYTES // 1024**2} MiB"
+_TOO_LARGE = f"the request is larger than {MAX_REQUEST_BYTES // 1024**2} MiB"
 
 
 def make_app(core: Core) -> FastAPI:
@@ -62,7 +62,7 @@ class BoundedBody:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > MAX_BODY_BYTES:
+            if taken > MAX_REQUEST_BYTES:
                 raise HTTPException(413, _TOO_LARGE)
             return message
 
@@ -78,6 +78,6 @@ def _refuse(request: Request) -> UsageError | None:
             fix="install the consortium's current release",
         )
     length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > MAX_BODY_BYTES:
+    if length.isdigit() and int(length) > MAX_REQUEST_BYTES:
         return UsageError(_TOO_LARGE, where=request.url.path)
     return None

@@ -1,4 +1,7 @@
-"""Who calls, and what they may do."""
+"""Who calls, and what they may do.
+
+What a poll needs is asynchronous, though it waits for nothing: it must not wait for a thread that others keep busy.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from consortium.keys.tokens import Claims
 from consortium.server.core import Core
 
 
-def core_of(request: Request) -> Core:
+async def core_of(request: Request) -> Core:
     """Return the server's parts."""
     core: Core = request.app.state.core
     return core
@@ -23,7 +26,7 @@ def core_of(request: Request) -> Core:
 CoreArg = Annotated[Core, Depends(core_of)]
 
 
-def claims_of(core: CoreArg, authorization: Annotated[str | None, Header()] = None) -> Claims:
+async def claims_of(core: CoreArg, authorization: Annotated[str | None, Header()] = None) -> Claims:
     """Return who calls. Raises AuthError without a valid bearer token."""
     scheme, _, token = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
@@ -69,7 +72,7 @@ def need(claims: Claims, *roles: Role) -> None:
         raise ForbiddenError(f"{claims.subject} is not {wanted}", fix=f"ask somebody who is {wanted}")
 
 
-def site_caller(claims: ClaimsArg) -> str:
+async def site_caller(claims: ClaimsArg) -> str:
     """Return the id of the calling site. Raises ForbiddenError for anybody else."""
     if Role.SITE not in claims.roles:
         raise ForbiddenError(f"{claims.subject} is no site")

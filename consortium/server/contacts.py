@@ -50,13 +50,15 @@ class Contacts:
 
     def is_news(self, report: LegReport) -> bool:
         """Whether the report says something that was not taken in yet."""
+        digest = digest_json(report)  # outside the mutex: a result may be large, and everybody waits for the mutex
         with self._mutex:
-            return self._reports.get((report.leg, report.epoch)) != digest_json(report)
+            return self._reports.get((report.leg, report.epoch)) != digest
 
     def taken(self, report: LegReport) -> None:
         """The report is durably in the inbox."""
+        digest = digest_json(report)
         with self._mutex:
-            self._reports[report.leg, report.epoch] = digest_json(report)
+            self._reports[report.leg, report.epoch] = digest
 
     def stopped(self, leg: str, epoch: Epoch) -> None:
         """A stop goes out for an epoch."""

@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+from anyio import CapacityLimiter
 from sqlalchemy import Connection
 
 from consortium.domain.job import Epoch
@@ -19,12 +20,15 @@ from consortium.ledger.log import Ledger
 from consortium.server.clock import Clock
 from consortium.server.contacts import Contacts
 from consortium.server.federation import Federation, FederationFiles, record_documents
+from consortium.server.logs import LogAmounts
 from consortium.server.settings import ServerSettings
 from consortium.state import Database, records
 from consortium.state.database import next_counter
 from consortium.state.sites import SiteStatus
 
 log = logging.getLogger(__name__)
+POLL_THREADS = 20
+"""For polls alone. All other requests share anyio's 40, and the state has connections for both."""
 
 
 @dataclass(slots=True)
@@ -46,6 +50,8 @@ class Core:
     tracking_away: bool = True
     """Whether the tracking server did not answer last time (or was not asked yet)."""
     folded: threading.Condition = field(default_factory=threading.Condition)
+    poll_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(POLL_THREADS))
+    log_amounts: LogAmounts = field(default_factory=LogAmounts)
     folded_to: int = 0
     """Number of the last inbox item folded in."""
 

@@ -87,6 +87,24 @@ def offer_again(core: Core, connection: Connection, leg: Leg) -> None:
         jobs.update_job(connection, job, now_ms=now_ms, state=JobState.STARTING)
 
 
+def without_site(core: Core, connection: Connection, leg: Leg) -> None:
+    """Settle a job one of whose legs waits at a site that is lost or withdrawn.
+
+    Where no other leg is at work, nor soon to be, and the job has not ended with that, it goes back in line: a leg that
+    waits keeps its GPUs and quota.
+    """
+    legs.settle(core, connection, leg.job)
+    job, stored = jobs.find_job(connection, leg.job), all_sites(connection)
+    if job.state.final or any(other.state in jobs.LIVE for other in _attempt(job, leg.attempt).legs):
+        return
+    waiting = [row for row in jobs.waiting_legs(connection) if row.attempt == leg.attempt]
+    if any(legs.awaited(core, row, stored.get(row.site)) for row in waiting):
+        return
+    message = f"{leg.site} is gone, where it was to be tried again; last: {leg.reason}"
+    reason = Reason(code=ReasonCode.HELD, message=message, site=leg.site)
+    legs.release(core, connection, leg.job, reason, core.clock.now_ms())
+
+
 def _note(core: Core, connection: Connection, leg: Leg, fault: Fault, reason: str, now_ms: int) -> int:
     """Keep the fault, cordon its node if it fails too often; return how often the job failed at the site of late."""
     suspects = tuple(leg.nodes)

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from consortium.domain.codec import from_json
-from consortium.domain.data import CONSENT_FIX, Dataset
+from consortium.domain.data import CONSENT_FIX, Dataset, name_family
 from consortium.domain.decision import Denial, Reason, ReasonCode
 from consortium.domain.job import Fault, Job, JobState, Leg, LegState
 from consortium.domain.protocol import LegReport
@@ -155,12 +155,15 @@ def _register_outputs(
 ) -> list[str]:
     outputs = from_json(tuple[Dataset, ...], result.get("outputs", ()), where=f"result of {leg.id}")
     site = core.federation.site(leg.site)
+    families = {name_family(data.find_dataset(connection, item).name) for item in leg.inputs} if outputs else set()
     for output in outputs:
         if output.site != leg.site or output.territory != site.territory:
             raise ValueError(f"dataset {output.name} names {output.site} in {output.territory!r} as its home")
         known = connection.execute(select(t.datasets.c.job).where(t.datasets.c.id == output.id)).scalar()
         if known == job.id:
             continue
+        if name_family(output.name) not in families:  # no name that a program gives, and perhaps another partner's
+            data.check_family(connection, output)
         dataset = replace(output, version=data.next_version(connection, output.name))
         data.insert_dataset(connection, dataset, now_ms=now_ms, job=job.id, leg=leg.id)
         body = {"dataset": dataset, "job": job.id, "leg": leg.id, "signer": "", "signature": ""}

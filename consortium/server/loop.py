@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, select
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.decision import Reason, ReasonCode
@@ -34,6 +36,9 @@ from consortium.state.sites import all_sites, update_site
 log = logging.getLogger(__name__)
 OFFER_PATIENCE_MS = 60_000
 """How long a site that calls may leave an offer unanswered."""
+FOLDS = 2
+"""How many batches of the inbox a cycle folds in before it goes on: who sends much keeps nobody waiting."""
+DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
 
 
 class Loop(threading.Thread):
@@ -67,8 +72,8 @@ class Loop(threading.Thread):
 def cycle(core: Core) -> None:
     """One cycle."""
     _refresh_documents(core)
-    while _fold_inbox(core):
-        continue
+    if all(_fold_inbox(core) for _ in range(FOLDS)):
+        core.bell.set()  # there may be more, for the next cycle
     _count_out(core)
     evictions.clear_sites(core)
     _offer_again(core)
@@ -101,10 +106,13 @@ def _fold_inbox(core: Core) -> bool:
             with core.db.write() as connection:
                 _fold(core, connection, kind, payload, received_ms)
                 inbox.done(connection, number)
-        except (ConsortiumError, ValueError, LookupError) as fault:
-            # An item that says something impossible must not stop the others for good: it is dropped, and said. A fault
-            # of the database is another matter: it ends the cycle, and the next one folds the item in.
-            log.error("inbox item %d (%s) cannot be folded in: %s", number, kind, fault, exc_info=not _ours(fault))
+        except DATABASE_AWAY:
+            raise  # this cycle ends, and the next one folds the item in
+        except Exception as fault:
+            # Whatever an item says must not stop the others for good, now and after every restart: it is dropped.
+            whose = f"{kind} of {payload.get('site') or payload.get('by') or 'nobody'}"
+            what = f"{type(fault).__name__}: {' '.join(str(fault).split())[:500]}"
+            log.error("inbox item %d, a %s, is dropped: %s", number, whose, what, exc_info=not _ours(fault))
             with core.db.write() as connection:
                 inbox.done(connection, number)
         with core.folded:
@@ -176,10 +184,12 @@ def _offer_again(core: Core) -> None:
             leg = jobs.leg_of(jobs.leg_row(connection, leg_id))
             status = stored.get(leg.site)
             gone = core.site_state(leg.site, status) in (SiteState.LOST, SiteState.WITHDRAWN)
-            if gone or status is None or not status.healthy:
+            if gone:
+                faults.without_site(core, connection, leg)
+            elif status is None or not status.healthy:
                 legs.settle(core, connection, leg.job)
-                continue
-            faults.offer_again(core, connection, leg)
+            else:
+                faults.offer_again(core, connection, leg)
 
 
 def _place(core: Core) -> None:

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 TRACKING_WAIT_MS = 4_000
 """How long an offer waits for its run at the tracking server, so that the leg can log into it."""
 FOLD_WAIT_S = 2.0
+MORE_LEGS = 10_000
+"""Legs that any site may report in one poll, besides four for each of its GPUs."""
 STOPPING_S = 10
 """What a leg needs to stop once its progress is kept."""
 
@@ -39,10 +41,22 @@ def poll(core: Core, site: str, request: PollRequest) -> PollResponse:
         )
     now_ms = core.clock.now_ms()
     core.contacts.heard_site(site, now_ms)
-    news = [report for report in request.legs if core.contacts.is_news(report)]
-    _take_in(core, site, request, news, now_ms)
+    _take_in(core, site, request, _news(core, site, request), now_ms)
     with core.db.read() as connection:
         return _answer(core, connection, site, request)
+
+
+def most_legs(core: Core, site: str) -> int:
+    """How many legs one poll may report: far more than a site with that many GPUs can have to report at a time."""
+    return MORE_LEGS + 4 * sum(node.gpus for node in core.federation.site(site).nodes)
+
+
+def _news(core: Core, site: str, request: PollRequest) -> list[LegReport]:
+    """The reports that may change something: of the site's own legs, of epochs that have yet to end, once each."""
+    with core.db.read() as connection:
+        awaited = inbox.open_epochs(connection, site, (report.leg for report in request.legs))
+    last = {(report.leg, report.epoch): report for report in request.legs}
+    return [report for key, report in last.items() if key in awaited and core.contacts.is_news(report)]
 
 
 def _take_in(core: Core, site: str, request: PollRequest, news: list[LegReport], now_ms: int) -> None:
@@ -117,8 +131,9 @@ def _answer(core: Core, connection: Connection, site: str, request: PollRequest)
         elif current.state is not LegState.STOPPING or _keeps(core, current, keeping):
             core.contacts.renew(report.leg, report.epoch, now_ms)
             renewed.append(report.leg)
-    for leg_id, epoch in stops:
-        core.contacts.stopped(leg_id, epoch)
+    for leg in told:
+        if (leg.id, leg.epoch) in stops:
+            core.contacts.stopped(leg.id, leg.epoch)
     checkpoint, consistency = log_proof(core, request.pinned)
     return PollResponse(
         incarnation=core.incarnation,

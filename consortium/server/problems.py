@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from consortium.errors import AuthError, ConsortiumError, NotFoundError, UnreachableError, UsageError
@@ -56,6 +56,15 @@ def install(app: FastAPI) -> None:
             return problem(NotFoundError(f"there is no {request.url.path}", fix="see /v1/openapi.json"))
         error = UsageError(f"{request.method} {request.url.path}: {fault.detail}", fix="see /v1/openapi.json")
         return problem(error, status=fault.status_code)
+
+    @app.exception_handler(DataError)
+    @app.exception_handler(OverflowError)
+    def _not_storable(request: Request, fault: Exception) -> JSONResponse:
+        log.warning(
+            "%s %s: a value that the state database does not take: %.500s", request.method, request.url.path, fault
+        )
+        what = "the request holds a value that the state database does not take"
+        return problem(UsageError(what, fix="no NUL characters in texts, no numbers beyond 64 bits"))
 
     @app.exception_handler(SQLAlchemyError)
     def _database(request: Request, fault: SQLAlchemyError) -> JSONResponse:

@@ -10,9 +10,9 @@ from sqlalchemy import Connection, select
 from consortium.config import nearest, validate_params
 from consortium.domain.cleaning import CleanConfig
 from consortium.domain.codec import from_json, to_json
-from consortium.domain.data import CONSENT_FIX, Dataset
+from consortium.domain.data import CLEAN_SUFFIX, CONSENT_FIX, HELD_OUT_SUFFIX, TOKENS_SUFFIX, Dataset, base_name
 from consortium.domain.decision import Reason, ReasonCode
-from consortium.domain.ids import is_id
+from consortium.domain.ids import is_id, is_name
 from consortium.domain.job import Job, JobKind, JobSpec, JobState, SignedSpec
 from consortium.domain.partner import Role
 from consortium.domain.records import RecordType
@@ -143,6 +143,7 @@ def judge_checked(
     ancestry.check_start(connection, spec, sites)
     if spec.kind is JobKind.CLEAN:
         _check_clean(spec, inputs)
+    _check_output_names(connection, spec, inputs)
     now_ms = core.clock.now_ms()
     _check_order(connection, spec, now_ms)
     job = Job(
@@ -324,6 +325,28 @@ def _check_clean(spec: JobSpec, inputs: tuple[Dataset, ...]) -> None:
             where="across.order",
             fix=f"across.order=[{','.join((*order, *missing))}], or another order: those first whose copies stay",
         )
+
+
+def _check_output_names(connection: Connection, spec: JobSpec, inputs: tuple[Dataset, ...]) -> None:
+    """Check the names of what a clean or tokenize job will write: its legs would fail with them once all is done."""
+    if spec.kind is JobKind.CLEAN:
+        against = from_json(CleanConfig, spec.params, where="params of the job").decontaminate.against
+        inputs = tuple(item for item in inputs if set(against).isdisjoint(item.names))
+        suffixes: tuple[str, ...] = (CLEAN_SUFFIX,)
+    elif spec.kind is JobKind.TOKENIZE:
+        suffixes = (TOKENS_SUFFIX, HELD_OUT_SUFFIX) if spec.params.get("held_out_percent") else (TOKENS_SUFFIX,)
+    else:
+        return
+    for item in inputs:
+        for suffix in suffixes:
+            name = base_name(item.name) + suffix
+            if not is_name(name):
+                raise UsageError(
+                    f"the job would write {name}, and a dataset's name has 63 characters at most, not {len(name)}",
+                    where=item.name,
+                    fix=f"register it under a name of {63 - len(suffix)} characters at most",
+                )
+            data.check_name(connection, name, item.partner, where=f"what the job makes of {item.name}")
 
 
 def _first_at(items: list[Dataset], site: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from consortium.domain.codec import from_json, to_json
@@ -78,11 +78,34 @@ class SiteLeg:
             denial=self.denial,
             fault=self.fault,
             progress=self.progress,
-            result=_told(self.result or {}) if self.state is LegState.SUCCEEDED else {},
+            result=told(self.result or {}) if self.state is LegState.SUCCEEDED else {},
         )
 
 
-def _told(result: dict[str, Any]) -> dict[str, Any]:
+def packed(legs: Iterable[SiteLeg], most_bytes: int) -> tuple[list[LegReport], bool]:
+    """Return the reports of one poll, and whether results were left for the next ones: a large poll takes too long.
+
+    Results go in order, one at least and then as long as all take `most_bytes` at most. A leg whose result waits is
+    reported as running, which it was: one that is not reported counts as unknown here.
+    """
+    reports, size, waits = [], 0, False
+    for leg in legs:
+        report = leg.report()
+        if report.result:
+            waits = waits or (size > 0 and size + _size(report) > most_bytes)
+            if waits:
+                report = replace(report, state=LegState.RUNNING, result={})
+            else:
+                size += _size(report)
+        reports.append(report)
+    return reports, waits
+
+
+def _size(report: LegReport) -> int:
+    return len(json.dumps(to_json(report)))
+
+
+def told(result: dict[str, Any]) -> dict[str, Any]:
     """What the server hears of a result: the manifest itself stays at home, in the private store."""
     return {name: value for name, value in result.items() if name != "manifest"}
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, func, select
 
 from consortium.domain import ids
 from consortium.domain.codec import from_json, to_json
-from consortium.domain.data import Artifact, Dataset
+from consortium.domain.data import Artifact, Dataset, name_family
 from consortium.domain.protocol import Voucher
 from consortium.errors import ConflictError, NotFoundError, UsageError
 from consortium.keys.canonical import digest_json
@@ -48,14 +48,9 @@ def insert_dataset(
         if digest_json(known) == digest_json(dataset):
             return False
         raise ConflictError("another dataset has this id", where=dataset.id, fix="make a new id")
-    sites = connection.execute(select(t.datasets.c.site).where(t.datasets.c.name == dataset.name).distinct()).scalars()
-    owners = {ids.partner_of(site) for site in sites} - {dataset.partner}
-    if owners:  # or a name would lead to somebody else's data overnight
-        raise ConflictError(
-            f"the name {dataset.name} is {', '.join(sorted(owners))}'s: {dataset.partner} cannot add a version to it",
-            where=dataset.id,
-            fix="choose another name",
-        )
+    check_name(connection, dataset.name, dataset.partner, where=dataset.id)
+    if not job:
+        check_family(connection, dataset)
     expected = next_version(connection, dataset.name)
     if dataset.version != expected:
         raise ConflictError(
@@ -78,6 +73,36 @@ def insert_dataset(
         )
     )
     return True
+
+
+def check_name(connection: Connection, name: str, partner: str, *, where: str) -> None:
+    """Raise ConflictError where a name is another partner's."""
+    sites = connection.execute(select(t.datasets.c.site).where(t.datasets.c.name == name).distinct()).scalars()
+    owners = {ids.partner_of(site) for site in sites} - {partner}
+    if owners:  # or a name would lead to somebody else's data overnight
+        raise ConflictError(
+            f"the name {name} is {', '.join(sorted(owners))}'s: {partner} cannot add a version to it",
+            where=where,
+            fix="choose another name",
+        )
+
+
+def check_family(connection: Connection, dataset: Dataset) -> None:
+    """Raise ConflictError where a new name is one that jobs on another partner's dataset give to what they write.
+
+    Else who registers a name first would make such a job fail when it is done.
+    """
+    family = name_family(dataset.name)
+    query = select(t.datasets.c.name, t.datasets.c.site).where(t.datasets.c.name.startswith(family, autoescape=True))
+    known = {row.name: ids.partner_of(row.site) for row in connection.execute(query.distinct())}
+    theirs = [n for n, owner in sorted(known.items()) if name_family(n) == family and owner != dataset.partner]
+    if theirs and dataset.name not in known:
+        raise ConflictError(
+            f"the name {dataset.name} goes with {theirs[0]}, which is {known[theirs[0]]}'s: what jobs make of NAME is"
+            " NAME-clean, NAME-tokens and NAME-tokens-heldout",
+            where=dataset.id,
+            fix="choose another name",
+        )
 
 
 def find_dataset(connection: Connection, id_or_name: str) -> Dataset:
@@ -209,16 +234,35 @@ def newest_agreement(connection: Connection, job: str, topic: str) -> int:
     return connection.execute(select(func.max(t.agreements.c.at_ms)).where(same)).scalar() or 0
 
 
-def add_log(connection: Connection, *, job: str, leg: str, site: str, offset: int, text: str, now_ms: int) -> None:
-    """Keep a piece of a leg's log. Of a piece that is sent again, and may have grown, only what is new is kept."""
+def count_topics(connection: Connection, job: str, site: str) -> int:
+    """Return for how many topics of a job a site published a digest."""
+    theirs = (t.agreements.c.job == job) & (t.agreements.c.site == site)
+    return connection.execute(select(func.count()).select_from(t.agreements).where(theirs)).scalar_one()
+
+
+def count_log(connection: Connection, leg: str) -> int:
+    """Return how many characters of a leg's log are kept."""
+    query = select(func.coalesce(func.sum(func.length(t.logs.c.text)), 0)).where(t.logs.c.leg == leg)
+    return int(connection.execute(query).scalar_one())
+
+
+def add_log(
+    connection: Connection, *, job: str, leg: str, site: str, offset: int, text: str, now_ms: int, most: int
+) -> int:
+    """Keep a piece of a leg's log, `most` characters of it, and return how many were kept.
+
+    Of a piece that is sent again, and may have grown, only what is new is kept.
+    """
     while text:
         query = select(t.logs.c.text).where((t.logs.c.leg == leg) & (t.logs.c.offset == offset))
         known = next((k for k in connection.execute(query).scalars() if k and text.startswith(k)), None)
         if known is None:
             break
         offset, text = offset + len(known), text[len(known) :]
+    text = text[: max(0, most)]
     if text:
         connection.execute(t.logs.insert().values(job=job, leg=leg, site=site, offset=offset, text=text, at_ms=now_ms))
+    return len(text)
 
 
 def read_logs(

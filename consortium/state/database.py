@@ -22,6 +22,10 @@ from consortium.state.lock import WRITE_KEY, AdvisoryLock, FileLock, StateLock
 __all__ = ["Connection", "Database"]
 
 
+POOL = {"pool_size": 5, "max_overflow": 65}
+"""One connection for each thread of the server: who waits for one would wait for somebody else's slow request."""
+
+
 class Database:
     """The state. `write()` transactions take turns; `read()` sees one consistent snapshot.
 
@@ -148,13 +152,13 @@ def _engine(url: str) -> Engine:
         if parsed.get_backend_name() == "sqlite":
             if not parsed.database or parsed.database == ":memory:":
                 raise ConfigError("the state must be a file", where=url, fix="sqlite:////path/state.db")
-            engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False})
+            engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False}, **POOL)
             event.listen(engine, "connect", _sqlite_connect)
             event.listen(engine, "begin", _sqlite_begin)
             return engine
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
-        return create_engine(parsed, pool_pre_ping=True)
+        return create_engine(parsed, pool_pre_ping=True, **POOL)
     except ConsortiumError:
         raise
     except (ArgumentError, NoSuchModuleError, ValueError, ImportError) as fault:

@@ -37,8 +37,8 @@ MAX_DEPTH = 32
 MAX_BYTES = 64 << 10
 """Canonical bytes of a record: an agent meters one leg at a time, and the other families are a few hundred bytes."""
 MAX_BYTES_OF = {RecordType.CROSSING: 4 << 20, RecordType.MANIFEST: 1 << 20}
-"""A flush of counted calls has up to six crossings a leg, of 250 bytes: of 2,700 legs at once. A manifest names up to
-1,000 outputs (`site/gateway/legs.py`)."""
+"""A flush of counted calls has up to six crossings a leg, of 250 bytes: of 2,700 legs at once. A manifest names the
+outputs of a leg, which gateways bound (`site/gateway/results.py`)."""
 MAX_TEXT = 255
 """Characters of a name in usage and crossings: what a column of the database holds."""
 

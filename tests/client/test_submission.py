@@ -86,6 +86,19 @@ def test_a_model_that_nobody_trained_is_named(server, fix):
     assert (fault.value.where, fault.value.fix) == ("model=lawz", fix)
 
 
+def test_the_homes_of_the_inputs_are_signed_for_where_no_sites_are_named():
+    class Homes(Registry):
+        def dataset(self, name):
+            return dataset(name, name[-2:] + "-1", number=len(self.asked))
+
+    inputs = "inputs=[tokens-uy,tokens-de,laws-de]"
+    drafted = draft_spec(Homes(), "pretrain", [inputs], person="fr/amelie")
+    assert drafted.sites == ("de-1", "uy-1")
+    named = draft_spec(Homes(), "pretrain", [inputs, "sites=[de-1,fr-1,uy-1]"], person="fr/amelie")
+    assert named.sites == ("de-1", "fr-1", "uy-1")
+    assert {spec.sites for spec in members("min_sites=1")} == {("fr-1",)}
+
+
 @pytest.mark.parametrize(
     ("text", "unix_ms"),
     [("2126-11-23T08:00", 4951094400000), ("2126-11-23T08:00+02:00", 4951087200000), ("2126-11-23", 4951065600000)],

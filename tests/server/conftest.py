@@ -38,6 +38,8 @@ from consortium.keys.tokens import issue
 from consortium.keys.trust import SiteKeys, Trust
 from consortium.ledger.proofs import parse_checkpoint
 from consortium.local.ports import free_ports
+from consortium.server.core import Core
+from consortium.server.settings import ServerSettings
 
 ROLES = {
     "fr/amelie": Role.ENGINEER,
@@ -439,3 +441,14 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fed]:
     yield found
     if found.process is not None:
         found.kill()
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Core, Fed]]:
+    """The server's own parts in this process, without its loop, and their federation."""
+    fed = make_fed(tmp_path / "fed")
+    fed.write_settings()
+    monkeypatch.setattr(Fed, "_next_version", lambda *_: 1)
+    core = Core.open(ServerSettings.load(fed.config))
+    yield core, fed
+    core.close()

@@ -9,6 +9,11 @@ import pytest
 
 from consortium.domain.data import ArtifactClass
 from consortium.domain.job import Fault, JobKind, LegState, Resources
+from consortium.domain.partner import SiteState
+from consortium.server import faults, loop, snapshots
+from consortium.state import jobs
+from consortium.state.sites import update_site
+from tests.server.placed import at_work
 
 pytestmark = pytest.mark.integration
 ONE = "- {id: fr-1-n1, gpus: 8}"
@@ -215,3 +220,80 @@ def test_a_federated_jobs_leg_moves_to_another_node_while_its_peers_go_on(fed: A
     sites[0].succeed(offers[0])
     sites[1].succeed(again)
     assert fed.job(job)["state"] == "succeeded"
+
+
+def backing_off(core: Any, fed: Any, *sites: str, then: LegState = LegState.RUNNING) -> Any:
+    """A job at these sites whose leg at the first has failed and waits to be tried again; the others are `then`."""
+    job = at_work(
+        core,
+        fed,
+        *sites,
+        cls=ArtifactClass.CLEAN,
+        kind=JobKind.TOKENIZE,
+        params=fed.params("tokenize"),
+        account="fr",
+        resources=Resources(gpus=1, walltime_s=600),
+    )
+    now_ms = core.clock.now_ms()
+    with core.db.write() as connection:
+        jobs.start_attempt(connection, job.attempt.id, now_ms)
+        for leg in job.attempt.legs:
+            jobs.set_leg(connection, leg, then, now_ms)
+            core.contacts.heard_site(leg.site, now_ms)
+        failed = next(leg for leg in job.attempt.legs if leg.site == sites[0])
+        faults.not_its_own(core, connection, failed, LegState.FAILED, Fault.SITE, "the Ray head died", now_ms - 60_000)
+        update_site(connection, failed.site, healthy=True)
+    return job
+
+
+def ways(core: Any, job: Any) -> tuple[str, bool, list[str]]:
+    """A job's state, whether its attempt goes on, and the sites where it holds GPUs."""
+    with core.db.read() as connection:
+        held = sorted(leg.site for leg in snapshots.held_legs(connection) if leg.job == job.id)
+        open_attempt = jobs.open_attempt(connection, job.id) is not None
+        return jobs.find_job(connection, job.id).state.value, open_attempt, held
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_leg_in_backoff_whose_site_goes_away_lets_go_of_its_gpus_and_waits_in_line(parts: Any, silent: bool) -> None:
+    core, fed = parts
+    job = backing_off(core, fed, "fr-1")
+    assert ways(core, job) == ("pending", True, ["fr-1"])
+    if silent:
+        core.contacts.heard_site("fr-1", core.clock.now_ms() - 3_600_000)
+    else:
+        with core.db.write() as connection:
+            update_site(connection, "fr-1", state=SiteState.WITHDRAWN)
+    loop._offer_again(core)
+    assert ways(core, job) == ("pending", False, [])
+    with core.db.read() as connection:
+        reason = jobs.find_job(connection, job.id).reason
+    assert reason is not None
+    assert reason.message == "fr-1 is gone, where it was to be tried again; last: the Ray head died"
+
+
+def test_a_leg_in_backoff_whose_site_does_not_go_away_keeps_its_gpus(parts: Any) -> None:
+    core, fed = parts
+    job = backing_off(core, fed, "fr-1")
+    with core.db.write() as connection:
+        update_site(connection, "fr-1", healthy=False)
+    loop._offer_again(core)
+    assert ways(core, job) == ("pending", True, ["fr-1"])
+
+
+def test_a_federated_job_goes_on_without_the_site_that_went_away_while_another_leg_is_at_work(parts: Any) -> None:
+    core, fed = parts
+    job = backing_off(core, fed, "fr-1", "de-1")
+    core.contacts.heard_site("fr-1", core.clock.now_ms() - 3_600_000)
+    before = ways(core, job)
+    loop._offer_again(core)
+    assert ways(core, job) == before
+    assert before[1:] == (True, ["de-1", "fr-1"])
+
+
+def test_a_job_that_one_of_its_homes_went_away_from_waits_in_line_once_the_others_are_through(parts: Any) -> None:
+    core, fed = parts
+    job = backing_off(core, fed, "fr-1", "de-1", then=LegState.SUCCEEDED)
+    core.contacts.heard_site("fr-1", core.clock.now_ms() - 3_600_000)
+    loop._offer_again(core)
+    assert ways(core, job) == ("pending", False, [])

@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 
 from consortium.domain.data import ArtifactClass, Description
-from consortium.domain.job import Fault, JobKind, LegState, Resources
+from consortium.domain.job import Fault, JobKind, LegState, Resources, SignedSpec
 from consortium.domain.protocol import Voucher
+from consortium.errors import ConflictError, UsageError
 from consortium.keys.canonical import canonical
 from consortium.keys.signing import verify
+from consortium.server import folding, submit
+from consortium.state import data
+from tests.server.placed import ME, at_work
 
 pytestmark = pytest.mark.integration
 
@@ -367,3 +371,49 @@ def test_an_account_that_is_not_there_or_not_ones_own_is_named(fed: Any) -> None
     other = fed.submit(fed.spec([laws], account="de/research"))
     assert other.status_code == 409
     assert "not its partner's" in other.json()["detail"]
+
+
+def test_a_job_whose_outputs_could_not_be_registered_is_refused_before_it_runs(parts: Any) -> None:
+    core, fed = parts
+    with core.db.write() as connection:
+        long = fed.new_dataset("fr-1", "l" * 58)
+        short = fed.new_dataset("fr-1", "l" * 57)
+        taken, theirs = fed.new_dataset("fr-1", "taken"), fed.new_dataset("de-1", "taken-clean")
+        for item in (long, short, taken):
+            data.insert_dataset(connection, item, now_ms=1)
+        data.insert_dataset(connection, theirs, now_ms=1, job="job-of-an-older-ledger")
+
+    def submitted_at(*inputs: Any, **changes: Any) -> Any:
+        spec = fed.spec(list(inputs), **changes)
+        signature = fed.people["fr/amelie"].sign(canonical(spec))
+        return submit.submit(core, ME, SignedSpec(spec=spec, signature=signature), "")
+
+    assert submitted_at(short)["state"] == "pending"
+    with pytest.raises(UsageError, match="63 characters at most, not 64") as refused:
+        submitted_at(long)
+    assert refused.value.fix == "register it under a name of 57 characters at most"
+    with pytest.raises(ConflictError, match="taken-clean is de's"):
+        submitted_at(taken)
+    clean = replace(short, id=fed.new_id("ds"), name="l" * 49, artifact_class=ArtifactClass.CLEAN)
+    with core.db.write() as connection:
+        data.insert_dataset(connection, clean, now_ms=1)
+    tokenize = {"kind": JobKind.TOKENIZE, "params": fed.params("tokenize")}
+    with pytest.raises(UsageError, match="tokens-heldout"):
+        submitted_at(clean, **tokenize)
+    without = {"params": tokenize["params"] | {"held_out_percent": 0}}
+    assert submitted_at(clean, **(tokenize | without))["state"] == "pending"
+
+
+def test_a_leg_takes_no_name_that_goes_with_another_partners_dataset(parts: Any) -> None:
+    core, fed = parts
+    job = at_work(core, fed)
+    assert job.attempt is not None
+    (leg,) = job.attempt.legs
+    with core.db.write() as connection:
+        data.insert_dataset(connection, fed.new_dataset("de-1", "laws-de"), now_ms=1)
+        squat = fed.new_dataset("fr-1", "laws-de-clean", artifact_class=ArtifactClass.CLEAN)
+        with pytest.raises(ConflictError, match="goes with laws-de"):
+            folding._register_outputs(core, connection, job, leg, {"outputs": fed.to_json([squat])}, 2)
+        (read,) = (data.find_dataset(connection, name) for name in leg.inputs)
+        made = replace(read, id=fed.new_id("ds"), name=read.name + "-clean", artifact_class=ArtifactClass.CLEAN)
+        assert folding._register_outputs(core, connection, job, leg, {"outputs": fed.to_json([made])}, 2) == [made.id]

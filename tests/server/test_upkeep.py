@@ -2,55 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from consortium.domain.job import Job, JobState, LegState, Resources, SignedSpec
-from consortium.domain.partner import Role
-from consortium.keys.canonical import canonical
-from consortium.keys.tokens import Claims
-from consortium.scheduler.types import LegPlacement, Placement, Plan
-from consortium.server import legs, submit, upkeep
+from consortium.domain.job import Job, JobState, LegState, Resources
+from consortium.server import legs, upkeep
 from consortium.server.core import Core
-from consortium.server.settings import ServerSettings
-from consortium.state import data, jobs, shares
-from consortium.state.commit import commit_plan
+from consortium.state import jobs, shares
 from consortium.state.database import put_meta
-from tests.server.conftest import Fed, make_fed
+from tests.server.conftest import Fed
+from tests.server.placed import at_work
 
 HOUR_MS = 3_600_000
-ME = Claims(subject="fr/amelie", roles=(Role.ENGINEER,), partner="fr", expires_ms=1 << 47)
-
-
-@pytest.fixture
-def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Core, Fed]]:
-    fed = make_fed(tmp_path / "fed")
-    fed.write_settings()
-    monkeypatch.setattr(Fed, "_next_version", lambda *_: 1)
-    core = Core.open(ServerSettings.load(fed.config))
-    yield core, fed
-    core.close()
-
-
-def at_work(core: Core, fed: Fed, **changes: Any) -> Job:
-    """A job of fr/health on 6 GPUs of fr-1, offered."""
-    given = {"resources": Resources(gpus=6, walltime_s=7200), "account": "fr/health"} | changes
-    with core.db.write() as connection:
-        laws = fed.new_dataset("fr-1", f"laws-{fed.new_id('ds')}")
-        data.insert_dataset(connection, laws, now_ms=1, signer="fr/amelie", signature="x")
-    spec = fed.spec([laws], **given)
-    signed = SignedSpec(spec=spec, signature=fed.people["fr/amelie"].sign(canonical(spec)))
-    job = submit.submit(core, ME, signed, "")
-    leg = LegPlacement(site="fr-1", flavor="h100-sxm", nodes={"n0": 6})
-    plan = Plan(placements=(Placement(job=job["id"], legs=(leg,)),), reasons={})
-    with core.db.write() as connection:
-        done = commit_plan(connection, plan, {job["id"]: 1}, incarnation=core.incarnation,
-                           now_ms=core.clock.now_ms(), new_id=core.clock.new_id)  # fmt: skip
-        assert done.placed == (job["id"],)
-        return jobs.find_job(connection, job["id"])
 
 
 def run(core: Core, job: Job, ran_ms: int, end: JobState = JobState.SUCCEEDED) -> None:

@@ -14,7 +14,7 @@ from consortium.errors import UnreachableError
 from consortium.keys.signing import SigningKey
 from consortium.ledger.log import Ledger
 from consortium.ledger.origins import check_chain
-from consortium.site.agent.loop import Agent
+from consortium.site.agent.loop import RESULTS_BYTES, Agent
 from consortium.site.agent.runner import classify
 from consortium.site.agent.server import ServerLine
 from consortium.site.db import SiteDb
@@ -91,6 +91,33 @@ def test_a_server_that_lies_about_an_input_is_refused_and_its_lie_recorded(stage
     (record,) = stage.script.records
     assert record.body["code"] == "inputs"
     assert records.id in record.body["reason"]
+
+
+def test_large_results_go_one_after_the_other_and_keep_no_lease_from_being_renewed(stage: Stage) -> None:
+    offers = [stage.world.offer(number, gpus=2) for number in (1, 2, 3)]
+    for offer in offers:
+        stage.script.offers[offer.leg] = offer
+    stage.poll()
+    stage.poll()
+    large = {"outputs": [], "metrics": {"x": "y" * (RESULTS_BYTES - 1000)}}
+    for leg in stage.agent.table.active()[:2]:
+        stage.agent.table.change(leg, state=LegState.SUCCEEDED.value, result=large)
+    done, waits, running = (stage.agent.table.get(offer.leg, offer.epoch) for offer in offers)
+    stage.now_ms += 5_000
+    stage.poll()
+    first = {report.leg: report for report in stage.script.polls[-1].legs}
+    assert done is not None
+    assert waits is not None
+    assert running is not None
+    assert first[done.offer.leg].result == large
+    assert (first[waits.offer.leg].state, first[waits.offer.leg].result) == (LegState.RUNNING, {})
+    assert stage.agent._news.is_set(), "the next poll follows at once"
+    (left,) = stage.agent.table.active()
+    assert left.lease_until_ms > running.lease_until_ms
+    stage.poll()
+    second = {report.leg: report for report in stage.script.polls[-1].legs}
+    assert second[waits.offer.leg].result == large
+    assert [leg.offer.leg for leg in stage.agent.table.reported()] == [running.offer.leg]
 
 
 def test_a_lease_is_renewed_by_polls_and_ends_without_them(stage: Stage) -> None:

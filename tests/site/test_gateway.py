@@ -16,7 +16,7 @@ from consortium import PROTOCOL_VERSION
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Artifact, ArtifactClass
 from consortium.domain.job import LegState
-from consortium.domain.protocol import LegOffer, PollRequest
+from consortium.domain.protocol import MAX_REQUEST_BYTES, LegOffer, PollRequest
 from consortium.domain.training import Commit, Round, RoundPhase, Verdict
 from consortium.keys.canonical import digest
 from consortium.keys.signing import SigningKey, sign_value, verify_value
@@ -30,7 +30,7 @@ from consortium.train.rounds import certify
 from tests import builders
 from tests.s3 import S3
 from tests.site.http import App, Serving
-from tests.site.world import SITE_TOKEN, Script, World, consortium_server, script_for
+from tests.site.world import CONFIGS, SITE_TOKEN, Script, World, consortium_server, now_ms, script_for
 
 AGENT = {"Authorization": f"Bearer {SITE_TOKEN}"}
 
@@ -417,6 +417,32 @@ def test_a_result_of_50_000_shards_goes_all_the_way_and_its_manifest_stays(borde
     heard = border.script.report(leg.offer.leg)
     assert heard is not None
     assert (len(heard.result["outputs"][0]["shards"]), "manifest" in heard.result) == (50_000, False)
+
+
+def test_a_result_that_no_poll_could_carry_is_refused_with_what_to_do(border: Border) -> None:
+    shards = [
+        {"key": f"jobs/j/{'c' * 100}/{at:064x}.parquet", "digest": f"sha256:{at:064x}", "size_bytes": 1, "documents": 9}
+        for at in range(80_000)
+    ]
+    output = to_json(replace(builders.dataset("laws-fr-clean"), shards=())) | {"shards": shards}
+    answer = border.http.post("/leg/result", json={"outputs": [output]}, headers=border.leg)
+    assert answer.status_code == 422
+    assert "the consortium takes 25,165,824" in answer.json()["detail"]
+    assert answer.json()["fix"] == "give the leg fewer inputs, or write larger shards"
+    poll = border.http.post("/v1/sites/fr-1/poll", content=b" " * (MAX_REQUEST_BYTES + 1), headers=AGENT)
+    assert poll.status_code == 422
+
+
+def test_metrics_stay_at_home_where_the_policy_has_come_to_say_so(border: Border) -> None:
+    policy = (CONFIGS / "policy" / "fr.yaml").read_text()
+    assert "[metric, control]" in policy
+    border.world.sign("policy", "fr", policy.replace("[metric, control]", "[control]"), "policy-fr")
+    border.gateway.documents.refresh(now_ms())
+    body = {"metrics": {"loss": 1.25}, "manifest_digest": "sha256:" + "0" * 64}
+    assert border.http.post("/leg/result", json=body, headers=border.leg).status_code == 204
+    (leg,) = border.gateway.table.active()
+    assert leg.result is not None
+    assert (leg.result["metrics"], leg.result["manifest_digest"]) == ({}, "sha256:" + "0" * 64)
 
 
 def test_a_log_leaves_only_where_the_policy_lets_it(border: Border) -> None:

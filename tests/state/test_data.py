@@ -66,6 +66,24 @@ def test_a_name_stays_with_its_partner_and_is_never_taken_for_an_id(db: Database
                 data.insert_dataset(connection, replace(theirs, **changes), now_ms=3)  # type: ignore[arg-type]
 
 
+def test_names_that_jobs_give_to_what_they_write_go_with_the_dataset_they_read(db: Database) -> None:
+    def made(number: int, name: str, site: str = "de-1", **changes: object) -> Dataset:
+        return replace(LAWS, id=builders.new_id("ds", number), name=name, site=site, territory=site[:2], **changes)  # type: ignore[arg-type]
+
+    with db.write() as connection:
+        data.insert_dataset(connection, LAWS, now_ms=1)
+        for suffix in ("-clean", "-tokens", "-tokens-heldout", "-tokens-clean"):
+            with pytest.raises(ConflictError, match="goes with laws-fr, which is fr's"):
+                data.insert_dataset(connection, made(2, "laws-fr" + suffix), now_ms=2)
+        data.insert_dataset(connection, made(3, "laws-fr-clean", "fr-2"), now_ms=3)
+        data.insert_dataset(connection, made(4, "laws-fr-2"), now_ms=3)
+        data.insert_dataset(connection, made(5, "books-clean"), now_ms=3)
+        with pytest.raises(ConflictError, match="goes with books-clean, which is de's"):
+            data.insert_dataset(connection, made(6, "books", "fr-1"), now_ms=3)
+        data.insert_dataset(connection, made(7, "books", "fr-1"), now_ms=3, job="job-1")
+        data.insert_dataset(connection, made(8, "books-clean", version=2), now_ms=3)
+
+
 def test_artifacts_reach_their_recipients_only(db: Database) -> None:
     with db.write() as connection:
         assert data.announce(connection, STATISTIC, 1)
@@ -102,7 +120,9 @@ def test_a_site_agrees_once_per_topic(db: Database) -> None:
 def test_log_text_sent_again_or_grown_is_kept_once(db: Database) -> None:
     def add(offset: int, text: str) -> None:
         with db.write() as connection:
-            data.add_log(connection, job="job-1", leg="leg-1", site="fr-1", offset=offset, text=text, now_ms=1)
+            data.add_log(
+                connection, job="job-1", leg="leg-1", site="fr-1", offset=offset, text=text, now_ms=1, most=100
+            )
 
     add(0, "hello ")
     add(0, "hello ")

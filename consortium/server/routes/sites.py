@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
-from consortium.domain.codec import from_json, to_json
+from consortium.domain.codec import from_json, storable, to_json
 from consortium.domain.data import NEVER_CROSS, Artifact
 from consortium.domain.decision import Denial
 from consortium.domain.ids import partner_of
@@ -17,16 +18,17 @@ from consortium.domain.training import Commit, Verdict
 from consortium.errors import ForbiddenError, NotFoundError, PolicyDeniedError, UsageError
 from consortium.keys.signing import verify_value
 from consortium.policy import CONSORTIUM, log_request, release_request
-from consortium.server import rounds
+from consortium.server import amounts, rounds
 from consortium.server.auth import CoreArg, ReaderArg, SiteArg, own_site
 from consortium.server.core import Core
+from consortium.server.polls import most_legs
 from consortium.server.polls import poll as answer_poll
 from consortium.state import data
 from consortium.state import jobs as store
 from consortium.state import records as chains
 
 router = APIRouter(tags=["sites"])
-MAX_LOG_CHARS = 1 << 20
+MAX_PIECE_CHARS = 1 << 20
 Json = dict[str, Any]
 
 
@@ -52,15 +54,28 @@ class LogText(BaseModel):
     leg: str
     site: str
     offset: int = Field(ge=0)
-    text: str = Field(max_length=MAX_LOG_CHARS)
+    text: str = Field(max_length=MAX_PIECE_CHARS)
 
 
 @router.post("/sites/{site}/poll")
-def poll(site: str, core: CoreArg, caller: SiteArg, body: Json = Body()) -> Json:  # noqa: B008  FastAPI's way
-    """Take in what happened at a site; answer with what it is to do."""
+async def poll(site: str, core: CoreArg, caller: SiteArg, body: Json = Body()) -> Json:  # noqa: B008  FastAPI's way
+    """Take in what happened at a site; answer with what it is to do.
+
+    Polls have threads of their own: leases are renewed however many slow requests others make.
+    """
+    return await to_thread.run_sync(_polled, site, core, caller, body, limiter=core.poll_threads)
+
+
+def _polled(site: str, core: Core, caller: str, body: Json) -> Json:
     own_site(site, caller)
-    core.federation.site(site)
-    request = from_json(PollRequest, body, where=f"poll of {site}")
+    legs, most = body.get("legs"), most_legs(core, site)
+    if isinstance(legs, list) and len(legs) > most:
+        raise UsageError(
+            f"the poll reports {len(legs):,} legs; {site} can have {most:,} at most to report",
+            where=f"poll of {site}",
+            fix="report each leg once, and none any more whose end was acknowledged",
+        )
+    request = from_json(PollRequest, storable(body), where=f"poll of {site}")
     if request.site != site:
         raise ForbiddenError(f"{site} cannot speak for {request.site}")
     response: Json = to_json(answer_poll(core, site, request))
@@ -87,7 +102,9 @@ def announce(job: str, core: CoreArg, caller: SiteArg, body: Json = Body()) -> J
         raise ForbiddenError(f"{caller} cannot announce an artifact of {artifact.sender} in {artifact.job}")
     verify_value(core.federation.site(caller).signing_key, artifact, what=f"the artifact {artifact.name} of {caller}")
     with core.db.read() as connection:
-        _judge_release(core, store.find_job(connection, job).spec, artifact)
+        known = store.find_job(connection, job)
+        amounts.check_round(known, artifact.round)
+        _judge_release(core, known.spec, artifact)
     with core.db.write() as connection:
         rounds.live_leg(connection, job, caller)
         data.announce(connection, artifact, core.clock.now_ms())
@@ -163,6 +180,7 @@ def agree(job: str, topic: str, body: Agreement, core: CoreArg, caller: SiteArg)
             signature=body.signature,
             now_ms=core.clock.now_ms(),
         )
+        amounts.check_topics(connection, store.find_job(connection, job), caller)
     core.bell.set()
     return {"agreed": body.digest}
 
@@ -178,7 +196,10 @@ def agreements(job: str, topic: str, core: CoreArg, claims: ReaderArg, signed: b
 
 @router.post("/jobs/{job}/logs")
 def log(job: str, body: LogText, core: CoreArg, caller: SiteArg) -> Json:
-    """Take a piece of a leg's log, if the site's partner lets its logs go to the consortium."""
+    """Take a piece of a leg's log, if the site's partner lets its logs go to the consortium.
+
+    What comes long after the leg's end, or is more than a site sends, is not kept.
+    """
     own_site(body.site, caller)
     with core.db.read() as connection:
         spec = store.find_job(connection, job).spec
@@ -190,15 +211,7 @@ def log(job: str, body: LogText, core: CoreArg, caller: SiteArg) -> Json:
         if not decision.allowed:
             raise denied(decision.denials)
     with core.db.write() as connection:
-        data.add_log(
-            connection,
-            job=job,
-            leg=body.leg,
-            site=caller,
-            offset=body.offset,
-            text=body.text,
-            now_ms=core.clock.now_ms(),
-        )
+        core.log_amounts.keep(connection, leg, body.offset, storable(body.text), core.clock.now_ms())
     return {"offset": body.offset + len(body.text)}
 
 

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 
 from consortium.domain.job import LegState
+from consortium.domain.protocol import MAX_LOG_CHARS
 from consortium.errors import ConsortiumError, PolicyDeniedError
 from consortium.site.agent.server import ServerLine
 from consortium.site.legs import LegTable, SiteLeg
@@ -18,8 +19,6 @@ from consortium.site.ray_jobs import RayCluster
 from consortium.storage.objects import ObjectStore
 
 PIECE_CHARS = 60_000
-MAX_SENT_CHARS = 5_000_000
-"""What is longer stays in the archive only."""
 MAX_READ = 32
 """Logs of running legs read in one step: each is a call to Ray, and records wait meanwhile. The others come next."""
 log = logging.getLogger(__name__)
@@ -76,8 +75,8 @@ class LogKeeper:
 
     def _forward(self, leg: SiteLeg, text: str) -> None:
         sent = leg.log_sent
-        while leg.log_policy != "withheld" and sent < min(len(text), MAX_SENT_CHARS):
-            piece = text[sent : sent + PIECE_CHARS]
+        while leg.log_policy != "withheld" and sent < min(len(text), MAX_LOG_CHARS):
+            piece = text[sent : min(sent + PIECE_CHARS, MAX_LOG_CHARS)]
             try:
                 self.server.send_log(leg.offer.job, leg.offer.leg, sent, piece)
             except PolicyDeniedError as fault:

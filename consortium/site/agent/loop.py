@@ -27,7 +27,7 @@ from consortium.site.agent.runner import Runner
 from consortium.site.agent.server import ServerLine
 from consortium.site.db import SiteDb
 from consortium.site.documents import Documents
-from consortium.site.legs import LegTable, new_leg
+from consortium.site.legs import LegTable, new_leg, packed
 from consortium.site.metering import SiteClock
 from consortium.site.outbox import Outbox
 from consortium.site.ray_jobs import RayCluster
@@ -39,6 +39,8 @@ RUNNER_S = 0.5
 SHIP_S = 1.0
 LOGS_S = 3.0
 FIRST_LOOK_S = 5.0
+RESULTS_BYTES = 4 << 20
+"""Of the results in one poll, unless a single one is larger: every poll renews the leases of all legs, in time."""
 log = logging.getLogger(__name__)
 
 
@@ -99,7 +101,8 @@ class Agent:
         While an alarm stands, the server's word counts for nothing: running legs go on to the end of their lease.
         """
         asked_ms = self.clock.now_ms()
-        response = server.poll(self._request(asked_ms))
+        request, more = self._request(asked_ms)
+        response = server.poll(request)
         alarm = self.watch.check(response)
         self._say("alarm", f"ALARM {alarm}; no offers are taken until the operator runs --repin" if alarm else "")
         self._server_holds = response.acked_seq
@@ -112,10 +115,14 @@ class Agent:
             self._obey(response, lease_until_ms)
         if response.stops or response.starts:
             self._work.set()
+        if more:
+            self._news.set()
 
-    def _request(self, now_ms: int) -> PollRequest:
+    def _request(self, now_ms: int) -> tuple[PollRequest, bool]:
+        """Return what the site says now, and whether there are results that wait for the next poll."""
         unfit = self.watch.alarm or self.runner.unhealthy
-        return PollRequest(
+        reports, more = packed(self.table.reported(), RESULTS_BYTES)
+        request = PollRequest(
             site=self.settings.site.id,
             protocol=PROTOCOL_VERSION,
             healthy=not unfit,
@@ -123,10 +130,11 @@ class Agent:
             code_digest=self.code,
             policy_digest=self.documents.policy_digest(now_ms),
             highest_epoch=self.table.highest(),
-            legs=(*(leg.report() for leg in self.table.reported()), *self.table.fenced()),
+            legs=(*reports, *self.table.fenced()),
             pinned=self.watch.pinned,
             next_seq=self.outbox.next_seq,
         )
+        return request, more
 
     def _obey(self, response: PollResponse, lease_until_ms: int) -> None:
         self.table.acknowledge(response.acknowledged)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
@@ -12,24 +11,21 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import ArtifactClass, Dataset
 from consortium.domain.job import Fault, LegState
-from consortium.domain.protocol import LegContext, StoreAccess
+from consortium.domain.protocol import MAX_REQUEST_BYTES, LegContext, StoreAccess
 from consortium.domain.training import Commit, Verdict
-from consortium.errors import ConflictError, UsageError
+from consortium.errors import ConflictError, PolicyDeniedError, UsageError
 from consortium.keys.signing import sign_value
 from consortium.site.gateway.border import MAX_ARTIFACT_BYTES, Border
 from consortium.site.gateway.core import Gateway
 from consortium.site.gateway.evidence import check_agreements, check_round
-from consortium.site.legs import SiteLeg
+from consortium.site.gateway.numbers import rounded
+from consortium.site.gateway.results import check_outputs, checked_digest, checked_metrics, checked_size
+from consortium.site.legs import SiteLeg, told
 
 MAX_CONTROL_BYTES = 8 << 20
-MAX_RESULT_BYTES = 256 << 20
-"""Of a leg's result: a clean one takes about 705 bytes per shard, so 380,000 shards, 1.5 TB of text."""
-MAX_OUTPUTS = 1000
-MAX_ID_CHARS = 100
-"""Ids of outputs and the manifest's digest stand in a record, and the server takes records of up to 1 MiB."""
+MAX_LEFT_BYTES = 256 << 20
+"""Of what a program leaves, with the manifest, which stays here; what leaves is `MAX_RESULT_BYTES` at most."""
 MAX_FAILURE_CHARS = 2000
-SIGNIFICANT_DIGITS = 6
-"""Of metrics and progress: enough for people, little room for anything else."""
 router = APIRouter(prefix="/leg")
 
 
@@ -104,9 +100,14 @@ async def small_json(request: Request) -> Any:
     return await _json(request, MAX_CONTROL_BYTES)
 
 
-async def large_json(request: Request) -> Any:
-    """Return a JSON body that may name every shard of a leg's datasets."""
-    return await _json(request, MAX_RESULT_BYTES)
+async def result_json(request: Request) -> Any:
+    """Return what a program leaves: it may name every shard of a leg's datasets, in the manifest more than once."""
+    return await _json(request, MAX_LEFT_BYTES)
+
+
+async def request_json(request: Request) -> Any:
+    """Return a JSON body as large as the consortium's server takes it."""
+    return await _json(request, MAX_REQUEST_BYTES)
 
 
 async def _json(request: Request, limit: int) -> Any:
@@ -132,7 +133,8 @@ At = Annotated[Gateway, Depends(gateway_of)]
 AtBorder = Annotated[Border, Depends(border_of)]
 Leg = Annotated[SiteLeg, Depends(calling_leg)]
 Json = Annotated[Any, Depends(small_json)]
-LargeJson = Annotated[Any, Depends(large_json)]
+ResultJson = Annotated[Any, Depends(result_json)]
+LargeJson = Annotated[Any, Depends(request_json)]
 
 
 @router.get("/context")
@@ -172,16 +174,6 @@ def context(gateway: At, leg: Leg) -> Any:
     )
 
 
-def rounded(value: Any) -> float | str:
-    """Return a metric's value with six significant digits; not-a-number and infinities as MLflow writes them."""
-    number = float(value)
-    if math.isnan(number):
-        return "NaN"
-    if math.isinf(number):
-        return "Infinity" if number > 0 else "-Infinity"
-    return float(f"{number:.{SIGNIFICANT_DIGITS}g}")
-
-
 @router.post("/progress", status_code=204)
 def progress(gateway: At, leg: Leg, body: Json) -> None:
     """Keep where the leg stands; the agent's next poll carries it."""
@@ -202,17 +194,25 @@ def stop(gateway: At, leg: Leg) -> Any:
 
 
 @router.post("/result", status_code=204)
-def result(gateway: At, leg: Leg, body: LargeJson) -> None:
-    """Keep the leg's result; a later one replaces it, until the leg has ended."""
+def result(gateway: At, border: AtBorder, leg: Leg, body: ResultJson) -> None:
+    """Keep the leg's result; a later one replaces it, until the leg has ended.
+
+    Where the own policy has come to keep metrics at home since the leg began, the result goes without them.
+    """
     left = from_json(LegResult, body, where="result")
-    if len(left.outputs) > MAX_OUTPUTS:
-        raise UsageError(f"a result has up to {MAX_OUTPUTS:,} outputs, not {len(left.outputs):,}")
-    if any(len(text) > MAX_ID_CHARS for text in (left.manifest_digest, *(output.id for output in left.outputs))):
-        raise UsageError(f"ids of outputs and the digest of a manifest have up to {MAX_ID_CHARS} characters")
     for output in left.outputs:
         if output.site != leg.offer.site or output.territory != gateway.site.territory:
             raise UsageError(f"dataset {output.name} names {output.site} in {output.territory!r} as its home, not here")
-    _keep(gateway, leg, result=to_json(left))
+    checked_digest(left.manifest_digest)
+    check_outputs(left.outputs, leg.offer.inputs)
+    metrics = checked_metrics(left.metrics, leg.offer.spec.spec)
+    try:
+        border.check_metrics(leg)
+    except PolicyDeniedError:
+        metrics = {}
+    kept = to_json(replace(left, metrics=metrics))
+    checked_size(told(kept))
+    _keep(gateway, leg, result=kept)
 
 
 @router.post("/failure", status_code=204)

@@ -18,7 +18,8 @@ from fastapi.responses import JSONResponse, Response
 from consortium.domain.data import ArtifactClass
 from consortium.errors import ConsortiumError, ForbiddenError, UnreachableError
 from consortium.site.gateway.core import Gateway
-from consortium.site.gateway.legs import MAX_CONTROL_BYTES, At, AtBorder, Leg, read_body, rounded
+from consortium.site.gateway.legs import MAX_CONTROL_BYTES, At, AtBorder, Leg, read_body
+from consortium.site.gateway.numbers import rounded
 
 MAX_CHARS = 500
 _TAG_KEYS = re.compile(r"^(consortium\.[a-z0-9._-]{1,80}|mlflow\.runName|mlflow\.data\.context)$")
