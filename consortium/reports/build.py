@@ -28,7 +28,9 @@ from consortium.reports.figures import (
     usage_of,
 )
 from consortium.reports.model import FORMAT, LIMITS, Erased, Leaf, Report, SiteFacts
-from consortium.reports.training import SERVER, ancestry, specs_of
+from consortium.reports.people import SERVER
+from consortium.reports.rounds import ruling_of
+from consortium.reports.training import ancestry, specs_of
 from consortium.reports.verify import verify_report
 
 
@@ -118,7 +120,8 @@ def choose(records: Iterable[tuple[Entry, Record]], partner: str, period: str) -
 
     Usage and crossings of its own sites, whole; usage, whole, of every site its accounts ran at; the other side's
     records of its crossings; the server's leases and datasets that concern it; of every training it took part in, and
-    of those behind them, all rounds so far, the job, its inputs' datasets, what was measured and done again of it.
+    of those behind them, all rounds so far, the job, its inputs' datasets, what was measured, ruled and done again of
+    it, and the rosters of those who ruled or watched.
     """
     everything = list(records)
     of_training = _training(everything, partner, period)
@@ -152,7 +155,8 @@ def _training(everything: list[tuple[Entry, Record]], partner: str, period: str)
     measuring = {job for job, spec in specs.items() if spec.kind is JobKind.EVALUATE and spec.model in mine}
     read = {name for job in jobs if job in specs for name in specs[job].inputs}
     redone = [item for item in records if item.type is RecordType.RE_EXECUTION and item.body.get("job") in mine]
-    auditors = {partner_of(str(item.body.get("by") or "")) for item in redone}
+    vouched = {partner_of(str(item.body.get("by") or "")) for item in redone}
+    vouched |= {partner_of(one.by) for item in map(round_of, rounds) if item.job in jobs for one in item.rulings}
     _, end_ms = bounds(period)
 
     def wanted(record: Record) -> bool:
@@ -165,7 +169,10 @@ def _training(everything: list[tuple[Entry, Record]], partner: str, period: str)
             case RecordType.MANIFEST:
                 return record.origin == SERVER and job in measuring
             case RecordType.ROSTER:
-                return record.body.get("partner") in auditors
+                return record.body.get("partner") in vouched
+            case RecordType.APPROVAL:
+                given = ruling_of(record)
+                return given is not None and given.job in jobs
             case RecordType.DATASET:
                 body = record.body.get("dataset")
                 return (body if isinstance(body, dict) else record.body).get("id") in read

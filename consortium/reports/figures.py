@@ -29,8 +29,8 @@ from consortium.reports.model import (
     GpuTime,
     RoundRow,
 )
+from consortium.reports.people import SERVER
 from consortium.reports.training import (
-    SERVER,
     RedoneBy,
     Run,
     Work,
@@ -42,6 +42,7 @@ from consortium.reports.training import (
     training_rows,
 )
 from consortium.train.attribution import Share
+from consortium.train.disputes import parties, published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +64,10 @@ class Facts:
 def read_facts(records: Iterable[Record], partner: str, period: str) -> Facts:
     """Parse records and check what each origin may say and that its running sums are gapless.
 
-    Raises VerificationError naming the record that does not hold.
+    `records` stand in the log's order. Raises VerificationError naming the record that does not hold.
     """
-    ordered = sorted(records, key=lambda record: (record.origin, record.seq))
+    logged = list(records)
+    ordered = sorted(logged, key=lambda record: (record.origin, record.seq))
     of_type: dict[RecordType, list[Record]] = {kind: [] for kind in RecordType}
     for record in ordered:
         of_type[record.type].append(record)
@@ -75,7 +77,7 @@ def read_facts(records: Iterable[Record], partner: str, period: str) -> Facts:
         crossings=tuple(item for record in of_type[RecordType.CROSSING] for item in crossings_of(record, period)),
         rounds=tuple(item for record in of_type[RecordType.ROUND] for item in rounds_of(record, period)),
         runs=read_runs(ordered, [round_of(record) for record in of_type[RecordType.ROUND]]),
-        redone=read_redone(ordered),
+        redone=read_redone(logged),
         datasets=tuple(item for record in of_type[RecordType.DATASET] for item in datasets_of(record, period)),
         completeness=_completeness(ordered, partner),
     )
@@ -273,7 +275,8 @@ def _border_row(item: BorderSum) -> BorderRow:
 def _round_rows(item: Round, partner: str, shares: Mapping[tuple[int, str], Share], redone: RedoneBy) -> list[RoundRow]:
     given = {} if item.certificate is None else {part.site: part for part in item.certificate.contributions}
     total = sum(part.tokens for part in given.values())
-    digests = sorted(set((item.outer_digests or {}).values()))
+    heard = parties(item)
+    digests = sorted(set(published(item).values()))
     settled = item.settlement.outer if item.settlement is not None else ""  # the server's word for what sites found
     outer = digests[0] if len(digests) == 1 else settled or None
     made = []
@@ -282,7 +285,13 @@ def _round_rows(item: Round, partner: str, shares: Mapping[tuple[int, str], Shar
             continue
         part = given.get(commit.site)
         judges = sorted(
-            {v.judge for v in item.verdicts if v.site == commit.site and v.accept and v.digest == commit.digest}
+            {
+                verdict.judge
+                for verdict in item.verdicts
+                if verdict.accept
+                and (verdict.site, verdict.digest) == (commit.site, commit.digest)
+                and verdict.judge in heard
+            }
         )
         share, founded = shares.get((item.number, commit.site)), Work.of(commit, redone)
         loss = None if share is None else share.loss_share

@@ -8,8 +8,7 @@ from typing import Any
 
 from consortium.accounting.periods import bounds
 from consortium.domain.codec import from_json, to_json
-from consortium.domain.records import Evidence, Record, RecordType
-from consortium.domain.training import Round
+from consortium.domain.records import SITE_MAY_WRITE, SITES_ALONE, Evidence, Record, RecordType
 from consortium.errors import ConsortiumError, UsageError, VerificationError
 from consortium.keys.canonical import canonical
 from consortium.keys.documents import check_document
@@ -19,9 +18,9 @@ from consortium.ledger.origins import record_digest, record_id
 from consortium.ledger.proofs import Checkpoint, leaf_data, parse_checkpoint, verify_inclusion
 from consortium.reports.figures import figures, read_facts
 from consortium.reports.model import FORMAT, Report
+from consortium.reports.people import SERVER, roster_of
+from consortium.reports.rounds import check_rounds
 from consortium.reports.text import parse_report
-from consortium.reports.training import roster_of
-from consortium.train.rounds import check_certificate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +64,7 @@ def verify_report(document: Mapping[str, Any] | str | bytes, trust: Trust | None
             if record.type is RecordType.ROSTER:
                 check_document(roster_of(record), keys, 0, where=f"record {record_id(record)}")
         facts = read_facts(records, report.partner, report.period)
-        for run in facts.runs.values():
-            for item in run.rounds:
-                _round(item, keys)
+        check_rounds(records, keys)
         _figures(raw, to_json(figures(facts, report.partner, {s.id: s.reference_factor for s in report.sites})))
         verify_value(keys.server_key, raw, what="the server over the whole report")
     except VerificationError:
@@ -117,6 +114,7 @@ def _leaves(report: Report, keys: Trust, checkpoint: Checkpoint) -> list[Record]
         if record_id(record) != leaf.record_id:
             raise VerificationError(f"{where} holds record {record_id(record)}", where=where)
         verify_value(keys.origin_key(record.origin), leaf.payload, what=where)
+        _may_write(record, report.period, where)
         data = leaf_data(leaf.salt, leaf.payload)
         _within(where, data, leaf.index, leaf.proof, checkpoint)
         records.append(record)
@@ -138,6 +136,16 @@ def _record(payload: dict[str, Any], where: str) -> Record:
     return record
 
 
+def _may_write(record: Record, period: str, where: str) -> None:
+    """Raise VerificationError unless the record is its origin's to write, and its sums are of the report's period."""
+    of_server = record.origin == SERVER
+    if record.type in SITES_ALONE if of_server else record.type not in SITE_MAY_WRITE:
+        raise VerificationError(f"{record.origin} may not write {record.type} records", where=where)
+    sums = record.type in (RecordType.USAGE, RecordType.CROSSING)
+    if sums and record.body.get("period") != period:
+        raise VerificationError(f"{where} is none of the {record.type} records of {period}", where=where)
+
+
 def _within(where: str, data: bytes, index: int, proof: tuple[str, ...], checkpoint: Checkpoint) -> None:
     try:
         verify_inclusion(data, index, checkpoint.size, proof, checkpoint.root)
@@ -154,17 +162,6 @@ def _links(records: list[Record]) -> None:
         before = known.get((origin, seq - 1))
         if before is not None and record.previous != record_digest(before):
             raise VerificationError(f"record {record_id(record)} does not follow {record_id(before)}")
-
-
-def _round(item: Round, keys: Trust) -> None:
-    where = f"round {item.number} of {item.job}"
-    for commit in item.commits:
-        verify_value(keys.origin_key(commit.site), commit, what=f"{commit.site}'s commit to {where}")
-    for verdict in item.verdicts:
-        verify_value(keys.origin_key(verdict.judge), verdict, what=f"{verdict.judge}'s verdict in {where}")
-    if item.certificate is not None:
-        verify_value(keys.server_key, item.certificate, what=f"the certificate of {where}")
-        check_certificate(item, item.certificate.previous_outer)
 
 
 def _figures(raw: Mapping[str, Any], computed: Any) -> None:
