@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from consortium.cli.context import As, Caller, Json, check_job_id
-from consortium.cli.show import put_json, say, table, when
+from consortium.cli.show import put, put_json, say, table, when
 from consortium.errors import ConsortiumError, NotFoundError, UsageError, VerificationError
 
 _REPLAY_HELP = "Recompute a training run from what sites on this machine kept; exit 7 where anything differs."
@@ -36,13 +36,14 @@ def report(
 ) -> None:
     """Fetch and write a report."""
     from consortium.reports.text import render_json
+    from consortium.reports.visible import visible_json
 
     if form != "json":
         raise UsageError(f"no report format {form!r}", where="--format", fix="json is the only one so far")
     named = period or datetime.now(UTC).strftime("%Y-%m")
     text = render_json(Caller(person, partner=partner, role="auditor").client().report(partner, named))
     if output is None:
-        print(text, end="")
+        print(visible_json(text), end="")
         return
     try:
         output.write_text(text, encoding="utf-8")
@@ -71,16 +72,16 @@ def verify(
     if as_json:
         put_json(to_json(found))
         return
-    print(f"verified: {found.partner} {found.period}, {found.leaves} records in a log of {found.log_size}")
+    put(f"verified: {found.partner} {found.period}, {found.leaves} records in a log of {found.log_size}")
     for check in found.checks:
-        print(f"  {check}")
-    print(f"keys: {f'pinned in {pinned}' if pinned else 'from the report itself; compare these fingerprints'}")
+        put(f"  {check}")
+    put(f"keys: {f'pinned in {pinned}' if pinned else 'from the report itself; compare these fingerprints'}")
     if not pinned:
         for name, fingerprint in found.fingerprints.items():
-            print(f"  {name}: {fingerprint}")
-    print("what this does not show:")
+            put(f"  {name}: {fingerprint}")
+    put("what this does not show:")
     for limit in found.limits:
-        print(f"  {limit}")
+        put(f"  {limit}")
 
 
 def replay(
