@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
 from fractions import Fraction
 
 MS_PER_HOUR = 3_600_000
@@ -58,6 +58,15 @@ def moment_ms(text: str, now_ms: int) -> int:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
+def is_decimal(text: str) -> bool:
+    """Tell whether `text` is a decimal number as files write them: `0.312`; no sign, exponent or fraction."""
+    return bool(_DECIMAL.fullmatch(text))
+
+
+_DECIMAL = re.compile(r"(0|[1-9][0-9]{0,11})(\.[0-9]{1,12})?")
+
+
 def _rounded(value: Fraction, digits: int) -> str:
-    exact = Decimal(value.numerator) / Decimal(value.denominator)
-    return str(exact.quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_EVEN))
+    scaled = round(value * 10**digits)  # of a fraction, half-even and exact
+    whole, part = divmod(abs(scaled), 10**digits)
+    return f"{'-' if scaled < 0 else ''}{whole}" + (f".{part:0{digits}d}" if digits else "")

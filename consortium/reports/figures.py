@@ -123,7 +123,7 @@ def usage_of(record: Record, period: str) -> list[Metered]:
     for row in found:
         if row.site != record.origin:
             raise VerificationError(f"{record.origin} metered GPUs of {row.site}", where=where)
-        if period_of(row.start_ms) != period:
+        if _period(row.start_ms, where) != period:
             raise VerificationError(f"usage of {row.leg} does not begin in {period}", where=where)
     return [Metered(record=record_id(record), row=row) for row in found]
 
@@ -160,7 +160,7 @@ def crossings_of(record: Record, period: str) -> list[Crossing]:
 def rounds_of(record: Record, period: str) -> list[Round]:
     """Return the round of a `round` record of the server, made in `period`."""
     found = round_of(record)
-    return [found] if period_of(record.at_ms) == period else []
+    return [found] if _period(record.at_ms, f"record {record_id(record)}") == period else []
 
 
 def round_of(record: Record) -> Round:
@@ -175,7 +175,7 @@ def round_of(record: Record) -> Round:
 
 def datasets_of(record: Record, period: str) -> list[Dataset]:
     """Return the dataset of a `dataset` record made in `period`."""
-    if period_of(record.at_ms) != period:
+    if _period(record.at_ms, f"record {record_id(record)}") != period:
         return []
     body = record.body.get("dataset")
     return [_parse(Dataset, body if isinstance(body, dict) else record.body, f"record {record_id(record)}")]
@@ -344,6 +344,13 @@ def _percent(part: int, whole: int) -> str:
     """Render a share in percent with four decimals, rounded half-even once, from integers."""
     scaled = round(Fraction(part * 1_000_000, whole))
     return f"{scaled // 10_000}.{scaled % 10_000:04d}"
+
+
+def _period(unix_ms: int, where: str) -> str:
+    try:
+        return period_of(unix_ms)
+    except UsageError as fault:
+        raise VerificationError(fault.what, where=where) from fault
 
 
 def _parse(cls: type[Any], data: Any, where: str) -> Any:

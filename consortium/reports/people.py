@@ -25,7 +25,7 @@ def with_people(records: Iterable[Record], *kinds: RecordType) -> Iterator[tuple
     newest: dict[tuple[str, str], tuple[SignedDocument, Roster]] = {}
     for record in records:
         if record.type is RecordType.ROSTER and record.origin == SERVER:
-            document = roster_of(record)
+            document = document_of(record)
             name = document.partner, PurePosixPath(document.file).name
             if name not in newest or newest[name][0].version <= document.version:
                 newest[name] = document, _parsed(record, document)
@@ -34,8 +34,8 @@ def with_people(records: Iterable[Record], *kinds: RecordType) -> Iterator[tuple
             yield record, Rosters({person.id: person for roster in in_force for person in roster.people})
 
 
-def roster_of(record: Record) -> SignedDocument:
-    """Return the signed roster in a `roster` record of the server."""
+def document_of(record: Record) -> SignedDocument:
+    """Return the signed document in a `roster` or `site` record of the server."""
     where = f"record {record_id(record)}"
     try:
         return from_json(SignedDocument, record.body.get("document"), where=where)
@@ -46,5 +46,6 @@ def roster_of(record: Record) -> SignedDocument:
 def _parsed(record: Record, document: SignedDocument) -> Roster:
     try:
         return Roster.parse(document)
-    except ConfigError as fault:
-        raise VerificationError(fault.what, where=f"record {record_id(record)}") from fault
+    except (ConfigError, ValueError, RecursionError) as fault:  # of YAML: a date that no calendar has, endless nesting
+        what = fault.what if isinstance(fault, ConfigError) else f"not a roster: {fault}"
+        raise VerificationError(what, where=f"record {record_id(record)}") from fault

@@ -17,9 +17,10 @@ from consortium.keys.trust import Trust
 from consortium.ledger.origins import record_digest, record_id
 from consortium.ledger.proofs import Checkpoint, leaf_data, parse_checkpoint, verify_inclusion
 from consortium.reports.figures import figures, read_facts
-from consortium.reports.model import FORMAT, Report
-from consortium.reports.people import SERVER, roster_of
+from consortium.reports.model import FORMAT, LIMITS, Report
+from consortium.reports.people import SERVER, document_of
 from consortium.reports.rounds import check_rounds
+from consortium.reports.sites import check_sites
 from consortium.reports.text import parse_report
 
 
@@ -55,6 +56,8 @@ def verify_report(document: Mapping[str, Any] | str | bytes, trust: Trust | None
                 fix="verify it with the release it was made with, or ask the server for it anew",
             )
         report = from_json(Report, raw, where="report")
+        if report.limits != LIMITS:
+            raise VerificationError("the report does not state the limits of its format", where="limits")
         bounds(report.period)
         keys = _trusted(report, trust)
         checkpoint = parse_checkpoint(report.checkpoint, keys.log_name, keys.log_key)
@@ -62,7 +65,8 @@ def verify_report(document: Mapping[str, Any] | str | bytes, trust: Trust | None
         _links(records)
         for record in records:
             if record.type is RecordType.ROSTER:
-                check_document(roster_of(record), keys, 0, where=f"record {record_id(record)}")
+                check_document(document_of(record), keys, 0, where=f"record {record_id(record)}")
+        signed = check_sites(report.sites, records, keys)
         facts = read_facts(records, report.partner, report.period)
         check_rounds(records, keys)
         _figures(raw, to_json(figures(facts, report.partner, {s.id: s.reference_factor for s in report.sites})))
@@ -80,7 +84,7 @@ def verify_report(document: Mapping[str, Any] | str | bytes, trust: Trust | None
         log_root=checkpoint.root,
         trust="given" if trust is not None else "file",
         fingerprints=keys.fingerprints(),
-        checks=_checks(report, records),
+        checks=_checks(report, records, signed),
         limits=report.limits,
     )
 
@@ -118,8 +122,14 @@ def _leaves(report: Report, keys: Trust, checkpoint: Checkpoint) -> list[Record]
         data = leaf_data(leaf.salt, leaf.payload)
         _within(where, data, leaf.index, leaf.proof, checkpoint)
         records.append(record)
+    last, shown = -1, {leaf.index for leaf in report.leaves}
     for gone in report.erased:
         where = f"erased leaf {gone.index} ({gone.record_id})"
+        if gone.index <= last or gone.index in shown:
+            raise VerificationError("erased leaves are not in the log's order, each once and not shown", where=where)
+        last = gone.index
+        if not gone.order:
+            raise VerificationError(f"{where} names no order that it was erased under", where=where)
         if len(gone.data) != 64 or gone.data != gone.data.lower():
             raise VerificationError(f"{where} is not 64 hex digits in lower case")
         _within(where, bytes.fromhex(gone.data), gone.index, gone.proof, checkpoint)
@@ -182,14 +192,16 @@ def _difference(said: Any, computed: Any, path: str) -> tuple[str, Any, Any] | N
     return next((found for sub, a, b in pairs if (found := _difference(a, b, sub)) is not None), None)
 
 
-def _checks(report: Report, records: list[Record]) -> tuple[str, ...]:
+def _checks(report: Report, records: list[Record], signed: int) -> tuple[str, ...]:
     count = {kind: sum(record.type is kind for record in records) for kind in RecordType}
     kinds = ", ".join(f"{number} {kind.value}" for kind, number in count.items() if number)
     return (
         f"{len(records)} records are signed by their origins ({kinds or 'none'})",
         f"{len(records) + len(report.erased)} leaves are proven to stand under the log's signed checkpoint",
         f"{len(report.figures.completeness)} families of records have no gap",
+        f"{signed} of {len(report.sites)} sites are as their partners' signed files say",
         *_redone(report),
+        *_gone(report),
         "every figure follows from the leaves",
         "the server signed the whole report",
     )
@@ -201,3 +213,8 @@ def _redone(report: Report) -> tuple[str, ...]:
     return (
         (f"{done} of {len(rows)} contributions were done again, signed by another partner's auditor",) if rows else ()
     )
+
+
+def _gone(report: Report) -> tuple[str, ...]:
+    number = len(report.erased)
+    return (f"{number} are erased: which records, and under which order, is only the server's word",) if number else ()

@@ -21,6 +21,7 @@ from consortium.domain.units import MS_PER_HOUR, data_size, gpu_hours, reference
         (181, 4, "0.0001"),
         (-540, 4, "-0.0002"),
         (10**24, 4, "277777777777777777.7778"),
+        (10**40 * MS_PER_HOUR + 181, 4, "1" + "0" * 40 + ".0001"),
     ],
 )
 def test_gpu_hours_round_half_even_once(gpu_ms, digits, text):

@@ -326,3 +326,39 @@ def test_the_log_may_grow_while_a_report_is_made(world: Any, report: dict[str, A
 
 def test_records_survive_json(world: Any) -> None:
     assert [from_json(Record, to_json(record)) for record in world.records] == world.records
+
+
+@pytest.mark.parametrize("limits", [[], ["(nothing: every figure was re-executed)\x1b]0;x\x07"]])
+def test_a_report_states_the_limits_of_its_format(world: Any, report: dict[str, Any], limits: list[str]) -> None:
+    with pytest.raises(VerificationError, match="limits of its format"):
+        verify_report(resign(world, report | {"limits": limits}), world.trust)
+
+
+@pytest.mark.parametrize("at_ms", [10**17, 10**20, 10**40, -1, -(10**17)])
+def test_a_record_of_no_time_is_named(tmp_path: Path, at_ms: int) -> None:
+    world = b.World()
+    world.round("job-t", 1, {"fr-1": 1}, at_ms)
+    with world.log(tmp_path) as log, pytest.raises(VerificationError, match="is no time") as caught:
+        build(world, log)
+    assert caught.value.where == "record server:0"
+
+
+def test_erased_leaves_stand_once_in_order_and_are_not_shown(tmp_path: Path) -> None:
+    world = b.example()
+    with world.log(tmp_path) as log:
+        for number in (-1, -2):
+            log.erase(log.find(record_id(world.records[number])), "order 7")
+        report = build(world, log)
+        hidden = next(leaf for leaf in report["leaves"] if leaf["payload"]["type"] == "lease")
+        shown = {"index": hidden["index"], "record_id": hidden["record_id"], "order": "order 7",
+                 "data": log.entry(hidden["index"]).data, "proof": hidden["proof"]}  # fmt: skip
+    first, second = report["erased"]
+    for erased, why in (
+        ([first, first], "each once"),
+        ([second, first], "log's order"),
+        ([shown], "not shown"),
+        ([first | {"order": ""}], "names no order"),
+    ):
+        with pytest.raises(VerificationError, match=why):
+            verify_report(resign(world, report | {"erased": erased}), world.trust)
+    assert any("only the server's word" in check for check in verify_report(report, world.trust).checks)
