@@ -154,6 +154,12 @@ def crossings_of(record: Record, period: str) -> list[Crossing]:
         own = item.sender if item.side is CrossingSide.RELEASE else item.recipient
         if own != record.origin:
             raise VerificationError(f"{record.origin} recorded a {item.side} that is {own}'s to record", where=where)
+        if item.size_bytes < 0 or item.count < 1:
+            raise VerificationError(f"a crossing of {item.size_bytes} bytes, {item.count} times", where=where)
+        if _period(item.at_ms, where) != period:
+            raise VerificationError(
+                f"a crossing from {item.sender} to {item.recipient} is not of {period}", where=where
+            )
     return found
 
 
@@ -268,7 +274,7 @@ def _border_row(item: BorderSum) -> BorderRow:
         received_count=item.received_count,
         received_bytes=item.received_bytes,
         matched_count=item.matched_count,
-        evidence=Evidence.CROSS_CHECKED if item.agree else Evidence.DECLARED,
+        evidence=Evidence.CROSS_CHECKED if item.cross_checked else Evidence.DECLARED,
     )
 
 

@@ -23,8 +23,8 @@ LIMITS = (
     "Delivered and consumed GPU time is metered by the site. Where the server's receipt times cover the same leases, "
     "both books stand side by side; they count as cross-checked where they differ by at most "
     f"{AGREE_PERCENT} % of the site's figure plus {AGREE_SLACK_MS} ms per GPU and lease.",
-    "A crossing is cross-checked where sender and recipient recorded the same artifacts. Batches of metric and control "
-    "calls are declared by their sender.",
+    "A crossing is cross-checked where sender and recipient, of two partners, recorded the same artifacts. Batches of "
+    "metric and control calls are declared by their sender.",
     "Tokens, steps and FLOPs of a round are the site's own word, weighed by its peers; they are re-executed where an "
     "auditor of another partner had the inner steps done again at the site and signed the result. A site that says so "
     "of itself is named, and its word founds nothing. FLOPs are the model's arithmetic, not the hardware's.",

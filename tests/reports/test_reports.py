@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from consortium.domain.codec import from_json, to_json
-from consortium.domain.data import CrossingSide
+from consortium.domain.data import Crossing, CrossingSide
 from consortium.domain.records import Record, RecordType
 from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.keys.signing import SigningKey, sign_value
@@ -268,6 +268,26 @@ class TestWhatOriginsMaySay:
         with pytest.raises(VerificationError, match="a release that is de-1's to record"):
             self.facts(replace(world.records[0], origin="fr-1"))
         assert world.records[0].body["crossings"][0]["side"] == CrossingSide.RELEASE
+
+    @pytest.mark.parametrize("lie", [{"size_bytes": -1}, {"count": 0}, {"at_ms": b.START - 1}, {"at_ms": 10**20}])
+    def test_a_crossing_has_a_size_a_count_and_a_time_in_its_period(self, lie: dict[str, Any]) -> None:
+        world = b.World()
+        world.passage("fr-1", "de-1", "sha256:1", 5, "job-t")
+        (item,) = from_json(list[Crossing], world.records[0].body["crossings"])
+        record = world.crossing("fr-1", replace(item, **lie))
+        with pytest.raises(VerificationError, match=r"a crossing|is no time") as caught:
+            self.facts(record)
+        assert caught.value.where == f"record {record_id(record)}"
+
+    def test_a_partner_does_not_cross_check_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(b.FACTORS, "fr-2", ("h100-sxm", "1.0"))
+        world = b.World()
+        world.passage("fr-1", "fr-2", "sha256:1", 5, "job-t")
+        world.passage("fr-1", "de-1", "sha256:1", 5, "job-t")
+        rows = figures(read_facts(world.records, "fr", b.PERIOD), "fr", {}).crossings
+        assert [(row.recipient, row.matched_count, row.evidence.value) for row in rows] == [
+            ("de-1", 1, "cross-checked"), ("fr-2", 1, "declared"),
+        ]  # fmt: skip
 
     @pytest.mark.parametrize("body", [{}, {"rows": 5}, {"rows": [{}]}, {"rows": [], "cumulative": None}])
     def test_malformed_bodies_are_named(self, body: dict[str, Any]) -> None:
