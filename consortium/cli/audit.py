@@ -161,26 +161,34 @@ def re_execute(
 
 def log(
     count: Annotated[int, typer.Option(min=1, max=1000, help="How many of the latest records.")] = 20,
+    trust: Annotated[
+        Path | None, typer.Option(help="Public keys you pinned; default: those of the federation here.")
+    ] = None,
     as_json: Json = False,
     person: As = "",
 ) -> None:
-    """Show the log."""
-    client = Caller(person, role="auditor").client()
-    checkpoint = client.checkpoint()
-    size = int(checkpoint.splitlines()[1])
-    entries = client.entries(max(0, size - count), count)
+    """Show the end of the log; exit 7 where it is not what the checkpoint says, or another log signed that."""
+    from consortium.client.log import latest
+    from consortium.domain.codec import to_json
+    from consortium.keys.trust import Trust
+
+    caller = Caller(person, role="auditor")
+    pinned = trust or (None if caller.elsewhere else _pinned())
+    found = latest(caller.client(), count, Trust.load(pinned) if pinned else None)
     if as_json:
-        put_json({"checkpoint": checkpoint, "size": size, "entries": entries})
-        return
-    say(checkpoint.strip())
-    rows = []
-    for entry in entries:
-        payload = entry["payload"] or {}
-        what = payload.get("type", f"erased under {entry['erased']}")
-        rows.append(
-            (entry["index"], when(int(payload.get("at_ms", 0))), payload.get("origin", ""), what, entry["data"][:16])
-        )
-    table(["index", "time (UTC)", "origin", "record", "leaf"], rows, empty="the log is empty")
+        put_json({"checkpoint": found.checkpoint, "size": found.size, "entries": to_json(found.entries)})
+    else:
+        say(found.checkpoint.strip())
+        rows = []
+        for entry in found.entries:
+            payload = entry.payload or {}
+            at_ms = payload.get("at_ms", 0)
+            what = payload.get("type", f"erased under {entry.erased}")
+            time = when(at_ms) if isinstance(at_ms, int) else at_ms
+            rows.append((entry.index, time, payload.get("origin", ""), what, entry.data[:16]))
+        table(["index", "time (UTC)", "origin", "record", "leaf"], rows, empty="the log is empty")
+    signed = f"signed with the key pinned in {pinned}" if pinned else "its signature is not checked: pass --trust"
+    say(f"{len(found.entries)} leaves are those of the checkpoint; {signed}")
 
 
 def _pinned() -> Path | None:
