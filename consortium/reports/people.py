@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
 
 from consortium.domain.codec import from_json
 from consortium.domain.records import Record, RecordType
@@ -18,20 +17,27 @@ SERVER = "server"
 def with_people(records: Iterable[Record], *kinds: RecordType) -> Iterator[tuple[Record, Rosters]]:
     """Return the records of `kinds` with the people vouched for at that time; `records` stand in the log's order.
 
-    Of a roster file its newest version counts: the highest number, of the same number the last. One that had expired at
-    the record's own time vouches for nobody. Whether its partner signed it is not looked at here. Raises
-    VerificationError where one is no roster.
+    Of each partner its newest roster counts (`age`). One that had expired at the record's own time vouches for nobody.
+    Whether its partner signed it is not looked at here. Raises VerificationError where one is no roster.
     """
-    newest: dict[tuple[str, str], tuple[SignedDocument, Roster]] = {}
+    newest: dict[str, tuple[SignedDocument, Roster]] = {}
     for record in records:
         if record.type is RecordType.ROSTER and record.origin == SERVER:
             document = document_of(record)
-            name = document.partner, PurePosixPath(document.file).name
-            if name not in newest or newest[name][0].version <= document.version:
-                newest[name] = document, _parsed(record, document)
+            before = newest.get(document.partner)
+            if before is None or age(before[0]) <= age(document):
+                newest[document.partner] = document, _parsed(record, document)
         if record.type in kinds:
             in_force = [roster for document, roster in newest.values() if record.at_ms < document.expires_ms]
             yield record, Rosters({person.id: person for roster in in_force for person in roster.people})
+
+
+def age(document: SignedDocument) -> tuple[int, int]:
+    """Return what the newer of two signed documents has more of; of equals the later in the log is the newer.
+
+    Its owner signed it, so that the server, which puts documents into the log, brings no older one back.
+    """
+    return document.issued_ms, document.version
 
 
 def document_of(record: Record) -> SignedDocument:
