@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from consortium.domain.data import ArtifactClass, Crossing, CrossingSide
+from consortium.domain.ids import partner_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,11 @@ class BorderSum:
     """Artifacts that both sides recorded, with the same digest, job and size."""
     agree: bool
     """Both sides recorded the same artifacts, each of them."""
+
+    @property
+    def cross_checked(self) -> bool:
+        """Whether both sides agree and are of two partners: one that holds both ends vouches only for itself."""
+        return self.agree and partner_of(self.sender) != partner_of(self.recipient)
 
     @property
     def size_bytes(self) -> int:

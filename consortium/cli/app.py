@@ -12,6 +12,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from consortium.cli import audit, data, federation, jobs, models, quota, rounds, simulate, site, snapshot
+from consortium.cli.show import say
 from consortium.errors import ConsortiumError
 
 app = typer.Typer(
@@ -61,5 +62,5 @@ def _keep_trace() -> str:
 
 
 def _leave(code: int, message: str) -> NoReturn:
-    print(message, file=sys.stderr)
+    say(message)
     sys.exit(code)

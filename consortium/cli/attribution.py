@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from consortium.cli.show import table
+from consortium.cli.show import put, table
 from consortium.domain.units import data_size
 
 _COLUMNS = ["partner", "rounds", "refused", "tokens", "FLOPs", "weight", "sent", "received", "loss share", "work is"]
@@ -34,12 +34,12 @@ def show_attribution(found: dict[str, Any]) -> None:
     kept = found["retained"]
     if kept["rounds"]:
         size = "of unknown size" if kept["bytes_per_site"] is None else f"{data_size(int(kept['bytes_per_site']))}"
-        print(f"each site keeps its peers' contributions to {kept['rounds']} rounds for audits: {size} in all")
+        put(f"each site keeps its peers' contributions to {kept['rounds']} rounds for audits: {size} in all")
 
 
 def _model(row: dict[str, Any]) -> None:
     behind = f", {_flops(row['lineage_flops'])} with {', '.join(row['lineage'])}" if row["lineage"] else ""
-    print(f"model: {_flops(row['model_flops'])} FLOPs{behind}; {_law(row)}")
+    put(f"model: {_flops(row['model_flops'])} FLOPs{behind}; {_law(row)}")
 
 
 def _law(row: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from consortium.cli.context import As, Caller, Json, check_job_id
-from consortium.cli.show import put_json, say, table, when
+from consortium.cli.show import put, put_json, say, table, when
 from consortium.errors import ConsortiumError, NotFoundError, UsageError, VerificationError
 
 _REPLAY_HELP = "Recompute a training run from what sites on this machine kept; exit 7 where anything differs."
@@ -30,19 +30,20 @@ def add_to(app: typer.Typer) -> None:
 def report(
     partner: Annotated[str, typer.Argument(metavar="PARTNER", help="Such as fr.")],
     period: Annotated[str, typer.Option(help="YYYY-MM; default: this month.")] = "",
-    form: Annotated[str, typer.Option("--format", help="json")] = "json",
+    form: Annotated[str, typer.Option("--format", help="Only json so far.")] = "json",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: standard output.")] = None,
     person: As = "",
 ) -> None:
     """Fetch and write a report."""
     from consortium.reports.text import render_json
+    from consortium.reports.visible import visible_json
 
     if form != "json":
         raise UsageError(f"no report format {form!r}", where="--format", fix="json is the only one so far")
     named = period or datetime.now(UTC).strftime("%Y-%m")
     text = render_json(Caller(person, partner=partner, role="auditor").client().report(partner, named))
     if output is None:
-        print(text, end="")
+        print(visible_json(text), end="")
         return
     try:
         output.write_text(text, encoding="utf-8")
@@ -71,16 +72,16 @@ def verify(
     if as_json:
         put_json(to_json(found))
         return
-    print(f"verified: {found.partner} {found.period}, {found.leaves} records in a log of {found.log_size}")
+    put(f"verified: {found.partner} {found.period}, {found.leaves} records in a log of {found.log_size}")
     for check in found.checks:
-        print(f"  {check}")
-    print(f"keys: {f'pinned in {pinned}' if pinned else 'from the report itself; compare these fingerprints'}")
+        put(f"  {check}")
+    put(f"keys: {f'pinned in {pinned}' if pinned else 'from the report itself; compare these fingerprints'}")
     if not pinned:
         for name, fingerprint in found.fingerprints.items():
-            print(f"  {name}: {fingerprint}")
-    print("what this does not show:")
+            put(f"  {name}: {fingerprint}")
+    put("what this does not show:")
     for limit in found.limits:
-        print(f"  {limit}")
+        put(f"  {limit}")
 
 
 def replay(
@@ -124,7 +125,7 @@ def re_execute(
     samples: Annotated[int, typer.Option(min=0, help="In place of --round: how many rounds to draw.")] = 0,
     seed: Annotated[str, typer.Option(help="What they are drawn by; nothing that the site could choose.")] = "",
     site: Annotated[str, typer.Option(help="Only this site's contributions, such as fr-1.")] = "",
-    auditor: Annotated[str, typer.Option(metavar="PERSON", help="Who watches and signs, such as uy/carla.")] = "",
+    auditor: Annotated[str, typer.Option(metavar="PERSON", help="Who watches and signs, such as uy/carmen.")] = "",
     key: Annotated[Path | None, typer.Option(help="The auditor's key file; default: as for --as.")] = None,
     record: Annotated[bool, typer.Option(help="Put what comes out on record, in the site's name.")] = True,
     as_json: Json = False,
@@ -160,26 +161,34 @@ def re_execute(
 
 def log(
     count: Annotated[int, typer.Option(min=1, max=1000, help="How many of the latest records.")] = 20,
+    trust: Annotated[
+        Path | None, typer.Option(help="Public keys you pinned; default: those of the federation here.")
+    ] = None,
     as_json: Json = False,
     person: As = "",
 ) -> None:
-    """Show the log."""
-    client = Caller(person, role="auditor").client()
-    checkpoint = client.checkpoint()
-    size = int(checkpoint.splitlines()[1])
-    entries = client.entries(max(0, size - count), count)
+    """Show the end of the log; exit 7 where it is not what the checkpoint says, or another log signed that."""
+    from consortium.client.log import latest
+    from consortium.domain.codec import to_json
+    from consortium.keys.trust import Trust
+
+    caller = Caller(person, role="auditor")
+    pinned = trust or (None if caller.elsewhere else _pinned())
+    found = latest(caller.client(), count, Trust.load(pinned) if pinned else None)
     if as_json:
-        put_json({"checkpoint": checkpoint, "size": size, "entries": entries})
-        return
-    say(checkpoint.strip())
-    rows = []
-    for entry in entries:
-        payload = entry["payload"] or {}
-        what = payload.get("type", f"erased under {entry['erased']}")
-        rows.append(
-            (entry["index"], when(int(payload.get("at_ms", 0))), payload.get("origin", ""), what, entry["data"][:16])
-        )
-    table(["index", "time (UTC)", "origin", "record", "leaf"], rows, empty="the log is empty")
+        put_json({"checkpoint": found.checkpoint, "size": found.size, "entries": to_json(found.entries)})
+    else:
+        say(found.checkpoint.strip())
+        rows = []
+        for entry in found.entries:
+            payload = entry.payload or {}
+            at_ms = payload.get("at_ms", 0)
+            what = payload.get("type", f"erased under {entry.erased}")
+            time = when(at_ms) if isinstance(at_ms, int) else at_ms
+            rows.append((entry.index, time, payload.get("origin", ""), what, entry.data[:16]))
+        table(["index", "time (UTC)", "origin", "record", "leaf"], rows, empty="the log is empty")
+    signed = f"signed with the key pinned in {pinned}" if pinned else "its signature is not checked: pass --trust"
+    say(f"{len(found.entries)} leaves are those of the checkpoint; {signed}")
 
 
 def _pinned() -> Path | None:

@@ -32,6 +32,11 @@ class Caller:
         self._known: dict[str, Any] = {} if self._server else _current()
         self.person = person or ("" if self._server else self._default(partner, role))
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the server is another than that of the federation on this machine."""
+        return bool(self._server)
+
     def client(self) -> Client:
         """Return the SDK's client."""
         from consortium.client.api import Client

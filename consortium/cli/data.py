@@ -10,7 +10,7 @@ import typer
 
 from consortium.cli import data_home, trace
 from consortium.cli.context import As, Caller, Json
-from consortium.cli.show import put_json, say, table
+from consortium.cli.show import put, put_json, say, table
 
 if TYPE_CHECKING:
     from consortium.domain.data import Description
@@ -89,7 +89,7 @@ def register(
     else:
         counts = f"{dataset.documents:,} documents, {dataset.size_bytes:,} bytes stored"
         say(f"registered {dataset.name}@{dataset.version} at {dataset.site}: {counts}")
-        print(dataset.id)
+        put(dataset.id)
 
 
 def _description(legal_basis: list[str], begin: str, end: str, contributor: list[str], consent: str) -> Description:
@@ -119,7 +119,7 @@ def export(
     written = export_at_home(Caller(person).client(), dataset, path, say=say)
     say(f"{written.documents:,} documents of {written.name}@{written.version}, licence {written.licence}")
     say(f"this is text: it must not leave the territory {written.territory}, and nothing watches this copy")
-    print(path)
+    put(str(path))
 
 
 def ls(as_json: Json = False, person: As = "") -> None:
@@ -151,13 +151,13 @@ def show(dataset: Name, as_json: Json = False, person: As = "") -> None:
         return
     shards, about = found.pop("shards"), found.pop("about", {})
     for key, value in (found | about).items():
-        print(f"{key:16} {_plain(value)}")
+        put(f"{key:16} {_plain(value)}")
     over = described.consent_over(time.time_ns() // 1_000_000)
     if over:
         say(f"{over}: no job may read it")
-    print(f"{'shards':16} {len(shards)}")
+    put(f"{'shards':16} {len(shards)}")
     for shard in shards:
-        print(f"  {shard['digest']}  {shard['documents']:,} documents  {shard['size_bytes']:,} bytes")
+        put(f"  {shard['digest']}  {shard['documents']:,} documents  {shard['size_bytes']:,} bytes")
 
 
 def _plain(value: Any) -> str:

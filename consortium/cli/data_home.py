@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consortium.cli.context import As, Caller, Json
-from consortium.cli.show import put_json, say, table
+from consortium.cli.show import put, put_json, say, table
 
 if TYPE_CHECKING:
     from consortium.reports.story import Score, Story
@@ -49,7 +49,7 @@ def report(
         say(line)
     if facts.samples:
         say(f"it shows pieces of the collection's text: it stays with {found.partner}")
-    print(path)
+    put(str(path))
 
 
 def statistic(
@@ -84,7 +84,7 @@ def explain(
         return
     for number, story in enumerate(found):
         if number:
-            print()
+            put()
         _tell(story)
 
 
@@ -98,12 +98,12 @@ def _tell(story: Story) -> None:
     if story.clean:
         fate += f", as {story.clean} in row {story.clean_row} of its clean shard"
     certainty = f"found {story.language or 'none'} ({story.confidence:.3f})"
-    print(f"document  {story.document}  {_seen(story.id)}")
-    print(f"came as   {story.dataset}, shard {story.shard}, row {story.row}, {story.chars:,} characters")
-    print(f"language  declared {_seen(story.declared)}, {certainty}")
-    print(f"fate      {fate}")
+    put(f"document  {story.document}  {_seen(story.id)}")
+    put(f"came as   {story.dataset}, shard {story.shard}, row {story.row}, {story.chars:,} characters")
+    put(f"language  declared {_seen(story.declared)}, {certainty}")
+    put(f"fate      {fate}")
     if story.annotations:
-        print()
+        put()
         table(
             ["rule", "value", "threshold", "from", "to"],
             [
@@ -112,8 +112,8 @@ def _tell(story: Story) -> None:
             ],
             empty="",
         )
-    print()
-    print(f"scores of the text {'after its edits' if story.as_judged else 'as it came'}:")
+    put()
+    put(f"scores of the text {'after its edits' if story.as_judged else 'as it came'}:")
     table(
         ["rule", "measured", "limit", "verdict"],
         [(score.rule, f"{score.value:.6g}", _limit(score), _verdict(score)) for score in story.scores],
@@ -135,7 +135,5 @@ def _span(start: int, end: int) -> tuple[str, str]:
 
 
 def _seen(text: str) -> str:
-    """Names come from the collection: no control character of theirs reaches the terminal."""
-    from consortium.reports.dataset_page import visible
-
-    return visible(text.replace("\n", " ").replace("\t", " "))
+    """Names come from the collection: they stay on their line."""
+    return text.replace("\n", " ").replace("\t", " ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from consortium.cli import estimate
-from consortium.cli.show import put_json, table, when
+from consortium.cli.show import put, put_json, table, when
 from consortium.domain.units import gpu_hours
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ def funnel(found: dict[str, Any]) -> None:
     for step in found["steps"]:
         numbers = ", ".join(f"{key} {value}" for key, value in step["numbers"].items())
         left = ", ".join(step["sites_left"]) or "no site left"
-        print(f"  {step['rule']:12} {left}" + (f"  ({numbers})" if numbers else ""))
+        put(f"  {step['rule']:12} {left}" + (f"  ({numbers})" if numbers else ""))
         for drop in step["dropped"]:
-            print(f"    {drop['site']}: {drop['reason']['message']}")
+            put(f"    {drop['site']}: {drop['reason']['message']}")
     for name, text in _outlook(found):
-        print(f"  {name:12} {text}")
+        put(f"  {name:12} {text}")
 
 
 def _outlook(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -73,17 +73,17 @@ def _outlook(found: dict[str, Any]) -> list[tuple[str, str]]:
 def _page(answer: dict[str, Any], job: Job, members: int) -> None:
     where = ", ".join(job.target_sites) or "any one site that fits"
     denied_now = job.state.value == "denied"
-    print(f"nothing was submitted; it would {'be denied' if denied_now else f'run at {where}'}")
-    print(answer["funnel"]["reason"]["message"].replace(job.id, "the job"))
-    print()
+    put(f"nothing was submitted; it would {'be denied' if denied_now else f'run at {where}'}")
+    put(answer["funnel"]["reason"]["message"].replace(job.id, "the job"))
+    put()
     table(
         ["site", "flavor", "eligible", "starts (UTC)", "reference GPU-hours", "at most", "why not, or not now"],
         [_row(row, job.id) for row in answer["sites"]],
         empty="there is no site",
     )
-    print()
+    put()
     for name, text in (*_outlook(answer["funnel"]), *_facts(answer, job, members)):
-        print(f"{name:12} {text}")
+        put(f"{name:12} {text}")
     if "training" in answer:
         estimate.show(answer["training"])
 

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from consortium.cli.show import table
+from consortium.cli.show import put, table
 from consortium.domain.units import data_size
 
 
 def show(found: dict[str, Any]) -> None:
     """Print what a training takes, as `consortium.train.costs.Costs` says, or why that is not known."""
     if "unknown" in found:
-        print(f"{'training':12} not known: {found['unknown']}" + (f"; {found['fix']}" if found["fix"] else ""))
+        put(f"{'training':12} not known: {found['unknown']}" + (f"; {found['fix']}" if found["fix"] else ""))
         return
-    print()
+    put()
     table(
         ["site", "memory of a GPU", "steps", "tokens", "passes", "hours alone", "reference GPU-hours", "sends"],
         [_site(site) for site in found["sites"]],
         empty="no site",
     )
     if found["borders"]:
-        print()
+        put()
         table(["from", "to", "a round", "takes", "in all"], [_border(row) for row in found["borders"]], empty="")
-    print()
+    put()
     for name, text in _facts(found):
-        print(f"{name:12} {text}")
+        put(f"{name:12} {text}")
     for text in found["warnings"]:
-        print(f"{'warning':12} {text}")
+        put(f"{'warning':12} {text}")
 
 
 def _site(row: dict[str, Any]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from consortium.cli.context import Json
-from consortium.cli.show import put_json, say
+from consortium.cli.show import put, put_json, say
 from consortium.domain.ids import is_name
 from consortium.errors import UsageError
 
@@ -97,8 +97,8 @@ def _tell_up(running: Running, as_json: bool) -> None:
     if as_json:
         put_json({key: federation[key] for key in ("name", "server_url", "mlflow_url", "sites")})
         return
-    print(f"server  {federation['server_url']}")
-    print(f"MLflow  {federation['mlflow_url']}")
+    put(f"server  {federation['server_url']}")
+    put(f"MLflow  {federation['mlflow_url']}")
     say("try: consortium sites; stop it with: consortium down")
 
 
@@ -145,9 +145,9 @@ def doctor(as_json: Json = False) -> None:
         put_json([{"check": f.check, "ok": f.ok, "found": f.found, "fix": f.fix} for f in findings])
     else:
         for finding in findings:
-            print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.found}")
+            put(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check}: {finding.found}")
             if not finding.ok:
-                print(f"      fix: {finding.fix}")
+                put(f"      fix: {finding.fix}")
     failed = [finding.check for finding in findings if not finding.ok]
     if failed:
         raise JobFailedError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}")

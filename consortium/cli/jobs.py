@@ -12,7 +12,7 @@ from consortium.cli import dryrun
 from consortium.cli.attribution import show_attribution
 from consortium.cli.context import As, Caller, Json, check_job_id
 from consortium.cli.dryrun import denied, funnel
-from consortium.cli.show import put_json, say, table, when
+from consortium.cli.show import put, put_json, say, table, when
 from consortium.cli.watch import follow, told
 from consortium.errors import JobFailedError
 
@@ -99,7 +99,7 @@ def _submitted(made: list[Job], watched: bool, as_json: bool, *, array: bool) ->
         if job.state.value == "denied":
             denied(job)
         if not as_json:
-            print(job.id)
+            put(job.id)
     for job in made:
         if watched and job.state.value != "succeeded":
             message = job.reason.message if job.reason else ""
@@ -175,9 +175,9 @@ def show(
         "MLflow run": found.tracking_run,
     }
     for key, value in facts.items():
-        print(f"{key:12} {value or '-'}")
+        put(f"{key:12} {value or '-'}")
     for denial in found.denials:
-        print(f"{'denied by':12} {denial.clause} at {denial.file}:{denial.line}: {denial.message}")
+        put(f"{'denied by':12} {denial.clause} at {denial.file}:{denial.line}: {denial.message}")
     _legs(found)
     if brought:
         show_attribution(brought["attribution"])
@@ -214,15 +214,15 @@ def explain(job: JobArg, as_json: Json = False, person: As = "") -> None:
         put_json(found)
         return
     reason = found["reason"]
-    print(f"{found['job']} is {found['state']}" + (f": {reason['message']}" if reason else ""))
+    put(f"{found['job']} is {found['state']}" + (f": {reason['message']}" if reason else ""))
     for denial in found["denials"]:
-        print(f"  {denial['clause']} ({denial['file']}:{denial['line']}): {denial['message']}")
-        print(f"  would pass: {denial['would_pass']}")
+        put(f"  {denial['clause']} ({denial['file']}:{denial['line']}): {denial['message']}")
+        put(f"  would pass: {denial['would_pass']}")
     if found["funnel"]:
         funnel(found["funnel"])
     for site, progress in sorted((found.get("progress") or {}).items()):
         if progress:
-            print(f"  {site}: {told(progress)}")
+            put(f"  {site}: {told(progress)}")
 
 
 def logs(
@@ -299,16 +299,16 @@ def _sites(job: Job) -> list[str]:
 
 def _legs(job: Job) -> None:
     for attempt in job.attempts:
-        print(f"attempt {attempt.number}")
+        put(f"attempt {attempt.number}")
         for leg in attempt.legs:
             said = leg.reason or told(job.progress.get(leg.site, {}))
-            print(f"  {leg.site}  {leg.state.value}  {leg.gpus} GPUs  {leg.id}@{leg.epoch}  {said}".rstrip())
+            put(f"  {leg.site}  {leg.state.value}  {leg.gpus} GPUs  {leg.id}@{leg.epoch}  {said}".rstrip())
 
 
 def _log_text(found: dict[str, Any], named: bool) -> None:
     for chunk in found["chunks"]:
         for line in chunk["text"].splitlines():
-            print(f"{chunk['site']} | {line}")
+            put(f"{chunk['site']} | {line}")
     if not named:
         for site in found["withheld"]:
             say(f"{site} keeps its logs at home: its partner's policy does not release them")

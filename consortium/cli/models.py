@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from consortium.cli.context import Json, check_job_id
-from consortium.cli.show import put_json, say, table
+from consortium.cli.show import plain, put, put_json, say, table
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A pretrain job's id.")]
 Round = Annotated[int, typer.Option(help="Which outer state: 0 is before training, -1 the newest.", min=-1)]
@@ -38,9 +38,9 @@ def generate(
     from consortium.train.generate import Sampling
 
     sampling = Sampling(tokens=tokens, temperature=temperature, top_p=top_p, seed=seed)
-    begun = False
+    begun, shown = False, plain if sys.stdout.isatty() else str
     for piece in generate_at_home(model, text, sampling, round=round, site=site):
-        sys.stdout.write(piece if begun else text + piece)
+        sys.stdout.write(shown(piece if begun else text + piece))
         sys.stdout.flush()
         begun = True
     sys.stdout.write("\n" if begun else text + "\n")
@@ -106,4 +106,4 @@ def export(
     files = export_at_home(model, path, precision=precision, round=round, site=site)
     total = sum(file.stat().st_size for file in files)
     say(f"{len(files)} files, {total / 1e6:,.1f} MB; these are weights: nothing watches this copy")
-    print(path)
+    put(str(path))

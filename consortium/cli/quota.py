@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from consortium.cli.context import As, Caller, Json
-from consortium.cli.show import put_json, say, table, when
+from consortium.cli.show import put, put_json, say, table, when
 from consortium.domain.units import gpu_hours
 
 quota_app = typer.Typer(help="Quotas per account and flavor, budgets, pledges.", no_args_is_help=True)
@@ -39,7 +39,7 @@ def quota_show(as_json: Json = False, person: As = "") -> None:
         put_json(found)
         return
     document = found["document"]
-    print(f"{document['file']}, version {document['version']}, since {when(int(document['issued_ms']))} UTC\n")
+    put(f"{document['file']}, version {document['version']}, since {when(int(document['issued_ms']))} UTC\n")
     rows = [
         (account["id"], quota["flavor"], quota["nominal"], _limit(quota["borrowing_limit"]),
          _limit(quota["lending_limit"]))
@@ -48,7 +48,7 @@ def quota_show(as_json: Json = False, person: As = "") -> None:
     ]  # fmt: skip
     table(["account", "flavor", "nominal GPUs", "borrows up to", "lends up to"], rows, empty="no quotas")
     if found["standings"]:
-        print()
+        put()
         table(
             ["budget of", "period", "reference GPU-hours", "used", "running jobs may use", "left"],
             [_standing(item) for item in found["standings"]],
@@ -56,16 +56,16 @@ def quota_show(as_json: Json = False, person: As = "") -> None:
         )
     known = [item for item in found["run_times"] if item["jobs"]]
     if known:
-        print()
+        put()
         table(
             ["jobs of", "ended", "of their walltime use", "eight in ten", "actual / expected", "half of them"],
             [_run_time(item) for item in known],
             empty="",
         )
     for change in found["waiting"]:
-        print()
+        put()
         _changes(change)
-        print(f"waits for an admin of {' and of '.join(change['missing'])} to sign it")
+        put(f"waits for an admin of {' and of '.join(change['missing'])} to sign it")
 
 
 def quota_plan(change: Change, as_json: Json = False, person: As = "") -> None:
@@ -77,7 +77,7 @@ def quota_plan(change: Change, as_json: Json = False, person: As = "") -> None:
         return
     _changes(found)
     if found["changes"]:
-        print(f"needs the consent of {', '.join(found['consent'])}")
+        put(f"needs the consent of {', '.join(found['consent'])}")
     _effect(found["effect"])
 
 
@@ -121,7 +121,7 @@ def shares(as_json: Json = False, person: As = "") -> None:
         [(r["account"], r["flavor"], r["nominal"], r["held"], r["borrowed"], r["lent"]) for r in rows],
         empty="no account has a share",
     )
-    print()
+    put()
     accounts = {row["account"]: row for row in rows}
     table(
         [
@@ -140,8 +140,8 @@ def shares(as_json: Json = False, person: As = "") -> None:
         [_factors(row) for _, row in sorted(accounts.items())],
         empty="",
     )
-    print("share = max(0, dominant + borrowed - credit) / weight, all of the pool's GPUs; the past counts half each")
-    print("half-life, in reference GPU-hours. A job within nominal has level 0; of others, lower levels come first.")
+    put("share = max(0, dominant + borrowed - credit) / weight, all of the pool's GPUs; the past counts half each")
+    put("half-life, in reference GPU-hours. A job within nominal has level 0; of others, lower levels come first.")
 
 
 def _text(client: Any, change: list[str]) -> str:
@@ -182,9 +182,9 @@ def _changes(found: dict[str, Any]) -> None:
 def _effect(effect: dict[str, Any]) -> None:
     moved = effect["jobs"]
     if not moved:
-        print(f"no start changes among the {effect['waiting']} jobs that wait")
+        put(f"no start changes among the {effect['waiting']} jobs that wait")
     else:
-        print(f"{len(moved)} of the {effect['waiting']} jobs that wait start at another time:")
+        put(f"{len(moved)} of the {effect['waiting']} jobs that wait start at another time:")
         table(
             ["job", "account", "starts (UTC)", "would start", ""],
             [
@@ -195,12 +195,12 @@ def _effect(effect: dict[str, Any]) -> None:
         )
     for eviction in effect["evictions"]:
         hours = gpu_hours(int(eviction["lost_gpu_ms"]), 2)
-        print(
+        put(
             f"{eviction['job']} ({eviction['gpus']} GPUs) is evicted for {eviction['for_job']} by right of "
             f"{eviction['rule']}; {hours} GPU-hours are done again"
         )
     if not effect["evictions"]:
-        print("no running job is evicted by it at once")
+        put("no running job is evicted by it at once")
 
 
 def _shift(row: dict[str, Any]) -> str:

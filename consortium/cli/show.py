@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from consortium.reports.visible import visible, visible_json
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_ONE_LINE = str.maketrans("\n\t", "  ")
+
 
 def put_json(value: Any) -> None:
     """Print a value as indented JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(visible_json(json.dumps(value, indent=2, ensure_ascii=False)))
+
+
+def put(text: str = "") -> None:
+    """Print text on standard output; what a terminal would take for a command becomes visible."""
+    print(plain(text))
 
 
 def say(text: str) -> None:
     """Print a line for people on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text), file=sys.stderr, flush=True)
+
+
+def plain(text: str) -> str:
+    """Return text that may be of another's making as it may be shown: colours are dropped, controls become visible."""
+    return visible(_COLOUR.sub("", text))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
@@ -25,7 +41,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: st
 
     On a terminal the last column is cut to its width; a file or pipe gets all of it.
     """
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[plain(str(cell)).translate(_ONE_LINE) for cell in row] for row in rows]
     if not cells:
         say(empty)
         return
@@ -41,11 +57,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: st
 
 
 def when(unix_ms: int) -> str:
-    """Render a time as UTC without fractions; one beyond the calendar, as somebody may have signed, as it is."""
-    if not unix_ms:
-        return "-"
+    """Render a time as UTC without fractions; one that no calendar has as its milliseconds."""
     try:
-        return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S") if unix_ms else "-"
     except (OverflowError, ValueError, OSError):
         return f"{unix_ms} ms"
 

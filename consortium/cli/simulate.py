@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from consortium.cli.context import Json
-from consortium.cli.show import put_json, say, table
+from consortium.cli.show import put, put_json, say, table
 from consortium.errors import UsageError
 
 
@@ -66,7 +66,7 @@ def simulate(
 
 def _show(about: str, figures: dict[str, Any]) -> None:
     variant = f", {figures['variant']}" if figures["variant"] else ""
-    print(f"{figures['scenario']}{variant}: {about}\n")
+    put(f"{figures['scenario']}{variant}: {about}\n")
     share = figures["lost_gpu_hours"] / figures["gpu_hours"] if figures["gpu_hours"] else 0.0
     facts = {
         "jobs": f"{figures['jobs']:,} submitted, {figures['completed']:,} finished, "
@@ -85,8 +85,8 @@ def _show(about: str, figures: dict[str, Any]) -> None:
             f"{figures['interrupted_lost_gpu_hours']:,.0f} GPU-hours lost"
         )
     for name, text in facts.items():
-        print(f"{name:12} {text}")
-    print("\nGPU-hours    delivered: at the partner's sites; consumed: by its jobs, wherever they ran\n")
+        put(f"{name:12} {text}")
+    put("\nGPU-hours    delivered: at the partner's sites; consumed: by its jobs, wherever they ran\n")
     columns = ["partner", "mean wait h", "95% below h", "delivered", "consumed", "lent", "borrowed"]
     rows = [
         (

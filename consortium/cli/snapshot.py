@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consortium.cli.context import As, Caller, Json
-from consortium.cli.show import put_json, say
+from consortium.cli.show import put, put_json, say
 from consortium.errors import NotFoundError, UsageError, VerificationError
+from consortium.reports.visible import visible_json
 
 if TYPE_CHECKING:
     from consortium.scheduler.types import Plan
@@ -32,7 +33,7 @@ def dump(
     """Fetch and write a snapshot and the plan that the scheduler makes from it."""
     data = Caller(person, role="admin").client().snapshot()
     if output is None:
-        sys.stdout.write(data.decode())
+        sys.stdout.write(visible_json(data.decode()))
         return
     try:
         output.write_bytes(data)
@@ -55,7 +56,7 @@ def replay(
         put_json({"equal": not found.difference, "digest": found.digest, "difference": found.difference, "plan": plan})
     else:
         _page(found.plan)
-        print(f"digest       {found.digest}")
+        put(f"digest       {found.digest}")
     if found.difference:
         raise VerificationError(
             f"the plan is not the one in the file ({found.recorded}): {found.difference}",
@@ -70,9 +71,9 @@ def _page(plan: Plan) -> None:
             f"{leg.site} ({', '.join(f'{gpus} on {node}' for node, gpus in sorted(leg.nodes.items()))})"
             for leg in placement.legs
         )
-        print(f"starts       {placement.job} at {legs}")
+        put(f"starts       {placement.job} at {legs}")
     for eviction in plan.evictions:
-        print(f"evicted      {eviction.job} ({eviction.gpus} GPUs) for {eviction.for_job}: {eviction.rule.value}")
+        put(f"evicted      {eviction.job} ({eviction.gpus} GPUs) for {eviction.for_job}: {eviction.rule.value}")
     counts = {
         "placements": len(plan.placements),
         "evictions": len(plan.evictions),
@@ -80,7 +81,7 @@ def _page(plan: Plan) -> None:
         "waiting": len(plan.reasons),
     }
     for name, count in counts.items():
-        print(f"{name:12} {count}")
+        put(f"{name:12} {count}")
 
 
 def _read(path: Path) -> bytes:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from consortium.cli.context import As, Caller, Json
-from consortium.cli.show import put_json, say, table
+from consortium.cli.show import put, put_json, say, table
 
 _HEX = re.compile(r"[0-9a-fA-F]{12,64}")
 _DOCUMENT_HEX = 32
@@ -72,11 +72,11 @@ def _kind(caller: Caller, root: str) -> tuple[str, str]:
 
 
 def _put_place(place: dict[str, Any]) -> None:
-    print(f"token {place['position']:,} of {place['shard']}")
-    print(f"  is token {place['offset']:,} of document {place['document']} ({place['id']})")
-    print(f"  of {place['name']} at {place['site']}, {place['territory']}  ({place['dataset']})")
-    print(f"  whose text is row {place['row']} of {place['source']}")
-    print(f"  licence {place['licence']}, contributor {place['contributor'] or '-'}, {place['language'] or 'und'}")
+    put(f"token {place['position']:,} of {place['shard']}")
+    put(f"  is token {place['offset']:,} of document {place['document']} ({place['id']})")
+    put(f"  of {place['name']} at {place['site']}, {place['territory']}  ({place['dataset']})")
+    put(f"  whose text is row {place['row']} of {place['source']}")
+    put(f"  licence {place['licence']}, contributor {place['contributor'] or '-'}, {place['language'] or 'und'}")
 
 
 def _put_document(found: dict[str, Any]) -> None:
@@ -86,12 +86,12 @@ def _put_document(found: dict[str, Any]) -> None:
             where += f", tokens {line['start']:,} to {line['start'] + line['tokens'] - 1:,}"
         else:
             where += f", row {line['row']:,}"
-        print(f"{where}  ({line['dataset']})")
+        put(f"{where}  ({line['dataset']})")
         if "rule" in line:
             became = f"removed by {line['rule']}" if line["rule"] else _after_cleaning(line)
-            print(f"  {became}  ({line['cleaned_by']})")
+            put(f"  {became}  ({line['cleaned_by']})")
     for model in found["models"]:
-        print(f"model {_job_text(model)}")
+        put(f"model {_job_text(model)}")
     if not found["models"]:
         say("no model was made of it")
     for dataset, why in found["unread"].items():
@@ -113,24 +113,24 @@ def _put_lineage(found: dict[str, Any]) -> None:
             holder = nodes[place["dataset"]]
             counts = f"{place['documents']:,} documents, {place['tokens']:,} tokens, {place['size_bytes']:,} bytes"
             number = f"{place['number'] + 1} of {place['of']}"
-            print(f"{found['shard']['digest']}\n  is shard {number} of {holder['name']}@{holder['version']}: {counts}")
+            put(f"{found['shard']['digest']}\n  is shard {number} of {holder['name']}@{holder['version']}: {counts}")
     makers = {node["made_by"] for node in found["datasets"]} - set(starts)
     edges = [(read, made) for read, made in found["edges"] if not {read, made} & makers]
     for start in starts:
         _branch(start, nodes, _by(edges, 1), 0, set())
     onward = _by(edges, 0)
     if any(start in onward for start in starts):
-        print("what was made of it:")
+        put("what was made of it:")
         for other in sorted({other for start in starts for other in onward.get(start, ())}):
             _branch(other, nodes, onward, 1, set())
     if found["legal_bases"]:
-        print(f"legal bases: {'; '.join(found['legal_bases'])}")
+        put(f"legal bases: {'; '.join(found['legal_bases'])}")
     rows = [
         (record["record"], record["type"], "-" if record["leaf"] is None else record["leaf"], node)
         for node, records in found["records"].items()
         for record in records
     ]
-    print("in the ledger (an inclusion proof: /v1/log/proof?index=LEAF, Client.inclusion(LEAF)):")
+    put("in the ledger (an inclusion proof: /v1/log/proof?index=LEAF, Client.inclusion(LEAF)):")
     table(["record", "type", "leaf", "of"], rows, empty="nothing yet")
 
 
@@ -147,7 +147,7 @@ def _branch(
 ) -> None:
     facts = nodes.get(node, {"id": node})
     text = _job_text(facts) if "kind" in facts else _dataset_text(facts, nodes)
-    print("  " * depth + text + ("  see above" if node in seen else ""))
+    put("  " * depth + text + ("  see above" if node in seen else ""))
     if node in seen:
         return
     seen.add(node)

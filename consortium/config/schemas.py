@@ -10,6 +10,7 @@ from consortium.config.tuning import RetryTuning, SchedulerTuning
 from consortium.domain import ids
 from consortium.domain.bounds import within
 from consortium.domain.partner import Cotenancy, Flavor, Node, Partner, Role, Site
+from consortium.domain.units import is_decimal
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
 _GIB = 1 << 30
@@ -17,11 +18,9 @@ _GIB = 1 << 30
 
 def decimal(name: str, text: str, low: str, high: str) -> None:
     """Raise ValueError unless `text` is a decimal number from `low` to `high`."""
-    try:
-        value = Fraction(text)
-    except (ValueError, ZeroDivisionError) as fault:
-        raise ValueError(f"{name} must be a decimal number in quotes, got {text!r}") from fault
-    if "/" in text or not Fraction(low) <= value <= Fraction(high):
+    if not is_decimal(text):
+        raise ValueError(f'{name} must be a decimal number in quotes, such as "0.5", got {text!r}')
+    if not Fraction(low) <= Fraction(text) <= Fraction(high):
         raise ValueError(f"{name} must be {low} to {high}, got {text}")
 
 

@@ -37,6 +37,19 @@ class RecordType(StrEnum):
     RE_EXECUTION = "re_execution"
 
 
+SITE_MAY_WRITE = (
+    RecordType.USAGE,
+    RecordType.CROSSING,
+    RecordType.REFUSAL,
+    RecordType.MANIFEST,
+    RecordType.DOWNTIME,
+    RecordType.RE_EXECUTION,
+)
+"""What a site's records may tell of; the rest is the server's."""
+SITES_ALONE = (RecordType.USAGE, RecordType.CROSSING, RecordType.RE_EXECUTION)
+"""What only a site may write, and only of itself: the server has no GPUs, borders or inner steps of its own."""
+
+
 class Evidence(StrEnum):
     """How well a figure is founded."""
 

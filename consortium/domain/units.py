@@ -57,9 +57,15 @@ def moment_ms(text: str, now_ms: int) -> int:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
+def is_decimal(text: str) -> bool:
+    """Tell whether `text` is a decimal number as files write them: `0.312`; no sign, exponent or fraction."""
+    return bool(_DECIMAL.fullmatch(text))
+
+
+_DECIMAL = re.compile(r"(0|[1-9][0-9]{0,11})(\.[0-9]{1,12})?")
+
+
 def _rounded(value: Fraction, digits: int) -> str:
-    """Render with `digits` decimals, rounded half-even once, in whole numbers: no size is too large for it."""
-    scaled = round(value * 10**digits)
-    text = str(abs(scaled)).rjust(digits + 1, "0")
-    whole, rest = (text[:-digits], "." + text[-digits:]) if digits else (text, "")
-    return f"{'-' if scaled < 0 else ''}{whole}{rest}"
+    scaled = round(value * 10**digits)  # of a fraction, half-even and exact
+    whole, part = divmod(abs(scaled), 10**digits)
+    return f"{'-' if scaled < 0 else ''}{whole}" + (f".{part:0{digits}d}" if digits else "")

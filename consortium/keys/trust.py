@@ -72,6 +72,12 @@ class Trust:
             raise VerificationError(f"no trusted key for the records of {origin!r}")
         return self.sites[origin].signing
 
+    def site_key(self, site: str) -> str:
+        """Return the key that signs what a site says in rounds and at borders; `server` is no site."""
+        if site == "server" or site not in self.sites:
+            raise VerificationError(f"no trusted key for site {site!r}")
+        return self.sites[site].signing
+
     def partner_key(self, partner: str) -> str:
         """Return a partner's root key; `consortium` is the server's."""
         if partner == CONSORTIUM:

@@ -17,7 +17,8 @@ from consortium.domain.protocol import Pinned
 from consortium.errors import VerificationError
 from consortium.keys.canonical import canonical
 from consortium.ledger.notes import open_note
-from consortium.ledger.tree import EMPTY_ROOT, hash_leaf, hash_node
+from consortium.ledger.tree import EMPTY_ROOT, grow, hash_leaf, hash_node, split
+from consortium.ledger.tree import root as tree_root
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")
 
@@ -43,17 +44,31 @@ def checkpoint_text(name: str, size: int, root: bytes) -> str:
 
 def parse_checkpoint(note: str, name: str, key: str) -> Checkpoint:
     """Return the checkpoint in a signed note; raises VerificationError unless log `name` signed it with `key`."""
-    text = open_note(note, name, key)
+    found = _checkpoint(open_note(note, name, key))
+    if found.name != name:
+        raise VerificationError(f"the checkpoint is of log {found.name!r}, not of {name!r}")
+    return found
+
+
+def unsigned_checkpoint(note: str) -> Checkpoint:
+    """Return what a note says that may be anybody's: its signatures are not looked at. Raises VerificationError."""
+    text, gap, _ = note.rpartition("\n\n")
+    if not gap:
+        raise VerificationError("not a signed note: no signature block")
+    return _checkpoint(text + "\n")
+
+
+def _checkpoint(text: str) -> Checkpoint:
     lines = text.split("\n")
-    if len(lines) < 4 or lines[0] != name:
-        raise VerificationError(f"the checkpoint is of log {lines[0]!r}, not of {name!r}")
+    if len(lines) < 4:
+        raise VerificationError("the checkpoint has no name, size and root")
     try:
         root = base64.b64decode(lines[2], validate=True)
     except (binascii.Error, ValueError):
         root = b""
     if not _NUMBER.fullmatch(lines[1]) or len(root) != 32 or base64.b64encode(root).decode() != lines[2]:
-        raise VerificationError("the checkpoint's size or root is malformed", where=f"log {name}")
-    return Checkpoint(name=name, size=int(lines[1]), root=root.hex())
+        raise VerificationError("the checkpoint's size or root is malformed", where=f"log {lines[0]!r}")
+    return Checkpoint(name=lines[0], size=int(lines[1]), root=root.hex())
 
 
 def verify_inclusion(data: bytes, index: int, size: int, proof: Sequence[str], root: str) -> None:
@@ -74,6 +89,34 @@ def verify_inclusion(data: bytes, index: int, size: int, proof: Sequence[str], r
         position, last = position >> 1, last >> 1
     if last != 0 or value.hex() != root:
         raise fault
+
+
+def verify_latest(datas: Sequence[bytes], start: int, size: int, proof: Sequence[str], root: str) -> None:
+    """Raise VerificationError unless `datas` are all leaves from `start` on of the tree of `size` leaves under `root`.
+
+    `proof` is the inclusion proof of the first of them: what it names on the left stands for the leaves before.
+    """
+    if len(datas) != size - start or start < 0:
+        raise VerificationError(f"{len(datas)} leaves are given where {size - start} follow in the log of {size}")
+    if not datas:
+        if root != EMPTY_ROOT.hex() or proof or size:
+            raise VerificationError("no leaf is given, and the log is not empty")
+        return
+    verify_inclusion(datas[0], start, size, proof, root)
+    known: dict[tuple[int, int], bytes] = {}
+    first, count = 0, size
+    for step in reversed(_hashes(proof)):
+        half = split(count)
+        if start - first < half:
+            count = half
+        else:
+            level = half.bit_length() - 1
+            known[level, first >> level] = step
+            first, count = first + half, count - half
+    made = grow(lambda *at: known[at], start, [hash_leaf(data) for data in datas])
+    known |= {(level, index): value for level, index, value in made}
+    if tree_root(lambda *at: known[at], size).hex() != root:
+        raise VerificationError(f"the leaves from {start} on are not those of the log of {size} leaves")
 
 
 def verify_consistency(old: int, old_root: str, new: int, new_root: str, proof: Sequence[str]) -> None:

@@ -28,7 +28,10 @@ from consortium.reports.figures import (
     usage_of,
 )
 from consortium.reports.model import FORMAT, LIMITS, Erased, Leaf, Report, SiteFacts
-from consortium.reports.training import SERVER, ancestry, specs_of
+from consortium.reports.people import SERVER
+from consortium.reports.rounds import ruling_of
+from consortium.reports.sites import newest_files, site_facts
+from consortium.reports.training import ancestry, specs_of
 from consortium.reports.verify import verify_report
 
 
@@ -70,17 +73,18 @@ def build_report(
     payloads = [(entry, entry.payload) for entry in entries if entry.payload is not None]
     records = [(entry, from_json(Record, payload, where=entry.record_id)) for entry, payload in payloads]
     chosen = choose(records, partner, period)
+    facts = _sites(sites, [record for _, record in chosen])
     origins = {record.origin for _, record in chosen}
     report = Report(
         format=FORMAT,
         partner=partner,
         period=period,
         made_ms=made_ms,
-        sites=tuple(_site_facts(site) for site in sorted(sites, key=lambda site: site.id)),
+        sites=facts,
         figures=figures(
             read_facts((record for _, record in chosen), partner, period),
             partner,
-            {site.id: site.flavor.reference_factor for site in sites},
+            {site.id: site.reference_factor for site in facts},
         ),
         limits=LIMITS,
         leaves=tuple(
@@ -118,10 +122,12 @@ def choose(records: Iterable[tuple[Entry, Record]], partner: str, period: str) -
 
     Usage and crossings of its own sites, whole; usage, whole, of every site its accounts ran at; the other side's
     records of its crossings; the server's leases and datasets that concern it; of every training it took part in, and
-    of those behind them, all rounds so far, the job, its inputs' datasets, what was measured and done again of it.
+    of those behind them, all rounds so far, the job, its inputs' datasets, what was measured, ruled and done again of
+    it, and the rosters of those who ruled or watched; the newest signed file of every site.
     """
     everything = list(records)
-    of_training = _training(everything, partner, period)
+    wanted = _training(everything, partner, period)
+    wanted |= {record_id(record) for record in newest_files(record for _, record in everything).values()}
     hosts = {
         record.origin
         for _, record in everything
@@ -131,7 +137,7 @@ def choose(records: Iterable[tuple[Entry, Record]], partner: str, period: str) -
     return [
         (entry, record)
         for entry, record in everything
-        if record_id(record) in of_training or _concerns(record, partner, period, hosts)
+        if record_id(record) in wanted or _concerns(record, partner, period, hosts)
     ]
 
 
@@ -152,7 +158,8 @@ def _training(everything: list[tuple[Entry, Record]], partner: str, period: str)
     measuring = {job for job, spec in specs.items() if spec.kind is JobKind.EVALUATE and spec.model in mine}
     read = {name for job in jobs if job in specs for name in specs[job].inputs}
     redone = [item for item in records if item.type is RecordType.RE_EXECUTION and item.body.get("job") in mine]
-    auditors = {partner_of(str(item.body.get("by") or "")) for item in redone}
+    vouched = {partner_of(str(item.body.get("by") or "")) for item in redone}
+    vouched |= {partner_of(one.by) for item in map(round_of, rounds) if item.job in jobs for one in item.rulings}
     _, end_ms = bounds(period)
 
     def wanted(record: Record) -> bool:
@@ -165,7 +172,10 @@ def _training(everything: list[tuple[Entry, Record]], partner: str, period: str)
             case RecordType.MANIFEST:
                 return record.origin == SERVER and job in measuring
             case RecordType.ROSTER:
-                return record.body.get("partner") in auditors
+                return record.body.get("partner") in vouched
+            case RecordType.APPROVAL:
+                given = ruling_of(record)
+                return given is not None and given.job in jobs
             case RecordType.DATASET:
                 body = record.body.get("dataset")
                 return (body if isinstance(body, dict) else record.body).get("id") in read
@@ -198,6 +208,15 @@ def _check_asked(partner: str, period: str, sites: Sequence[Site]) -> None:
     known = sorted({site.partner for site in sites})
     if not is_partner(partner) or partner not in known:
         raise UsageError(f"{partner!r} is no partner with a site", fix=f"partners: {', '.join(known)}")
+
+
+def _sites(sites: Sequence[Site], records: Iterable[Record]) -> tuple[SiteFacts, ...]:
+    """Return the sites as their signed files say, or as the server has them where the log holds no file."""
+    files = newest_files(records)
+    return tuple(
+        site_facts(files[site.id]) if site.id in files else _site_facts(site)
+        for site in sorted(sites, key=lambda site: site.id)
+    )
 
 
 def _site_facts(site: Site) -> SiteFacts:

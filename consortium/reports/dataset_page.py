@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,12 +24,11 @@ from consortium.data.profile import LanguageProfile, Profile, Tally, length_boun
 from consortium.domain.data import ArtifactClass
 from consortium.reports.dataset import Facts, parents_of
 from consortium.reports.rule_words import in_words
+from consortium.reports.visible import visible
 
 TOP_DOMAINS = 15
 MAX_LANGUAGES = 6
 """Columns by language in the table of rules; the others are added up."""
-_MAX_MARKS = 2
-"""Combining marks in a row that are shown."""
 _CLASSES = {
     ArtifactClass.RAW: "Collection as it was registered",
     ArtifactClass.CLEAN: "Cleaned collection",
@@ -45,26 +43,6 @@ def render(facts: Facts) -> str:
     values = {**_head(facts), **_removals(facts), **_made_of(facts), **_samples(facts), **_provenance(facts)}
     page = _environment().from_string(_file("dataset.html"))
     return page.render(style=Markup(style), style_hash=f"sha256-{hashed}", **values) + "\n"  # noqa: S704  our own file
-
-
-def visible(text: str) -> str:
-    """Return a text whose every character is seen or harmless.
-
-    Controls, characters that turn the direction of what follows, and others without a shape become their number; of
-    marks piled on one letter a few stay.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    shown: list[str] = []
-    marks = 0
-    for sign in text:
-        kind = unicodedata.category(sign)
-        marks = marks + 1 if kind in ("Mn", "Me") else 0
-        if kind in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") and sign not in "\n\t":
-            shown.append(f"⟨{ord(sign):X}⟩")
-        elif marks <= _MAX_MARKS:
-            shown.append(sign)
-    return "".join(shown)
 
 
 def percent(part: int, whole: int) -> str:

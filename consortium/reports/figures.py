@@ -29,8 +29,8 @@ from consortium.reports.model import (
     GpuTime,
     RoundRow,
 )
+from consortium.reports.people import SERVER
 from consortium.reports.training import (
-    SERVER,
     RedoneBy,
     Run,
     Work,
@@ -42,6 +42,7 @@ from consortium.reports.training import (
     training_rows,
 )
 from consortium.train.attribution import Share
+from consortium.train.disputes import parties, published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +64,10 @@ class Facts:
 def read_facts(records: Iterable[Record], partner: str, period: str) -> Facts:
     """Parse records and check what each origin may say and that its running sums are gapless.
 
-    Raises VerificationError naming the record that does not hold.
+    `records` stand in the log's order. Raises VerificationError naming the record that does not hold.
     """
-    ordered = sorted(records, key=lambda record: (record.origin, record.seq))
+    logged = list(records)
+    ordered = sorted(logged, key=lambda record: (record.origin, record.seq))
     of_type: dict[RecordType, list[Record]] = {kind: [] for kind in RecordType}
     for record in ordered:
         of_type[record.type].append(record)
@@ -75,7 +77,7 @@ def read_facts(records: Iterable[Record], partner: str, period: str) -> Facts:
         crossings=tuple(item for record in of_type[RecordType.CROSSING] for item in crossings_of(record, period)),
         rounds=tuple(item for record in of_type[RecordType.ROUND] for item in rounds_of(record, period)),
         runs=read_runs(ordered, [round_of(record) for record in of_type[RecordType.ROUND]]),
-        redone=read_redone(ordered),
+        redone=read_redone(logged),
         datasets=tuple(item for record in of_type[RecordType.DATASET] for item in datasets_of(record, period)),
         completeness=_completeness(ordered, partner),
     )
@@ -121,7 +123,7 @@ def usage_of(record: Record, period: str) -> list[Metered]:
     for row in found:
         if row.site != record.origin:
             raise VerificationError(f"{record.origin} metered GPUs of {row.site}", where=where)
-        if period_of(row.start_ms) != period:
+        if _period(row.start_ms, where) != period:
             raise VerificationError(f"usage of {row.leg} does not begin in {period}", where=where)
     return [Metered(record=record_id(record), row=row) for row in found]
 
@@ -152,13 +154,19 @@ def crossings_of(record: Record, period: str) -> list[Crossing]:
         own = item.sender if item.side is CrossingSide.RELEASE else item.recipient
         if own != record.origin:
             raise VerificationError(f"{record.origin} recorded a {item.side} that is {own}'s to record", where=where)
+        if item.size_bytes < 0 or item.count < 1:
+            raise VerificationError(f"a crossing of {item.size_bytes} bytes, {item.count} times", where=where)
+        if _period(item.at_ms, where) != period:
+            raise VerificationError(
+                f"a crossing from {item.sender} to {item.recipient} is not of {period}", where=where
+            )
     return found
 
 
 def rounds_of(record: Record, period: str) -> list[Round]:
     """Return the round of a `round` record of the server, made in `period`."""
     found = round_of(record)
-    return [found] if period_of(record.at_ms) == period else []
+    return [found] if _period(record.at_ms, f"record {record_id(record)}") == period else []
 
 
 def round_of(record: Record) -> Round:
@@ -173,7 +181,7 @@ def round_of(record: Record) -> Round:
 
 def datasets_of(record: Record, period: str) -> list[Dataset]:
     """Return the dataset of a `dataset` record made in `period`."""
-    if period_of(record.at_ms) != period:
+    if _period(record.at_ms, f"record {record_id(record)}") != period:
         return []
     body = record.body.get("dataset")
     return [_parse(Dataset, body if isinstance(body, dict) else record.body, f"record {record_id(record)}")]
@@ -267,14 +275,15 @@ def _border_row(item: BorderSum) -> BorderRow:
         received_count=item.received_count,
         received_bytes=item.received_bytes,
         matched_count=item.matched_count,
-        evidence=Evidence.CROSS_CHECKED if item.agree else Evidence.DECLARED,
+        evidence=Evidence.CROSS_CHECKED if item.cross_checked else Evidence.DECLARED,
     )
 
 
 def _round_rows(item: Round, partner: str, shares: Mapping[tuple[int, str], Share], redone: RedoneBy) -> list[RoundRow]:
     given = {} if item.certificate is None else {part.site: part for part in item.certificate.contributions}
     total = sum(part.tokens for part in given.values())
-    digests = sorted(set((item.outer_digests or {}).values()))
+    heard = parties(item)
+    digests = sorted(set(published(item).values()))
     settled = item.settlement.outer if item.settlement is not None else ""  # the server's word for what sites found
     outer = digests[0] if len(digests) == 1 else settled or None
     made = []
@@ -283,7 +292,13 @@ def _round_rows(item: Round, partner: str, shares: Mapping[tuple[int, str], Shar
             continue
         part = given.get(commit.site)
         judges = sorted(
-            {v.judge for v in item.verdicts if v.site == commit.site and v.accept and v.digest == commit.digest}
+            {
+                verdict.judge
+                for verdict in item.verdicts
+                if verdict.accept
+                and (verdict.site, verdict.digest) == (commit.site, commit.digest)
+                and verdict.judge in heard
+            }
         )
         share, founded = shares.get((item.number, commit.site)), Work.of(commit, redone)
         loss = None if share is None else share.loss_share
@@ -336,6 +351,13 @@ def _percent(part: int, whole: int) -> str:
     """Render a share in percent with four decimals, rounded half-even once, from integers."""
     scaled = round(Fraction(part * 1_000_000, whole))
     return f"{scaled // 10_000}.{scaled % 10_000:04d}"
+
+
+def _period(unix_ms: int, where: str) -> str:
+    try:
+        return period_of(unix_ms)
+    except UsageError as fault:
+        raise VerificationError(fault.what, where=where) from fault
 
 
 def _parse(cls: type[Any], data: Any, where: str) -> Any:

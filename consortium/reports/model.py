@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from consortium.accounting.leases import AGREE_PERCENT, AGREE_SLACK_MS
 from consortium.accounting.usage import Repeated
 from consortium.domain.data import ArtifactClass
+from consortium.domain.ids import is_partner, is_site, partner_of
 from consortium.domain.records import Evidence
+from consortium.domain.units import is_decimal
 from consortium.keys.trust import Trust
 
 FORMAT = "consortium-report/3"
 _STRICT = {"extra": "forbid"}
+_LEAST, _MOST = Fraction(1, 1000), Fraction(1000)
+"""Between these lies every reference factor; a site's file may state no other."""
 
 LIMITS = (
     "Delivered and consumed GPU time is metered by the site. Where the server's receipt times cover the same leases, "
     "both books stand side by side; they count as cross-checked where they differ, in each lease and in their sum, by "
     f"at most {AGREE_PERCENT} % of the site's figure plus {AGREE_SLACK_MS} ms per GPU that the server leased.",
-    "A crossing is cross-checked where sender and recipient recorded the same artifacts. Batches of metric and control "
-    "calls are declared by their sender.",
+    "A crossing is cross-checked where sender and recipient, of two partners, recorded the same artifacts. Batches of "
+    "metric and control calls are declared by their sender.",
     "Tokens, steps and FLOPs of a round are the site's own word, weighed by its peers; they are re-executed where an "
     "auditor of another partner had the inner steps done again at the site and signed the result. A site that says so "
     "of itself is named, and its word founds nothing. FLOPs are the model's arithmetic, not the hardware's.",
     "A share of the fall in held-out loss is an apportionment by weight, not a measurement of what a site's data "
     "brought; the loss itself is declared by the site that measured it. Rounds that did not close count nowhere.",
-    "Reference factors, datasets, licences and languages are declared by the partner whose site it is.",
+    "That a round's sites published the same outer state, and how a dispute over it was settled, is the server's word. "
+    "A re-execution that came out otherwise undoes a grade only where it is among the leaves: the server may leave it "
+    "out, as it may a newer roster or site file.",
+    "Datasets, licences and languages are declared by the partner whose site it is, and so are reference factors where "
+    "the site's signed file is among the leaves; otherwise the factor is what the server says.",
+    "Of an erased leaf only its 32 bytes are proven: which record it was, and under which order it was erased, is the "
+    "server's word.",
     "What an origin recorded in the period after the last record shown here does not show; compare `completeness` with "
     "the origin's own count.",
 )
@@ -43,6 +54,12 @@ class SiteFacts:
     flavor: str
     reference_factor: str
     factor_version: str
+
+    def __post_init__(self) -> None:
+        if not is_site(self.id) or self.partner != partner_of(self.id) or not is_partner(self.territory):
+            raise ValueError(f"no site of a partner in a territory: {self.id!r}, {self.partner!r}, {self.territory!r}")
+        if not is_decimal(self.reference_factor) or not _LEAST <= Fraction(self.reference_factor) <= _MOST:
+            raise ValueError(f"the reference factor of {self.id} is no decimal number from {_LEAST} to {_MOST}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +151,7 @@ class RoundRow:
     """Of acceptance and weight."""
     re_executed_by: tuple[str, ...]
     """Who did its inner steps again with the same result: the site itself (`fr-1`), or under an auditor's eyes
-    (`uy/carla at fr-1`)."""
+    (`uy/carmen at fr-1`)."""
     re_execution_differed: tuple[str, ...]
     work_evidence: Evidence
     """Of tokens, steps and FLOPs: re-executed only where an auditor of another partner signed the result."""

@@ -21,17 +21,16 @@ from consortium.domain.partner import Role
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.records import Evidence, Record, RecordType, ReExecution
 from consortium.domain.training import Commit, Round
-from consortium.errors import ConfigError, UsageError, VerificationError
+from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.keys.canonical import digest_json
-from consortium.keys.documents import SignedDocument
-from consortium.keys.roster import Roster
+from consortium.keys.roster import Rosters
 from consortium.keys.signing import verify_value
 from consortium.ledger.origins import record_id
 from consortium.reports.model import TrainingRow
+from consortium.reports.people import SERVER, with_people
 from consortium.train.attribution import Lineage, Share, lineage, shares, totals
 from consortium.train.sizes import flops_per_token, parameter_count
 
-SERVER = "server"
 UNKNOWN = "unknown"
 """Stands in a lineage for what nobody can say: the trainings behind a file that `start.weights` names."""
 
@@ -143,20 +142,20 @@ def _run(
 
 
 def read_redone(records: Iterable[Record]) -> RedoneBy:
-    """Return the re-executions on record. Raises VerificationError where one is not its origin's to record."""
-    kept = list(records)
-    keys = _auditors(kept)
+    """Return the re-executions on record; `records` stand in the log's order.
+
+    An auditor counts whom its partner's newest roster before the record names, unless that had expired. Raises
+    VerificationError where one is not its origin's to record.
+    """
     found: dict[tuple[str, int, str], list[Redone]] = {}
-    for record in kept:
-        if record.type is not RecordType.RE_EXECUTION:
-            continue
+    for record, people in with_people(records, RecordType.RE_EXECUTION):
         what = _parse(ReExecution, record.body, record)
         if what.site != record.origin:
             raise VerificationError(
                 f"{record.origin} recorded a re-execution that is {what.site}'s to record",
                 where=f"record {record_id(record)}",
             )
-        one = Redone(what=what, auditor=_countersigned(what, keys))
+        one = Redone(what=what, auditor=_countersigned(what, people))
         found.setdefault((what.job, what.round, what.digest), []).append(one)
     return {key: tuple(sorted(held, key=lambda one: one.said)) for key, held in found.items()}
 
@@ -305,38 +304,16 @@ def _losses(records: Iterable[Record], specs: Mapping[str, JobSpec]) -> dict[str
     return found
 
 
-def roster_of(record: Record) -> SignedDocument:
-    """Return the signed roster in a `roster` record of the server."""
-    found: SignedDocument = _parse(SignedDocument, record.body.get("document"), record)
-    return found
-
-
-def _auditors(records: Iterable[Record]) -> dict[str, set[str]]:
-    """Return the keys that partners' rosters gave auditors, by person: any of them, as rosters change."""
-    found: dict[str, set[str]] = {}
-    for record in records:
-        if record.type is not RecordType.ROSTER or record.origin != SERVER:
-            continue
-        try:
-            roster = Roster.parse(roster_of(record))
-        except ConfigError as fault:
-            raise VerificationError(fault.what, where=f"record {record_id(record)}") from fault
-        for person in roster.people:
-            if Role.AUDITOR in person.roles:
-                found.setdefault(person.id, set()).add(person.signing_key)
-    return found
-
-
-def _countersigned(what: ReExecution, keys: Mapping[str, set[str]]) -> str:
+def _countersigned(what: ReExecution, people: Rosters) -> str:
+    """Return the auditor of another partner who signed a re-execution; empty where there is none."""
     if not what.by or partner_of(what.by) == partner_of(what.site):
         return ""
-    for key in sorted(keys.get(what.by, ())):
-        try:
-            verify_value(key, what, what="a re-execution")
-        except VerificationError:
-            continue
-        return what.by
-    return ""
+    try:
+        person = people.person(what.by)
+        verify_value(person.signing_key, what, what="a re-execution")
+    except (NotFoundError, VerificationError):
+        return ""
+    return person.id if Role.AUDITOR in person.roles else ""
 
 
 def _parse(cls: type[Any], data: Any, record: Record) -> Any:

@@ -8,8 +8,7 @@ from typing import Any
 
 from consortium.accounting.periods import bounds
 from consortium.domain.codec import from_json, to_json
-from consortium.domain.records import Evidence, Record, RecordType
-from consortium.domain.training import Round
+from consortium.domain.records import SITE_MAY_WRITE, SITES_ALONE, Evidence, Record, RecordType
 from consortium.errors import ConsortiumError, UsageError, VerificationError
 from consortium.keys.canonical import canonical
 from consortium.keys.documents import check_document
@@ -18,10 +17,11 @@ from consortium.keys.trust import Trust
 from consortium.ledger.origins import record_digest, record_id
 from consortium.ledger.proofs import Checkpoint, leaf_data, parse_checkpoint, verify_inclusion
 from consortium.reports.figures import figures, read_facts
-from consortium.reports.model import FORMAT, Report
+from consortium.reports.model import FORMAT, LIMITS, Report
+from consortium.reports.people import SERVER, document_of
+from consortium.reports.rounds import check_rounds
+from consortium.reports.sites import check_sites
 from consortium.reports.text import parse_report
-from consortium.reports.training import roster_of
-from consortium.train.rounds import check_certificate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,8 @@ def verify_report(document: Mapping[str, Any] | str | bytes, trust: Trust | None
                 fix="verify it with the release it was made with, or ask the server for it anew",
             )
         report = from_json(Report, raw, where="report")
+        if report.limits != LIMITS:
+            raise VerificationError("the report does not state the limits of its format", where="limits")
         bounds(report.period)
         keys = _trusted(report, trust)
         checkpoint = parse_checkpoint(report.checkpoint, keys.log_name, keys.log_key)
@@ -63,11 +65,10 @@ def verify_report(document: Mapping[str, Any] | str | bytes, trust: Trust | None
         _links(records)
         for record in records:
             if record.type is RecordType.ROSTER:
-                check_document(roster_of(record), keys, 0, where=f"record {record_id(record)}")
+                check_document(document_of(record), keys, 0, where=f"record {record_id(record)}")
+        signed = check_sites(report.sites, records, keys)
         facts = read_facts(records, report.partner, report.period)
-        for run in facts.runs.values():
-            for item in run.rounds:
-                _round(item, keys)
+        check_rounds(records, keys)
         _figures(raw, to_json(figures(facts, report.partner, {s.id: s.reference_factor for s in report.sites})))
         verify_value(keys.server_key, raw, what="the server over the whole report")
     except VerificationError:
@@ -83,7 +84,7 @@ def verify_report(document: Mapping[str, Any] | str | bytes, trust: Trust | None
         log_root=checkpoint.root,
         trust="given" if trust is not None else "file",
         fingerprints=keys.fingerprints(),
-        checks=_checks(report, records),
+        checks=_checks(report, records, signed),
         limits=report.limits,
     )
 
@@ -117,11 +118,18 @@ def _leaves(report: Report, keys: Trust, checkpoint: Checkpoint) -> list[Record]
         if record_id(record) != leaf.record_id:
             raise VerificationError(f"{where} holds record {record_id(record)}", where=where)
         verify_value(keys.origin_key(record.origin), leaf.payload, what=where)
+        _may_write(record, report.period, where)
         data = leaf_data(leaf.salt, leaf.payload)
         _within(where, data, leaf.index, leaf.proof, checkpoint)
         records.append(record)
+    last, shown = -1, {leaf.index for leaf in report.leaves}
     for gone in report.erased:
         where = f"erased leaf {gone.index} ({gone.record_id})"
+        if gone.index <= last or gone.index in shown:
+            raise VerificationError("erased leaves are not in the log's order, each once and not shown", where=where)
+        last = gone.index
+        if not gone.order:
+            raise VerificationError(f"{where} names no order that it was erased under", where=where)
         if len(gone.data) != 64 or gone.data != gone.data.lower():
             raise VerificationError(f"{where} is not 64 hex digits in lower case")
         _within(where, bytes.fromhex(gone.data), gone.index, gone.proof, checkpoint)
@@ -136,6 +144,16 @@ def _record(payload: dict[str, Any], where: str) -> Record:
     if canonical(record) != canonical(payload):
         raise VerificationError(f"{where} is no record: it has other fields", where=where)
     return record
+
+
+def _may_write(record: Record, period: str, where: str) -> None:
+    """Raise VerificationError unless the record is its origin's to write, and its sums are of the report's period."""
+    of_server = record.origin == SERVER
+    if record.type in SITES_ALONE if of_server else record.type not in SITE_MAY_WRITE:
+        raise VerificationError(f"{record.origin} may not write {record.type} records", where=where)
+    sums = record.type in (RecordType.USAGE, RecordType.CROSSING)
+    if sums and record.body.get("period") != period:
+        raise VerificationError(f"{where} is none of the {record.type} records of {period}", where=where)
 
 
 def _within(where: str, data: bytes, index: int, proof: tuple[str, ...], checkpoint: Checkpoint) -> None:
@@ -156,17 +174,6 @@ def _links(records: list[Record]) -> None:
             raise VerificationError(f"record {record_id(record)} does not follow {record_id(before)}")
 
 
-def _round(item: Round, keys: Trust) -> None:
-    where = f"round {item.number} of {item.job}"
-    for commit in item.commits:
-        verify_value(keys.origin_key(commit.site), commit, what=f"{commit.site}'s commit to {where}")
-    for verdict in item.verdicts:
-        verify_value(keys.origin_key(verdict.judge), verdict, what=f"{verdict.judge}'s verdict in {where}")
-    if item.certificate is not None:
-        verify_value(keys.server_key, item.certificate, what=f"the certificate of {where}")
-        check_certificate(item, item.certificate.previous_outer)
-
-
 def _figures(raw: Mapping[str, Any], computed: Any) -> None:
     found = _difference(raw.get("figures"), computed, "figures")
     if found is not None:
@@ -185,14 +192,16 @@ def _difference(said: Any, computed: Any, path: str) -> tuple[str, Any, Any] | N
     return next((found for sub, a, b in pairs if (found := _difference(a, b, sub)) is not None), None)
 
 
-def _checks(report: Report, records: list[Record]) -> tuple[str, ...]:
+def _checks(report: Report, records: list[Record], signed: int) -> tuple[str, ...]:
     count = {kind: sum(record.type is kind for record in records) for kind in RecordType}
     kinds = ", ".join(f"{number} {kind.value}" for kind, number in count.items() if number)
     return (
         f"{len(records)} records are signed by their origins ({kinds or 'none'})",
         f"{len(records) + len(report.erased)} leaves are proven to stand under the log's signed checkpoint",
         f"{len(report.figures.completeness)} families of records have no gap",
+        f"{signed} of {len(report.sites)} sites are as their partners' signed files say",
         *_redone(report),
+        *_gone(report),
         "every figure follows from the leaves",
         "the server signed the whole report",
     )
@@ -204,3 +213,8 @@ def _redone(report: Report) -> tuple[str, ...]:
     return (
         (f"{done} of {len(rows)} contributions were done again, signed by another partner's auditor",) if rows else ()
     )
+
+
+def _gone(report: Report) -> tuple[str, ...]:
+    number = len(report.erased)
+    return (f"{number} are erased: which records, and under which order, is only the server's word",) if number else ()

@@ -146,15 +146,23 @@ def _records(connection: Connection, job: str, lineage: list[str]) -> list[Recor
     )
     measured = list(connection.execute(measuring).scalars())
     inputs = sorted({name for key in lineage for name in jobs.find_job(connection, key).spec.inputs})
-    found = _of(connection, RecordType.JOB, body["job"].as_string().in_([*lineage, *measured]))
-    found += _of(connection, RecordType.DATASET, t.records.c.payload[("body", "dataset", "id")].as_string().in_(inputs))
-    found += _of(connection, RecordType.MANIFEST, body["job"].as_string().in_(measured))
-    redone = _of(connection, RecordType.RE_EXECUTION, body["job"].as_string() == job)
-    auditors = sorted({partner_of(str(item.body.get("by") or "")) for item in redone} - {""})
-    return [*found, *redone, *_of(connection, RecordType.ROSTER, body["partner"].as_string().in_(auditors))]
+    found = _of(connection, _is(RecordType.JOB) & body["job"].as_string().in_([*lineage, *measured]))
+    registered = t.records.c.payload[("body", "dataset", "id")].as_string()
+    found += _of(connection, _is(RecordType.DATASET) & registered.in_(inputs))
+    found += _of(connection, _is(RecordType.MANIFEST) & body["job"].as_string().in_(measured))
+    redone = _is(RecordType.RE_EXECUTION) & (body["job"].as_string() == job)
+    auditors = sorted({partner_of(str(item.body.get("by") or "")) for item in _of(connection, redone)} - {""})
+    rosters = _is(RecordType.ROSTER) & body["partner"].as_string().in_(auditors)
+    return [*found, *_of(connection, redone | rosters)]
 
 
-def _of(connection: Connection, kind: RecordType, wanted: ColumnElement[bool]) -> list[Record]:
-    query = select(t.records.c.payload).where((t.records.c.type == kind.value) & wanted)
-    rows = connection.execute(query.order_by(t.records.c.origin, t.records.c.seq)).scalars()
+def _is(kind: RecordType) -> ColumnElement[bool]:
+    return t.records.c.type == kind.value
+
+
+def _of(connection: Connection, wanted: ColumnElement[bool]) -> list[Record]:
+    """Return records in the log's order, those that it does not have yet last."""
+    logged = t.records.c.ledger_index
+    query = select(t.records.c.payload).where(wanted)
+    rows = connection.execute(query.order_by(logged.is_(None), logged, t.records.c.origin, t.records.c.seq)).scalars()
     return [from_json(Record, payload, where="records") for payload in rows]

@@ -73,7 +73,9 @@ def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -
     _check_numbers(where, norm=commit.norm, loss=commit.loss)
     verify_value(core.federation.site(site).signing_key, commit, what=f"the commit of {site} to {where}")
     job = jobs.find_job(connection, commit.job)
-    if (most := _most_tokens(job, commit.round)) and not 0 < commit.tokens <= most:
+    if commit.tokens <= 0:
+        raise UsageError(f"a commit of {commit.tokens} tokens", where=where, fix="commit what was read, or nothing")
+    if (most := _most_tokens(job, commit.round)) and commit.tokens > most:
         raise UsageError(f"no leg of the job reads {commit.tokens} tokens in a round: at most {most}", where=where)
     row = rounds.find(connection, commit.job, commit.round)
     if row is None:

@@ -16,22 +16,13 @@ from consortium.accounting.periods import bounds, has_period, period_of
 from consortium.domain.codec import from_json
 from consortium.domain.data import Crossing, CrossingSide
 from consortium.domain.job import MAX_GPUS
-from consortium.domain.records import Record, RecordType, ReExecution, UsageRow
+from consortium.domain.records import SITE_MAY_WRITE, Record, RecordType, ReExecution, UsageRow
 from consortium.domain.units import MAX_SAFE_INTEGER
 from consortium.errors import UsageError
 from consortium.keys.canonical import canonical
 from consortium.ledger.origins import record_id
 from consortium.state import tables as t
 
-SITE_MAY_WRITE = (
-    RecordType.USAGE,
-    RecordType.CROSSING,
-    RecordType.REFUSAL,
-    RecordType.MANIFEST,
-    RecordType.DOWNTIME,
-    RecordType.RE_EXECUTION,
-)
-"""What a site's records may tell of; the rest is the server's."""
 MAX_DEPTH = 32
 """How deep a body may be nested: those of sites come to 4, and JSON writers give up at 255."""
 MAX_BYTES = 64 << 10

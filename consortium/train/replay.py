@@ -24,11 +24,11 @@ from consortium.domain.codec import from_json, to_json
 from consortium.domain.pretraining import OuterConfig
 from consortium.domain.training import Certificate, Round, Standing
 from consortium.errors import NotFoundError, VerificationError
-from consortium.keys.roster import Rosters, verify_ruling
-from consortium.keys.signing import verify_value
+from consortium.keys.roster import Rosters
 from consortium.train.book import RoundBook
 from consortium.train.codes import Code
 from consortium.train.combine import combine
+from consortium.train.evidence import check_parts, check_rulings, check_signatures
 from consortium.train.fragments import Plan
 from consortium.train.keep import Keep
 from consortium.train.outer import Layout, Vector, vector_digest
@@ -148,15 +148,10 @@ class Replay:
         if self._trust is None:
             return
         where = f"round {current.number}"
-        for commit in current.commits:
-            verify_value(self._trust.origin_key(commit.site), commit, what=f"{commit.site}'s commit to {where}")
-        for verdict in current.verdicts:
-            verify_value(self._trust.origin_key(verdict.judge), verdict, what=f"{verdict.judge}'s verdict in {where}")
-        if current.certificate is not None:
-            verify_value(self._trust.server_key, current.certificate, what=f"the certificate of {where}")
+        check_parts(current, where)
+        check_signatures(current, self._trust, where)
         if self._rosters is not None:
-            for ruling in current.rulings:
-                verify_ruling(ruling, self._rosters)
+            check_rulings(current, self._rosters)
 
     def _expected_standing(self, number: int, before: Round | None) -> Any:
         """Return what the certificate must carry, from the last round of the same fragment.

@@ -33,6 +33,11 @@ class TestPeriods:
         assert (period_of(start), period_of(end - 1), period_of(end)) == ("2026-02", "2026-02", "2026-03")
         assert bounds("2025-12")[1] == bounds("2026-01")[0]
 
+    @pytest.mark.parametrize("unix_ms", [-1, bounds("9998-12")[1], 10**20, 10**400])
+    def test_a_moment_outside_of_all_periods_is_named(self, unix_ms: int) -> None:
+        with pytest.raises(UsageError, match="no time of the years 1970 to 9998"):
+            period_of(unix_ms)
+
     @pytest.mark.parametrize("text", ["2026-13", "2026-1", "26-01", "2026", "", "2026-01-01", "0000-01", "9999-12"])
     def test_what_is_no_period_is_named(self, text: str) -> None:
         with pytest.raises(UsageError, match="YYYY-MM"):

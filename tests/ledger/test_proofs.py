@@ -20,6 +20,7 @@ from consortium.ledger.proofs import (
     parse_checkpoint,
     verify_consistency,
     verify_inclusion,
+    verify_latest,
 )
 
 # The eight inputs and roots that Certificate Transparency's own test suites use for RFC 6962.
@@ -140,6 +141,25 @@ def test_every_consistency_proof_holds_and_no_changed_one_does(sizes: list[int],
     for case in bad:
         with pytest.raises(VerificationError):
             verify_consistency(*case)
+
+
+@given(batches, st.data())
+def test_the_latest_leaves_are_those_of_the_root_and_no_others_are(sizes: list[int], draw: st.DataObject) -> None:
+    grown = Grown(sizes)
+    size = draw.draw(st.integers(1, grown.size))
+    start = draw.draw(st.integers(0, size - 1))
+    leaves, proof, root = grown.leaves[start:size], grown.inclusion(start, size), grown.root(size)
+    verify_latest(leaves, start, size, proof, root)
+    at = draw.draw(st.integers(0, len(leaves) - 1))
+    for other in ([*leaves[:at], bytes(32), *leaves[at + 1 :]], leaves[1:], [*leaves, leaves[-1]], leaves[::-1]):
+        if other != leaves:
+            with pytest.raises(VerificationError):
+                verify_latest(other, start, size, proof, root)
+    with pytest.raises(VerificationError):
+        verify_latest(leaves, start, size, proof, "00" * 32)
+    with pytest.raises(VerificationError):
+        verify_latest([], 0, 0, [], root)
+    verify_latest([], 0, 0, [], tree.EMPTY_ROOT.hex())
 
 
 def test_another_history_is_no_extension() -> None:

@@ -25,9 +25,10 @@ from consortium.domain.cleaning import CleanConfig, PiiKind
 from consortium.domain.data import ArtifactClass, Dataset
 from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.reports.dataset import Run, facts_at_home, facts_from_server, manifest_of
-from consortium.reports.dataset_page import percent, render, visible
+from consortium.reports.dataset_page import percent, render
 from consortium.reports.rule_words import in_words
 from consortium.reports.story import EVERY_RULE, stories
+from consortium.reports.visible import visible
 from consortium.storage.objects import ObjectStore
 from tests.builders import dataset as described
 from tests.builders import new_id

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from consortium.domain.codec import from_json, to_json
-from consortium.domain.data import CrossingSide
+from consortium.domain.data import Crossing, CrossingSide
 from consortium.domain.records import Record, RecordType
 from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.keys.signing import SigningKey, sign_value
@@ -293,6 +293,26 @@ class TestWhatOriginsMaySay:
             self.facts(replace(world.records[0], origin="fr-1"))
         assert world.records[0].body["crossings"][0]["side"] == CrossingSide.RELEASE
 
+    @pytest.mark.parametrize("lie", [{"size_bytes": -1}, {"count": 0}, {"at_ms": b.START - 1}, {"at_ms": 10**20}])
+    def test_a_crossing_has_a_size_a_count_and_a_time_in_its_period(self, lie: dict[str, Any]) -> None:
+        world = b.World()
+        world.passage("fr-1", "de-1", "sha256:1", 5, "job-t")
+        (item,) = from_json(list[Crossing], world.records[0].body["crossings"])
+        record = world.crossing("fr-1", replace(item, **lie))
+        with pytest.raises(VerificationError, match=r"a crossing|is no time") as caught:
+            self.facts(record)
+        assert caught.value.where == f"record {record_id(record)}"
+
+    def test_a_partner_does_not_cross_check_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(b.FACTORS, "fr-2", ("h100-sxm", "1.0"))
+        world = b.World()
+        world.passage("fr-1", "fr-2", "sha256:1", 5, "job-t")
+        world.passage("fr-1", "de-1", "sha256:1", 5, "job-t")
+        rows = figures(read_facts(world.records, "fr", b.PERIOD), "fr", {}).crossings
+        assert [(row.recipient, row.matched_count, row.evidence.value) for row in rows] == [
+            ("de-1", 1, "cross-checked"), ("fr-2", 1, "declared"),
+        ]  # fmt: skip
+
     @pytest.mark.parametrize("body", [{}, {"rows": 5}, {"rows": [{}]}, {"rows": [], "cumulative": None}])
     def test_malformed_bodies_are_named(self, body: dict[str, Any]) -> None:
         record = b.World().add("fr-1", RecordType.USAGE, {"period": b.PERIOD} | body)
@@ -350,3 +370,39 @@ def test_the_log_may_grow_while_a_report_is_made(world: Any, report: dict[str, A
 
 def test_records_survive_json(world: Any) -> None:
     assert [from_json(Record, to_json(record)) for record in world.records] == world.records
+
+
+@pytest.mark.parametrize("limits", [[], ["(nothing: every figure was re-executed)\x1b]0;x\x07"]])
+def test_a_report_states_the_limits_of_its_format(world: Any, report: dict[str, Any], limits: list[str]) -> None:
+    with pytest.raises(VerificationError, match="limits of its format"):
+        verify_report(resign(world, report | {"limits": limits}), world.trust)
+
+
+@pytest.mark.parametrize("at_ms", [10**17, 10**20, 10**40, -1, -(10**17)])
+def test_a_record_of_no_time_is_named(tmp_path: Path, at_ms: int) -> None:
+    world = b.World()
+    world.round("job-t", 1, {"fr-1": 1}, at_ms)
+    with world.log(tmp_path) as log, pytest.raises(VerificationError, match="is no time") as caught:
+        build(world, log)
+    assert caught.value.where == "record server:0"
+
+
+def test_erased_leaves_stand_once_in_order_and_are_not_shown(tmp_path: Path) -> None:
+    world = b.example()
+    with world.log(tmp_path) as log:
+        for number in (-1, -2):
+            log.erase(log.find(record_id(world.records[number])), "order 7")
+        report = build(world, log)
+        hidden = next(leaf for leaf in report["leaves"] if leaf["payload"]["type"] == "lease")
+        shown = {"index": hidden["index"], "record_id": hidden["record_id"], "order": "order 7",
+                 "data": log.entry(hidden["index"]).data, "proof": hidden["proof"]}  # fmt: skip
+    first, second = report["erased"]
+    for erased, why in (
+        ([first, first], "each once"),
+        ([second, first], "log's order"),
+        ([shown], "not shown"),
+        ([first | {"order": ""}], "names no order"),
+    ):
+        with pytest.raises(VerificationError, match=why):
+            verify_report(resign(world, report | {"erased": erased}), world.trust)
+    assert any("only the server's word" in check for check in verify_report(report, world.trust).checks)

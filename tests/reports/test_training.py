@@ -102,12 +102,12 @@ def again(world: Any, number: int, *, by: str = "", distance: float = 1e-6, key:
     world.add("fr-1", RecordType.RE_EXECUTION, sign_value(key, said) if by else said)
 
 
-def roster(world: Any, partner: str, key: SigningKey) -> None:
-    person = f"{{id: {partner}/carla, name: C, roles: [auditor], signing_key: '{key.public}'}}"
-    text = f"partner: {partner}\npeople:\n  - {person}\n"
+def roster(world: Any, partner: str, key: SigningKey | None, version: int = 1, expires_ms: int = 1 << 45) -> None:
+    person = f"{{id: {partner}/carla, name: C, roles: [auditor], signing_key: '{key.public}'}}" if key else ""
+    text = f"partner: {partner}\npeople: [{person}]\n"
     document = sign_document(
-        world.keys[f"{partner}-1"], kind=DocumentKind.ROSTER, partner=partner, version=1, issued_ms=1,
-        expires_ms=1 << 45, file=f"roster/{partner}.yaml", text=text,
+        world.keys[f"{partner}-1"], kind=DocumentKind.ROSTER, partner=partner, version=version, issued_ms=1,
+        expires_ms=expires_ms, file=f"roster/{partner}.yaml", text=text,
     )  # fmt: skip
     world.add("server", RecordType.ROSTER, {"partner": partner, "digest": "", "document": document})
 
@@ -132,6 +132,26 @@ def test_work_done_again_counts_only_under_the_eyes_of_another_partners_auditor(
     assert found[1] == ("re-executed", ["fr-1", "uy/carla at fr-1"])
     again(world, 2, distance=0.9)
     assert grades(world, tmp_path / "differs")[1] == ("declared", ["fr-1", "uy/carla at fr-1", "fr-1"])
+
+
+def test_an_auditor_counts_while_the_newest_roster_names_her_and_no_longer(tmp_path: Path) -> None:
+    world = trained()
+    again(world, 1, by="uy/carla")
+    roster(world, "uy", CARLA)
+    again(world, 2, by="uy/carla")
+    assert [grade for grade, _ in grades(world, tmp_path / "before")] == ["declared", "re-executed"], "named after 1"
+    roster(world, "uy", None, version=2)
+    assert [grade for grade, _ in grades(world, tmp_path / "kept")] == ["declared", "re-executed"], "as it was then"
+    again(world, 1, by="uy/carla")
+    roster(world, "uy", CARLA, version=1)
+    again(world, 1, by="uy/carla")
+    assert [grade for grade, _ in grades(world, tmp_path / "left")] == ["declared", "re-executed"]
+    roster(world, "uy", CARLA, version=3, expires_ms=b.START)
+    again(world, 1, by="uy/carla")
+    assert [grade for grade, _ in grades(world, tmp_path / "expired")] == ["declared", "re-executed"]
+    roster(world, "uy", CARLA, version=4, expires_ms=b.START + 1)
+    again(world, 1, by="uy/carla")
+    assert [grade for grade, _ in grades(world, tmp_path / "again")] == ["re-executed", "re-executed"]
 
 
 def test_a_roster_that_its_partner_did_not_sign_and_a_strangers_word_are_found(tmp_path: Path) -> None:

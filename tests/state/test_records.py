@@ -13,7 +13,7 @@ from consortium.accounting.periods import bounds
 from consortium.domain.codec import to_json
 from consortium.domain.data import ArtifactClass, Crossing, CrossingSide
 from consortium.domain.job import Epoch, Job, JobState, Leg, LegState
-from consortium.domain.records import Record, RecordType, ReExecution, UsageRow
+from consortium.domain.records import SITE_MAY_WRITE, Record, RecordType, ReExecution, UsageRow
 from consortium.errors import ConflictError, UsageError, VerificationError
 from consortium.keys.canonical import digest_json
 from consortium.keys.signing import SigningKey, sign_value
@@ -21,7 +21,6 @@ from consortium.ledger.log import Ledger
 from consortium.ledger.origins import check_chain
 from consortium.state import Database, jobs, records, shares
 from consortium.state import tables as t
-from consortium.state.forms import SITE_MAY_WRITE
 from consortium.state.usage import SKEW_MS
 from tests import builders
 

@@ -232,7 +232,7 @@ class Border:
             raise VerificationError(
                 f"{artifact.name!r} comes from {artifact.sender}, whose store this site does not know"
             )
-        sender_key = gateway.trust.origin_key(artifact.sender)
+        sender_key = gateway.trust.site_key(artifact.sender)
         verify_value(sender_key, artifact, what=f"the artifact {artifact.name!r} of {artifact.sender}")
         there = gateway.documents.site(artifact.sender, gateway.now_ms())
         request = receive_request(leg.offer.spec.spec, gateway.site, artifact.artifact_class, there)

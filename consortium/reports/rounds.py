@@ -1,0 +1,71 @@
+"""Whether the rounds in a report hold: their parts, who signed them, who ruled, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from consortium.domain.codec import from_json
+from consortium.domain.records import Record, RecordType
+from consortium.domain.training import Round, Ruling
+from consortium.errors import UsageError, VerificationError
+from consortium.keys.roster import verify_ruling
+from consortium.keys.trust import Trust
+from consortium.ledger.origins import record_id
+from consortium.reports.figures import round_of
+from consortium.reports.people import SERVER, with_people
+from consortium.reports.training import specs_of
+from consortium.train.evidence import check_parts, check_signatures
+from consortium.train.rounds import check_certificate
+
+
+def check_rounds(records: Sequence[Record], keys: Trust) -> None:
+    """Raise VerificationError where a round does not hold, or stands there twice; `records` are in the log's order.
+
+    A ruling must be signed by an admin in the rosters of the time when it went on record, or else of the round's.
+    """
+    accounts = {job: spec.account for job, spec in specs_of(records).items()}
+    seen: dict[tuple[str, int], str] = {}
+    ruled: set[Ruling] = set()
+    for record, people in with_people(records, RecordType.ROUND, RecordType.APPROVAL):
+        if (given := ruling_of(record)) is not None:
+            with suppress(VerificationError):  # a roster may reach the log right after the ruling: the round says
+                verify_ruling(given, people, accounts.get(given.job, ""))
+                ruled.add(given)
+        if record.type is not RecordType.ROUND:
+            continue
+        item, where = round_of(record), f"record {record_id(record)}"
+        before = seen.setdefault((item.job, item.number), record_id(record))
+        if before != record_id(record):
+            raise VerificationError(f"round {item.number} of {item.job} stands in record {before} too", where=where)
+        _round(item, keys, where)
+        for ruling in item.rulings:
+            if ruling not in ruled:
+                verify_ruling(ruling, people, accounts.get(item.job, ""))
+                ruled.add(ruling)
+
+
+def ruling_of(record: Record) -> Ruling | None:
+    """Return the ruling that an `approval` record of the server holds; None where it is of something else."""
+    if record.type is not RecordType.APPROVAL or record.origin != SERVER or record.body.get("kind") != "ruling":
+        return None
+    where = f"record {record_id(record)}"
+    try:
+        return from_json(Ruling, record.body.get("ruling"), where=where)
+    except UsageError as fault:
+        raise VerificationError(fault.what, where=where) from fault
+
+
+def _round(item: Round, keys: Trust, where: str) -> None:
+    check_parts(item, where)
+    committed: set[str] = set()
+    for commit in item.commits:
+        if commit.site in committed:
+            raise VerificationError(f"{commit.site} stands in the round with two commits", where=where)
+        if commit.tokens <= 0:
+            raise VerificationError(f"{commit.site}'s commit is of {commit.tokens} tokens", where=where)
+        committed.add(commit.site)
+    for site in item.outer_digests or {}:
+        keys.site_key(site)
+    check_signatures(item, keys, f"round {item.number} of {item.job}")
+    check_certificate(item, item.certificate.previous_outer if item.certificate else "")
