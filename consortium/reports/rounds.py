@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from consortium.domain.codec import from_json
 from consortium.domain.records import Record, RecordType
@@ -16,7 +17,7 @@ from consortium.reports.figures import round_of
 from consortium.reports.people import SERVER, with_people
 from consortium.reports.training import specs_of
 from consortium.train.evidence import check_parts, check_signatures
-from consortium.train.rounds import check_certificate
+from consortium.train.rounds import check_certificate, check_standing, standing_before
 
 
 def check_rounds(records: Sequence[Record], keys: Trust) -> None:
@@ -24,8 +25,10 @@ def check_rounds(records: Sequence[Record], keys: Trust) -> None:
 
     A ruling must be signed by an admin in the rosters of the time when it went on record, or else of the round's.
     """
-    accounts = {job: spec.account for job, spec in specs_of(records).items()}
+    specs = specs_of(records)
+    accounts = {job: spec.account for job, spec in specs.items()}
     seen: dict[tuple[str, int], str] = {}
+    rounds: dict[tuple[str, int], Round] = {}
     ruled: set[Ruling] = set()
     for record, people in with_people(records, RecordType.ROUND, RecordType.APPROVAL):
         if (given := ruling_of(record)) is not None:
@@ -39,6 +42,9 @@ def check_rounds(records: Sequence[Record], keys: Trust) -> None:
         if before != record_id(record):
             raise VerificationError(f"round {item.number} of {item.job} stands in record {before} too", where=where)
         _round(item, keys, where)
+        rounds[item.job, item.number] = item
+        if item.job in specs:
+            _standing(item, specs[item.job].params, rounds)
         for ruling in item.rulings:
             if ruling not in ruled:
                 verify_ruling(ruling, people, accounts.get(item.job, ""))
@@ -69,3 +75,10 @@ def _round(item: Round, keys: Trust, where: str) -> None:
         keys.site_key(site)
     check_signatures(item, keys, f"round {item.number} of {item.job}")
     check_certificate(item, item.certificate.previous_outer if item.certificate else "")
+
+
+def _standing(item: Round, params: Mapping[str, Any], rounds: Mapping[tuple[str, int], Round]) -> None:
+    """Check what a certificate says of the rounds before, as far as these are in the report."""
+    expected, known = standing_before(params, item.number, lambda number: rounds.get((item.job, number)))
+    if known and item.certificate is not None:
+        check_standing(item.certificate, expected)

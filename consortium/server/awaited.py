@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from consortium.domain.codec import from_json
 from consortium.domain.job import Job
-from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Standing
 from consortium.server import legs
 from consortium.server.core import Core
@@ -14,7 +12,7 @@ from consortium.server.rulings import rejected
 from consortium.state import jobs, rounds
 from consortium.state.rounds import RoundRow
 from consortium.state.sites import all_sites
-from consortium.train.rounds import first_standing, left_out, standing_after
+from consortium.train.rounds import left_out, standing_before
 
 
 def pause(connection: Connection, row: RoundRow) -> bool:
@@ -26,13 +24,7 @@ def pause(connection: Connection, row: RoundRow) -> bool:
 
 def standing(connection: Connection, job: Job, number: int) -> Standing | None:
     """Return what the last round of the same fragment left; None where the job neither clips nor quarantines."""
-    outer = job.spec.params.get("outer")
-    asked = outer.get("screen") if isinstance(outer, dict) else None
-    fragments = outer_number(job, "fragments") or 1
-    first = first_standing(from_json(ScreenRule, asked or {}, where=job.id), fragments)
-    earlier = number - fragments
-    before = rounds.read(connection, job.id, earlier) if first is not None and earlier > 0 else None
-    return first if before is None else standing_after(before)
+    return standing_before(job.spec.params, number, lambda earlier: rounds.read(connection, job.id, earlier))[0]
 
 
 def outer_number(job: Job, name: str) -> int:

@@ -29,10 +29,12 @@ who receives commits and verdicts checks them first. The order in which messages
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
+from consortium.domain.codec import from_json
 from consortium.domain.ids import partner_of
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Certificate, Commit, Contribution, Round, Ruling, Standing, Verdict
@@ -92,6 +94,24 @@ def first_standing(rule: ScreenRule, fragments: int) -> Standing | None:
     if not rule.clip and not rule.quarantine:
         return None
     return Standing(clip=rule.clip.hex(), window=rule.clip_window, quarantine=rule.quarantine, fragments=fragments)
+
+
+def standing_before(
+    params: Mapping[str, Any], number: int, earlier: Callable[[int], Round | None]
+) -> tuple[Standing | None, bool]:
+    """Return the standing before a round of a job with these params, and whether it is known.
+
+    It follows from the last round of the same fragment; `earlier` returns a round by its number, None where that is
+    not at hand: then nothing is known but that there is none.
+    """
+    outer = params.get("outer")
+    outer = outer if isinstance(outer, Mapping) else {}
+    fragments = int(outer.get("fragments") or 1)
+    first = first_standing(from_json(ScreenRule, outer.get("screen") or {}, where="outer.screen"), fragments)
+    if first is None or number <= fragments:
+        return first, True
+    before = earlier(number - fragments)
+    return (first, False) if before is None else (standing_after(before), True)
 
 
 def standing_after(round_: Round) -> Standing | None:

@@ -11,7 +11,7 @@ from consortium.domain.codec import to_json
 from consortium.domain.data import ArtifactClass, Crossing, CrossingSide, Dataset, Shard
 from consortium.domain.partner import Flavor, Node, Site
 from consortium.domain.records import Record, RecordType, UsageRow
-from consortium.domain.training import Commit, Round, RoundPhase, Verdict
+from consortium.domain.training import Commit, Round, RoundPhase, Standing, Verdict
 from consortium.keys.signing import SigningKey, sign_value
 from consortium.keys.trust import SiteKeys, Trust
 from consortium.ledger.log import Ledger
@@ -95,7 +95,9 @@ class World:
         self.crossing(sender, item)
         self.crossing(recipient, replace(item, side=CrossingSide.RECEIPT))
 
-    def round(self, job: str, number: int, tokens: dict[str, int], at_ms: int = START) -> Record:
+    def round(
+        self, job: str, number: int, tokens: dict[str, int], at_ms: int = START, standing: Standing | None = None
+    ) -> Record:
         commits = [
             sign_value(
                 self.keys[s],
@@ -114,7 +116,8 @@ class World:
             for judge in tokens
             for c in commits
         ]
-        certificate = sign_value(self.keys["server"], certify(job, number, "sha256:before", commits, verdicts))
+        implied = certify(job, number, "sha256:before", commits, verdicts, standing=standing)
+        certificate = sign_value(self.keys["server"], implied)
         closed = Round(
             job=job, number=number, phase=RoundPhase.CLOSED, expected=tuple(tokens), commits=tuple(commits),
             verdicts=tuple(verdicts), certificate=certificate, outer_digests=dict.fromkeys(tokens, "sha256:after"),

@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 
 from consortium.config import compose_job
+from consortium.domain.codec import to_json
 from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.records import RecordType, ReExecution
+from consortium.domain.screening import ScreenRule
 from consortium.errors import VerificationError
 from consortium.keys.documents import DocumentKind, sign_document
 from consortium.keys.signing import SigningKey, sign_value
 from consortium.reports.build import build_report
 from consortium.reports.verify import verify_report
+from consortium.train.rounds import first_standing
 from consortium.train.sizes import flops_per_token
 from tests import builders
 from tests.reports import builders as b
@@ -189,3 +192,26 @@ def test_the_stated_tolerance_is_the_most_a_record_can_grant_itself() -> None:
     assert not replace(said, distance="nan").holds
     with pytest.raises(ValueError, match="none of those"):
         replace(said, drawn=(2,))
+
+
+def test_what_a_certificate_says_of_the_rounds_before_is_what_they_left(tmp_path: Path) -> None:
+    rule = ScreenRule(quarantine=2)
+    guarded = PARAMS | {"outer": PARAMS["outer"] | {"screen": to_json(rule)}}
+    first = first_standing(rule, 1)
+    assert first is not None
+    left = replace(first, norms=((1.5).hex(),) * 2)
+    for standings, why in (
+        ((first, left), ""),
+        ((first, replace(left, refused=(("fr-1", 2),))), "the round before left"),
+        ((replace(first, refused=(("fr-1", 2),)),), "the round before left"),
+        ((None,), "the round before left"),
+    ):
+        world = b.World()
+        job(world, JOB, params=guarded)
+        for number, standing in enumerate(standings, start=1):
+            world.round(JOB, number, {"de-1": 3000, "fr-1": 1000}, standing=standing)
+        if not why:
+            assert len(report(world, tmp_path / "held")["figures"]["rounds"]) == 2
+            continue
+        with pytest.raises(VerificationError, match=why):
+            report(world, tmp_path / f"{len(standings)}{standings[-1] is None}")
