@@ -529,6 +529,6 @@ def test_tokens_that_no_leg_can_have_read_are_no_commit(core):
             machine.take_commit(core, connection, "de-1", sign_value(KEYS["de-1"], given))
 
     for tokens in (10**30, 5 * 4 * 2 * 10 * workers + 1, 0, -1):
-        with pytest.raises(UsageError, match="no leg of the job|a commit of (0|-1) tokens"):
+        with pytest.raises(UsageError, match=r"no leg of the job|a commit of (0|-1) tokens"):
             commit(tokens)
     commit(5 * 2 * 10 * workers)
