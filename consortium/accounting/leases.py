@@ -10,7 +10,8 @@ from consortium.accounting.usage import UsageKey
 from consortium.domain.records import UsageRow
 
 AGREE_PERCENT = 5
-"""The books agree where they differ, in every lease and in their sum, by at most this share of the site's figure …"""
+"""The books agree where they differ, in their sum and in all leases but such a share of the time, by at most this
+share of the site's figure …"""
 AGREE_SLACK_MS = 5_000
 """… plus this much per GPU that the server leased: a poll's interval and the network's delay at both ends."""
 _Lease = tuple[UsageKey, str, str, str]
@@ -33,7 +34,8 @@ class TwoBooks:
     site_gpu_ms_unknown: int
     """The site's figure for them."""
     agree: bool
-    """Whether each lease that the site metered has a receipt, of as many GPUs and about as long, and so has the sum."""
+    """Whether each lease that the site metered has a receipt, nearly all of their time in leases of as many GPUs and
+    about as long in both books, and so the sum."""
 
 
 def lease_row(body: Mapping[str, Any]) -> UsageRow | None:
@@ -102,6 +104,7 @@ def _compare(
     server_ms = sum(_gpu_ms(server[lease]) for lease in known)
     complete = bool(known) and len(both) == len(metered)
     slack_ms = sum(_slack_ms(server[lease]) for lease in both)
+    apart_ms = sum(_gpu_ms(site[lease]) for lease in both if not _same(site[lease], server[lease]))
     agree = complete and bool(both) and _close(site_ms, server_ms, slack_ms)
     return TwoBooks(
         site_gpu_ms=site_ms,
@@ -110,7 +113,7 @@ def _compare(
         leases=len(metered),
         leases_unknown=len(metered) - len(both),
         site_gpu_ms_unknown=site_ms - sum(_gpu_ms(site[lease]) for lease in both),
-        agree=agree and all(_same(site[lease], server[lease]) for lease in both),
+        agree=agree and 100 * apart_ms <= AGREE_PERCENT * site_ms,
     )
 
 

@@ -13,8 +13,10 @@ _PERIOD = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
 
 def period_of(unix_ms: int) -> str:
     """Return the period a moment lies in. Raises UsageError where `bounds` knows none."""
-    if not 0 <= unix_ms < _END_MS:
-        raise UsageError(f"{unix_ms} is no time of the years 1970 to 9998", fix="write Unix milliseconds")
+    if not has_period(unix_ms):
+        raise UsageError(
+            f"{unix_ms} is no time of the years {_FIRST_YEAR} to {_LAST_YEAR}", fix="write Unix milliseconds"
+        )
     moment = datetime.fromtimestamp(unix_ms // 1000, UTC)
     return f"{moment.year:04d}-{moment.month:02d}"
 
@@ -36,6 +38,3 @@ def bounds(period: str) -> tuple[int, int]:
 
 def _ms(year: int, month: int) -> int:
     return int(datetime(year, month, 1, tzinfo=UTC).timestamp()) * 1000
-
-
-_END_MS = _ms(9999, 1)

@@ -89,8 +89,9 @@ class Standing:
     """Norms of contributions as they were applied, oldest first."""
     refused: tuple[tuple[str, int], ...] = ()
     """Sites refused for what they sent, and how many rounds in a row, in site order."""
-    fragments: int = 1
-    """How many rounds before this one the last of the same fragment was."""
+    fragments: int = 0
+    """How many rounds before this one the last of the same fragment was. 0: by the rule of certificates that do not say
+    so, which kept a norm of every site, and where a readmission held in just its round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,8 +21,9 @@ _LEAST, _MOST = Fraction(1, 1000), Fraction(1000)
 
 LIMITS = (
     "Delivered and consumed GPU time is metered by the site. Where the server's receipt times cover the same leases, "
-    "both books stand side by side; they count as cross-checked where they differ, in each lease and in their sum, by "
-    f"at most {AGREE_PERCENT} % of the site's figure plus {AGREE_SLACK_MS} ms per GPU that the server leased.",
+    "both books stand side by side; they count as cross-checked where they differ, in their sum and in the leases of "
+    f"all but {AGREE_PERCENT} % of the time, by at most {AGREE_PERCENT} % of the site's figure plus {AGREE_SLACK_MS} "
+    "ms per GPU that the server leased.",
     "A crossing is cross-checked where sender and recipient, of two partners, recorded the same artifacts. Batches of "
     "metric and control calls are declared by their sender.",
     "Tokens, steps and FLOPs of a round are the site's own word, weighed by its peers; they are re-executed where an "

@@ -38,7 +38,8 @@ def check_sites(sites: Iterable[SiteFacts], records: Iterable[Record], keys: Tru
 
     Raises VerificationError for a site that is unknown or named twice, and where its newest file says otherwise.
     """
-    signed = newest_files(records)
+    sites = list(sites)
+    signed = {site: record for site, record in newest_files(records).items() if site in {one.id for one in sites}}
     for record in signed.values():
         document, where = document_of(record), f"record {record_id(record)}"
         if document.kind is not DocumentKind.SITE or document.partner != site_facts(record).partner:

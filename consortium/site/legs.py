@@ -82,23 +82,24 @@ class SiteLeg:
         )
 
 
-def packed(legs: Iterable[SiteLeg], most_bytes: int) -> tuple[list[LegReport], bool]:
-    """Return the reports of one poll, and whether results were left for the next ones: a large poll takes too long.
+def packed(legs: Iterable[SiteLeg], most_bytes: int) -> tuple[list[LegReport], bool, int]:
+    """Return the reports of one poll, whether results were left for the next ones, and the bytes of those that go.
 
-    Results go in order, one at least and then as long as all take `most_bytes` at most. A leg whose result waits is
-    reported as running, which it was: one that is not reported counts as unknown here.
+    A large poll takes too long: results go in order, one at least and then as long as all take `most_bytes` at most;
+    none where that is 0. A leg whose result waits is reported as running, which it was: one that is not reported counts
+    as unknown here.
     """
     reports, size, waits = [], 0, False
     for leg in legs:
         report = leg.report()
         if report.result:
-            waits = waits or (size > 0 and size + _size(report) > most_bytes)
+            waits = waits or not most_bytes or (size > 0 and size + _size(report) > most_bytes)
             if waits:
                 report = replace(report, state=LegState.RUNNING, result={})
             else:
                 size += _size(report)
         reports.append(report)
-    return reports, waits
+    return reports, waits, size
 
 
 def _size(report: LegReport) -> int:

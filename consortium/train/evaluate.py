@@ -5,7 +5,9 @@ One Ray task reserves the leg's GPUs and runs torch; there is nothing to synchro
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +28,9 @@ from consortium.train.tokens import open_sequences, vocabulary
 
 if TYPE_CHECKING:
     import torch
+
+_METRIC = re.compile(r"[A-Za-z0-9_.+-]{1,60}")
+"""Languages that may stand in the name of a metric as they are."""
 
 
 def check(context: LegContext) -> EvaluateConfig:
@@ -109,10 +114,16 @@ def rounds_asked(asked: Sequence[int], kept: Sequence[int], context: LegContext)
 
 
 def by_language(datasets: Sequence[Dataset]) -> dict[str, list[Dataset]]:
-    """Group datasets by language; one that mixes languages is a group of its own, `de+fr`."""
+    """Group datasets by language; one that mixes languages is a group of its own, `de+fr`.
+
+    Languages that are no names of a metric, or too many for one, go by a digest of theirs: `24-languages-1f09d30c`.
+    """
     groups: dict[str, list[Dataset]] = {}
     for dataset in sorted(datasets, key=lambda dataset: dataset.id):
-        groups.setdefault("+".join(sorted(dataset.languages)) or "unknown", []).append(dataset)
+        name = "+".join(sorted(dataset.languages)) or "unknown"
+        if not _METRIC.fullmatch(name):
+            name = f"{len(dataset.languages)}-languages-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        groups.setdefault(name, []).append(dataset)
     return dict(sorted(groups.items()))
 
 

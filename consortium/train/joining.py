@@ -107,7 +107,7 @@ class Joining:
         certificate = check_certificate(current, previous)
         fragments = self._outer.fragments
         earlier, first = len(past) - fragments, first_standing(self._outer.screen, fragments)
-        check_standing(certificate, first if earlier < 0 or first is None else standing_after(past[earlier]))
+        check_standing(certificate, first if earlier < 0 or first is None else standing_after(past[earlier]), past=True)
 
     def _momentum(self, closed: Round) -> Vector | None:
         """Return the momentum that a majority of a round's sites signed, once they did and it is here."""

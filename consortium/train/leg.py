@@ -272,7 +272,7 @@ class FederatedLeg:
         if ahead is not None and counted is not None and applied:
             ahead = replace(ahead, previous_outer=came.digest, local=self._plan.mix(number, ahead.local, came.outer))
         else:
-            if ahead is not None:
+            if self._plan.carries:
                 # Kept steps that lead on from what does not count: a round that counts nothing leaves the digest as is.
                 self._keep.drop_ahead(number + 1)
             ahead = None

@@ -126,20 +126,19 @@ class Peers:
         told = {verdict.site for verdict in current.verdicts if verdict.judge == self.site}
         if told >= {commit.site for commit in current.commits}:
             return
-        left_s = self._left_s(current)
         possible = [one for one in current.commits if gates.work is None or gates.work.fits(one)]
         asked = self._received.take_all((one for one in possible if one.site != self.site), size)
-        now_s = self._now_s()
-        absent_s = now_s + (left_s * 0.9 if math.isfinite(left_s) else ABSENT_S)
-        for last, until_s in ((False, now_s + left_s / 2), (True, now_s + left_s * 0.9)):
-            if not self._wait(asked, current.number, until_s, absent_s):
+        now = current
+        # Where a verdict rests on what the others hold, one pass, with half of the time left to judge in.
+        for last, share in ((True, 0.5),) if gates.together else ((False, 0.5), (True, 0.8)):
+            seen = self._wait(asked, now, share)
+            if seen is None:
                 sys.stderr.write(f"round {current.number} goes on without this site's verdicts on {asked.waiting}\n")
                 return
+            now = seen
             if last:
                 asked.give_up()
             here = [one for one in current.commits if last or one.site not in asked.waiting]
-            if not last and asked.waiting and gates.together:
-                continue
             faults = asked.faults | dict.fromkeys(asked.waiting, "unreachable")
             held = self._received.of(here, {self.site: made.data})
             judged = screen(here, held, faults, size, gates, code=self._received, beside=current.commits)
@@ -156,26 +155,33 @@ class Peers:
         left_s = current.deadline_ms / 1000 - self._wall_s()
         return left_s if left_s >= SHORTEST_S else math.inf
 
-    def _wait(self, asked: Asked, number: int, until_s: float, absent_s: float) -> bool:
-        """Wait for what is asked for, until then at the most; False where the round takes no verdicts any more.
+    def _wait(self, asked: Asked, seen: Round, share: float) -> Round | None:
+        """Wait for what is asked for, for this share of the time left at the most, and return the round as last seen.
 
-        Until `absent_s` for what nobody announces.
+        None where it takes no verdicts any more. The server may give more time, as after an absence of its own.
         """
-        looked_s, asked_s, pause_s = self._now_s(), -math.inf, _SHORT_S
-        while asked.waiting and self._now_s() < until_s:
+        begun_s = looked_s = self._now_s()
+        until_s, asked_s, pause_s = begun_s + share * self._left_s(seen), -math.inf, _SHORT_S
+        while asked.waiting:
+            over = self._now_s() >= until_s
+            if self._now_s() - looked_s >= LOOK_S:
+                looked_s, now = self._now_s(), self.look(seen.number)
+                if now is not None and now.phase in JUDGED:
+                    return None
+                if now is not None and now.deadline_ms != seen.deadline_ms:
+                    seen, until_s = now, self._now_s() + share * self._left_s(now)
+                    over = False
+            if over:
+                return seen
             self._look_up()
             self._sleep(0.0)
             if self._now_s() - asked_s >= pause_s:
                 asked_s, pause_s = self._now_s(), min(_LONG_S, pause_s * _GROWTH)
                 asked.look()
-            if self._now_s() >= absent_s:
+            if not math.isfinite(until_s) and self._now_s() - begun_s >= ABSENT_S:
                 asked.give_up()
             asked.wait(_SHORT_S)
-            if self._now_s() - looked_s >= LOOK_S:
-                looked_s, current = self._now_s(), self.look(number)
-                if current is not None and current.phase in JUDGED:
-                    return False
-        return True
+        return seen
 
     def _tell(self, number: int, judged: tuple[Screened, ...]) -> None:
         for one in judged:

@@ -128,7 +128,7 @@ class Replay:
             certificate = check_certificate(current, previous)
             expected = self._expected_standing(number, before)
             if expected is not ...:
-                check_standing(certificate, expected)
+                check_standing(certificate, expected, past=True)
         except VerificationError as fault:
             return _differs(number, [fault.what], ["server"]), self._kept_state(number), current
         vectors, missing_parts, damaged = self._vectors(certificate)

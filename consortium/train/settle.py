@@ -68,7 +68,11 @@ class Settling:
         """
         number = current.number
         sys.stderr.write(f"round {number} was closed with {holds}, not {mine.digest} as here; computing it again\n")
-        outer, momentum = again(number)
+        try:
+            outer, momentum = again(number)
+        except (VerificationError, NotFoundError) as fault:
+            sys.stderr.write(f"round {number} cannot be computed again here: {fault.render()}\n")
+            outer, momentum = mine.outer, mine.momentum
         if vector_digest(outer) != holds:
             self._peers.compare(f"outer/{number}", mine.digest, published(current))
         return replace(mine, digest=holds, outer=outer, momentum=momentum)

@@ -118,6 +118,13 @@ class TestTwoBooks:
         made = lease_row(LEASE | changes)
         assert (made and (made.start_ms, made.end_ms)) == interval
 
+    def test_one_late_receipt_of_many_leaves_the_books_in_agreement_and_a_tenth_does_not(self) -> None:
+        for late, agree in ((1, True), (4, False)):
+            site = [row(0, 60_000, leg=f"leg-{at}") for at in range(40)]
+            server = [row(9_000 if at < late else 0, 60_000, leg=f"leg-{at}") for at in range(40)]
+            (book,) = two_books(site, server).values()
+            assert book.agree is agree
+
     def test_books_that_differ_by_a_poll_agree_and_by_more_do_not(self) -> None:
         site = [row(0, 30_000), row(30_000, 60_000)]
         close, far = [row(900, 61_500)], [row(0, 90_000)]

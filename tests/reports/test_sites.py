@@ -14,6 +14,7 @@ from consortium.keys.documents import DocumentKind, sign_document
 from consortium.keys.signing import SigningKey, sign_value
 from consortium.reports.build import build_report
 from consortium.reports.figures import figures, read_facts
+from consortium.reports.sites import check_sites, site_facts
 from consortium.reports.verify import verify_report
 from tests.reports import builders as b
 
@@ -103,3 +104,12 @@ def test_sites_are_known_and_stand_once(tmp_path: Path) -> None:
     ):
         with pytest.raises(VerificationError, match=why):
             verify_report(recomputed(world, made | {"sites": sites}), world.trust)
+
+
+def test_the_file_of_a_site_that_is_in_no_report_any_more_is_not_asked(tmp_path: Path) -> None:
+    world = b.World()
+    stays, left = site_file(world, "fr-1"), site_file(world, "uy-1", key=SigningKey.generate())
+    here = [site_facts(stays)]
+    assert check_sites(here, [stays, left], world.trust) == 1
+    with pytest.raises(VerificationError):
+        check_sites([*here, site_facts(left)], [stays, left], world.trust)

@@ -120,6 +120,22 @@ def test_large_results_go_one_after_the_other_and_keep_no_lease_from_being_renew
     assert [leg.offer.leg for leg in stage.agent.table.reported()] == [running.offer.leg]
 
 
+def test_after_a_large_result_one_poll_goes_without_any(stage: Stage) -> None:
+    offers = [stage.world.offer(number, gpus=2) for number in (1, 2)]
+    for offer in offers:
+        stage.script.offers[offer.leg] = offer
+    stage.poll()
+    stage.poll()
+    large = {"outputs": [], "metrics": {"x": "y" * 2 * RESULTS_BYTES}}
+    for leg in stage.agent.table.active():
+        stage.agent.table.change(leg, state=LegState.SUCCEEDED.value, result=large)
+    went = []
+    for _ in range(3):
+        stage.poll()
+        went.append(sum(bool(report.result) for report in stage.script.polls[-1].legs))
+    assert went == [1, 0, 1]
+
+
 def test_a_lease_is_renewed_by_polls_and_ends_without_them(stage: Stage) -> None:
     offer = stage.world.offer()
     stage.script.offers[offer.leg] = offer

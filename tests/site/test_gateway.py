@@ -174,6 +174,14 @@ def test_a_release_is_sealed_stored_recorded_and_announced_once(border: Border) 
     assert (crossing["side"], crossing["digest"]) == ("release", digest(b"counts"))
 
 
+def test_what_an_earlier_attempt_of_the_job_released_is_announced_again_and_no_second_crossing(border: Border) -> None:
+    first = border.send(b"counts")
+    with border.gateway.db.write() as write:
+        write.execute("UPDATE releases SET attempt = 'att-before'")
+    assert border.send(b"counts").json() == first.json()
+    assert len(border.records("crossing")) == 1
+
+
 def test_a_release_the_policy_forbids_is_refused_with_its_clause_and_recorded_once(border: Border) -> None:
     for _ in range(2):
         answer = border.send(b"x", **{"class": "weights"})

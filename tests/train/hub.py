@@ -23,7 +23,7 @@ from consortium.errors import ConflictError, ConsortiumError, NotFoundError
 from consortium.keys.canonical import digest
 from consortium.storage.objects import ObjectStore
 from consortium.train import disputes
-from consortium.train.rounds import certify, first_standing, standing_after
+from consortium.train.rounds import certify, first_standing, left_out, standing_after
 
 JOB = "job-0000000000000000000000000a"
 
@@ -138,13 +138,14 @@ class Hub:
                 current = replace(current, phase=RoundPhase.JUDGING)
         if current.phase is RoundPhase.JUDGING:
             said = {(one.judge, one.site) for one in current.verdicts}
-            if {(judge, site) for judge in committed & alive for site in committed} <= said:
+            before = self.rounds.get(number - self.fragments)
+            standing = first_standing(self.screen, self.fragments) if before is None else standing_after(before)
+            counting = committed - left_out(number, current.rulings, standing)
+            if {(judge, site) for judge in committed & alive for site in counting} <= said:
                 agreed = self.agreed[f"outer/{number - 1}"]
                 earlier = replace(self.rounds[number - 1], outer_digests=agreed) if number > 1 else None
                 begun = disputes.beginning(self.sites, agreed, resumed=self.resumed)
                 previous = disputes.holding(earlier) if earlier else begun
-                before = self.rounds.get(number - self.fragments)
-                standing = first_standing(self.screen, self.fragments) if before is None else standing_after(before)
                 certificate = certify(JOB, number, previous, current.commits, current.verdicts, standing=standing)
                 current = replace(current, phase=RoundPhase.CERTIFIED, certificate=certificate)
         if current.phase is RoundPhase.CERTIFIED:

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from consortium.domain.codec import to_json
 from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.protocol import LegContext, StoreAccess
+from consortium.domain.screening import ScreenRule
 from consortium.domain.training import RoundPhase
 from consortium.storage.objects import ObjectStore
 from consortium.train import parcels
@@ -240,6 +242,25 @@ def test_steps_that_lead_on_from_a_refused_round_are_not_taken_up_again(line, mo
         return sites[0].final.digest
 
     assert trained(0) == trained(600), "whether they were kept on the way changes nothing"
+
+
+class Condemning(Hub):
+    """In round 1 all judges refuse uy-1 for what it sent."""
+
+    def verdicts(self, number: int, verdicts: Any) -> None:
+        bad = (1, "uy-1")
+        said = [replace(one, accept=False, reason="cosine") if (number, one.site) == bad else one for one in verdicts]
+        super().verdicts(number, said)
+
+
+def test_nobody_waits_for_a_site_in_quarantine_and_it_follows(line):
+    rule = ScreenRule(quarantine=1)
+    hub = Condemning(("de-1", "fr-1", "uy-1"), screen=rule)
+    sites = [Site(line(hub, site, screen=to_json(rule)), Pull(site)) for site in hub.sites]
+    wait([site.start() for site in sites])
+    counted = [[part.site for part in hub.rounds[k].certificate.contributions] for k in (1, 2, 3)]
+    assert counted == [["de-1", "fr-1"]] * 3
+    assert {one.site for one in hub.rounds[2].verdicts} == {"de-1", "fr-1"}
 
 
 # -- a site's own breakdown -------------------------------------------------------------------------------------------

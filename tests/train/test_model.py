@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,13 +13,14 @@ import torch
 
 from consortium.domain.pretraining import EvaluateConfig, ModelConfig, OptimConfig, PretrainConfig
 from consortium.errors import UsageError, VerificationError
-from consortium.train.evaluate import held_out_loss
+from consortium.train.evaluate import by_language, held_out_loss
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Origin
 from consortium.train.model import Decoder, Past, next_token_loss, rope_tables, rotate
 from consortium.train.order import Sequences
 from consortium.train.plugin import token_losses
 from consortium.train.schedule import learning_rate
+from tests.builders import dataset
 from tests.train.conftest import PARAMS, VOCAB, documents
 
 MODEL = ModelConfig(dim=32, layers=2, heads=2, context=16)
@@ -330,3 +332,11 @@ def test_the_composed_config_is_what_training_reads():
     params = PretrainConfig.of(compose_job("pretrain", []).params)
     assert params.outer.rounds >= 4
     EvaluateConfig.of(compose_job("evaluate", []).params)
+
+
+def test_losses_go_by_names_that_a_result_may_hold():
+    said = {"fr-1": ("fr",), "de-1": ("de", "fr"), "uy-1": ("norsk bokmål",), "at-1": ("中文",)}
+    held = [dataset(site, site, number=at, languages=names) for at, (site, names) in enumerate(said.items(), start=1)]
+    groups = by_language(held)
+    assert list(groups)[2:] == ["de+fr", "fr"]
+    assert all(re.fullmatch(r"1-languages-[0-9a-f]{8}", name) for name in list(groups)[:2])

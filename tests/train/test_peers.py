@@ -13,6 +13,7 @@ import pytest
 from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.protocol import LegContext, StoreAccess
+from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Round, RoundPhase
 from consortium.errors import PolicyDeniedError, UsageError, VerificationError
 from consortium.train.book import RoundBook
@@ -21,7 +22,7 @@ from consortium.train.joining import Joining
 from consortium.train.keep import Contribution, OuterState
 from consortium.train.outer import digest_of, norm_of, to_bytes, vector_digest
 from consortium.train.peers import INITIAL, PASS_ON_S, Peers
-from consortium.train.received import Received
+from consortium.train.received import Asked, Received
 from consortium.train.screen import Gates
 from consortium.train.settle import Settling
 from tests.train.conftest import PARAMS
@@ -139,7 +140,7 @@ def test_who_has_the_new_state_is_passed_nothing(hub: Hub):
 def test_a_sender_whose_store_hangs_keeps_nobody_waiting_for_verdicts_on_the_others(hub: Hub, monkeypatch):
     monkeypatch.setattr("consortium.train.peers.SHORTEST_S", 0.1)
     monkeypatch.setattr("consortium.train.peers.LOOK_S", 0.05)
-    current = replace(hub.round(1), phase=RoundPhase.JUDGING, deadline_ms=400)
+    hub.rounds[1] = current = replace(hub.rounds[1], phase=RoundPhase.JUDGING, deadline_ms=400)
     at, woken, told = line(hub, "fr-1"), threading.Event(), []
 
     def receive(artifact):
@@ -270,3 +271,63 @@ def test_a_site_whose_round_was_closed_without_it_computes_again_before_it_gives
     np.testing.assert_array_equal(found.momentum, right)
     with pytest.raises(VerificationError, match="but de-1 has"):
         settling.alone(current, holds, mine, lambda number: (wrong, right))
+
+
+class Clock:
+    """A clock that every look moves by 10 ms, and waiting by as long as it lasts."""
+
+    def __init__(self) -> None:
+        self.s = 0.0
+
+    def __call__(self) -> float:
+        self.s += 0.01
+        return self.s
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    wait = Asked.wait
+
+    def waited(asked: Asked, timeout_s: float) -> None:
+        wait(asked, 0.01)
+        clock.s += timeout_s
+
+    monkeypatch.setattr(Asked, "wait", waited)
+    return clock
+
+
+def judge_at(hub: Hub, clock: Clock, gates: Gates, at: Line) -> list[tuple[float, dict[str, str]]]:
+    """When fr-1 gives which verdicts, where the round takes them for 60 seconds."""
+    told: list[tuple[float, dict[str, str]]] = []
+    at.verdicts = lambda number, given: told.append((clock.s, {one["site"]: one["reason"] for one in given}))
+    current = replace(hub.rounds[1], phase=RoundPhase.JUDGING, deadline_ms=60_000)
+    hub.rounds[1] = current
+    Peers(at, SIZE, sleep=lambda _: None, now_s=clock, wall_s=lambda: clock.s).judge(current, made("fr-1"), gates, SIZE)
+    return told
+
+
+def test_where_verdicts_rest_on_each_other_half_of_the_time_is_left_to_judge_in(hub: Hub, clock: Clock):
+    hub.artifacts = [one for one in hub.artifacts if one[0].sender != "uy-1"]
+    gates = Gates(rule=ScreenRule(loss_rise=0.15), probe=lambda gradient: 1.0)
+    ((at_s, said),) = judge_at(hub, clock, gates, line(hub, "fr-1"))
+    assert said == {"de-1": "", "fr-1": "", "uy-1": "missing"}
+    assert 29 < at_s < 33
+
+
+def test_a_server_that_was_away_gives_the_whole_time_anew(hub: Hub, clock: Clock):
+    held, hub.artifacts = hub.artifacts, []
+    at, inbox = line(hub, "fr-1"), line(hub, "fr-1").inbox
+
+    def away(number: int | None = None):
+        if clock.s < 70:
+            clock.s = 70.0  # the call outlasts the absence
+            hub.rounds[1] = replace(hub.rounds[1], deadline_ms=130_000)
+        elif clock.s > 72:
+            hub.artifacts = held  # what waited at the peers' gateways is announced
+        return inbox(number)
+
+    at.inbox = away
+    ((at_s, said),) = judge_at(hub, clock, Gates(), at)
+    assert said == dict.fromkeys(SITES, "")
+    assert 72 < at_s < 80

@@ -224,9 +224,24 @@ def test_a_contribution_above_the_limit_is_scaled_down_to_it():
 def test_a_partners_sites_leave_one_norm_together():
     sites = ("aa-1", "bb-1", "xx-1", "xx-2", "xx-3")
     commits = [commit(site, norm=(0.001 if site[:2] == "xx" else 2.0).hex()) for site in sites]
-    after = standing_after(closed(commits, everyone(sites), standing=stands(window=8)))
+    after = standing_after(closed(commits, everyone(sites), standing=stands(window=8, fragments=1)))
     assert after.norms == norms(2, 2, 0.001), "or who brings more sites says what is too large for the others"
+
+
+def test_trainings_that_began_by_the_rule_before_go_on_by_it():
+    sites, before = ("aa-1", "xx-1", "xx-2"), stands(window=8)
+    assert before.fragments == 0
+    commits = [commit(site, norm=(2.0).hex()) for site in sites]
+    current = closed(commits, everyone(sites), standing=before)
+    after = standing_after(current)
+    assert (after.norms, after.fragments) == (norms(2, 2, 2), 0)
     assert "fragments" not in to_json(after)
+    begins = first_standing(ScreenRule(clip=2.0, clip_window=8, quarantine=2), 1)
+    check_standing(current.certificate, begins, past=True)
+    with pytest.raises(VerificationError, match="the round before left"):
+        check_standing(current.certificate, begins)
+    with pytest.raises(VerificationError, match="the round before left"):
+        check_standing(current.certificate, replace(begins, norms=norms(2)), past=True)
 
 
 def test_without_norms_of_past_rounds_nothing_is_clipped():

@@ -43,8 +43,6 @@ class LogKeeper:
 
     def step(self) -> None:
         """Archive what has ended, then send what has been written since. Ends at the first leg that this fails for."""
-        for leg in self.table.archived(self.cluster.jobs()):
-            self.cluster.delete(leg.key)
         ended = self.table.unarchived()
         running = [leg for leg in self.table.active() if leg.state is LegState.RUNNING and leg.log_policy != "withheld"]
         turn = self._read % max(1, len(running))
@@ -57,6 +55,8 @@ class LogKeeper:
                 self._failed[leg.key] += 1
                 raise
             del self._failed[leg.key]
+        for leg in self.table.archived(key for key, job in self.cluster.jobs().items() if job.status.ended):
+            self.cluster.delete(leg.key)
 
     def _keep(self, leg: SiteLeg) -> None:
         if leg.state.final:

@@ -70,6 +70,8 @@ class Agent:
             table=self.table,
         )
         self._server_holds: int | None = None
+        self._carried = 0
+        """Bytes of the results in the last poll."""
         self._said: dict[str, str] = {}
 
     def run(self) -> None:
@@ -115,13 +117,15 @@ class Agent:
             self._obey(response, lease_until_ms)
         if response.stops or response.starts:
             self._work.set()
-        if more:
+        if more and not alarm:  # under an alarm nothing is acknowledged, and the same would go again at once
             self._news.set()
 
     def _request(self, now_ms: int) -> tuple[PollRequest, bool]:
         """Return what the site says now, and whether there are results that wait for the next poll."""
         unfit = self.watch.alarm or self.runner.unhealthy
-        reports, more = packed(self.table.reported(), RESULTS_BYTES)
+        # After a large result one poll goes without any, which renews the leases in good time.
+        reports, more, carried = packed(self.table.reported(), 0 if self._carried > RESULTS_BYTES else RESULTS_BYTES)
+        self._carried = carried
         request = PollRequest(
             site=self.settings.site.id,
             protocol=PROTOCOL_VERSION,

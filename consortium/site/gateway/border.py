@@ -70,9 +70,9 @@ class Border:
         )
         key = (offer.attempt, artifact_class.value, name, round, ",".join(header.recipients), header.digest)
         known = gateway.db.read().execute(
-            "SELECT artifact FROM releases WHERE attempt = ? AND class = ? AND name = ? AND round = ?"
-            " AND recipients = ? AND digest = ?",
-            key,
+            "SELECT artifact FROM releases WHERE json_extract(artifact, '$.job') = ? AND class = ? AND name = ?"
+            " AND round = ? AND recipients = ? AND digest = ?",
+            (offer.job, *key[1:]),
         )
         row = known.fetchone()
         if row is not None:
