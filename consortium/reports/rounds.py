@@ -17,7 +17,7 @@ from consortium.reports.figures import round_of
 from consortium.reports.people import SERVER, with_people
 from consortium.reports.training import specs_of
 from consortium.train.evidence import check_parts, check_signatures
-from consortium.train.rounds import check_certificate, check_standing, standing_before
+from consortium.train.rounds import check_certificate, check_standing, screening_of, standing_before
 
 
 def check_rounds(records: Sequence[Record], keys: Trust) -> None:
@@ -79,6 +79,7 @@ def _round(item: Round, keys: Trust, where: str) -> None:
 
 def _standing(item: Round, params: Mapping[str, Any], rounds: Mapping[tuple[str, int], Round]) -> None:
     """Check what a certificate says of the rounds before, as far as these are in the report."""
-    expected, known = standing_before(params, item.number, lambda number: rounds.get((item.job, number)))
+    rule = screening_of(params)
+    expected, known = standing_before(*rule, item.number, lambda number: rounds.get((item.job, number)))
     if known and item.certificate is not None:
         check_standing(item.certificate, expected, past=True)

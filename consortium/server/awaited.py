@@ -12,7 +12,7 @@ from consortium.server.rulings import rejected
 from consortium.state import jobs, rounds
 from consortium.state.rounds import RoundRow
 from consortium.state.sites import all_sites
-from consortium.train.rounds import left_out, standing_before
+from consortium.train.rounds import left_out, screening_of, standing_before
 
 
 def pause(connection: Connection, row: RoundRow) -> bool:
@@ -24,7 +24,8 @@ def pause(connection: Connection, row: RoundRow) -> bool:
 
 def standing(connection: Connection, job: Job, number: int) -> Standing | None:
     """Return what the last round of the same fragment left; None where the job neither clips nor quarantines."""
-    return standing_before(job.spec.params, number, lambda earlier: rounds.read(connection, job.id, earlier))[0]
+    rule = screening_of(job.spec.params)
+    return standing_before(*rule, number, lambda earlier: rounds.read(connection, job.id, earlier))[0]
 
 
 def outer_number(job: Job, name: str) -> int:

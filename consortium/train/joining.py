@@ -25,7 +25,7 @@ from consortium.train.keep import OuterState
 from consortium.train.outer import Vector, finite, from_bytes, to_bytes, vector_digest
 from consortium.train.parcels import fetch, send
 from consortium.train.peers import PASS_ON_S, Peers
-from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
+from consortium.train.rounds import check_certificate, check_standing, standing_before
 from consortium.train.votes import chosen
 
 
@@ -105,9 +105,9 @@ class Joining:
             began = self._exchange.agreements("outer/0")
             previous = began.get(min(began, default=""), "")
         certificate = check_certificate(current, previous)
-        fragments = self._outer.fragments
-        earlier, first = len(past) - fragments, first_standing(self._outer.screen, fragments)
-        check_standing(certificate, first if earlier < 0 or first is None else standing_after(past[earlier]), past=True)
+        rule, number = self._outer, len(past) + 1
+        expected, _ = standing_before(rule.screen, rule.fragments, number, lambda earlier: past[earlier - 1])
+        check_standing(certificate, expected, past=True)
 
     def _momentum(self, closed: Round) -> Vector | None:
         """Return the momentum that a majority of a round's sites signed, once they did and it is here."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.pretraining import OuterConfig
-from consortium.domain.training import Certificate, Round, Standing
+from consortium.domain.training import Certificate, Round
 from consortium.errors import NotFoundError, VerificationError
 from consortium.keys.roster import Rosters
 from consortium.train.book import RoundBook
@@ -32,7 +32,7 @@ from consortium.train.evidence import check_parts, check_rulings, check_signatur
 from consortium.train.fragments import Plan
 from consortium.train.keep import Keep
 from consortium.train.outer import Layout, Vector, vector_digest
-from consortium.train.rounds import check_certificate, check_standing, first_standing, standing_after
+from consortium.train.rounds import check_certificate, check_standing, standing_before
 
 if TYPE_CHECKING:
     from consortium.keys.trust import Trust
@@ -126,8 +126,9 @@ class Replay:
             return _differs(number, [fault.what], ["kept"]), self._kept_state(number), current
         try:
             certificate = check_certificate(current, previous)
-            expected = self._expected_standing(number, before)
-            if expected is not ...:
+            rule = self._params
+            expected, known = standing_before(rule.screen, rule.fragments, number, lambda _: before)
+            if known:
                 check_standing(certificate, expected, past=True)
         except VerificationError as fault:
             return _differs(number, [fault.what], ["server"]), self._kept_state(number), current
@@ -139,7 +140,7 @@ class Replay:
             return Replayed(round=number, result="cannot", what=tuple(what)), self._kept_state(number), current
         after = self._step(chain, certificate, vectors)
         one = self._compared(number, current, after)
-        if one.result == "verified" and expected is ...:
+        if one.result == "verified" and not known:
             note = "what it may clip by is its own word: the round that says so is not kept"
             one = replace(one, what=(*one.what, note))
         return one, after, current
@@ -152,16 +153,6 @@ class Replay:
         check_signatures(current, self._trust, where)
         if self._rosters is not None:
             check_rulings(current, self._rosters)
-
-    def _expected_standing(self, number: int, before: Round | None) -> Any:
-        """Return what the certificate must carry, from the last round of the same fragment.
-
-        `...` where that is not kept.
-        """
-        first: Standing | None = first_standing(self._params.screen, self._params.fragments)
-        if number <= self._params.fragments or first is None:
-            return first
-        return ... if before is None else standing_after(before)
 
     def _vectors(self, certificate: Certificate) -> tuple[dict[str, Vector], list[str], list[str]]:
         """Return the accepted contributions, in words those that are missing, and those that are not what they were."""

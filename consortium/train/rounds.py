@@ -96,22 +96,26 @@ def first_standing(rule: ScreenRule, fragments: int) -> Standing | None:
     return Standing(clip=rule.clip.hex(), window=rule.clip_window, quarantine=rule.quarantine, fragments=fragments)
 
 
-def standing_before(
-    params: Mapping[str, Any], number: int, earlier: Callable[[int], Round | None]
-) -> tuple[Standing | None, bool]:
-    """Return the standing before a round of a job with these params, and whether it is known.
-
-    It follows from the last round of the same fragment; `earlier` returns a round by its number, None where that is
-    not at hand: then nothing is known but that there is none.
-    """
+def screening_of(params: Mapping[str, Any]) -> tuple[ScreenRule, int]:
+    """Return the rule of a job with these params, as stored, and its number of fragments."""
     outer = params.get("outer")
     outer = outer if isinstance(outer, Mapping) else {}
-    fragments = int(outer.get("fragments") or 1)
-    first = first_standing(from_json(ScreenRule, outer.get("screen") or {}, where="outer.screen"), fragments)
+    return from_json(ScreenRule, outer.get("screen") or {}, where="outer.screen"), int(outer.get("fragments") or 1)
+
+
+def standing_before(
+    rule: ScreenRule, fragments: int, number: int, earlier: Callable[[int], Round | None]
+) -> tuple[Standing | None, bool]:
+    """Return the standing before a round, and whether it is known.
+
+    It follows from the last round of the same fragment; `earlier` returns a round by its number. Where that is not at
+    hand, or has no certificate, the standing is not known: that before the first round is returned.
+    """
+    first = first_standing(rule, fragments)
     if first is None or number <= fragments:
         return first, True
     before = earlier(number - fragments)
-    return (first, False) if before is None else (standing_after(before), True)
+    return (first, False) if before is None or before.certificate is None else (standing_after(before), True)
 
 
 def standing_after(round_: Round) -> Standing | None:

@@ -29,9 +29,8 @@ from consortium.train.peers import JUDGED, Peers, commit_of
 from consortium.train.rounds import (
     check_certificate,
     check_standing,
-    first_standing,
     left_out,
-    standing_after,
+    standing_before,
     withdrawn,
 )
 from consortium.train.screen import Gates, Work
@@ -263,15 +262,12 @@ class Talk:
 
     def _standing(self, number: int) -> Standing | None:
         """Return what the last round of the same fragment left. Raises VerificationError where the store lost it."""
-        fragments = self._params.outer.fragments
-        first, earlier = first_standing(self._params.outer.screen, fragments), number - fragments
-        if earlier < 1 or first is None:
-            return first
-        before = self._book.round(earlier)
-        if before is None or before.certificate is None:
+        rule = self._params.outer
+        standing, known = standing_before(rule.screen, rule.fragments, number, self._book.round)
+        if not known:
             raise VerificationError(
-                f"{self._site} does not keep round {earlier}, which says what may count in round {number}",
+                f"{self._site} does not keep round {number - rule.fragments}, which says what may count in {number}",
                 where=f"job {self._job}",
                 fix="restore the site's private store, or start the job anew",
             )
-        return standing_after(before)
+        return standing

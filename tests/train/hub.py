@@ -23,7 +23,7 @@ from consortium.errors import ConflictError, ConsortiumError, NotFoundError
 from consortium.keys.canonical import digest
 from consortium.storage.objects import ObjectStore
 from consortium.train import disputes
-from consortium.train.rounds import certify, first_standing, left_out, standing_after
+from consortium.train.rounds import certify, left_out, standing_before
 
 JOB = "job-0000000000000000000000000a"
 
@@ -138,8 +138,7 @@ class Hub:
                 current = replace(current, phase=RoundPhase.JUDGING)
         if current.phase is RoundPhase.JUDGING:
             said = {(one.judge, one.site) for one in current.verdicts}
-            before = self.rounds.get(number - self.fragments)
-            standing = first_standing(self.screen, self.fragments) if before is None else standing_after(before)
+            standing, _ = standing_before(self.screen, self.fragments, number, self.rounds.get)
             counting = committed - left_out(number, current.rulings, standing)
             if {(judge, site) for judge in committed & alive for site in counting} <= said:
                 agreed = self.agreed[f"outer/{number - 1}"]
