@@ -9,16 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-import numpy as np
-
 from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.training import RoundPhase
 from consortium.train import parcels
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Keep, Origin, OuterState
-from consortium.train.outer import Vector, to_bytes, vector_digest
+from consortium.train.outer import Vector, to_bytes, vector_digest, zeros_like
 from consortium.train.peers import INITIAL
+from consortium.train.sharded import placed
 from consortium.train.start import resumed, starting_point
 from consortium.train.talk import Talk
 from consortium.train.votes import majority
@@ -40,9 +39,9 @@ class Beginning:
         """Return the state to begin with, and keep it. `draw` returns fresh parameters."""
         late = self._joining.late()
         if late:
-            state = self._joining.join()
+            state = self._keep.placed(self._joining.join())
         elif self._start.resume:
-            state = resumed(self._exchange.store(), self._start, self._origin)
+            state = resumed(self._exchange.store(), self._start, self._origin, self._keep.holders)
         else:
             state = self._drawn(draw)
         self._keep.save_outer(state, self._origin)
@@ -60,11 +59,12 @@ class Beginning:
             outer = starting_point(self._exchange.store(), self._start, self._origin)
         else:
             outer = draw()
+        digest, outer = vector_digest(outer), placed(outer, self._keep.holders)
         return OuterState(
             round=0,
-            digest=vector_digest(outer),
+            digest=digest,
             outer=outer,
-            momentum=np.zeros_like(outer),
+            momentum=zeros_like(outer),
             position=0,
             tokens=0,
             moments=None,

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import CodeName, OuterConfig
 from consortium.train import sparse
 from consortium.train.outer import Vector, finite, from_bytes, tiles, to_bytes
+from consortium.train.sharded import Each, Holding, Ranges, Sharded, as_vector, by_slices, cut, lengths, placed
 from consortium.train.sparse import Bytes, refuse
 from consortium.train.spread import spread
 
@@ -117,46 +119,92 @@ class Code:
     def _encode(self, vector: Vector, residual: Vector | None) -> Encoded:
         if self.name == "fp32":
             return Encoded(to_bytes(vector), None)
-        if residual is None:
-            carried = np.array(vector, dtype=np.float32)
-        else:
-            carried = np.multiply(residual, np.float32(self.feedback))
-            np.add(carried, vector, out=carried)
+        carried = _carried(vector, residual, self.feedback)
         if not finite(carried):
             return Encoded(_not_finite(len(carried)), residual)
         out = np.empty(self._alone(len(carried)), dtype=np.uint8)
         out[: _HEADER.size] = np.frombuffer(self._header(len(carried)), dtype=np.uint8)
         payload = out[_HEADER.size :]
+        if isinstance(carried, Sharded):
+            self._fill_from_slices(carried, payload)
+        else:
+            self.fill(carried, payload)
+        return Encoded(out.tobytes(), carried)
+
+    def fill(self, carried: Vector, payload: Bytes) -> None:
+        """Write the payload of a finite vector, which becomes what is left of it."""
         if self.name == "topk":
             sparse.encode(carried, self.topk, payload)
         elif self.name == "bf16":
             _encode_bf16(carried, payload)
         else:
             _encode_int(carried, self.name, payload)
-        return Encoded(out.tobytes(), carried)
 
-    def decode(self, data: bytes | memoryview, size: int) -> Vector:
-        """Return the vector of `size` elements that `data` stands for; one of fp32 shares its memory.
+    def decode(self, data: bytes | memoryview, size: int, holders: Holding | None = None) -> Vector:
+        """Return the vector of `size` elements that `data` stands for, in slices where there are who hold them.
 
-        Raises VerificationError where the bytes are not what `encode` makes, those of the state included.
+        One of fp32 in one piece shares the memory of `data`. Raises VerificationError where the bytes are not what
+        `encode` makes, those of the state included.
         """
         if (self.state or self.name != "fp32") and data == _not_finite(size):
-            return np.full(size, np.nan, dtype=np.float32)
+            return placed(np.full(size, np.nan, dtype=np.float32), holders)
         if self.state:
             self.state_in(data, size)
             data = memoryview(data)[: self._alone(size)]
         if self.name == "fp32":
-            return from_bytes(data, size, what="the vector")
+            return placed(from_bytes(data, size, what="the vector"), holders)
         if len(data) != self._alone(size):
             refuse(f"{len(data)} bytes, {self.name} of {size} elements has {self._alone(size)}")
         if data[: _HEADER.size] != self._header(size):
             refuse(f"the header is {data[: _HEADER.size].hex()}, not {self._header(size).hex()}")
         payload = np.frombuffer(data, dtype=np.uint8, offset=_HEADER.size)
+        if holders is None:
+            return self.read(payload, size)
+        of_each = holders.place(payload, self._planes(size, holders.world))
+        return as_vector(holders.map(Code.read, self, of_each, Each(lengths(cut(size, holders.world)))))
+
+    def read(self, payload: Bytes, size: int) -> Vector:
+        """Return the vector that a payload of the right length stands for. Raises VerificationError."""
         if self.name == "topk":
             return sparse.decode(payload, size, self.topk)
         if self.name == "bf16":
             return _decode_bf16(payload)
         return _decode_int(payload, self.name, size)
+
+    def _fill_from_slices(self, carried: Sharded, payload: Bytes) -> None:
+        """Put the payloads of slices together: slices begin with blocks, so these are the same bytes."""
+        holders, places = carried.holders, self._planes(len(carried), carried.holders.world)
+        made = holders.map(_filled, self, carried, Each(lengths(places)))
+        target = chain.from_iterable(places)
+        start, stop = next(target, (0, 0))
+        for piece in holders.pieces(made):
+            done = 0
+            while done < len(piece):
+                count = min(stop - start, len(piece) - done)
+                payload[start : start + count] = piece[done : done + count]
+                start, done = start + count, done + count
+                if start == stop:
+                    start, stop = next(target, (0, 0))
+
+    def _planes(self, size: int, world: int) -> tuple[Ranges, ...]:
+        """Return by rank where the payload of its slice lies in that of a vector of `size` elements."""
+        found: list[list[tuple[int, int]]] = [[] for _ in range(world)]
+        begin = 0
+        for elements, width in self._shape():
+            for ranges, one in zip(found, cut(size, world), strict=True):
+                ranges += [
+                    (begin + first // elements * width, begin + -(-last // elements) * width) for first, last in one
+                ]
+            begin += -(-size // elements) * width
+        return tuple(tuple(ranges) for ranges in found)
+
+    def _shape(self) -> tuple[tuple[int, int], ...]:
+        """Return by plane of the payload how many elements share how many bytes."""
+        if self.name == "topk":
+            return tuple((sparse.CHUNK, width) for width in sparse.widths(self.topk))
+        if self.name == "bf16":
+            return ((1, 2),)
+        return (_BLOCKS[self.name], 4), ((1, 1) if self.name == "int8" else (2, 1))
 
     def state_in(self, data: bytes | memoryview, size: int) -> Vector:
         """Return the state that crossed behind a vector of `size` elements. Raises as `decode` does."""
@@ -182,6 +230,23 @@ def _not_finite(size: int) -> bytes:
 
 FP32 = Code()
 BF16 = Code(name="bf16")
+
+
+@by_slices
+def _carried(vector: Vector, residual: Vector | None, feedback: float) -> Vector:
+    """Return what is to be encoded, in memory of its own."""
+    if residual is None:
+        return np.array(vector, dtype=np.float32)
+    carried = np.multiply(residual, np.float32(feedback))
+    np.add(carried, vector, out=carried)
+    return carried
+
+
+def _filled(code: Code, carried: Vector, count: int) -> Bytes:
+    payload = np.empty(count, dtype=np.uint8)
+    if len(carried):
+        code.fill(carried, payload)
+    return payload
 
 
 # -- bf16: the upper half of an fp32 ------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Contribution
-from consortium.train.outer import Vector, aggregate
+from consortium.train.outer import aggregate
+from consortium.train.sharded import Vector, by_slices
 
 CHUNK = 1 << 20
 """Coordinates at a time: bounds the memory of sorting to some tens of MiB per site. Changes no bit."""
@@ -33,6 +34,12 @@ def combine(
     parts = sorted(contributions, key=lambda part: part.site)
     if rule.aggregate == "mean" or len(parts) < 2:
         return aggregate(parts, vectors, size)
+    return _by_coordinate(parts, vectors, rule)
+
+
+@by_slices
+def _by_coordinate(parts: Sequence[Contribution], vectors: Mapping[str, Vector], rule: ScreenRule) -> Vector:
+    size = len(vectors[parts[0].site])
     result = np.empty(size, dtype=np.float32)
     for start in range(0, size, CHUNK):
         rows = np.stack([_clipped(part, vectors[part.site][start : start + CHUNK]) for part in parts])

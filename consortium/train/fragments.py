@@ -24,6 +24,7 @@ import numpy as np
 from consortium.domain.pretraining import OuterConfig
 from consortium.errors import UsageError
 from consortium.train.outer import Layout, Vector, nesterov, tiles
+from consortium.train.sharded import Each, Ranges, Sharded, as_vector, by_slices, common, cut, places, within
 from consortium.train.spread import spread
 
 _LAYER = re.compile(r"(?:^|\.)(?:blocks|layers|h)\.(\d+)\.")
@@ -43,6 +44,8 @@ class Fragment:
 
     def take(self, vector: Vector) -> Vector:
         """Return the fragment's elements of a whole vector; a view of it where they lie together."""
+        if isinstance(vector, Sharded):
+            return self._take_slices(vector)
         if len(self.ranges) == 1:
             return vector[slice(*self.ranges[0])]
         return np.concatenate([vector[start:stop] for start, stop in self.ranges])
@@ -51,11 +54,33 @@ class Fragment:
         """Return the whole vector with the fragment's elements replaced."""
         if self.size == len(vector):
             return part
-        whole, done = vector.copy(), 0
-        for start, stop in self.ranges:
-            whole[start:stop] = part[done : done + stop - start]
-            done += stop - start
-        return whole
+        if isinstance(vector, Sharded):
+            return self._put_slices(vector, part)
+        return _replaced(vector, part, self.ranges)
+
+    def _take_slices(self, vector: Sharded) -> Vector:
+        """Cut the fragment into slices of its own: `take` where the vector lies in slices."""
+        if self.size == len(vector):
+            return as_vector(vector)
+        world = vector.holders.world
+        held, wanted = cut(len(vector), world), [within(self.ranges, one) for one in cut(self.size, world)]
+        return as_vector(vector.holders.move(vector, held, tuple(wanted)))
+
+    def _put_slices(self, vector: Sharded, part: Vector) -> Vector:
+        world = vector.holders.world
+        held = tuple(within(self.ranges, one) for one in cut(self.size, world))
+        whole = cut(len(vector), world)
+        wanted = tuple(common(self.ranges, one) for one in whole)
+        moved = vector.holders.move(part, held, wanted)
+        return as_vector(vector.holders.map(_replaced, vector, moved, Each(map(places, whole, wanted))))
+
+
+def _replaced(vector: Vector, part: Vector, ranges: Ranges) -> Vector:
+    whole, done = vector.copy(), 0
+    for start, stop in ranges:
+        whole[start:stop] = part[done : done + stop - start]
+        done += stop - start
+    return whole
 
 
 def fragments_of(layout: Layout, count: int) -> tuple[Fragment, ...]:
@@ -163,16 +188,19 @@ class Streaming:
 
         A site's own affair: sites need not agree on its bits, only on the outer parameters.
         """
-        if self.mixing == 0:
-            return outer
-        kept, taken = np.float32(self.mixing), np.float32(1 - self.mixing)
-        mixed = np.empty_like(local)
+        return _mixed(local, outer, self.mixing) if self.mixing else outer
 
-        def add(part: slice) -> None:
-            np.add(np.multiply(kept, local[part]), np.multiply(taken, outer[part]), out=mixed[part])
 
-        spread(add, tiles(len(local)))
-        return mixed
+@by_slices
+def _mixed(local: Vector, outer: Vector, mixing: float) -> Vector:
+    kept, taken = np.float32(mixing), np.float32(1 - mixing)
+    mixed = np.empty_like(local)
+
+    def add(part: slice) -> None:
+        np.add(np.multiply(kept, local[part]), np.multiply(taken, outer[part]), out=mixed[part])
+
+    spread(add, tiles(len(local)))
+    return mixed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ fp32 tensors over the process group, never as pickled objects. How the ranks hol
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import UsageError
+from consortium.train.holders import Holders
 from consortium.train.optim import InnerOptimizer
 from consortium.train.order import Sequences
 from consortium.train.outer import Layout, Moments, Vector
@@ -121,16 +123,26 @@ class InnerWorker:
         """By vector of the optimiser's state the parameters that it is of, in order."""
         return self._optimizer.covered
 
+    @property
+    def holders(self) -> Holders | None:
+        """Who has the vectors of this model in slices; None where rank 0 has them whole."""
+        return self._group.holders
+
     def stop(self) -> None:
         """Let the other ranks return from `follow`. Rank 0 only."""
         self._group.order(_STOP, 0, 0, 0)
+        if self.holders is not None:
+            self.holders.stop()
 
     def follow(self) -> None:
         """Do what rank 0 orders until it says stop. All ranks but 0."""
+        if self.holders is not None:
+            beside = threading.Thread(target=self.holders.serve, name="holders", daemon=True)
+            beside.start()
         while True:
             order, first, second, third = self._group.order(_STOP, 0, 0, 0)
             if order == _STOP:
-                return
+                break
             if order == _PROBE:
                 self._probe(None, first, second)
             elif order == _RESTORE:
@@ -143,6 +155,8 @@ class InnerWorker:
                 self._optimizer.moments()
             else:
                 self._train(None, first, second, third, begin=order == _RUN)
+        if self.holders is not None:
+            beside.join()
 
     # -- the steps ------------------------------------------------------------------------------------------------
 
@@ -222,6 +236,4 @@ class InnerWorker:
 
     def _set_parameters(self, vector: Vector | None) -> None:
         """Set all ranks' parameters to rank 0's vector."""
-        arrays = self.layout.split(vector) if vector is not None else {}
-        for name, parameter in self._named:
-            self._group.put(parameter, arrays.get(name))
+        self._group.put([parameter for _, parameter in self._named], vector)

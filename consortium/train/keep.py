@@ -8,7 +8,8 @@
     jobs/<job>/rounds/<k>/contribution.json    names them; written before the commit
     jobs/<job>/rounds/<k>/certificate.json     the certificate this site took, written before it is applied
 
-Vectors lie under keys that hold their SHA-256 and are checked against it when read.
+Vectors lie under keys that hold their SHA-256 and are checked against it when read. Where several ranks hold one in
+slices each writes its own, as an object, and whoever reads it puts them together, however many ranks read.
 
 What encoding drops of a contribution (the residual) belongs to the outer state from which it is carried on, the new one
 to the contribution. It moves into the next outer state if that round applied the contribution, and only then. A crash
@@ -27,7 +28,8 @@ from dataclasses import dataclass, replace
 from consortium.domain.codec import from_json
 from consortium.domain.training import Certificate
 from consortium.errors import ConflictError, NotFoundError, VerificationError
-from consortium.train.outer import Moments, Vector, to_bytes
+from consortium.train.outer import Moments, Vector
+from consortium.train.sharded import placed
 from consortium.train.shelf import Origin as Origin
 from consortium.train.shelf import Pointer, Shelf, blobs
 
@@ -96,6 +98,11 @@ class Keep(Shelf):
 
     # -- outer states ---------------------------------------------------------------------------------------------
 
+    def placed(self, state: OuterState) -> OuterState:
+        """Return a state whose parameters and momentum lie as this site's vectors do."""
+        outer, momentum = placed(state.outer, self.holders), placed(state.momentum, self.holders)
+        return replace(state, outer=outer, momentum=momentum)
+
     def save_outer(self, state: OuterState, origin: Origin) -> None:
         """Keep an outer state; its pointer comes last."""
         prefix = f"{self._root}/outer/{state.round}"
@@ -104,8 +111,8 @@ class Keep(Shelf):
             round=state.round,
             position=state.position,
             tokens=state.tokens,
-            vector=self._put(prefix, to_bytes(state.outer), digest=state.digest),
-            momentum=self._put(prefix, to_bytes(state.momentum)),
+            vector=self._put_vector(prefix, state.outer, state.digest),
+            momentum=self._put_vector(prefix, state.momentum),
             residual=self._put_residual(prefix, state.residual),
             optimizer=vectors,
             adam_steps=state.moments.steps if state.moments else 0,
@@ -114,7 +121,7 @@ class Keep(Shelf):
         if (ahead := state.ahead) is not None:
             pointer = replace(
                 pointer,
-                local=self._put(prefix, to_bytes(ahead.local)),
+                local=self._put_vector(prefix, ahead.local),
                 steps=ahead.steps,
                 loss=ahead.loss_sum.hex(),
                 train_ms=ahead.train_ms,
@@ -216,10 +223,16 @@ class Keep(Shelf):
 
     def measured(self, number: int) -> tuple[Origin, Vector]:
         """Return what an outer state's model looks like and its parameters, without the optimisers' states."""
+        origin = self.origin(number)
         pointer = self._pointer(f"{self._root}/outer/{number}/state.json")
-        if pointer.origin is None:
+        return origin, self._vector(pointer.vector, origin.layout.size)
+
+    def origin(self, number: int) -> Origin:
+        """Return what an outer state's model looks like."""
+        origin = self._pointer(f"{self._root}/outer/{number}/state.json").origin
+        if origin is None:
             raise VerificationError("the outer state does not name its model", where=f"{self._root}/outer/{number}")
-        return pointer.origin, self._vector(pointer.vector, pointer.origin.layout.size)
+        return origin
 
     # -- contributions --------------------------------------------------------------------------------------------
 
@@ -233,7 +246,7 @@ class Keep(Shelf):
             tokens=made.tokens,
             vector=self._put(prefix, made.data, ".f32" if made.residual is None else ".code", digest=made.digest),
             residual=self._put_residual(prefix, made.residual),
-            local=None if made.local is None else self._put(prefix, to_bytes(made.local)),
+            local=None if made.local is None else self._put_vector(prefix, made.local),
             optimizer=vectors,
             adam_steps=made.moments.steps if made.moments else 0,
             previous_outer=made.previous_outer,
@@ -287,7 +300,7 @@ class Keep(Shelf):
             round=begun.round,
             position=begun.position,
             tokens=begun.tokens,
-            vector=self._put(prefix, to_bytes(begun.local)),
+            vector=self._put_vector(prefix, begun.local),
             optimizer=vectors,
             adam_steps=begun.moments.steps if begun.moments else 0,
             previous_outer=begun.previous_outer,

@@ -31,8 +31,6 @@ RAY_TRAIN_SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 """How Ray Train is set up, unless the environment says otherwise."""
-GROUP_TIMEOUT_S = 7 * 86_400
-"""Ranks wait in a broadcast while rank 0 waits for a round; the server decides how long that may take, not gloo."""
 
 
 def check(context: LegContext) -> PretrainConfig:
@@ -96,8 +94,10 @@ def _trainer(workers: int, gpu_resource: str) -> Callable[..., Any]:
         return plain
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from consortium.train.parallel import WAIT_S
+
     backend = "nccl" if gpu_resource == "GPU" else "gloo"
-    return partial(TorchTrainer, torch_config=TorchConfig(backend=backend, timeout_s=GROUP_TIMEOUT_S))
+    return partial(TorchTrainer, torch_config=TorchConfig(backend=backend, timeout_s=WAIT_S))
 
 
 def _cause(fault: Exception) -> ConsortiumError:
@@ -168,7 +168,7 @@ def lead(exchange: Exchange, worker: Any, params: PretrainConfig, vocab_size: in
         optimizer=worker.covered,
         source=same_everywhere(exchange, params.model.plugin) if params.model.plugin else "",
     )
-    keep = Keep(exchange.store(), context.job)
+    keep = Keep(exchange.store(), context.job, worker.holders)
     meter = Meter(exchange)
     metrics = meter.metrics(
         RunMetrics(exchange.tracking_uri, exchange.token, context.tracking_run),

@@ -19,8 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
-
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.training import RoundPhase
 from consortium.errors import ConsortiumError, UnreachableError, VerificationError
@@ -33,7 +31,7 @@ from consortium.train.exchange import Exchange
 from consortium.train.fragments import Plan
 from consortium.train.keep import Begun, Contribution, Keep, Origin, OuterState
 from consortium.train.meter import Metrics
-from consortium.train.outer import Moments, Vector, difference, digest_of, finite, norm_of, vector_digest
+from consortium.train.outer import Moments, Vector, difference, digest_of, finite, norm_of, vector_digest, zeros_like
 from consortium.train.outlast import Outlasting
 from consortium.train.pace import steps_of
 from consortium.train.peers import commit_of
@@ -90,7 +88,9 @@ class FederatedLeg:
         self._rounds = Rounds.of(params)
         self._code = Code.of(params.outer, origin.sharing.size)
         self._plan = Plan.of(origin.layout, params.outer)
-        self._talk = Talk(exchange, self._book, params, self._plan, origin, self._code, sleep=sleep)
+        self._talk = Talk(
+            exchange, self._book, params, self._plan, origin, self._code, holders=keep.holders, sleep=sleep
+        )
         self._peers = self._talk.peers
         self._trainer = RoundTrainer(exchange, keep, inner, params, self._size, now_s=now_s)
         self._job = exchange.context.job
@@ -178,7 +178,7 @@ class FederatedLeg:
             previous_outer=state.digest,
             data=encoded.data,
             digest=digest_of(encoded.data),
-            norm=norm_of(self._code.decode(encoded.data, part.size)).hex(),
+            norm=norm_of(self._code.decode(encoded.data, part.size, self._keep.holders)).hex(),
             loss=(done.loss_sum / done.steps).hex(),
             tokens=done.tokens,
             steps=done.steps,
@@ -306,7 +306,7 @@ class FederatedLeg:
         if state.moments is not None:
             self._inner.restore(state.moments)
         elif (now := self._inner.moments()) is not None:
-            self._inner.restore(Moments({name: np.zeros_like(one) for name, one in now.vectors.items()}, 0))
+            self._inner.restore(Moments({name: zeros_like(one) for name, one in now.vectors.items()}, 0))
         return state.moments
 
     def _shared(self, met: Met) -> Moments | None:
@@ -338,8 +338,8 @@ class FederatedLeg:
         """Return the residual, whole, once a contribution is applied: a round changes its fragment's part."""
         if counted is None or counted.residual is None:
             return None
-        whole = np.zeros(self._size, dtype=np.float32) if state.residual is None else state.residual
-        return self._plan.fragment(counted.round).put(whole, counted.residual)
+        before = zeros_like(state.outer) if state.residual is None else state.residual
+        return self._plan.fragment(counted.round).put(before, counted.residual)
 
     def _retain(self, met: Met) -> None:
         """Keep what peers contributed for an audit, as far back as the job says."""
@@ -354,7 +354,8 @@ class FederatedLeg:
         not the last, behind the steps."""
         waits = not self._plan.carries or after.round == self._plan.rounds
         if waits:
-            closed, after = self._talk.closed(after, self._again)
+            closed, holds = self._talk.closed(after, self._again)
+            after = self._keep.placed(holds)
             self._book.save(closed)
         self._behind.put(partial(self._keep_state, after))
         if waits:

@@ -78,7 +78,9 @@ class InnerOptimizer:
     # -- its state ------------------------------------------------------------------------------------------------
 
     def moments(self) -> Moments | None:
-        """Return the state on rank 0; None before the first step. Where parameters are sharded, for all ranks to call.
+        """Return the state on rank 0; None before the first step.
+
+        Where parameters are sharded all ranks call this, and each keeps a slice of every vector.
 
         Raises UsageError where a parameter had no gradient in any step: its state would not be whole.
         """
@@ -94,7 +96,7 @@ class InnerOptimizer:
 
     def check(self, moments: Moments) -> None:
         """Raise VerificationError where the state is not this optimiser's or the model had other shapes."""
-        found = {name: vector.size for name, vector in moments.vectors.items()}
+        found = {name: len(vector) for name, vector in moments.vectors.items()}
         if found != self.sizes:
             raise VerificationError(
                 f"the kept state of the optimiser does not fit: it holds {found}, this job's has {self.sizes}",
@@ -127,15 +129,13 @@ class InnerOptimizer:
         vectors: Mapping[str, Vector] | None,
         numbers: Mapping[str, float],
     ) -> None:
-        start = 0
         for one in parameters:
-            end = start + one.numel()
-            state = {name: torch.tensor(number) for name, number in numbers.items()}
-            for key in keys:
-                state[key] = torch.zeros_like(one)
-                self._group.put(state[key], None if vectors is None else vectors[key][start:end])
-            optimizer.state[one] = state
-            start = end
+            optimizer.state[one] = {name: torch.tensor(number) for name, number in numbers.items()}
+        for key in keys:
+            for one in parameters:
+                optimizer.state[one][key] = torch.zeros_like(one)
+            found = [optimizer.state[one][key] for one in parameters]
+            self._group.put(found, None if vectors is None else vectors[key])
 
     def _of_parts(self, config: OptimConfig) -> torch.optim.Muon:
         return torch.optim.Muon(

@@ -2,25 +2,28 @@
 
 An outer state is one flat fp32 vector: all parameters, little-endian, in order of their names, whatever their sharding
 or number of workers. Every operation below is one numpy ufunc on fp32 arrays: one IEEE 754 rounding per element, which
-no SIMD width changes. Multiply and add stay apart, because fused kernels round once where others round twice.
+no SIMD width changes. Multiply and add stay apart, because fused kernels round once where others round twice. Where the
+vector lies in slices with several ranks (`consortium.train.sharded`), each works on its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 from consortium.domain.training import Contribution
 from consortium.errors import VerificationError
+from consortium.train.sharded import Sharded, by_slices, whole
+from consortium.train.sharded import Vector as Vector
 from consortium.train.spread import spread
 
-Vector = npt.NDArray[np.float32]
 _WIRE = np.dtype("<f4")
 _TILE = 1 << 18
 """Elements at a time: what is computed on the way stays in the cache. Changes no bit of what sites must agree on. A
@@ -77,8 +80,8 @@ class Moments:
 
 
 def to_bytes(vector: Vector) -> bytes:
-    """Return a vector as it is hashed, sent and stored: fp32 little-endian."""
-    return vector.astype(_WIRE, copy=False).tobytes()
+    """Return a vector, whole, as it is hashed, sent and stored: fp32 little-endian."""
+    return whole(vector).astype(_WIRE, copy=False).tobytes()
 
 
 def from_bytes(data: bytes | memoryview, size: int, *, what: str) -> Vector:
@@ -98,7 +101,16 @@ def digest_of(data: bytes | memoryview) -> str:
 
 def vector_digest(vector: Vector) -> str:
     """Return the digest of `to_bytes(vector)`, without a copy of it."""
-    return digest_of(np.ascontiguousarray(vector, dtype=_WIRE).data)
+    hashed = hashlib.sha256()
+    for piece in vector.holders.pieces(vector) if isinstance(vector, Sharded) else (vector,):
+        hashed.update(np.ascontiguousarray(piece, dtype=_WIRE).data)
+    return "sha256:" + hashed.hexdigest()
+
+
+@by_slices
+def zeros_like(vector: Vector) -> Vector:
+    """Return zeros, as many as a vector has elements and where it has them."""
+    return np.zeros_like(vector)
 
 
 def norm_of(vector: Vector) -> float:
@@ -108,12 +120,20 @@ def norm_of(vector: Vector) -> float:
 
 def dot(one: Vector, other: Vector) -> float:
     """Return the inner product of two vectors, summed in fp64."""
+    if isinstance(one, Sharded):
+        return sum(chain.from_iterable(one.holders.map(_products, one, other)), 0.0)
+    return sum(_products(one, other), 0.0)
+
+
+def _products(one: Vector, other: Vector) -> list[float]:
+    """Return the inner product by tile."""
+    same = one is other
 
     def of(part: slice) -> float:
         wide = one[part].astype(np.float64)
-        return float(np.sum(wide * (wide if one is other else other[part].astype(np.float64))))
+        return float(np.sum(wide * (wide if same else other[part].astype(np.float64))))
 
-    return sum(spread(of, tiles(len(one))), 0.0)
+    return spread(of, tiles(len(one)))
 
 
 def cosine_of(one: Vector, other: Vector) -> float:
@@ -124,9 +144,12 @@ def cosine_of(one: Vector, other: Vector) -> float:
 
 def finite(vector: Vector) -> bool:
     """Return whether no element is a NaN or infinity."""
+    if isinstance(vector, Sharded):
+        return all(vector.holders.map(finite, vector))
     return all(spread(lambda part: bool(np.isfinite(vector[part]).all()), tiles(len(vector))))
 
 
+@by_slices
 def difference(one: Vector, other: Vector) -> Vector:
     """Return `one` less `other`."""
     result = np.empty_like(one)
@@ -145,11 +168,18 @@ def aggregate(contributions: Iterable[Contribution], vectors: Mapping[str, Vecto
 
     Weight and clip scale are rounded to fp32 and applied one after the other.
     """
-    total = np.zeros(size, dtype=np.float32)
-    for contribution in sorted(contributions, key=lambda part: part.site):
+    if not vectors:
+        return np.zeros(size, dtype=np.float32)
+    return _aggregate(sorted(contributions, key=lambda part: part.site), vectors)
+
+
+@by_slices
+def _aggregate(contributions: Sequence[Contribution], vectors: Mapping[str, Vector]) -> Vector:
+    total = np.zeros(len(next(iter(vectors.values()))), dtype=np.float32)
+    for contribution in contributions:
         vector = vectors[contribution.site]
         weight, clip = (np.float32(float.fromhex(value)) for value in (contribution.weight, contribution.clip))
-        spread(partial(_add_scaled, total, vector, weight, clip), tiles(size))
+        spread(partial(_add_scaled, total, vector, weight, clip), tiles(len(total)))
     return total
 
 
@@ -158,6 +188,7 @@ def _add_scaled(total: Vector, vector: Vector, weight: np.float32, clip: np.floa
     np.add(total[part], scaled, out=total[part])
 
 
+@by_slices
 def nesterov(
     outer: Vector, momentum: Vector, gradient: Vector, *, lr: float, momentum_decay: float
 ) -> tuple[Vector, Vector]:

@@ -1,8 +1,10 @@
 """How the workers of a site hold one model: whole on each (DDP), or each a part of every parameter (FSDP2).
 
-Rank 0 alone speaks with the leg, in whole fp32 vectors on its CPU. `put` hands a parameter, or a vector of the
-optimiser's state that belongs to one, from there to all ranks, `take` brings it back: one at a time, so that no worker
-ever holds more than one whole parameter besides what it computes with. Both are called on all ranks in the same order.
+Rank 0 alone speaks with the leg, in flat fp32 vectors on hosts: whole in its own process under DDP, in slices, one with
+each rank, under FSDP2 (`consortium.train.sharded`). `put` sets parameters, or vectors of the optimiser's state that
+belong to them, from such a vector on all ranks, `take` brings them back. Under FSDP2 each rank sends the others what
+their slices have of its parts, so that no rank and no host ever holds more than its share, and each moves its own
+through its own bus. Both are called on all ranks in the same order.
 """
 
 from __future__ import annotations
@@ -16,10 +18,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
+from consortium.train.holders import Holders, redistribute
 from consortium.train.outer import Vector
 from consortium.train.plugin import LanguageModel
+from consortium.train.sharded import Ranges, Sharded, as_vector, cut, lengths, placed
+
+WAIT_S = 7 * 86_400
+"""Ranks wait in a broadcast while rank 0 waits for a round; the server decides how long that may take, not gloo."""
+_NOTHING: Vector = np.empty(0, dtype=np.float32)
 
 
 class Group:
@@ -33,6 +41,8 @@ class Group:
         self.device = device or torch.device("cpu")
         self.sharded = sharded and world > 1
         """Whether each rank holds a part of every parameter; what one rank holds alone is whole."""
+        self.holders = Holders(rank, world, timeout_s=WAIT_S) if self.sharded else None
+        """The ranks as those who have vectors in slices; None where rank 0 has them whole."""
 
     def place(self, model: LanguageModel, *, compiled: bool = False) -> nn.Module:
         """Bring a model to the device, or this rank's parts of it, and return what computes its forward pass.
@@ -74,7 +84,7 @@ class Group:
             forward.reshard()
 
     def order(self, *numbers: int) -> tuple[int, ...]:
-        """Return rank 0's numbers on every rank."""
+        """Return rank 0's numbers on every rank, which gives as many."""
         if self.world == 1:
             return numbers
         tensor = torch.tensor(numbers, dtype=torch.int64, device=self.device)
@@ -89,33 +99,65 @@ class Group:
         return result
 
     @torch.no_grad()
-    def put(self, target: Tensor, whole: Vector | None) -> None:
-        """Set `target`, or this rank's part of it, to rank 0's `whole`, which may be flat; the others give None."""
-        if isinstance(target, DTensor):
-            full = torch.empty(target.shape, dtype=target.dtype, device=self.device)
-            if whole is not None:
-                full.copy_(_tensor(whole, target))
-            part = distribute_tensor(full, target.device_mesh, target.placements)
-            target.to_local().copy_(part.to_local())
+    def put(self, targets: Sequence[Tensor], vector: Vector | None) -> None:
+        """Set `targets`, one after another, to rank 0's vector; the other ranks give None."""
+        if self.holders is not None:
+            held = placed(vector, self.holders) if vector is not None else None
+            (slot,) = self.order(held.slot if isinstance(held, Sharded) else 0)
+            size = sum(target.numel() for target in targets)
+            slice_ = _tensor(self.holders.of(slot)).to(self.device)
+            parts = redistribute(slice_, cut(size, self.world), self._parts(targets), self.rank, None)
+            start = 0
+            for own in map(_part, targets):
+                own.copy_(parts[start : start + own.numel()].reshape(own.shape))
+                start += own.numel()
             return
-        if whole is not None:
-            target.copy_(_tensor(whole, target))
-        if self.world > 1:
-            dist.broadcast(target, src=0)
+        start = 0
+        for target in targets:
+            if vector is not None:
+                target.copy_(_tensor(vector[start : start + target.numel()]).reshape(target.shape))
+                start += target.numel()
+            if self.world > 1:
+                dist.broadcast(target, src=0)
 
     @torch.no_grad()
     def take(self, sources: Sequence[Tensor]) -> Vector:
         """Return all of `sources`, flat, one after another, on rank 0, and nothing (length 0) on the others."""
-        found = torch.empty(0 if self.rank else sum(source.numel() for source in sources))
-        start = 0
+        if self.holders is not None:
+            wanted = cut(sum(source.numel() for source in sources), self.world)
+            mine = torch.cat([_part(source).reshape(-1) for source in sources])
+            slice_ = redistribute(mine, self._parts(sources), wanted, self.rank, None).cpu().numpy()
+            (slot,) = self.order(0 if self.rank else self.holders.reserve())
+            self.holders.keep(slot, slice_)
+            return as_vector(Sharded(self.holders, slot, lengths(wanted))) if not self.rank else _NOTHING
+        if self.rank:
+            return _NOTHING
+        found, start = torch.empty(sum(source.numel() for source in sources)), 0
         for source in sources:
-            full = source.full_tensor() if isinstance(source, DTensor) else source
-            if not self.rank:
-                found[start : start + full.numel()].copy_(full.reshape(-1))
-                start += full.numel()
+            found[start : start + source.numel()].copy_(source.reshape(-1))
+            start += source.numel()
         return found.numpy()
 
+    def _parts(self, tensors: Sequence[Tensor]) -> tuple[Ranges, ...]:
+        """Return which elements of tensors, one after another, each rank holds: of each an equal number of rows."""
+        held: list[list[tuple[int, int]]] = [[] for _ in range(self.world)]
+        start = 0
+        for tensor in tensors:
+            rows, width = len(tensor), tensor.numel() // len(tensor)
+            each = -(-rows // self.world)
+            for rank, ranges in enumerate(held):
+                first, last = min(rows, rank * each), min(rows, (rank + 1) * each)
+                if first < last:
+                    ranges.append((start + first * width, start + last * width))
+            start += tensor.numel()
+        return tuple(tuple(ranges) for ranges in held)
 
-def _tensor(whole: Vector, like: Tensor) -> Tensor:
-    """Return the memory of `whole`, or of a copy where it may not be written to: torch has no other tensors."""
-    return torch.from_numpy(np.require(whole, requirements="W")).reshape(like.shape)
+
+def _part(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a sharded tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _tensor(vector: Vector) -> Tensor:
+    """Return the memory of a vector, or of a copy where it may not be written to: torch has no other tensors."""
+    return torch.from_numpy(np.require(vector, requirements="W"))

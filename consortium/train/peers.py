@@ -18,6 +18,7 @@ from consortium.train.keep import Contribution
 from consortium.train.outer import Vector, finite, from_bytes
 from consortium.train.received import Asked, Received
 from consortium.train.screen import Gates, Screened, screen
+from consortium.train.sharded import Holding
 from consortium.train.within import Stopped
 
 INITIAL = "outer-0"
@@ -49,7 +50,10 @@ class _Debt:
 
 
 class Peers:
-    """The other sites of a job, through the leg's gateway. `size` is the model's number of parameters."""
+    """The other sites of a job, through the leg's gateway. `size` is the model's number of parameters.
+
+    Contributions are decoded for the `holders` of slices, where this site has some; states come whole.
+    """
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class Peers:
         size: int,
         *,
         code: Code = FP32,
+        holders: Holding | None = None,
         sleep: Callable[[float], None] = time.sleep,
         now_s: Callable[[], float] = time.monotonic,
         wall_s: Callable[[], float] = time.time,
@@ -72,7 +77,7 @@ class Peers:
         self.sites = tuple(sorted({*exchange.context.peers, self.site}))
         self.kind = code.kind
         """What contributions are, for border rules."""
-        self._received = Received(exchange, code)
+        self._received = Received(exchange, code, holders)
         """Contributions to the round at hand: judged first, applied later."""
         self._owed: dict[_Debt, float] = {}
         """What judges could not have, and since when it is known."""

@@ -24,6 +24,7 @@ from consortium.train import parcels
 from consortium.train.codes import Code
 from consortium.train.exchange import Exchange
 from consortium.train.outer import Vector
+from consortium.train.sharded import Holding, by_slices
 
 Bytes = npt.NDArray[np.uint8]
 Number = TypeVar("Number", np.uint8, np.float32)
@@ -86,9 +87,10 @@ class Asked:
 class Received:
     """Contributions by digest. Safe to use from several threads."""
 
-    def __init__(self, exchange: Exchange, code: Code) -> None:
+    def __init__(self, exchange: Exchange, code: Code, holders: Holding | None = None) -> None:
         self._exchange = exchange
         self._code = code
+        self._holders = holders
         self._held: dict[str, Bytes] = {}
 
     def __contains__(self, digest: str) -> bool:
@@ -130,12 +132,12 @@ class Received:
         return Asked(self, (commit for commit in commits if commit.digest not in self), size)
 
     def decode(self, data: bytes | memoryview, size: int) -> Vector:
-        """Return the vector that `data` stands for, on disk where it is not `data` itself.
+        """Return the vector that `data` stands for, on disk where it is not `data` itself; in slices, each on its own.
 
         Raises VerificationError as `Code.decode` does.
         """
-        vector = self._code.decode(data, size)
-        return vector if self._code.name == "fp32" else _on_disk(vector)
+        vector = self._code.decode(data, size, self._holders)
+        return vector if self._code.name == "fp32" and self._holders is None else _on_disk(vector)
 
     def state_in(self, data: bytes | memoryview, size: int) -> Vector:
         """Return the optimiser's state that crossed with a vector of `size` elements, on disk."""
@@ -147,6 +149,7 @@ class Received:
             del self._held[digest]
 
 
+@by_slices
 def _on_disk(array: npt.NDArray[Number]) -> npt.NDArray[Number]:
     """Return the same values, to be read from a file."""
     if not len(array):

@@ -36,6 +36,7 @@ from consortium.train.outer import Vector, cosine_of, digest_of, finite, norm_of
 from consortium.train.pace import steps_of
 from consortium.train.rounds import NOT_ITS_FAULT, stated_norm
 from consortium.train.schedule import Rounds
+from consortium.train.sharded import by_slices
 from consortium.train.shared import Sharing
 from consortium.train.votes import medians
 
@@ -250,6 +251,7 @@ def _rise(loss: float, without: float) -> float:
     return loss / without - 1 if math.isfinite(without) and without > 0 else -math.inf
 
 
+@by_slices
 def _sum(parts: Sequence[tuple[Vector, float]]) -> Vector:
     """Return the sum of vectors, each times its share."""
     total = np.zeros(len(parts[0][0]), dtype=np.float32)
@@ -259,6 +261,7 @@ def _sum(parts: Sequence[tuple[Vector, float]]) -> Vector:
     return total
 
 
+@by_slices
 def _less(whole: Vector, vector: Vector, share: float) -> Vector:
     """Return `whole` without a share of a vector that is in it."""
     rest = whole.copy()

@@ -14,7 +14,8 @@ than AdamW's own bound; Muon orthogonalises its momentum, so that its size does 
 optimiser's own rates. Between two sites nobody can tell who lies: the smaller is the median, so one can make both begin
 anew, and no more.
 
-Sites need not agree on it to the last bit: it is where each begins its own steps, which it answers for as before.
+Sites need not agree on it to the last bit: it is where each begins its own steps, which it answers for as before. It is
+whole with rank 0, also where a site's ranks hold vectors in slices.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 from consortium.domain.training import Contribution
 from consortium.train.combine import CHUNK, medians_of
 from consortium.train.outer import Layout, Moments, Vector, cosine_of, norm_of, tiles
+from consortium.train.sharded import whole
 from consortium.train.spread import spread
 from consortium.train.votes import medians, shares
 
@@ -56,7 +58,7 @@ class Sharing:
 
     def packed(self, moments: Moments) -> Vector:
         """Return an optimiser's vectors as one."""
-        return np.concatenate([moments.vectors[name] for name in sorted(self.covered)])
+        return np.concatenate([whole(moments.vectors[name]) for name in sorted(self.covered)])
 
     def parts(self, state: Vector) -> dict[str, Vector]:
         """Return the vectors of a packed state by name; they share its memory."""
@@ -74,7 +76,7 @@ class Sharing:
 
         Both come of the same steps, so honest ones point alike.
         """
-        arrays = self.layout.split(gradient)
+        arrays = self.layout.split(whole(gradient))
         return {
             name: cosine_of(state[where], np.concatenate([arrays[one].reshape(-1) for one in self.covered[name]]))
             for name, where in self._places()

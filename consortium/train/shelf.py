@@ -7,13 +7,16 @@ said in `consortium.train.keep`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from consortium.domain.codec import from_json, to_json
 from consortium.errors import UsageError, VerificationError
-from consortium.train.outer import Layout, Moments, Vector, from_bytes, to_bytes
+from consortium.train.outer import Layout, Moments, Vector, from_bytes, to_bytes, vector_digest
+from consortium.train.sharded import Each, Holding, Sharded, as_vector, cut, placed
 from consortium.train.shared import Sharing
 
 if TYPE_CHECKING:
@@ -25,7 +28,13 @@ class Blob:
     """A stored vector."""
 
     key: str
+    """Empty where it is kept in parts."""
     digest: str
+    """Of its bytes; empty where it is kept in parts and was not needed."""
+    parts: tuple[Blob, ...] = ()
+    """One behind the other they are the vector: each was written by one of the ranks that held it."""
+    size: int = 0
+    """Elements, of a part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,34 +97,58 @@ class Pointer:
 class Shelf:
     """Pointers and vectors of one job in the private store."""
 
-    def __init__(self, store: ObjectStore, job: str) -> None:
+    def __init__(self, store: ObjectStore, job: str, holders: Holding | None = None) -> None:
         self._store = store
         self._root = f"jobs/{job}"
+        self.holders = holders
+        """Who holds vectors in slices, and writes and reads them; None where they are whole in this process."""
 
     def _put(self, prefix: str, data: bytes, suffix: str = ".f32", *, digest: str = "") -> Blob:
         stored = self._store.put_addressed(prefix, data, suffix, digest=digest)
         return Blob(stored.key, stored.digest)
 
+    def _put_vector(self, prefix: str, vector: Vector, digest: str = "") -> Blob:
+        if not isinstance(vector, Sharded):
+            return self._put(prefix, to_bytes(vector), digest=digest)
+        parts = vector.holders.map(_put_slice, self._store, prefix, vector)
+        return Blob("", digest, tuple(part for part in parts if part.size))
+
     def _put_residual(self, prefix: str, residual: Vector | None) -> Blob | None:
-        return None if residual is None else self._put(prefix, to_bytes(residual))
+        return None if residual is None else self._put_vector(prefix, residual)
 
     def _put_moments(self, prefix: str, moments: Moments | None) -> dict[str, Blob]:
         vectors = moments.vectors if moments is not None else {}
-        return {name: self._put(prefix, to_bytes(vectors[name])) for name in sorted(vectors)}
+        return {name: self._put_vector(prefix, vectors[name]) for name in sorted(vectors)}
 
     def _vector(self, blob: Blob, size: int) -> Vector:
-        return from_bytes(self._store.get(blob.key, digest=blob.digest), size, what=blob.key)
+        """Return a stored vector, each part held against its digest. Raises as the store does, or VerificationError."""
+        if not blob.parts and self.holders is None:
+            return from_bytes(self._store.get(blob.key, digest=blob.digest), size, what=blob.key)
+        parts = blob.parts or (replace(blob, size=size),)
+        if (found := sum(part.size for part in parts)) != size:
+            raise VerificationError(f"the parts of a vector have {found} elements, the model needs {size}")
+        if self.holders is None:
+            vector = _read(self._store, parts, 0, size)
+        else:
+            edges = [one[0] if one else (size, size) for one in cut(size, self.holders.world)]
+            firsts, lasts = (Each(values) for values in zip(*edges, strict=True))
+            vector = as_vector(self.holders.map(_read, self._store, parts, firsts, lasts))
+        if blob.parts and blob.digest and vector_digest(vector) != blob.digest:
+            raise VerificationError(f"the parts of a vector do not hash to {blob.digest}", where=blob.parts[0].key)
+        return vector
 
     def _moments(self, pointer: Pointer) -> Moments | None:
         """Return the optimiser's state; whether its vectors have the right lengths is the optimiser's to say."""
         named = pointer.optimizer or _old_names(pointer)
         if not named:
             return None
-        return Moments({name: self._whole(blob) for name, blob in sorted(named.items())}, pointer.adam_steps)
+        return Moments({name: self._of_any_size(blob) for name, blob in sorted(named.items())}, pointer.adam_steps)
 
-    def _whole(self, blob: Blob) -> Vector:
+    def _of_any_size(self, blob: Blob) -> Vector:
+        if blob.parts:
+            return self._vector(blob, sum(part.size for part in blob.parts))
         data = self._store.get(blob.key, digest=blob.digest)
-        return from_bytes(data, len(data) // 4, what=blob.key)
+        return placed(from_bytes(data, len(data) // 4, what=blob.key), self.holders)
 
     def _put_json(self, key: str, value: Any) -> None:
         self._store.put(key, json.dumps(to_json(value), sort_keys=True).encode())
@@ -147,4 +180,25 @@ def blobs(pointer: Pointer) -> list[str]:
     """The keys of the vectors that a pointer names."""
     own = (pointer.vector, pointer.residual, pointer.momentum, pointer.local)
     named = (*own, pointer.first, pointer.second, *pointer.optimizer.values())
-    return [blob.key for blob in named if blob is not None]
+    return [part.key for blob in named if blob is not None for part in blob.parts or (blob,)]
+
+
+def _put_slice(store: ObjectStore, prefix: str, slice_: Vector) -> Blob:
+    if not len(slice_):
+        return Blob("", "")
+    stored = store.put_addressed(prefix, to_bytes(slice_), ".f32")
+    return Blob(stored.key, stored.digest, size=len(slice_))
+
+
+def _read(store: ObjectStore, parts: Sequence[Blob], first: int, last: int) -> Vector:
+    """Return the elements from `first` up to `last` of a vector in parts, reading those that have some of them."""
+    found: list[Vector] = [np.empty(0, dtype=np.float32)]
+    begin = 0
+    for part in parts:
+        end = begin + part.size
+        if begin < last and first < end:
+            data = store.get(part.key, digest=part.digest)
+            vector = from_bytes(data, part.size, what=part.key)
+            found.append(vector[max(0, first - begin) : last - begin])
+        begin = end
+    return found[1] if len(found) == 2 else np.concatenate(found)

@@ -56,7 +56,7 @@ class _Planes:
     @classmethod
     def of(cls, payload: Bytes, k: int) -> _Planes:
         chunks, start, views = len(payload) // _chunk_bytes(k), 0, []
-        for width in (4, k // 4, k * _low_bits(k) // 8, k // 8, k // 8):
+        for width in widths(k):
             views.append(payload[start : start + chunks * width].reshape(chunks, width))
             start += chunks * width
         return cls(views[0].view("<u2"), *views[1:])
@@ -136,8 +136,13 @@ def _low_bits(k: int) -> int:
     return (CHUNK // k).bit_length() - 1
 
 
+def widths(k: int) -> tuple[int, ...]:
+    """Return the bytes of a chunk in each plane."""
+    return 4, k // 4, k * _low_bits(k) // 8, k // 8, k // 8
+
+
 def _chunk_bytes(k: int) -> int:
-    return 4 + k // 4 + k * _low_bits(k) // 8 + k // 8 + k // 8
+    return sum(widths(k))
 
 
 def _parts(size: int) -> Iterator[tuple[slice, slice]]:

@@ -20,6 +20,7 @@ from consortium.domain.pretraining import ModelConfig, StartConfig
 from consortium.errors import ConsortiumError, NotFoundError, UsageError, VerificationError
 from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.outer import Vector, finite
+from consortium.train.sharded import Holding
 
 if TYPE_CHECKING:
     from consortium.storage.objects import ObjectStore
@@ -40,12 +41,14 @@ def starting_point(store: ObjectStore, start: StartConfig, wanted: Origin) -> Ve
     return vector
 
 
-def resumed(store: ObjectStore, start: StartConfig, wanted: Origin) -> OuterState:
+def resumed(store: ObjectStore, start: StartConfig, wanted: Origin, holders: Holding | None = None) -> OuterState:
     """Return this site's state after the round that a training goes on from, as the state before round 1.
+
+    Its vectors lie in slices where there are `holders`.
 
     Raises NotFoundError where this site does not keep it, and what `starting_point` raises.
     """
-    keep = Keep(store, start.job)
+    keep = Keep(store, start.job, holders)
     kept = keep.rounds()
     if start.round not in kept:
         raise NotFoundError(
@@ -54,7 +57,7 @@ def resumed(store: ObjectStore, start: StartConfig, wanted: Origin) -> OuterStat
             where=_where(start),
             fix="leave the site out of `sites`, or resume from a round that all of them keep: start.round=…",
         )
-    check_same(keep.measured(start.round)[0], wanted, _where(start))
+    check_same(keep.origin(start.round), wanted, _where(start))
     state = keep.outer(start.round, wanted.layout.size)
     ahead = None if state.ahead is None else replace(state.ahead, round=1)
     return replace(state, round=0, tokens=0, ahead=ahead)

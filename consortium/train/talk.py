@@ -35,6 +35,7 @@ from consortium.train.rounds import (
 )
 from consortium.train.screen import Gates, Work
 from consortium.train.settle import Again, Settling
+from consortium.train.sharded import Holding
 from consortium.train.within import Stopped
 
 Probe = Callable[[Vector, int, int], float]
@@ -80,6 +81,7 @@ class Talk:
         origin: Origin,
         code: Code,
         *,
+        holders: Holding | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._exchange = exchange
@@ -93,7 +95,7 @@ class Talk:
         """Set where the leg ends while it talks in a thread of its own."""
         size = origin.layout.size
         self._sharing = origin.sharing if code.state else None
-        self.peers = Peers(exchange, size, code=code, sleep=self._pause)
+        self.peers = Peers(exchange, size, code=code, holders=holders, sleep=self._pause)
         self._settling = Settling(exchange, self.peers, size)
         self.joining = Joining(exchange, self.peers, book, params, size)
 

@@ -9,8 +9,9 @@ Late application follows the order of events of `consortium.train.leg`. At the e
 until parameters and the optimiser's state are on the host. `delay_steps` of the next round are then trained beside
 encoding, decoding for the norm, writing what was made to the store, sending, verdicts, fetching, the outer step and its
 digest. Then the GPUs wait for what is missing of these, and while their parameters and state come to the host, are
-mixed, and go back. Two rows: where each host has its share of the outer state, which legs do not do yet; and as they
-are, where all of it passes one GPU's bus to one process on 16 cores.
+mixed, and go back. Two rows of that: with `parallel: fsdp`, where each rank has a slice of the outer state, which its
+GPU's bus carries, and what is encoded, decoded or hashed passes between slices and rank 0, hashed while the next piece
+comes; and for comparison all of it in one process behind one bus, as `parallel: ddp` has it.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ class Assumed:
     """GPUs of a site that copy to their hosts and back, each its share."""
     bus_byte_s: float = 20e9
     """Of each of them, either way."""
+    exchange_byte_s: float = 25e9
+    """Of each of them to the others of its site, as slices and a GPU's parts of the model are not cut alike."""
+    group_byte_s: float = 2e9
+    """Between rank 0 and another rank, one connection: what gloo does here on loopback."""
     fragments: int = 1
     """Parts of the model that rounds exchange in turn (https://arxiv.org/abs/2501.18512), each every `inner_steps`."""
     delay_steps: int = 24
@@ -92,11 +97,11 @@ def utilisation(code: Code, size: int, given: Assumed | None = None) -> Iterator
     yield row("utilisation: 7B, 110 Mb/s, rounds that wait", 100 * train_s / (train_s + waiting), "%", 94.5)
     late = late_s(given, cost, sent, step_s)
     yield row("utilisation: 7B, 110 Mb/s, applied late", 100 * train_s / (train_s + late), "%", 94.5, least=98)
-    alone = replace(given, cores=16, buses=1)
-    print(f"utilisation: as legs are: cores {alone.cores}, buses {alone.buses}", file=sys.stderr)
+    alone = replace(given, cores=16, buses=1, group_byte_s=math.inf, exchange_byte_s=math.inf)
+    print(f"utilisation: in one process: cores {alone.cores}, buses {alone.buses}", file=sys.stderr)
     late = late_s(alone, cost, sent, step_s)
     share = 100 * train_s / (train_s + late)
-    yield row("utilisation: the same as legs are, one process a site", share, "%", 94.5, least=98)
+    yield row("utilisation: the same with all of it in one process a site", share, "%", 94.5)
 
 
 def measured(code: Code, size: int, sites: int) -> Costs:
@@ -139,7 +144,8 @@ def blocking_s(given: Assumed, cost: Costs, sent: int) -> float:
     peers = given.sites - 1
     link = 8 * sent * peers / given.link_bit_s
     cores = given.parameters * (cost.send + peers * cost.receive + cost.apply) / given.cores
-    return link + cores + given.parameters * cost.digest + _copy_s(given, _OUT + _IN)
+    digest = given.parameters * max(cost.digest, 4 / given.group_byte_s)
+    return link + cores + (1 + peers) * sent / given.group_byte_s + digest + _copy_s(given, _OUT + _IN)
 
 
 def late_s(given: Assumed, cost: Costs, sent: int, step_s: float) -> float:
@@ -150,8 +156,11 @@ def late_s(given: Assumed, cost: Costs, sent: int, step_s: float) -> float:
         raise ValueError(f"a delay of {given.delay_steps} steps is longer than the {steps:g} between two exchanges")
     link = 8 * sent * peers / given.link_bit_s / parts
     out_s, in_s = _copy_s(given, _OUT), _copy_s(given, _IN)
-    encoded = share * (cost.send + cost.receive)
-    beside = 3 * given.poll_s + link + share * (2 * peers * cost.receive + cost.apply) + given.parameters * cost.digest
+    group_s = sent / parts / given.group_byte_s
+    encoded = share * (cost.send + cost.receive) + 2 * group_s
+    computed = share * (2 * peers * cost.receive + cost.apply) + 2 * peers * group_s
+    digest = given.parameters * max(cost.digest, 4 / given.group_byte_s)
+    beside = 3 * given.poll_s + link + computed + digest
     applied = out_s + share * cost.mix + in_s
     write_s = given.parameters / given.store_byte_s
     clock = waited = writer = 0.0
@@ -179,4 +188,5 @@ _OUT, _IN = 12.0, 4.0
 
 def _copy_s(given: Assumed, of_each: float) -> float:
     """Seconds to bring so many bytes of each parameter from the GPUs to their hosts, or back."""
-    return of_each * given.parameters / given.buses / given.bus_byte_s
+    of_all = of_each * given.parameters
+    return of_all / given.buses / given.bus_byte_s + of_all / given.gpus / given.exchange_byte_s

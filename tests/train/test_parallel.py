@@ -6,25 +6,19 @@ Stated tolerances: after 9 steps of AdamW at a rate of 0.01 no parameter is off 
 
 from __future__ import annotations
 
-import json
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
 
 from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import UsageError
 from consortium.train.inner import InnerWorker
+from consortium.train.sharded import whole
 from tests.train.conftest import PARAMS, VOCAB
+from tests.train.ranks import start
 from tests.train.test_model import text
 
-ROOT = Path(__file__).resolve().parents[2]
 WORDS = VOCAB + 1
 """An odd number: its rows are not shared out evenly."""
 MODEL = PARAMS["model"] | {"recompute": True, "tie_embeddings": False}
@@ -57,17 +51,15 @@ def trained(one: InnerWorker) -> dict[str, Any]:
     after = one.moments()
     assert after is not None
     return {
-        "local": np.stack([second.local, third.local]),
-        "moments": np.concatenate([after.vectors[name] for name in sorted(after.vectors)]),
+        "local": np.stack([whole(second.local), whole(third.local)]),
+        "moments": np.concatenate([whole(after.vectors[name]) for name in sorted(after.vectors)]),
         "losses": [first.loss, second.loss, probed, third.loss],
         "counts": [second.tokens, third.position, after.steps],
     }
 
 
-def rank_main(rank: int, port: int, path: str) -> None:
+def rank_main(rank: int, path: str) -> None:
     """What one of two processes does: all runs, one after another."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     found = {}
     for name, changes in RUNS.items():
         one = worker(changes, rank=rank, world=2)
@@ -80,18 +72,13 @@ def rank_main(rank: int, port: int, path: str) -> None:
         found[f"{name}/held"] = held / one.layout.size
     if not rank:
         np.savez(path, **found)
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two processes came to, by run and what."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     path = tmp_path_factory.mktemp("ranks") / "found.npz"
-    code = f"from tests.train.test_parallel import rank_main; rank_main({{}}, {port}, {json.dumps(str(path))})"
-    ranks = [subprocess.Popen([sys.executable, "-c", code.format(rank)], cwd=ROOT) for rank in (0, 1)]
+    ranks = start("tests.train.test_parallel:rank_main", str(path))
     assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
     return dict(np.load(path))
 
