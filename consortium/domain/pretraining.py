@@ -310,12 +310,6 @@ class PretrainConfig:
                 "optim.betas", "outer.share",
                 fix="a smaller first or a larger second, or outer.share=none",
             )  # fmt: skip
-        if self.parallel == "fsdp" and self.optim.name == "muon":
-            raise FieldError(
-                "parallel fsdp goes with optim adamw only: muon needs whole matrices, which no worker has",
-                "parallel", "optim.name",
-                fix="parallel=ddp, or optim=adamw",
-            )  # fmt: skip
         if not self.model.plugin and self.outer.fragments > self.model.layers:
             raise FieldError(
                 f"outer.fragments must be at most the model's layers ({self.model.layers}), got {self.outer.fragments}",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from consortium.domain.pretraining import OptimConfig
 from consortium.errors import UsageError, VerificationError
+from consortium.train.matrices import Matrices, OwnedMatrices
 from consortium.train.outer import Moments, Vector
 from consortium.train.parallel import Group
 
@@ -38,41 +39,38 @@ class InnerOptimizer:
             raise UsageError(f"the model has no parameters {absent} that its hidden() names", where="model.plugin")
         self._steps = 0
         self._plain = [(name, parameter) for name, parameter in named if name not in muons]
-        self._split = [
-            (name, parameter, _parts(name, parameter, muons[name])) for name, parameter in named if name in muons
-        ]
+        split = [(name, parameter, muons[name]) for name, parameter in named if name in muons]
+        self._matrices = OwnedMatrices(split, group) if group.sharded else Matrices(split)
+        self._decay = config.weight_decay
         self._adamw = _adamw(self._plain, config) if self._plain else None
-        self._muon = self._of_parts(config) if self._split else None
+        self._muon = _muon(self._matrices, config) if self._matrices.parameters else None
 
     @property
     def covered(self) -> dict[str, tuple[str, ...]]:
         """By vector of the state the parameters that it is of, in order."""
         plain = tuple(name for name, _ in self._plain)
-        split = tuple(name for name, _, _ in self._split)
+        split = self._matrices.names
         return (dict.fromkeys(_ADAMW, plain) if plain else {}) | ({_MUON: split} if split else {})
 
     @property
     def sizes(self) -> dict[str, int]:
         """Elements of each vector of the state, by name."""
         plain = sum(parameter.numel() for _, parameter in self._plain)
-        split = sum(parameter.numel() for _, parameter, _ in self._split)
-        return (dict.fromkeys(_ADAMW, plain) if self._adamw else {}) | ({_MUON: split} if self._muon else {})
+        split = self._matrices.size
+        return (dict.fromkeys(_ADAMW, plain) if plain else {}) | ({_MUON: split} if split else {})
 
     def step(self, rate: float) -> None:
         """Take one step at this rate from the gradients of the parameters, and drop them."""
-        for _, parameter, parts in self._split:
-            if parameter.grad is not None:
-                rows = [len(part) for part in parts]
-                for part, gradient in zip(parts, torch.split(parameter.grad, rows), strict=True):
-                    part.grad = gradient
+        if self._matrices.size:
+            self._matrices.lend()
         for optimizer in (self._adamw, self._muon):
             if optimizer is not None:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        for _, parameter, _ in self._split:
-            parameter.grad = None
+        if self._matrices.size:
+            self._matrices.take_back(1 - rate * self._decay)
         self._steps += 1
 
     # -- its state ------------------------------------------------------------------------------------------------
@@ -89,9 +87,9 @@ class InnerOptimizer:
         vectors: dict[str, Vector] = {}
         if self._adamw is not None:
             plain = [parameter for _, parameter in self._plain]
-            vectors |= {key: self._flat(self._adamw, plain, key) for key in _ADAMW}
-        if self._muon is not None:
-            vectors[_MUON] = self._flat(self._muon, [part for _, _, parts in self._split for part in parts], _MUON)
+            vectors |= {key: self._group.take(_of(self._adamw, plain, key)) for key in _ADAMW}
+        if self._matrices.size:
+            vectors[_MUON] = self._matrices.state(_of(self._muon, self._matrices.parameters, _MUON), self._group)
         return Moments(vectors, self._steps)
 
     def check(self, moments: Moments) -> None:
@@ -108,50 +106,44 @@ class InnerOptimizer:
         self._steps = steps
         if self._adamw is not None:
             plain = [parameter for _, parameter in self._plain]
-            self._set(self._adamw, plain, _ADAMW, vectors, {"step": float(steps)})
-        if self._muon is not None:
-            self._set(self._muon, [part for _, _, parts in self._split for part in parts], (_MUON,), vectors, {})
+            for one in plain:
+                self._adamw.state[one] = {"step": torch.tensor(float(steps))}
+            for key in _ADAMW:
+                self._group.put(_zeros(self._adamw, plain, key), None if vectors is None else vectors[key])
+        if self._matrices.size:
+            found = _zeros(self._muon, self._matrices.parameters, _MUON)
+            self._matrices.set_state(found, None if vectors is None else vectors[_MUON], self._group)
 
-    def _flat(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], key: str) -> Vector:
-        if any(key not in optimizer.state.get(parameter, {}) for parameter in parameters):
-            raise UsageError(
-                "a parameter of the model had no gradient",
-                where="model.plugin",
-                fix="every parameter must take part in what losses() minimises",
-            )
-        return self._group.take([optimizer.state[one][key] for one in parameters])
 
-    def _set(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Sequence[Tensor],
-        keys: Sequence[str],
-        vectors: Mapping[str, Vector] | None,
-        numbers: Mapping[str, float],
-    ) -> None:
-        for one in parameters:
-            optimizer.state[one] = {name: torch.tensor(number) for name, number in numbers.items()}
-        for key in keys:
-            for one in parameters:
-                optimizer.state[one][key] = torch.zeros_like(one)
-            found = [optimizer.state[one][key] for one in parameters]
-            self._group.put(found, None if vectors is None else vectors[key])
-
-    def _of_parts(self, config: OptimConfig) -> torch.optim.Muon:
-        return torch.optim.Muon(
-            [part for _, _, parts in self._split for part in parts],
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            adjust_lr_fn="match_rms_adamw",
+def _of(optimizer: torch.optim.Optimizer | None, parameters: Sequence[nn.Parameter], key: str) -> list[Tensor]:
+    """Return one kind of an optimiser's state, by parameter."""
+    states = [optimizer.state.get(one, {}) for one in parameters] if optimizer is not None else []
+    if any(key not in state for state in states):
+        raise UsageError(
+            "a parameter of the model had no gradient",
+            where="model.plugin",
+            fix="every parameter must take part in what losses() minimises",
         )
+    return [state[key] for state in states]
 
 
-def _parts(name: str, parameter: nn.Parameter, rows: tuple[int, ...]) -> tuple[nn.Parameter, ...]:
-    """Return the matrices in a parameter as parameters of their own that share its memory."""
-    if parameter.dim() != 2 or sum(rows) != len(parameter):
-        raise UsageError(f"hidden() splits {name} of shape {tuple(parameter.shape)} into {rows} rows")
-    return tuple(nn.Parameter(part) for part in torch.split(parameter.detach(), list(rows)))
+def _zeros(optimizer: torch.optim.Optimizer | None, parameters: Sequence[nn.Parameter], key: str) -> list[Tensor]:
+    """Make one kind of an optimiser's state anew, and return it by parameter."""
+    found = [torch.zeros_like(one) for one in parameters]
+    if optimizer is not None:
+        for one, zeros in zip(parameters, found, strict=True):
+            optimizer.state[one][key] = zeros
+    return found
+
+
+def _muon(matrices: Matrices, config: OptimConfig) -> torch.optim.Muon:
+    return torch.optim.Muon(
+        matrices.parameters,
+        lr=config.lr,
+        weight_decay=config.weight_decay if matrices.decays else 0.0,
+        momentum=config.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
 
 
 def _adamw(named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.AdamW:

@@ -101,18 +101,13 @@ class Group:
     @torch.no_grad()
     def put(self, targets: Sequence[Tensor], vector: Vector | None) -> None:
         """Set `targets`, one after another, to rank 0's vector; the other ranks give None."""
-        if self.holders is not None:
-            held = placed(vector, self.holders) if vector is not None else None
-            (slot,) = self.order(held.slot if isinstance(held, Sharded) else 0)
-            size = sum(target.numel() for target in targets)
-            slice_ = _tensor(self.holders.of(slot)).to(self.device)
-            parts = redistribute(slice_, cut(size, self.world), self._parts(targets), self.rank, None)
-            start = 0
-            for own in map(_part, targets):
+        start = 0
+        if self.sharded:
+            parts = self.given(vector, self.parts(targets))
+            for own in map(part_of, targets):
                 own.copy_(parts[start : start + own.numel()].reshape(own.shape))
                 start += own.numel()
             return
-        start = 0
         for target in targets:
             if vector is not None:
                 target.copy_(_tensor(vector[start : start + target.numel()]).reshape(target.shape))
@@ -123,13 +118,8 @@ class Group:
     @torch.no_grad()
     def take(self, sources: Sequence[Tensor]) -> Vector:
         """Return all of `sources`, flat, one after another, on rank 0, and nothing (length 0) on the others."""
-        if self.holders is not None:
-            wanted = cut(sum(source.numel() for source in sources), self.world)
-            mine = torch.cat([_part(source).reshape(-1) for source in sources])
-            slice_ = redistribute(mine, self._parts(sources), wanted, self.rank, None).cpu().numpy()
-            (slot,) = self.order(0 if self.rank else self.holders.reserve())
-            self.holders.keep(slot, slice_)
-            return as_vector(Sharded(self.holders, slot, lengths(wanted))) if not self.rank else _NOTHING
+        if self.sharded:
+            return self.taken(torch.cat([part_of(source).reshape(-1) for source in sources]), self.parts(sources))
         if self.rank:
             return _NOTHING
         found, start = torch.empty(sum(source.numel() for source in sources)), 0
@@ -138,7 +128,32 @@ class Group:
             start += source.numel()
         return found.numpy()
 
-    def _parts(self, tensors: Sequence[Tensor]) -> tuple[Ranges, ...]:
+    # -- tensors in parts -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def taken(self, mine: Tensor, held: tuple[Ranges, ...]) -> Vector:
+        """Return on rank 0 the handle of a vector of which each rank has the elements `held`, this one `mine`."""
+        assert self.holders is not None
+        wanted = cut(sum(lengths(held)), self.world)
+        slice_ = self.exchange(mine, held, wanted).cpu().numpy()
+        (slot,) = self.order(0 if self.rank else self.holders.reserve())
+        self.holders.keep(slot, slice_)
+        return _NOTHING if self.rank else as_vector(Sharded(self.holders, slot, lengths(wanted)))
+
+    @torch.no_grad()
+    def given(self, vector: Vector | None, wanted: tuple[Ranges, ...]) -> Tensor:
+        """Return what this rank wants of rank 0's vector, flat; the other ranks give None."""
+        assert self.holders is not None
+        held = placed(vector, self.holders) if vector is not None else None
+        (slot,) = self.order(held.slot if isinstance(held, Sharded) else 0)
+        slice_ = _tensor(self.holders.of(slot)).to(self.device)
+        return self.exchange(slice_, cut(sum(lengths(wanted)), self.world), wanted)
+
+    def exchange(self, mine: Tensor, held: tuple[Ranges, ...], wanted: tuple[Ranges, ...]) -> Tensor:
+        """Return what this rank wants of a vector of which each rank has the elements `held`, this one `mine`."""
+        return redistribute(mine, held, wanted, self.rank, None)
+
+    def parts(self, tensors: Sequence[Tensor]) -> tuple[Ranges, ...]:
         """Return which elements of tensors, one after another, each rank holds: of each an equal number of rows."""
         held: list[list[tuple[int, int]]] = [[] for _ in range(self.world)]
         start = 0
@@ -153,7 +168,7 @@ class Group:
         return tuple(tuple(ranges) for ranges in held)
 
 
-def _part(tensor: Tensor) -> Tensor:
+def part_of(tensor: Tensor) -> Tensor:
     """Return this rank's part of a sharded tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 

@@ -81,10 +81,12 @@ def memory(params: PretrainConfig, vocab_size: int, *, workers: int = 1, bf16: b
         outer, one = count - hidden, hidden // model.layers
         parameters = -(-4 * count // shards) + 4 * outer + (2 * vocab_size * model.dim if bf16 else 0) + 2 * width * one
         gradients = -(-4 * count // shards) + 4 * outer + (width + 4) * one
+    # Muon has room for its updates where it has no parameters: the matrices that a worker owns (`train.matrices`).
+    states = 8 * (count - muon) + (4 if shards == 1 else 8) * muon
     return Memory(
         parameters=parameters,
         gradients=gradients,
-        optimizer=-(-(8 * (count - muon) + 4 * muon) // shards),
+        optimizer=-(-states // shards),
         activations=kept + 2 * stream + width * tokens * model.dim,
         # The logits, in fp32 too where they came in bf16; their log-softmax; and the gradient of both.
         logits=tokens * vocab_size * ((2 * width if bf16 else 0) + 12),

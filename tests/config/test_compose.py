@@ -88,7 +88,6 @@ BETWEEN_KEYS = (
     ("pretrain", ["model.layers=2", "outer.fragments=4"], 2, "(2), got 4", "outer.fragments=2 or less"),
     ("pretrain", ["outer.fragments=2", "model.layers=1"], 1, "(1), got 2", "outer.fragments=1 or less"),
     ("pretrain", ["outer.inner_steps=3", "outer.delay=4"], 2, "delay (4) must be at most inner_steps (3)", None),
-    ("pretrain", ["optim=muon", "parallel=fsdp"], 2, "fsdp goes with optim adamw", "parallel=ddp"),
     ("pretrain", ["gpus=3", "gpus_per_worker=2"], 2, "gpus (3) must be a multiple", None),
     ("pretrain", ["model.heads=3"], 1, "twice the heads (3)", None),
 )

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from consortium.domain.pretraining import PretrainConfig
-from consortium.errors import UsageError
 from consortium.train.inner import InnerWorker
 from consortium.train.sharded import whole
 from tests.train.conftest import PARAMS, VOCAB
@@ -25,8 +24,13 @@ MODEL = PARAMS["model"] | {"recompute": True, "tie_embeddings": False}
 RUNS: dict[str, dict[str, Any]] = {
     "ddp": {"data": {"batch_size": 2}},
     "ddp in parts": {"data": {"batch_size": 2, "accumulate": 2}},
-    "ddp with muon": {"data": {"batch_size": 2}, "optim": {"name": "muon", "lr": 0.003}},
+    "ddp with muon": {"data": {"batch_size": 2}, "optim": {"name": "muon", "lr": 0.003, "weight_decay": 0.1}},
     "fsdp": {"data": {"batch_size": 2}, "parallel": "fsdp"},
+    "fsdp with muon": {
+        "data": {"batch_size": 2},
+        "parallel": "fsdp",
+        "optim": {"name": "muon", "lr": 0.003, "weight_decay": 0.1},
+    },
     "fsdp in parts": {"data": {"batch_size": 2, "accumulate": 2}, "parallel": "fsdp"},
     "fsdp, documents apart": {"data": {"batch_size": 2, "boundaries": "mask"}, "parallel": "fsdp", "model": MODEL},
 }
@@ -105,6 +109,6 @@ def test_sharded_parameters_are_trained_as_whole_ones_are_and_lie_in_halves(two)
     assert 0.5 <= two["fsdp/held"] < 0.52
 
 
-def test_muon_is_refused_where_no_worker_has_whole_matrices():
-    with pytest.raises(UsageError, match="parallel fsdp goes with optim adamw only"):
-        PretrainConfig.of(PARAMS | {"parallel": "fsdp", "optim": PARAMS["optim"] | {"name": "muon"}})
+def test_each_matrix_is_orthogonalised_by_one_worker(two):
+    np.testing.assert_allclose(two["fsdp with muon/local"], two["ddp with muon/local"], atol=1e-3)
+    np.testing.assert_allclose(two["fsdp with muon/moments"], two["ddp with muon/moments"], atol=1e-3)
