@@ -39,7 +39,7 @@ class Beside(Generic[T]):
     """`work` in a thread of its own, from the `with` on. `halt` is set where it is left before the work is done."""
 
     def __init__(self, work: Callable[[], T], halt: threading.Event) -> None:
-        self._work = work
+        self._work: Callable[[], T] | None = work
         self._halt = halt
         self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
@@ -87,7 +87,7 @@ class Beside(Generic[T]):
             self._next()
         if self._fault is not None:
             raise self._fault
-        return self._result[0]
+        return self._result.pop()
 
     def _next(self) -> None:
         question = self._questions.get()
@@ -103,8 +103,10 @@ class Beside(Generic[T]):
         question.answered.set()
 
     def _run(self) -> None:
+        work, self._work = self._work, None  # what it holds goes with it: states of past rounds, else, until collected
+        assert work is not None
         try:
-            self._result.append(self._work())
+            self._result.append(work())
         except BaseException as fault:
             self._fault = fault
         self._questions.put(None)

@@ -147,7 +147,7 @@ class Code:
         `encode` makes, those of the state included.
         """
         if (self.state or self.name != "fp32") and data == _not_finite(size):
-            return placed(np.full(size, np.nan, dtype=np.float32), holders)
+            return _no_numbers(size) if holders is None else as_vector(holders.map(_no_numbers, _sizes(size, holders)))
         if self.state:
             self.state_in(data, size)
             data = memoryview(data)[: self._alone(size)]
@@ -161,7 +161,7 @@ class Code:
         if holders is None:
             return self.read(payload, size)
         of_each = holders.place(payload, self._planes(size, holders.world))
-        return as_vector(holders.map(Code.read, self, of_each, Each(lengths(cut(size, holders.world)))))
+        return as_vector(holders.map(Code.read, self, of_each, _sizes(size, holders)))
 
     def read(self, payload: Bytes, size: int) -> Vector:
         """Return the vector that a payload of the right length stands for. Raises VerificationError."""
@@ -240,6 +240,15 @@ def _carried(vector: Vector, residual: Vector | None, feedback: float) -> Vector
     carried = np.multiply(residual, np.float32(feedback))
     np.add(carried, vector, out=carried)
     return carried
+
+
+def _no_numbers(size: int) -> Vector:
+    return np.full(size, np.nan, dtype=np.float32)
+
+
+def _sizes(size: int, holders: Holding) -> Each:
+    """Return how many elements of a vector each rank holds."""
+    return Each(lengths(cut(size, holders.world)))
 
 
 def _filled(code: Code, carried: Vector, count: int) -> Bytes:

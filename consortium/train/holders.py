@@ -8,6 +8,7 @@ thing at a time, whichever of rank 0's threads asks. What travels inside the gro
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import traceback
 from collections import deque
@@ -15,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -23,15 +23,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from consortium.train.sharded import Each, Ranges, Sharded, common, cut, lengths, places
+from consortium.errors import ConsortiumError, UnreachableError
+from consortium.train.redistribute import redistribute, views
+from consortium.train.sharded import Each, Ranges, Sharded, cut, lengths
 
 Array = npt.NDArray[Any]
 PIECE_BYTES = 1 << 26
 """What crosses between two ranks at a time."""
 _MOST_RESULTS = 4
 """Arrays that one function may return."""
+_MEET_S = 300.0
+"""How long the ranks may take to find each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,6 @@ class _Kept:
 
     slot: int
     length: int
-    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,18 @@ class Holders:
     """One rank's side: the slices that it holds. Rank 0's is what handles speak through."""
 
     def __init__(self, rank: int, world: int, *, timeout_s: float) -> None:
+        """Find the other ranks, which wait for rank 0's word up to `timeout_s` later on.
+
+        Raises UnreachableError where they cannot be found.
+        """
         self.rank = rank
         self.world = world
+        _meet()
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         self._held: dict[int, Array] = {}
-        self._changed = threading.Condition()
         self._asking = threading.Lock()
+        self._over = False
+        """Whether ranks do no longer, or not all of them did, what rank 0 says."""
         self._numbers = count(1)
         self._gone: deque[int] = deque()
 
@@ -75,7 +83,11 @@ class Holders:
     def map(self, function: Callable[..., Any], *given: Any) -> Any:
         """See `consortium.train.sharded.Holding`. Raises what the first rank raised."""
         first = self.reserve()
-        return self._of_all(self._ask(self._apply, function, _told(given), first))
+        said = self._ask(self._apply, function, _told(given), first)
+        if any(isinstance(one, _Fault) for one in said):
+            self._gone.extend(range(first, first + _MOST_RESULTS))
+            _raise_first(said)
+        return self._of_all(said)
 
     def place(self, vector: Array, ranges: tuple[Ranges, ...] | None = None) -> Sharded:
         """Cut a vector of rank 0 into slices."""
@@ -111,7 +123,7 @@ class Holders:
     def move(self, vector: Any, held: tuple[Ranges, ...], wanted: tuple[Ranges, ...]) -> Sharded:
         """Return what each rank wants of the elements that the ranks hold."""
         slot = self.reserve()
-        self._ask(self._redistribute, vector.slot, slot, held, wanted)
+        self._ask(self._move, vector.slot, slot, held, wanted)
         return Sharded(self, slot, lengths(wanted))
 
     def reserve(self) -> int:
@@ -130,15 +142,11 @@ class Holders:
 
     def keep(self, slot: int, slice_: Array) -> None:
         """Hold a slice."""
-        with self._changed:
-            self._held[slot] = slice_
-            self._changed.notify_all()
+        self._held[slot] = slice_
 
     def of(self, slot: int) -> Array:
-        """Return the slice held here, once it is: another thread of this rank may be about to keep it."""
-        with self._changed:
-            self._changed.wait_for(lambda: slot in self._held)
-            return self._held[slot]
+        """Return the slice held here."""
+        return self._held[slot]
 
     def serve(self) -> None:
         """Do what rank 0 says until it says no more. All ranks but 0.
@@ -149,6 +157,7 @@ class Holders:
             self._serve()
         except BaseException:
             traceback.print_exc()
+            sys.stderr.flush()
             os._exit(1)
 
     def _serve(self) -> None:
@@ -164,8 +173,14 @@ class Holders:
     # -- telling and doing ----------------------------------------------------------------------------------------
 
     def _ask(self, what: Callable[..., Any] | None, *args: Any, local: tuple[Any, ...] = ()) -> list[Any]:
-        """Let all ranks do this and return what each says; rank 0 is given what is `local` to it besides."""
+        """Let all ranks do this and return what each says; rank 0 is given what is `local` to it besides.
+
+        Where that fails on the way ranks may be waiting for each other, so nothing is asked of them after it.
+        """
         with self._asking:
+            if self._over:
+                raise UnreachableError("the ranks that hold the outer state no longer do what they are told")
+            self._over = True
             gone = [self._gone.popleft() for _ in range(len(self._gone))]
             told = (what.__name__ if what is not None else None, args, gone)
             dist.broadcast_object_list([told], src=0, group=self._group)
@@ -174,32 +189,31 @@ class Holders:
                 return []
             said: list[Any] = [None] * self.world
             dist.gather_object(what(*args, *local), said, dst=0, group=self._group)
-        for one in said:
-            if isinstance(one, _Fault):
-                raise one.error
+            self._over = False
         return said
 
     def _forget(self, slots: list[int]) -> None:
         for slot in slots:
-            self.of(slot)
-            with self._changed:
-                del self._held[slot]
+            self._held.pop(slot, None)
 
     def _apply(self, function: Callable[..., Any], given: Any, first: int) -> Any:
         try:
             result = function(*self._local(given))
         except Exception as fault:  # rank 0 raises it: it may be what a vector is refused for
+            if not isinstance(fault, ConsortiumError):
+                traceback.print_exc()
+                fault.add_note(f"on rank {self.rank} of the site")
             return _Fault(fault)
         several = isinstance(result, tuple)
-        said = [
-            self._kept(first + at, one) if isinstance(one, np.ndarray) else one
-            for at, one in enumerate(result if several else (result,))
-        ]
+        results = result if several else (result,)
+        if len(results) > _MOST_RESULTS:
+            raise ValueError(f"{function} returns {len(results)} values, at most {_MOST_RESULTS} have room")
+        said = [self._kept(first + at, one) if isinstance(one, np.ndarray) else one for at, one in enumerate(results)]
         return tuple(said) if several else said[0]
 
     def _kept(self, slot: int, array: Array) -> _Kept:
         self.keep(slot, array)
-        return _Kept(slot, len(array), array.dtype.str)
+        return _Kept(slot, len(array))
 
     def _local(self, given: Any) -> Any:
         """Return arguments with this rank's slices in place of handles, and its own of what each rank is given."""
@@ -242,37 +256,35 @@ class Holders:
             part = np.require(self.of(slot)[start:stop], requirements=["C", "W"])
             dist.send(torch.from_numpy(part), dst=0, group=self._group)
 
-    def _redistribute(self, source: int, slot: int, held: tuple[Ranges, ...], wanted: tuple[Ranges, ...]) -> None:
+    def _move(self, source: int, slot: int, held: tuple[Ranges, ...], wanted: tuple[Ranges, ...]) -> None:
         mine = torch.from_numpy(np.require(self.of(source), requirements=["C", "W"]))
-        self.keep(slot, redistribute(mine, held, wanted, self.rank, self._group).numpy())
+        found = torch.empty(lengths(wanted)[self.rank], dtype=mine.dtype)
+        sources, targets = views(mine, held[self.rank]), views(found, wanted[self.rank])
+        redistribute(sources, held, targets, wanted, self.rank, group=self._group)
+        self.keep(slot, found.numpy())
 
 
-def redistribute(
-    mine: Tensor, held: tuple[Ranges, ...], wanted: tuple[Ranges, ...], rank: int, group: dist.ProcessGroup | None
-) -> Tensor:
-    """Return the elements that this rank wants of a vector of which each rank has those `held`: a collective.
-
-    `mine` are this rank's, flat, in order.
-    """
-    out, back = _plan(held, wanted, rank)
-    sent = [torch.cat([mine[:0], *(mine[start:stop] for start, stop in to)]) for to in out]
-    received = mine.new_empty(sum(lengths(back)))
-    sizes = list(lengths(back))
-    dist.all_to_all_single(received, torch.cat(sent), sizes, [len(one) for one in sent], group=group)
-    result, at = torch.empty_like(received), 0
-    for ranges in back:
-        for start, stop in ranges:
-            result[start:stop] = received[at : at + stop - start]
-            at += stop - start
-    return result
+def _meet() -> None:
+    """Let the ranks find each other in a group that waits for minutes. Raises UnreachableError."""
+    try:
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=_MEET_S))
+        dist.barrier(group=group)
+    except RuntimeError as fault:
+        raise UnreachableError(
+            f"the hosts of the training workers do not reach each other by gloo: {str(fault).splitlines()[0]}",
+            fix="set GLOO_SOCKET_IFNAME on all nodes to the network interface that joins them",
+        ) from fault
+    dist.destroy_process_group(group)
 
 
-@lru_cache(maxsize=64)
-def _plan(held: tuple[Ranges, ...], wanted: tuple[Ranges, ...], rank: int) -> tuple[list[Ranges], list[Ranges]]:
-    """Return by rank which of its own elements this one sends to it, and where those that come from it go."""
-    out = [places(held[rank], common(held[rank], other)) for other in wanted]
-    back = [places(wanted[rank], common(other, wanted[rank])) for other in held]
-    return out, back
+def _raise_first(said: list[Any]) -> None:
+    """Raise the first fault. Nothing but its own traceback holds it then, or the handles in the frames on its way."""
+    fault = next(one.error for one in said if isinstance(one, _Fault))
+    try:
+        raise fault
+    finally:
+        said.clear()
+        del fault
 
 
 def _told(given: Any) -> Any:

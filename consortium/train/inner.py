@@ -1,7 +1,7 @@
 """Inner steps inside one site, on one worker or, data-parallel, on several.
 
 Rank 0 leads (`InnerWorker.run`); the other ranks follow its orders (`InnerWorker.follow`), which travel as integers and
-fp32 tensors over the process group, never as pickled objects. How the ranks hold the model is `parallel`'s to know.
+fp32 tensors over the process group. How the ranks hold the model is `parallel`'s to know.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class InnerWorker:
         )
 
     def _parameters(self) -> Vector:
-        """Return the parameters, whole on rank 0. All ranks."""
+        """Return the parameters on rank 0. All ranks."""
         return self._group.take([parameter for _, parameter in self._named])
 
     def _step(self, rows_BT: Tensor, step: int, rate: float) -> Tensor:

@@ -8,14 +8,14 @@ updates back, so that a site computes each matrix once ("distributed Muon", http
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from consortium.errors import UsageError
 from consortium.train.outer import Vector
-from consortium.train.parallel import Group, part_of
+from consortium.train.parallel import Group, flat_parts
 from consortium.train.sharded import Ranges
 
 Split = Sequence[tuple[str, nn.Parameter, tuple[int, ...]]]
@@ -101,44 +101,35 @@ class OwnedMatrices(Matrices):
                 where="model.plugin",
                 fix="every parameter must take part in what losses() minimises",
             )
-        mine = torch.cat([part_of(gradient).reshape(-1) for gradient in gradients])
-        for part, gradient in self._each(self._group.exchange(mine, self._parts, self._owned)):
-            part.grad = gradient
+        targets = []
+        for part in self.parameters:
             part.zero_()
+            part.grad = torch.empty_like(part)
+            targets.append(part.grad.view(-1))
+        self._group.exchange(flat_parts(gradients), self._parts, targets, self._owned)
+        for _, parameter, _ in self._split:
+            parameter.grad = None
 
     @torch.no_grad()
     def take_back(self, keep: float) -> None:
         """Hand the updates back to those who have the parameters, and add them there."""
-        device = self._group.device
-        mine = torch.cat([torch.empty(0, device=device), *(part.reshape(-1) for part in self.parameters)])
-        update, start = self._group.exchange(mine, self._owned, self._parts), 0
-        for _, parameter, _ in self._split:
-            part = part_of(parameter)
-            part.mul_(keep).add_(update[start : start + part.numel()].reshape(part.shape))
-            start += part.numel()
-            parameter.grad = None
+        parts = flat_parts([parameter for _, parameter, _ in self._split])
+        updates = [torch.empty_like(part) for part in parts]
+        self._group.exchange([part.view(-1) for part in self.parameters], self._owned, updates, self._parts)
+        for part, update in zip(parts, updates, strict=True):
+            part.mul_(keep).add_(update)
 
     def state(self, of_each: Sequence[Tensor], group: Group) -> Vector:
         """Return a state's tensors as one vector in slices."""
-        device = group.device
-        mine = torch.cat([torch.empty(0, device=device), *(tensor.reshape(-1) for tensor in of_each)])
-        return group.taken(mine, self._owned)
+        return group.taken([tensor.view(-1) for tensor in of_each], self._owned)
 
     def set_state(self, of_each: Sequence[Tensor], vector: Vector | None, group: Group) -> None:
         """Set a state's tensors of the matrices that this rank owns."""
-        for (_, found), tensor in zip(self._each(group.given(vector, self._owned)), of_each, strict=True):
-            tensor.copy_(found)
+        group.given(vector, [tensor.view(-1) for tensor in of_each], self._owned)
 
     def _made(self) -> list[nn.Parameter]:
         shapes = self._shapes[self._group.rank]
         return [nn.Parameter(torch.zeros(shape, device=self._group.device)) for shape in shapes]
-
-    def _each(self, flat: Tensor) -> Iterable[tuple[nn.Parameter, Tensor]]:
-        """Yield each matrix of this rank's and what is its in a flat tensor."""
-        start = 0
-        for part in self.parameters:
-            yield part, flat[start : start + part.numel()].reshape(part.shape)
-            start += part.numel()
 
 
 def _owned(split: Split, world: int) -> tuple[tuple[Ranges, ...], list[list[tuple[int, int]]]]:

@@ -20,9 +20,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from consortium.train.holders import Holders, redistribute
+from consortium.train.holders import Holders
 from consortium.train.outer import Vector
 from consortium.train.plugin import LanguageModel
+from consortium.train.redistribute import redistribute, views
 from consortium.train.sharded import Ranges, Sharded, as_vector, cut, lengths, placed
 
 WAIT_S = 7 * 86_400
@@ -101,13 +102,10 @@ class Group:
     @torch.no_grad()
     def put(self, targets: Sequence[Tensor], vector: Vector | None) -> None:
         """Set `targets`, one after another, to rank 0's vector; the other ranks give None."""
-        start = 0
         if self.sharded:
-            parts = self.given(vector, self.parts(targets))
-            for own in map(part_of, targets):
-                own.copy_(parts[start : start + own.numel()].reshape(own.shape))
-                start += own.numel()
+            self.given(vector, flat_parts(targets), self.parts(targets))
             return
+        start = 0
         for target in targets:
             if vector is not None:
                 target.copy_(_tensor(vector[start : start + target.numel()]).reshape(target.shape))
@@ -119,7 +117,7 @@ class Group:
     def take(self, sources: Sequence[Tensor]) -> Vector:
         """Return all of `sources`, flat, one after another, on rank 0, and nothing (length 0) on the others."""
         if self.sharded:
-            return self.taken(torch.cat([part_of(source).reshape(-1) for source in sources]), self.parts(sources))
+            return self.taken(flat_parts(sources), self.parts(sources))
         if self.rank:
             return _NOTHING
         found, start = torch.empty(sum(source.numel() for source in sources)), 0
@@ -131,27 +129,40 @@ class Group:
     # -- tensors in parts -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def taken(self, mine: Tensor, held: tuple[Ranges, ...]) -> Vector:
-        """Return on rank 0 the handle of a vector of which each rank has the elements `held`, this one `mine`."""
+    def taken(self, sources: Sequence[Tensor], held: tuple[Ranges, ...]) -> Vector:
+        """Return on rank 0 the handle of a vector of which each rank has the ranges `held`, this one `sources`."""
         assert self.holders is not None
         wanted = cut(sum(lengths(held)), self.world)
-        slice_ = self.exchange(mine, held, wanted).cpu().numpy()
+        slice_ = np.empty(lengths(wanted)[self.rank], dtype=np.float32)
+        self.exchange(sources, held, views(torch.from_numpy(slice_), wanted[self.rank]), wanted)
         (slot,) = self.order(0 if self.rank else self.holders.reserve())
         self.holders.keep(slot, slice_)
+        self._meet()
         return _NOTHING if self.rank else as_vector(Sharded(self.holders, slot, lengths(wanted)))
 
     @torch.no_grad()
-    def given(self, vector: Vector | None, wanted: tuple[Ranges, ...]) -> Tensor:
-        """Return what this rank wants of rank 0's vector, flat; the other ranks give None."""
+    def given(self, vector: Vector | None, targets: Sequence[Tensor], wanted: tuple[Ranges, ...]) -> None:
+        """Set `targets` to what this rank wants of rank 0's vector; the other ranks give None."""
         assert self.holders is not None
         held = placed(vector, self.holders) if vector is not None else None
         (slot,) = self.order(held.slot if isinstance(held, Sharded) else 0)
-        slice_ = _tensor(self.holders.of(slot)).to(self.device)
-        return self.exchange(slice_, cut(sum(lengths(wanted)), self.world), wanted)
+        ranges = cut(sum(lengths(wanted)), self.world)
+        self.exchange(views(_tensor(self.holders.of(slot)), ranges[self.rank]), ranges, targets, wanted)
+        self._meet()
 
-    def exchange(self, mine: Tensor, held: tuple[Ranges, ...], wanted: tuple[Ranges, ...]) -> Tensor:
-        """Return what this rank wants of a vector of which each rank has the elements `held`, this one `mine`."""
-        return redistribute(mine, held, wanted, self.rank, None)
+    def exchange(
+        self,
+        sources: Sequence[Tensor],
+        held: tuple[Ranges, ...],
+        targets: Sequence[Tensor],
+        wanted: tuple[Ranges, ...],
+    ) -> None:
+        """Fill `targets` with what this rank wants of a vector of which each has some (`redistribute`)."""
+        redistribute(sources, held, targets, wanted, self.rank, device=self.device)
+
+    def _meet(self) -> None:
+        """Return once every rank is here: a slice is asked for, or let go of, by what all of them kept or took."""
+        int(self.total(torch.zeros(1, dtype=torch.int64, device=self.device)))
 
     def parts(self, tensors: Sequence[Tensor]) -> tuple[Ranges, ...]:
         """Return which elements of tensors, one after another, each rank holds: of each an equal number of rows."""
@@ -171,6 +182,11 @@ class Group:
 def part_of(tensor: Tensor) -> Tensor:
     """Return this rank's part of a sharded tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def flat_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return this rank's parts of tensors that have some here, flat and in their own memory."""
+    return [part.view(-1) for tensor in tensors if (part := part_of(tensor)).numel()]
 
 
 def _tensor(vector: Vector) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,12 +120,16 @@ class Shelf:
         vectors = moments.vectors if moments is not None else {}
         return {name: self._put_vector(prefix, vectors[name]) for name in sorted(vectors)}
 
-    def _vector(self, blob: Blob, size: int) -> Vector:
-        """Return a stored vector, each part held against its digest. Raises as the store does, or VerificationError."""
-        if not blob.parts and self.holders is None:
-            return from_bytes(self._store.get(blob.key, digest=blob.digest), size, what=blob.key)
-        parts = blob.parts or (replace(blob, size=size),)
-        if (found := sum(part.size for part in parts)) != size:
+    def _vector(self, blob: Blob, size: int | None) -> Vector:
+        """Return a stored vector of that size, or of any, each part held against its digest.
+
+        Raises as the store does, or VerificationError.
+        """
+        if not blob.parts:
+            data = self._store.get(blob.key, digest=blob.digest)
+            return placed(from_bytes(data, len(data) // 4 if size is None else size, what=blob.key), self.holders)
+        found, parts = sum(part.size for part in blob.parts), blob.parts
+        if found != (size := found if size is None else size):
             raise VerificationError(f"the parts of a vector have {found} elements, the model needs {size}")
         if self.holders is None:
             vector = _read(self._store, parts, 0, size)
@@ -133,7 +137,7 @@ class Shelf:
             edges = [one[0] if one else (size, size) for one in cut(size, self.holders.world)]
             firsts, lasts = (Each(values) for values in zip(*edges, strict=True))
             vector = as_vector(self.holders.map(_read, self._store, parts, firsts, lasts))
-        if blob.parts and blob.digest and vector_digest(vector) != blob.digest:
+        if blob.digest and vector_digest(vector) != blob.digest:
             raise VerificationError(f"the parts of a vector do not hash to {blob.digest}", where=blob.parts[0].key)
         return vector
 
@@ -142,13 +146,7 @@ class Shelf:
         named = pointer.optimizer or _old_names(pointer)
         if not named:
             return None
-        return Moments({name: self._of_any_size(blob) for name, blob in sorted(named.items())}, pointer.adam_steps)
-
-    def _of_any_size(self, blob: Blob) -> Vector:
-        if blob.parts:
-            return self._vector(blob, sum(part.size for part in blob.parts))
-        data = self._store.get(blob.key, digest=blob.digest)
-        return placed(from_bytes(data, len(data) // 4, what=blob.key), self.holders)
+        return Moments({name: self._vector(blob, None) for name, blob in sorted(named.items())}, pointer.adam_steps)
 
     def _put_json(self, key: str, value: Any) -> None:
         self._store.put(key, json.dumps(to_json(value), sort_keys=True).encode())
@@ -192,13 +190,14 @@ def _put_slice(store: ObjectStore, prefix: str, slice_: Vector) -> Blob:
 
 def _read(store: ObjectStore, parts: Sequence[Blob], first: int, last: int) -> Vector:
     """Return the elements from `first` up to `last` of a vector in parts, reading those that have some of them."""
-    found: list[Vector] = [np.empty(0, dtype=np.float32)]
+    vector = np.empty(last - first, dtype=np.float32)
     begin = 0
     for part in parts:
-        end = begin + part.size
-        if begin < last and first < end:
+        start, stop = max(begin, first), min(begin + part.size, last)
+        if start < stop:
             data = store.get(part.key, digest=part.digest)
-            vector = from_bytes(data, part.size, what=part.key)
-            found.append(vector[max(0, first - begin) : last - begin])
-        begin = end
-    return found[1] if len(found) == 2 else np.concatenate(found)
+            vector[start - first : stop - first] = from_bytes(data, part.size, what=part.key)[
+                start - begin : stop - begin
+            ]
+        begin += part.size
+    return vector

@@ -12,8 +12,8 @@
 - `speed`: a site's tokens per second against a bare PyTorch loop of the same model, in turn; MB/s of encode and decode
   on one core, of fp32 parameters.
 - `utilisation`: a simulated clock for 7B parameters on 64 H100 per site at 110 Mb/s; assumptions go to stderr. Rounds
-  that wait, and rounds applied late (`outer.delay`), the latter with the outer state shared out over a site's hosts,
-  which legs do not do yet, and as they are, with one process for all of it.
+  that wait, and rounds applied late (`outer.delay`), the latter with `parallel: fsdp`, where the outer state lies in
+  slices with all ranks of a site, and, for comparison, with one process for all of it.
 
 The first four train three sites one after another in one process (`training_sites`), as many trainings side by side as
 there are cores: no Ray, no gateway, no sealing, no network and no waiting, so they say what is learned and not how long

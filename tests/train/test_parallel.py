@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from consortium.domain.pretraining import PretrainConfig
+from consortium.train import redistribute
 from consortium.train.inner import InnerWorker
 from consortium.train.sharded import whole
 from tests.train.conftest import PARAMS, VOCAB
@@ -64,6 +65,7 @@ def trained(one: InnerWorker) -> dict[str, Any]:
 
 def rank_main(rank: int, path: str) -> None:
     """What one of two processes does: all runs, one after another."""
+    redistribute.MOST = 3000  # several turns for a model as small as this
     found = {}
     for name, changes in RUNS.items():
         one = worker(changes, rank=rank, world=2)

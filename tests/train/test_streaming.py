@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from functools import partial
 from typing import Any
 
@@ -261,6 +263,28 @@ def test_a_disputed_state_that_was_gone_on_from_is_not_kept(leg):
     together(sites)
     assert all(isinstance(site.fault, VerificationError) and "fr-1 has sha256:ff" in str(site.fault) for site in sites)
     assert all(Keep(site.store, JOB).rounds() == [0, 1] for site in sites)
+
+
+def test_states_of_past_rounds_go_when_they_are_past(leg, monkeypatch):
+    alive: list[int] = []
+    states: list[weakref.ref[Any]] = []
+    applied = FederatedLeg._applied
+
+    def noted(self: FederatedLeg, *given: Any) -> Any:
+        state = applied(self, *given)
+        states.append(weakref.ref(state.outer))
+        alive.append(sum(one() is not None for one in states))
+        return state
+
+    monkeypatch.setattr(FederatedLeg, "_applied", noted)
+    sites = stream(leg, SITES[:1], rounds=12)
+    gc.disable()
+    try:
+        together(sites)
+    finally:
+        gc.enable()
+    assert len(digests(sites)) == 1
+    assert max(alive) <= 3, alive
 
 
 def test_settings_that_cannot_be_kept_are_refused():
