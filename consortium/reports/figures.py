@@ -54,6 +54,8 @@ class Facts:
     crossings: tuple[Crossing, ...]
     rounds: tuple[Round, ...]
     """Of the period."""
+    signed: frozenset[tuple[str, int]]
+    """Job and number of those in which sites signed the digests of the outer state."""
     runs: dict[str, Run]
     """The trainings with all their rounds so far, and those they go back to."""
     redone: RedoneBy
@@ -76,6 +78,11 @@ def read_facts(records: Iterable[Record], partner: str, period: str) -> Facts:
         receipts=tuple(row for record in of_type[RecordType.LEASE] for row in receipts_of(record, period)),
         crossings=tuple(item for record in of_type[RecordType.CROSSING] for item in crossings_of(record, period)),
         rounds=tuple(item for record in of_type[RecordType.ROUND] for item in rounds_of(record, period)),
+        signed=frozenset(
+            (found.job, found.number)
+            for record in of_type[RecordType.ROUND]
+            if signed_digests(record) and (found := round_of(record))
+        ),
         runs=read_runs(ordered, [round_of(record) for record in of_type[RecordType.ROUND]]),
         redone=read_redone(logged),
         datasets=tuple(item for record in of_type[RecordType.DATASET] for item in datasets_of(record, period)),
@@ -105,7 +112,11 @@ def figures(facts: Facts, partner: str, factors: Mapping[str, str]) -> Figures:
         consumed=_gpu_table(consumed(rows, partner), consumed(facts.receipts, partner), factors),
         crossings=tuple(_border_row(item) for item in border_sums(own)),
         rounds=tuple(
-            row for item in facts.rounds for row in _round_rows(item, partner, parts.get(item.job, {}), facts.redone)
+            row
+            for item in facts.rounds
+            for row in _round_rows(
+                item, partner, parts.get(item.job, {}), facts.redone, signed=(item.job, item.number) in facts.signed
+            )
         ),
         training=training_rows(facts.runs, by_job, crossed(own, partner)),
         datasets=tuple(_dataset_row(item) for item in facts.datasets if item.partner == partner),
@@ -176,6 +187,14 @@ def round_of(record: Record) -> Round:
         raise VerificationError(f"{record.origin} wrote a round record; only the server may", where=where)
     body = record.body.get("round")
     found: Round = _parse(Round, body if isinstance(body, dict) else record.body, where)
+    return found
+
+
+def signed_digests(record: Record) -> dict[str, dict[str, str]]:
+    """Return digest and signature of the outer state, by site, in a `round` record; empty in one of an older server."""
+    found: dict[str, dict[str, str]] = _parse(
+        dict[str, dict[str, str]], record.body.get("signed") or {}, f"record {record_id(record)}"
+    )
     return found
 
 
@@ -279,7 +298,9 @@ def _border_row(item: BorderSum) -> BorderRow:
     )
 
 
-def _round_rows(item: Round, partner: str, shares: Mapping[tuple[int, str], Share], redone: RedoneBy) -> list[RoundRow]:
+def _round_rows(
+    item: Round, partner: str, shares: Mapping[tuple[int, str], Share], redone: RedoneBy, *, signed: bool
+) -> list[RoundRow]:
     given = {} if item.certificate is None else {part.site: part for part in item.certificate.contributions}
     total = sum(part.tokens for part in given.values())
     heard = parties(item)
@@ -302,7 +323,8 @@ def _round_rows(item: Round, partner: str, shares: Mapping[tuple[int, str], Shar
         )
         share, founded = shares.get((item.number, commit.site)), Work.of(commit, redone)
         loss = None if share is None else share.loss_share
-        checked = part is not None and len(digests) == 1 and any(partner_of(judge) != partner for judge in judges)
+        agreed = signed and len(digests) == 1
+        checked = part is not None and agreed and any(partner_of(judge) != partner for judge in judges)
         made.append(
             RoundRow(
                 job=item.job,

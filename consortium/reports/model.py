@@ -14,7 +14,7 @@ from consortium.domain.records import Evidence
 from consortium.domain.units import is_decimal
 from consortium.keys.trust import Trust
 
-FORMAT = "consortium-report/3"
+FORMAT = "consortium-report/4"
 _STRICT = {"extra": "forbid"}
 _LEAST, _MOST = Fraction(1, 1000), Fraction(1000)
 """Between these lies every reference factor; a site's file may state no other."""

@@ -13,10 +13,10 @@ from consortium.errors import UsageError, VerificationError
 from consortium.keys.roster import verify_ruling
 from consortium.keys.trust import Trust
 from consortium.ledger.origins import record_id
-from consortium.reports.figures import round_of
+from consortium.reports.figures import round_of, signed_digests
 from consortium.reports.people import SERVER, with_people
 from consortium.reports.training import specs_of
-from consortium.train.evidence import check_parts, check_signatures
+from consortium.train.evidence import check_agreed, check_parts, check_signatures
 from consortium.train.rounds import check_certificate, check_standing, screening_of, standing_before
 
 
@@ -42,6 +42,7 @@ def check_rounds(records: Sequence[Record], keys: Trust) -> None:
         if before != record_id(record):
             raise VerificationError(f"round {item.number} of {item.job} stands in record {before} too", where=where)
         _round(item, keys, where)
+        _agreed(item, signed_digests(record), keys, where)
         rounds[item.job, item.number] = item
         if item.job in specs:
             _standing(item, specs[item.job].params, rounds)
@@ -75,6 +76,12 @@ def _round(item: Round, keys: Trust, where: str) -> None:
         keys.site_key(site)
     check_signatures(item, keys, f"round {item.number} of {item.job}")
     check_certificate(item, item.certificate.previous_outer if item.certificate else "")
+
+
+def _agreed(item: Round, signed: Mapping[str, Mapping[str, str]], keys: Trust, where: str) -> None:
+    """Check that sites signed the outer state's digests that stand in a round, where it says that they did."""
+    if signed and check_agreed(keys, item.job, f"outer/{item.number}", signed) != (item.outer_digests or {}):
+        raise VerificationError("its outer digests are not those that sites signed", where=where)
 
 
 def _standing(item: Round, params: Mapping[str, Any], rounds: Mapping[tuple[str, int], Round]) -> None:

@@ -269,6 +269,7 @@ def _close(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
         "sites": sorted(c.site for c in counted),
         "tokens": sum(c.tokens for c in counted),
         "outer_digest": found.settlement.outer if found.settlement else next(iter(published.values())),
+        "signed": signed_agreements(connection, row.job, f"outer/{row.number}"),
     }
     core.record(connection, RecordType.ROUND, body)
     return False

@@ -6,6 +6,8 @@ site's gateway, the reader of a report, and who computes a training again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from consortium.domain.training import Round
 from consortium.errors import VerificationError
 from consortium.keys.roster import Rosters, verify_ruling
@@ -40,6 +42,19 @@ def check_signatures(found: Round, trust: Trust, where: str) -> None:
         verify_value(trust.site_key(verdict.judge), verdict, what=f"{verdict.judge}'s verdict in {where}")
     if found.certificate is not None:
         verify_value(trust.server_key, found.certificate, what=f"the certificate of {where}")
+
+
+def check_agreed(trust: Trust, job: str, topic: str, signed: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Return the digests that sites published for a topic of a job; `signed` holds digest and signature by site.
+
+    Any trusted site's word counts, as for a round's parts. Raises VerificationError where a signature does not hold.
+    """
+    for site, said in signed.items():
+        if said.keys() != {"digest", "signature"}:
+            raise VerificationError(f"of {topic} by {site} it holds {sorted(said)}, not a digest and its signature")
+        statement = {"job": job, "topic": topic, "site": site, **said}
+        verify_value(trust.site_key(site), statement, what=f"the digest of {topic} by {site}")
+    return {site: said["digest"] for site, said in signed.items()}
 
 
 def check_rulings(found: Round, people: Rosters, account: str = "") -> None:

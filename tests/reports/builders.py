@@ -122,7 +122,17 @@ class World:
             job=job, number=number, phase=RoundPhase.CLOSED, expected=tuple(tokens), commits=tuple(commits),
             verdicts=tuple(verdicts), certificate=certificate, outer_digests=dict.fromkeys(tokens, "sha256:after"),
         )  # fmt: skip
-        return self.add("server", RecordType.ROUND, to_json(closed), at_ms)
+        body = {"job": job, "round": to_json(closed), "signed": self.agreed(closed)}
+        return self.add("server", RecordType.ROUND, body, at_ms)
+
+    def agreed(self, round_: Round) -> dict[str, dict[str, str]]:
+        """What sites sign of a round's outer state: digest and signature of each."""
+        said = {}
+        for site, digest in (round_.outer_digests or {}).items():
+            statement = {"job": round_.job, "topic": f"outer/{round_.number}", "site": site, "digest": digest}
+            signed = sign_value(self.keys[site], statement | {"signature": ""})
+            said[site] = {"digest": digest, "signature": signed["signature"]}
+        return said
 
     def log(self, folder: Path) -> Ledger:
         ledger = Ledger(folder, self.keys["server"], NAME)

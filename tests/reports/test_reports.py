@@ -218,7 +218,7 @@ LIES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda d: d.update(checkpoint=d["checkpoint"].replace("\n", "\n1", 1)), "signature of the note"),
     (lambda d: d["fingerprints"].update({"site fr-1": "0" * 16}), "fingerprints"),
     (lambda d: d["trust"]["sites"]["fr-1"].update(signing=SigningKey.generate().public), "fingerprints"),
-    (lambda d: d.update(format="consortium-report/2"), "format"),
+    (lambda d: d.update(format="consortium-report/3"), "format"),
     (lambda d: d.update(period="2026-04"), "records|begin|figures"),
 ]
 
@@ -326,9 +326,10 @@ def test_a_certificate_that_does_not_follow_from_its_verdicts_is_found(tmp_path:
     world.records.clear()
     world.heads.clear()
     body = json.loads(json.dumps(honest.body))
-    body["certificate"]["contributions"][1]["weight"] = (0.5).hex()
-    certificate = {k: v for k, v in body["certificate"].items() if k != "signature"}
-    body["certificate"] = sign_value(world.keys["server"], certificate)
+    round_ = body["round"]
+    round_["certificate"]["contributions"][1]["weight"] = (0.5).hex()
+    certificate = {k: v for k, v in round_["certificate"].items() if k != "signature"}
+    round_["certificate"] = sign_value(world.keys["server"], certificate)
     world.add("server", RecordType.ROUND, body)
     with world.log(tmp_path) as log, pytest.raises(VerificationError, match="does not follow from the verdicts"):
         build(world, log)

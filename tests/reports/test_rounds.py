@@ -84,6 +84,41 @@ def rows(world: Any, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def agreed(world: Any, change: Callable[[dict[str, Any]], object]) -> Record:
+    """Record an honest round of which the signed digests are changed."""
+    body = dict(world.round(JOB, 1, {"de-1": 3000, "fr-1": 1000}).body)
+    world.records.clear()
+    world.heads.clear()
+    change(body)
+    record: Record = world.add("server", RecordType.ROUND, body)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda body: body["signed"]["fr-1"].update(digest="sha256:invented"), "the digest of outer/1 by fr-1"),
+        (lambda body: body["signed"].update({"de-1": body["signed"]["fr-1"]}), "the digest of outer/1 by de-1"),
+        (lambda body: body["signed"].pop("de-1"), "not those that sites signed"),
+        (lambda body: body["signed"]["fr-1"].pop("digest"), "not a digest and its signature"),
+        (lambda body: body.update(signed=["fr-1"]), "record server:0"),
+        (lambda body: body["signed"].update(server=body["signed"]["fr-1"]), "no trusted key for site 'server'"),
+    ],
+)
+def test_a_server_cannot_say_what_state_a_site_came_to(tmp_path: Path, change: Any, said: str) -> None:
+    world = b.World()
+    agreed(world, change)
+    with pytest.raises(VerificationError, match=said):
+        rows(world, tmp_path)
+
+
+def test_a_round_whose_digests_nobody_signed_is_the_servers_word(tmp_path: Path) -> None:
+    for change, grade in ((lambda body: None, "cross-checked"), (lambda body: body.pop("signed"), "declared")):
+        world = b.World()
+        agreed(world, change)
+        assert [row["evidence"] for row in rows(world, tmp_path / grade)] == [grade]
+
+
 def test_the_server_is_no_site_and_judges_nothing(tmp_path: Path) -> None:
     world = b.World()
     commits = commits_of(world, {"fr-1": 10**9, "server": 1})

@@ -177,7 +177,9 @@ def test_a_round_whose_dispute_was_settled_shows_the_state_that_holds_and_stays_
     world = b.World(keys=world.keys)
     published = {"de-1": "sha256:one", "fr-1": "sha256:other"}
     settled = {"parties": ["de-1", "fr-1"], "outer": "sha256:one", "agree": ["de-1"], "differ": ["fr-1"]}
-    world.add("server", RecordType.ROUND, body | {"outer_digests": published, "settlement": settled})
+    world.add(
+        "server", RecordType.ROUND, {"round": body["round"] | {"outer_digests": published, "settlement": settled}}
+    )
     with world.log(tmp_path) as log:
         made = build_report(partner="de", period=b.PERIOD, log=log, sites=world.sites, trust=world.trust,
                             key=world.keys["server"], made_ms=1)  # fmt: skip

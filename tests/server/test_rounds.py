@@ -20,6 +20,7 @@ from consortium.domain.records import RecordType, ReExecution
 from consortium.domain.training import Certificate, Commit, Round, Verdict
 from consortium.keys.signing import sign_value, verify_value
 from consortium.reports.verify import verify_report
+from consortium.train.evidence import check_agreed
 from consortium.train.rounds import check_certificate
 from consortium.train.sizes import flops_per_token
 from tests.server.test_commands import As
@@ -144,6 +145,7 @@ def test_two_rounds_from_commits_to_a_closed_round_on_record(fed: Any, person: A
     record = next(r for r in fed.records("server") if r["type"] == "round" and r["body"]["job"] == job.job)
     assert record["body"]["outer_digest"] == "sha256:one"
     assert from_json(Round, record["body"]["round"]).number == 1
+    assert check_agreed(fed.trust, job.job, "outer/1", record["body"]["signed"]) == dict.fromkeys(NAMES, "sha256:one")
     _who_brought_what(fed, job, person)
     job.cancel()
     _resumed(fed, person, job.job)

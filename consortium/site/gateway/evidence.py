@@ -10,9 +10,8 @@ from consortium.domain.protocol import LegOffer
 from consortium.domain.training import Round
 from consortium.errors import VerificationError
 from consortium.keys.roster import Rosters
-from consortium.keys.signing import verify_value
 from consortium.keys.trust import Trust
-from consortium.train.evidence import check_parts, check_rulings, check_signatures
+from consortium.train.evidence import check_agreed, check_parts, check_rulings, check_signatures
 
 
 def check_round(
@@ -34,12 +33,6 @@ def check_round(
 
 
 def check_agreements(trust: Trust, offer: LegOffer, topic: str, answer: Any) -> dict[str, str]:
-    """Return the digests published for a topic, by site; `answer` holds digest and signature of each.
-
-    Any trusted site's word counts: a leg that catches up reads what sites published that have left since.
-    """
+    """Return the digests published for a topic, by site; `answer` holds digest and signature of each."""
     signed = from_json(dict[str, dict[str, str]], answer, where=f"agreements on {topic}")
-    for site, said in signed.items():
-        statement = {"job": offer.job, "topic": topic, "site": site, **said}
-        verify_value(trust.site_key(site), statement, what=f"the digest of {topic} by {site}")
-    return {site: said["digest"] for site, said in signed.items()}
+    return check_agreed(trust, offer.job, topic, signed)
