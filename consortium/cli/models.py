@@ -10,6 +10,7 @@ import typer
 
 from consortium.cli.context import Json, check_job_id
 from consortium.cli.show import plain, put, put_json, say, table
+from consortium.errors import UsageError
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A pretrain job's id.")]
 Round = Annotated[int, typer.Option(help="Which outer state: 0 is before training, -1 the newest.", min=-1)]
@@ -20,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("generate", help="Go on from a text with a trained model, at home.")(generate)
     app.command("checkpoints", help="List a training's checkpoints at home; check, pin and prune them.")(checkpoints)
-    app.command("export", help="Write a trained model for Hugging Face's transformers, at home.")(export)
+    app.command("export", help="Write a trained model for Hugging Face's transformers or torch, at home.")(export)
 
 
 def generate(
@@ -96,14 +97,27 @@ def checkpoints(
 def export(
     model: Model,
     path: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
-    precision: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of the parameters written.")] = "bfloat16",
+    layout: Annotated[
+        Literal["transformers", "dcp"], typer.Option(help="dcp: a checkpoint of torch.distributed.checkpoint.")
+    ] = "transformers",
+    precision: Annotated[
+        Literal["bfloat16", "float32"] | None, typer.Option(help="Of the parameters written; bfloat16, in dcp float32.")
+    ] = None,
     round: Round = -1,
     site: Site = "",
 ) -> None:
-    """Write safetensors, config and tokenizer in the layout of a LlamaForCausalLM."""
-    from consortium.local.model_home import export_at_home
+    """Write safetensors, config and tokenizer in the layout of a LlamaForCausalLM.
 
-    files = export_at_home(model, path, precision=precision, round=round, site=site)
+    With `--layout dcp` the parameters under their own names, the inner optimiser's state and the outer momentum.
+    """
+    from consortium.local.model_home import checkpoint_at_home, export_at_home
+
+    if layout == "dcp":
+        if precision == "bfloat16":
+            raise UsageError("a checkpoint is written in float32", where="--precision", fix="leave it out")
+        files = checkpoint_at_home(model, path, round=round, site=site)
+    else:
+        files = export_at_home(model, path, precision=precision or "bfloat16", round=round, site=site)
     total = sum(file.stat().st_size for file in files)
     say(f"{len(files)} files, {total / 1e6:,.1f} MB; these are weights: nothing watches this copy")
     put(str(path))

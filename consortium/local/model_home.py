@@ -68,6 +68,20 @@ def export_at_home(
     return export_model(origin, vector, tokenizer_of(store, origin), path, precision=precision, eos=bpe.EOS_ID)
 
 
+def checkpoint_at_home(
+    job: str, path: Path, *, round: int = -1, site: str = "", directory: FederationDir | None = None
+) -> list[Path]:
+    """Write a whole training checkpoint into the folder `path`, as torch.distributed.checkpoint; returns the files.
+
+    Raises as `model_at_home` does, and NotFoundError where only parameters and momentum of the round are kept.
+    """
+    from consortium.train.dcp import write_dcp
+
+    keep, number, _ = _kept(job, round, site, directory)
+    origin = keep.origin(number)
+    return write_dcp(origin, keep.outer(number, origin.layout.size), path)
+
+
 def model_at_home(
     job: str, *, round: int = -1, site: str = "", directory: FederationDir | None = None
 ) -> tuple[Origin, Vector, ObjectStore]:
@@ -76,6 +90,12 @@ def model_at_home(
     The first site of this machine that keeps the round, or `site`; round -1 is the newest that the site keeps. Raises
     NotFoundError where none does, VerificationError where the bytes kept are not what was written.
     """
+    keep, number, store = _kept(job, round, site, directory)
+    return *keep.measured(number), store
+
+
+def _kept(job: str, round: int, site: str, directory: FederationDir | None) -> tuple[Keep, int, ObjectStore]:
+    """Return where an outer state is kept, the number of its round, and the store."""
     where = directory or FederationDir.current()
     sites = [site] if site else sorted(path.name for path in (where.root / "sites").glob("*") if path.is_dir())
     for name in sites:
@@ -83,7 +103,7 @@ def model_at_home(
         keep = Keep(store, job)
         kept = keep.rounds()
         if kept and (round == -1 or round in kept):
-            return *keep.measured(kept[-1] if round == -1 else round), store
+            return keep, kept[-1] if round == -1 else round, store
     raise NotFoundError(
         f"no outer state {'' if round == -1 else f'{round} '}of {job} is kept at {', '.join(sites) or 'any site'} here",
         fix="name a pretrain job that ran at one of these sites, and a round that it kept",

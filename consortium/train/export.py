@@ -122,12 +122,7 @@ def export_model(
     kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
     arrays = {name: torch.from_numpy(array.copy()) for name, array in origin.layout.split(vector).items()}
     tensors = {name: part.to(kind).contiguous() for name, part in to_llama(model, arrays).items()}
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()):
-            raise UsageError("the folder is not empty", where=str(directory), fix="name a new one")
-    except OSError as fault:
-        raise UsageError(f"cannot write there: {fault.strerror}", where=str(directory)) from fault
+    new_folder(directory)
     metadata = {
         "format": "pt",
         "model": json.dumps(origin.model, sort_keys=True),
@@ -162,6 +157,16 @@ def export_model(
     files.append(directory / "tokenizer.json")
     files[-1].write_bytes(tokenizer)
     return files
+
+
+def new_folder(directory: Path) -> None:
+    """Make a folder. Raises UsageError where it cannot be made or is not empty."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise UsageError("the folder is not empty", where=str(directory), fix="name a new one")
+    except OSError as fault:
+        raise UsageError(f"cannot write there: {fault.strerror}", where=str(directory)) from fault
 
 
 def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:

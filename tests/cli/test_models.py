@@ -54,6 +54,16 @@ def test_a_folder_with_weights_config_and_tokenizer_is_written(at_home, call: Ca
     assert "not empty" in again.err
 
 
+def test_a_checkpoint_for_torch_is_written(at_home, call: Call, tmp_path):
+    folder = tmp_path / "dcp"
+    done = call("export", JOB, str(folder), "--layout", "dcp", home=at_home)
+    assert (done.code, done.out) == (0, f"{folder}\n"), done.err
+    assert (folder / ".metadata").exists()
+    half = call("export", JOB, str(tmp_path / "half"), "--layout", "dcp", "--precision", "bfloat16", home=at_home)
+    assert half.code == 2
+    assert "written in float32" in half.err
+
+
 def test_a_model_or_tokenizer_that_is_not_here_is_said_so(at_home, call: Call, store: ObjectStore, tokenizer):
     absent = call("generate", JOB[:-1] + "b", "x", home=at_home)
     assert absent.code == 5

@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.nn import functional as F
 
 from consortium.data import bpe
@@ -19,11 +25,12 @@ from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.keys.canonical import digest
 from consortium.local.model_home import pieces
 from consortium.storage.objects import ObjectStore
+from consortium.train.dcp import write_dcp
 from consortium.train.export import export_model
 from consortium.train.generate import Sampling, draw, generate, load_decoder
 from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.model import Decoder
-from consortium.train.outer import Layout, Vector, to_bytes, vector_digest
+from consortium.train.outer import Layout, Moments, Vector, to_bytes, vector_digest
 from consortium.train.start import starting_point
 from tests.train.hub import JOB
 
@@ -155,6 +162,48 @@ def test_tokens_are_drawn_as_often_as_they_are_likely_and_none_beyond_top_p():
     assert {draw(logits, Sampling(temperature=1, top_p=0.5), generator) for _ in range(50)} == {1}
     sharp = [draw(logits, Sampling(temperature=0.25, top_p=1), generator) for _ in range(1000)]
     assert sharp.count(1) > 820
+
+
+def test_a_torch_checkpoint_goes_on_in_a_plain_training_loop(tmp_path, tokenizer):
+    origin, vector = made(tokenizer)
+    origin = replace(origin, optimizer={"exp_avg": origin.names, "exp_avg_sq": origin.names})
+    random = np.random.default_rng(1)
+    moments = {name: random.random(origin.layout.size, dtype=np.float32) for name in ("exp_avg", "exp_avg_sq")}
+    state = OuterState(
+        round=3,
+        digest=vector_digest(vector),
+        outer=vector,
+        momentum=vector * np.float32(0.5),
+        position=96,
+        tokens=1536,
+        moments=Moments(moments, 12),
+    )
+    write_dcp(origin, state, tmp_path / "dcp")
+    with pytest.raises(UsageError, match="not empty"):
+        write_dcp(origin, state, tmp_path / "dcp")
+
+    decoder = Decoder(MODEL, origin.vocab_size)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=0.1)
+    sum(one.sum() for one in decoder.parameters()).backward()
+    optimizer.step()
+    asked = {
+        "model": get_model_state_dict(decoder),
+        "optimizer": {"state": get_optimizer_state_dict(decoder, optimizer)["state"]},
+        "outer": {
+            "momentum": {name: torch.zeros(shape) for name, shape in zip(origin.names, origin.shapes, strict=True)}
+        },
+        "progress": {"round": 0, "tokens": 0, "sequences": 0},
+    }
+    dcp.load(asked, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    groups = get_optimizer_state_dict(decoder, optimizer)["param_groups"]
+    set_optimizer_state_dict(decoder, optimizer, asked["optimizer"] | {"param_groups": groups})
+    assert asked["progress"] == {"round": 3, "tokens": 1536, "sequences": 96}
+    own, first = origin.layout.split(vector), origin.layout.split(moments["exp_avg"])
+    for name, parameter in decoder.named_parameters():
+        np.testing.assert_array_equal(parameter.detach().numpy(), own[name])
+        np.testing.assert_array_equal(optimizer.state[parameter]["exp_avg"].numpy(), first[name])
+        np.testing.assert_array_equal(asked["outer"]["momentum"][name].numpy(), own[name] / 2)
+        assert optimizer.state[parameter]["step"] == 12
 
 
 # -- training that goes on from it --------------------------------------------------------------------------------
