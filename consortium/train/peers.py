@@ -40,16 +40,13 @@ _SHORT_S, _LONG_S, _GROWTH = 0.2, 2.0, 1.1
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class _Debt:
-    """A contribution that a judge could not have, or of which it said nothing."""
+    """A contribution that a judge could not have."""
 
     round: int
     judge: str
-    sender: str
     digest: str
     turn: int
     """How many other sites that have it send it before this one."""
-    silent: bool = False
-    """Whether the judge said nothing: it is sent then if the judge asks for it."""
 
 
 class Peers:
@@ -217,7 +214,6 @@ class Peers:
         vectors: dict[str, Vector] = {}
         for part in certificate.contributions:
             data: bytes | memoryview | None = made.data if made is not None and part.digest == made.digest else None
-            begun_s, asked = self._now_s(), False
             for _ in self.patiently() if data is None else ():
                 try:
                     self._received.take(certificate.round, part.site, part.digest, size)
@@ -227,19 +223,9 @@ class Peers:
                 except (UnreachableError, NotFoundError, VerificationError) as fault:
                     self._exchange.progress(phase="fetching", round=certificate.round, site=part.site)
                     sys.stderr.write(f"still waiting for the contribution of {part.site}: {fault.what}\n")
-                    if not asked and self._now_s() - begun_s >= ABSENT_S:
-                        asked = True
-                        self._ask_for(certificate.round, part.site, part.digest)
             if data is not None:
                 vectors[part.site] = self._received.decode(data, size)
         return vectors
-
-    def _ask_for(self, number: int, sender: str, digest: str) -> None:
-        """Tell the other sites that a contribution is lacking here."""
-        try:
-            self._exchange.agree(_lacking(number, sender), digest)
-        except ConsortiumError as fault:
-            sys.stderr.write(f"round {number}: the contribution of {sender} could not be asked for: {fault.what}\n")
 
     def states(self, certificate: Certificate, made: Contribution | None, size: int) -> dict[str, Vector]:
         """Return the states of the accepted sites' inner optimisers, after `gather`. They lie on disk."""
@@ -250,45 +236,36 @@ class Peers:
         }
 
     def owe(self, current: Round, certificate: Certificate) -> None:
-        """Note what the certificate counts and some judge could not, or may not, have: without it that site comes no
-        further.
+        """Note what the certificate counts and some judge could not have: without it that site comes no further.
 
         What was owed before still is, for some rounds.
         """
         self._owed = {debt: s for debt, s in self._owed.items() if current.number - OWED_ROUNDS < debt.round}
-        for part in certificate.contributions:
-            if part.digest not in self._received:
-                continue
-            said = {v.judge: v.reason for v in current.verdicts if v.site == part.site}
-            had = {judge for judge, reason in said.items() if reason not in WITHHELD} - {part.site}
-            turn = sum(site < self.site for site in had) if self.site in had else len(had)
-            for judge in sorted({*self.sites, *said} - had - {self.site, part.site}):
-                debt = _Debt(
-                    round=current.number,
-                    judge=judge,
-                    sender=part.site,
-                    digest=part.digest,
-                    turn=turn,
-                    silent=judge not in said,
-                )
-                self._owed[debt] = self._now_s()
+        counted = {part.site: part.digest for part in certificate.contributions}
+        for verdict in current.verdicts:
+            digest = counted.get(verdict.site, "")
+            if (
+                verdict.reason in WITHHELD
+                and verdict.judge not in (self.site, verdict.site)
+                and digest in self._received
+            ):
+                had = {v.judge for v in current.verdicts if v.site == verdict.site and v.reason not in WITHHELD}
+                had -= {verdict.site}
+                turn = sum(site < self.site for site in had) if self.site in had else len(had)
+                self._owed[_Debt(round=current.number, judge=verdict.judge, digest=digest, turn=turn)] = self._now_s()
 
     def pass_on(self, current: Round) -> None:
         """Send what is owed to judges that still have not their round's new state: a sender may have left them out.
 
         Holders take turns, in order of sites, so that usually one of them sends: the first after a while, or as soon as
-        the round is closed, because then nobody waits for the judge any more. A judge that said nothing may have it, or
-        be gone: whether it asks is looked up now and then.
+        the round is closed, because then nobody waits for the judge any more.
         """
         for debt, since_s in sorted(self._owed.items()):
             here = debt.round == current.number
             said = (current.outer_digests or {}) if here else self._exchange.agreements(f"outer/{debt.round}")
             if debt.judge not in said:
-                first = debt.turn == 0 and (not here or current.phase is RoundPhase.CLOSED) and not debt.silent
+                first = debt.turn == 0 and (not here or current.phase is RoundPhase.CLOSED)
                 if not first and self._now_s() - since_s < (debt.turn + 1) * PASS_ON_S:
-                    continue
-                if debt.silent and debt.judge not in self._exchange.agreements(_lacking(debt.round, debt.sender)):
-                    self._owed[debt] = self._now_s() - debt.turn * PASS_ON_S
                     continue
                 self._pass_on(debt.round, debt.judge, bytes(self._received[debt.digest]))
             del self._owed[debt]
@@ -350,11 +327,6 @@ class Peers:
             yield
             self._sleep(pause_s)
             pause_s = min(_LONG_S, pause_s * _GROWTH)
-
-
-def _lacking(number: int, sender: str) -> str:
-    """Return the topic under which a site says that it lacks a contribution."""
-    return f"missing/{number}/{sender}"
 
 
 def commit_of(current: Round | None, site: str) -> Commit | None:

@@ -232,41 +232,6 @@ def test_a_judge_is_passed_what_it_could_not_have_rounds_later_too_unless_it_has
         assert len(hub.artifacts) == sent + (not had)
 
 
-def test_a_judge_that_said_nothing_is_passed_what_it_asks_for(monkeypatch):
-    hub, now = Hub(SITES, mute=set()), [0.0]
-    hub.agreed["outer/0"] = dict.fromkeys(SITES, "x")
-    for site in SITES:
-        at, one = line(hub, site), made(site)
-        at.send(ArtifactClass.PSEUDO_GRADIENT, "pseudo-gradient-1", one.data, round=1,
-                recipients=["fr-1"] if site == "uy-1" else None)  # fmt: skip
-        at.commit(1, tokens=10, steps=1, digest=one.digest, norm=one.norm, loss=one.loss)
-    for site in ("fr-1", "uy-1"):
-        said = [{"site": s, "digest": made(s).digest, "accept": True, "reason": "", "norm": ""} for s in SITES]
-        line(hub, site).verdicts(1, said)
-    hub.lose("de-1")
-    current = hub.round(1)
-    assert current.certificate is not None
-    assert [part.site for part in current.certificate.contributions] == [*SITES]
-    helper = Peers(line(hub, "fr-1"), SIZE, sleep=lambda _: None, now_s=lambda: now[0])
-    helper.gather(current.certificate, made("fr-1"), SIZE)
-    helper.owe(current, current.certificate)
-    sent, closed = len(hub.artifacts), replace(current, phase=RoundPhase.CLOSED)
-    for now[0] in (0.0, PASS_ON_S, 3 * PASS_ON_S):
-        helper.pass_on(closed)
-    assert len(hub.artifacts) == sent, "it may have it, or be gone"
-
-    monkeypatch.setattr("consortium.train.peers.ABSENT_S", 0.0)
-    with pytest.raises(Tired):
-        peers(line(hub, "de-1")).gather(current.certificate, made("de-1"), SIZE)
-    assert hub.agreed["missing/1/uy-1"] == {"de-1": made("uy-1").digest}
-    now[0] = 5 * PASS_ON_S
-    helper.pass_on(closed)
-    helper.pass_on(closed)
-    assert len(hub.artifacts) == sent + 1
-    found = peers(line(hub, "de-1")).gather(current.certificate, made("de-1"), SIZE)
-    np.testing.assert_array_equal(to_bytes(found["uy-1"]), made("uy-1").data)
-
-
 def test_the_only_site_that_has_it_is_the_first_to_pass_it_on():
     hub, now = Hub(SITES), [0.0]
     hub.agreed["outer/0"] = dict.fromkeys(SITES, "x")
