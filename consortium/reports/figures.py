@@ -43,6 +43,7 @@ from consortium.reports.training import (
 )
 from consortium.train.attribution import Share
 from consortium.train.disputes import parties, published
+from consortium.train.votes import majority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,7 +324,7 @@ def _round_rows(
         )
         share, founded = shares.get((item.number, commit.site)), Work.of(commit, redone)
         loss = None if share is None else share.loss_share
-        agreed = signed and len(digests) == 1
+        agreed = signed and len(digests) == 1 and majority(published(item), heard)
         checked = part is not None and agreed and any(partner_of(judge) != partner for judge in judges)
         made.append(
             RoundRow(

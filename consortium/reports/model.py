@@ -31,9 +31,10 @@ LIMITS = (
     "of itself is named, and its word founds nothing. FLOPs are the model's arithmetic, not the hardware's.",
     "A share of the fall in held-out loss is an apportionment by weight, not a measurement of what a site's data "
     "brought; the loss itself is declared by the site that measured it. Rounds that did not close count nowhere.",
-    "That a round's sites published the same outer state, and how a dispute over it was settled, is the server's word. "
-    "A re-execution that came out otherwise undoes a grade only where it is among the leaves: the server may leave it "
-    "out, as it may a newer roster or site file.",
+    "That a round's sites came to the same outer state rests on the signatures of sites with most of the votes; who "
+    "published something else the server could leave out, and how a dispute was settled is its word. A re-execution "
+    "that came out otherwise undoes a grade only where it is among the leaves: the server may leave it out, as it may "
+    "a newer roster or site file.",
     "Datasets, licences and languages are declared by the partner whose site it is, and so are reference factors where "
     "the site's signed file is among the leaves; otherwise the factor is what the server says.",
     "Of an erased leaf only its 32 bytes are proven: which record it was, and under which order it was erased, is the "

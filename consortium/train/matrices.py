@@ -22,14 +22,29 @@ Split = Sequence[tuple[str, nn.Parameter, tuple[int, ...]]]
 """Parameters by name, and the rows of each matrix in them."""
 
 
+def matrices_of(split: Split, group: Group) -> Matrices:
+    """Return the matrices in parameters. Raises UsageError where the rows are not those of a parameter."""
+    for name, parameter, rows in split:
+        if parameter.dim() != 2 or sum(rows) != len(parameter) or min(rows) < 1:
+            raise UsageError(f"hidden() splits {name} of shape {tuple(parameter.shape)} into {rows} rows")
+    return OwnedMatrices(split, group) if group.sharded else Matrices(split, group)
+
+
+def no_gradient() -> UsageError:
+    """Return the error of a model of which a parameter had no gradient."""
+    return UsageError(
+        "a parameter of the model had no gradient",
+        where="model.plugin",
+        fix="every parameter must take part in what losses() minimises",
+    )
+
+
 class Matrices:
     """The matrices of parameters that each worker has whole; `parameters` are what to optimise."""
 
-    def __init__(self, split: Split) -> None:
-        for name, parameter, rows in split:
-            if parameter.dim() != 2 or sum(rows) != len(parameter):
-                raise UsageError(f"hidden() splits {name} of shape {tuple(parameter.shape)} into {rows} rows")
+    def __init__(self, split: Split, group: Group) -> None:
         self._split = split
+        self._group = group
         self.parameters = self._made()
 
     @property
@@ -61,13 +76,13 @@ class Matrices:
         for _, parameter, _ in self._split:
             parameter.grad = None
 
-    def state(self, of_each: Sequence[Tensor], group: Group) -> Vector:
+    def state(self, of_each: Sequence[Tensor]) -> Vector:
         """Return a state's tensors of these matrices as one vector, as `Group.take` does."""
-        return group.take(of_each)
+        return self._group.take(of_each)
 
-    def set_state(self, of_each: Sequence[Tensor], vector: Vector | None, group: Group) -> None:
+    def set_state(self, of_each: Sequence[Tensor], vector: Vector | None) -> None:
         """Set a state's tensors of these matrices, as `Group.put` does."""
-        group.put(of_each, vector)
+        self._group.put(of_each, vector)
 
     def _made(self) -> list[nn.Parameter]:
         return [
@@ -81,10 +96,9 @@ class OwnedMatrices(Matrices):
     """The matrices of parameters in parts: `parameters` are those that this rank owns. What they hold is an update."""
 
     def __init__(self, split: Split, group: Group) -> None:
-        self._group = group
         self._parts = group.parts([parameter for _, parameter, _ in split])
         self._owned, self._shapes = _owned(split, group.world)
-        super().__init__(split)
+        super().__init__(split, group)
 
     @property
     def decays(self) -> bool:
@@ -96,11 +110,7 @@ class OwnedMatrices(Matrices):
         """Hand all gradients to the owners."""
         gradients = [parameter.grad for _, parameter, _ in self._split if parameter.grad is not None]
         if len(gradients) < len(self._split):
-            raise UsageError(
-                "a parameter of the model had no gradient",
-                where="model.plugin",
-                fix="every parameter must take part in what losses() minimises",
-            )
+            raise no_gradient()
         targets = []
         for part in self.parameters:
             part.zero_()
@@ -119,13 +129,13 @@ class OwnedMatrices(Matrices):
         for part, update in zip(parts, updates, strict=True):
             part.mul_(keep).add_(update)
 
-    def state(self, of_each: Sequence[Tensor], group: Group) -> Vector:
+    def state(self, of_each: Sequence[Tensor]) -> Vector:
         """Return a state's tensors as one vector in slices."""
-        return group.taken([tensor.view(-1) for tensor in of_each], self._owned)
+        return self._group.taken([tensor.view(-1) for tensor in of_each], self._owned)
 
-    def set_state(self, of_each: Sequence[Tensor], vector: Vector | None, group: Group) -> None:
+    def set_state(self, of_each: Sequence[Tensor], vector: Vector | None) -> None:
         """Set a state's tensors of the matrices that this rank owns."""
-        group.given(vector, [tensor.view(-1) for tensor in of_each], self._owned)
+        self._group.given(vector, [tensor.view(-1) for tensor in of_each], self._owned)
 
     def _made(self) -> list[nn.Parameter]:
         shapes = self._shapes[self._group.rank]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from consortium.domain.pretraining import OptimConfig
 from consortium.errors import UsageError, VerificationError
-from consortium.train.matrices import Matrices, OwnedMatrices
+from consortium.train.matrices import Matrices, matrices_of, no_gradient
 from consortium.train.outer import Moments, Vector
 from consortium.train.parallel import Group
 
@@ -40,7 +40,7 @@ class InnerOptimizer:
         self._steps = 0
         self._plain = [(name, parameter) for name, parameter in named if name not in muons]
         split = [(name, parameter, muons[name]) for name, parameter in named if name in muons]
-        self._matrices = OwnedMatrices(split, group) if group.sharded else Matrices(split)
+        self._matrices = matrices_of(split, group)
         self._decay = config.weight_decay
         self._adamw = _adamw(self._plain, config) if self._plain else None
         self._muon = _muon(self._matrices, config) if self._matrices.parameters else None
@@ -89,7 +89,7 @@ class InnerOptimizer:
             plain = [parameter for _, parameter in self._plain]
             vectors |= {key: self._group.take(_of(self._adamw, plain, key)) for key in _ADAMW}
         if self._matrices.size:
-            vectors[_MUON] = self._matrices.state(_of(self._muon, self._matrices.parameters, _MUON), self._group)
+            vectors[_MUON] = self._matrices.state(_of(self._muon, self._matrices.parameters, _MUON))
         return Moments(vectors, self._steps)
 
     def check(self, moments: Moments) -> None:
@@ -112,18 +112,14 @@ class InnerOptimizer:
                 self._group.put(_zeros(self._adamw, plain, key), None if vectors is None else vectors[key])
         if self._matrices.size:
             found = _zeros(self._muon, self._matrices.parameters, _MUON)
-            self._matrices.set_state(found, None if vectors is None else vectors[_MUON], self._group)
+            self._matrices.set_state(found, None if vectors is None else vectors[_MUON])
 
 
 def _of(optimizer: torch.optim.Optimizer | None, parameters: Sequence[nn.Parameter], key: str) -> list[Tensor]:
     """Return one kind of an optimiser's state, by parameter."""
     states = [optimizer.state.get(one, {}) for one in parameters] if optimizer is not None else []
     if any(key not in state for state in states):
-        raise UsageError(
-            "a parameter of the model had no gradient",
-            where="model.plugin",
-            fix="every parameter must take part in what losses() minimises",
-        )
+        raise no_gradient()
     return [state[key] for state in states]
 
 

@@ -1,7 +1,7 @@
 """Elements of a vector that lies with several ranks, brought to where they are wanted: one all-to-all after another.
 
-Who has what and who wants what is known to all ranks: ranges of the vector, by rank. A turn moves so many elements of
-each rank's at the most, so that buffers stay small beside a model's share, and in every turn all ranks have some.
+Who has what and who wants what is known to all ranks: ranges of the vector, by rank. A turn moves the same share of
+each range, so that buffers stay small beside a model's share and all ranks have about as much to send in every turn.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from consortium.train.sharded import Ranges, common, lengths, within
+from consortium.train.sharded import Ranges, common, lengths
 
 MOST = 1 << 24
-"""Elements that a rank has moved in one turn, about."""
+"""Elements of a rank that one turn moves, about."""
 
 
 def redistribute(
@@ -60,17 +60,24 @@ def views(flat: Tensor, ranges: Ranges) -> list[Tensor]:
 def _turns(held: tuple[Ranges, ...], wanted: tuple[Ranges, ...], rank: int) -> list[tuple[list[Ranges], list[Ranges]]]:
     """Return by turn what this rank sends to each rank and what comes to it from each.
 
-    Turns go by the side with the fewer ranges: parts of what each rank has of it, in order.
+    Turns go by the side with more ranges: the model's parts, of which every rank has some all over the vector.
     """
     found = []
-    by_held = sum(map(len, held)) <= sum(map(len, wanted))
+    by_held = sum(map(len, held)) >= sum(map(len, wanted))
     by = held if by_held else wanted
-    for start in range(0, max(lengths(by)), MOST):
-        turn = tuple(within(ranges, ((start, start + MOST),)) for ranges in by)
+    count = -(-max(lengths(by)) // MOST)
+    for number in range(count):
+        turn = tuple(tuple(_share(one, number, count) for one in ranges) for ranges in by)
         given, taken = (turn, wanted) if by_held else (held, turn)
         out = [common(given[rank], other) for other in taken]
         found.append((out, [common(other, taken[rank]) for other in given]))
     return found
+
+
+def _share(one: tuple[int, int], number: int, count: int) -> tuple[int, int]:
+    """Return one of `count` parts of a range."""
+    start, stop = one
+    return start + (stop - start) * number // count, start + (stop - start) * (number + 1) // count
 
 
 def _pieces(tensors: Sequence[Tensor], ranges: Ranges, pieces: Ranges) -> Iterator[Tensor]:

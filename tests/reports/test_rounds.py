@@ -119,6 +119,16 @@ def test_a_round_whose_digests_nobody_signed_is_the_servers_word(tmp_path: Path)
         assert [row["evidence"] for row in rows(world, tmp_path / grade)] == [grade]
 
 
+def test_signatures_that_most_sites_left_out_raise_no_grade(tmp_path: Path) -> None:
+    def only_one(body: dict[str, Any]) -> None:
+        body["signed"].pop("fr-1")
+        body["round"] = body["round"] | {"outer_digests": {"de-1": "sha256:after"}}
+
+    world = b.World()
+    agreed(world, only_one)
+    assert [(row["evidence"], row["outer_digest"]) for row in rows(world, tmp_path)] == [("declared", "sha256:after")]
+
+
 def test_the_server_is_no_site_and_judges_nothing(tmp_path: Path) -> None:
     world = b.World()
     commits = commits_of(world, {"fr-1": 10**9, "server": 1})

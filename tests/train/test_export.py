@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,6 +180,10 @@ def test_a_torch_checkpoint_goes_on_in_a_plain_training_loop(tmp_path, tokenizer
         tokens=1536,
         moments=Moments(moments, 12),
     )
+    with pytest.raises(VerificationError, match="not those of its parameters"):
+        write_dcp(origin, replace(state, moments=Moments({"exp_avg": vector[1:]}, 1)), tmp_path / "dcp")
+    assert not (tmp_path / "dcp").exists()
+    write_dcp(replace(origin, optimizer={}), state, tmp_path / "older")
     write_dcp(origin, state, tmp_path / "dcp")
     with pytest.raises(UsageError, match="not empty"):
         write_dcp(origin, state, tmp_path / "dcp")
@@ -204,6 +210,23 @@ def test_a_torch_checkpoint_goes_on_in_a_plain_training_loop(tmp_path, tokenizer
         np.testing.assert_array_equal(optimizer.state[parameter]["exp_avg"].numpy(), first[name])
         np.testing.assert_array_equal(asked["outer"]["momentum"][name].numpy(), own[name] / 2)
         assert optimizer.state[parameter]["step"] == 12
+
+
+def test_a_disk_that_is_full_is_said_and_nothing_is_left_half_written(tmp_path, tokenizer):
+    origin, vector = made(tokenizer)
+    state = OuterState(
+        round=1, digest="", outer=vector, momentum=vector, position=0, tokens=0, moments=None
+    )  # fmt: skip
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, allowed[1]))
+    try:
+        with pytest.raises(UsageError, match="cannot write there"):
+            write_dcp(origin, state, tmp_path / "dcp")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not (tmp_path / "dcp").exists()
 
 
 # -- training that goes on from it --------------------------------------------------------------------------------
