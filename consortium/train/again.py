@@ -49,7 +49,7 @@ class ReExecuted:
     """Whether the data position it keeps after them is the one they come to."""
     same_bits: bool
     distance: float
-    """L2 norm of the difference over the norm of what was committed, as decoded; or of the residual, if it is more."""
+    """L2 norm of the difference over the norm of what was committed, as decoded; of residuals, if that is more."""
     cosine: float
     tolerance: float = TOLERANCE
 
@@ -103,7 +103,9 @@ def re_execute(keep: Keep, inner: Inner, params: PretrainConfig, number: int, si
     # Compared is what was committed, as peers decode it, and what it left to the next round; with the residual that is
     # kept one could make any bytes stand for any vector.
     ours, theirs = code.decode(encoded.data, part.size), code.decode(made.data, part.size)
-    left = _apart(encoded.residual, made.residual)
+    # Rounding is other noise altogether where the last bits were others: then what is left counts by how much of the
+    # contribution it is. Where the bytes are the same ones, it has to be the same too.
+    left = _apart(encoded.residual, made.residual, 0.0 if encoded.data == made.data else norm_of(theirs))
     shared = states_apart(code, origin.sharing, encoded.data, made.data, size)
     return ReExecuted(
         round=number,
@@ -165,9 +167,12 @@ def states_apart(code: Code, sharing: Sharing, ours: bytes, theirs: bytes, size:
     return max(_apart(one[name], other[name]) for name in one)
 
 
-def _apart(ours: Vector | None, theirs: Vector | None) -> float:
-    """Return the relative distance of two vectors; of one that is there from one that is not, infinity."""
+def _apart(ours: Vector | None, theirs: Vector | None, least: float = 0.0) -> float:
+    """Return the distance of two vectors over the norm of the second, or over `least` where that is more.
+
+    Of one that is there from one that is not, infinity.
+    """
     if ours is None or theirs is None:
         return 0.0 if ours is theirs else math.inf
-    scale = norm_of(theirs)
+    scale = max(least, norm_of(theirs))
     return norm_of(difference(ours, theirs)) / scale if scale else norm_of(ours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,29 @@ def test_an_auditor_recomputes_coded_rounds_and_inner_steps(leg, tmp_path):
     site.store.put(f"{root}/3/contribution.json", json.dumps(kept | {"residual": before["residual"]}).encode())
     done = re_execute(Keep(site.store, JOB), worker, params, 3, worker.layout.size)
     assert not done.holds, "the bytes are those, and what it carries on is made up"
+
+
+class Elsewhere(InnerWorker):
+    """A machine that rounds differently."""
+
+    def run(self, start: Any, **where: Any) -> Any:
+        done = super().run(start, **where)
+        moved = np.abs(done.local - start).mean()
+        noise = np.random.default_rng(1).normal(0, 3e-3 * moved, len(done.local)).astype(np.float32)
+        return replace(done, local=done.local + noise)
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8", "int4"])
+def test_inner_steps_done_again_where_last_bits_are_others_are_found_to_be_those(leg, tmp_path, name):
+    (site,) = federation(leg, ("fr-1",), params=coded(name))
+    together([site])
+    assert digests([site])
+    params = PretrainConfig.of(site.context.params)
+    text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
+    worker = Elsewhere(params, VOCAB, text, site.context.site)
+    done = re_execute(Keep(site.store, JOB), worker, params, 3, worker.layout.size)
+    assert (done.same_bits, done.holds) == (False, True), done
+    assert done.distance < 0.1
 
 
 def judged(code: Code, data: bytes, norm: float) -> str:
