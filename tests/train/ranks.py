@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
-import json
-import os
+import multiprocessing
 import socket
-import subprocess
-import sys
-from pathlib import Path
+from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-ROOT = Path(__file__).resolve().parents[2]
+
+class Rank:
+    """One of the processes. Those that a test does not wait for it must kill."""
+
+    def __init__(self, process: ForkServerProcess) -> None:
+        self._process = process
+
+    def wait(self, timeout: float) -> int:
+        """Return its exit status, below zero where a signal ended it."""
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, "the process does not end"
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """End it as a lost host does."""
+        self._process.kill()
 
 
-def start(main: str, given: Any, world: int = 2) -> list[subprocess.Popen[bytes]]:
+def start(main: str, given: Any, world: int = 2) -> list[Rank]:
     """Start so many processes that call the function `main` of a test module, as `module:function`, with `given`.
 
-    It is called with the rank and what is given, which is JSON. Those that a test does not wait for it must end.
+    They are forked from a process that has imported what takes long and done nothing.
     """
+    ways = multiprocessing.get_context("forkserver")
+    ways.set_forkserver_preload(
+        ["torch.distributed.fsdp", "consortium.train.launch", "consortium.train.inner", "boto3"]
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = "from tests.train.ranks import begin; import sys; begin(*sys.argv[1:])"
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", code, main, str(rank), str(world), str(port), json.dumps(given)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(world)
-    ]
+    processes = [ways.Process(target=begin, args=(main, rank, world, port, given)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    return [Rank(process) for process in processes]
 
 
-def begin(main: str, rank: str, world: str, port: str, given: str) -> None:
+def begin(main: str, rank: int, world: int, port: int, given: Any) -> None:
     """What each process does."""
     from importlib import import_module
 
     torch.set_num_threads(1)
-    where = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=where, rank=int(rank), world_size=int(world))
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     module, _, name = main.partition(":")
-    getattr(import_module(module), name)(int(rank), json.loads(given))
+    getattr(import_module(module), name)(rank, given)
     dist.destroy_process_group()

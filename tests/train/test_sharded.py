@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
 import tempfile
 import threading
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Contribution
 from consortium.errors import UnreachableError, VerificationError
 from consortium.storage.objects import ObjectStore
-from consortium.train import launch, redistribute
+from consortium.train import launch, peers, redistribute
 from consortium.train.checkpoints import Checkpoints
 from consortium.train.codes import Code
 from consortium.train.combine import combine
@@ -40,7 +39,7 @@ from consortium.train.tokens import open_sequences
 from tests.s3 import S3
 from tests.train.conftest import PARAMS, VOCAB
 from tests.train.hub import JOB, Hub, Line, serve
-from tests.train.ranks import start
+from tests.train.ranks import Rank, start
 from tests.train.test_disputes import Misprinting, damage_momentum
 from tests.train.test_leg import Site, digests, replace_site, together
 
@@ -303,6 +302,7 @@ OPTIM = {"shared": MUON, "all that there is": MUON}
 
 def leg_main(rank: int, url: str) -> None:
     """One rank of a leg, as `launch` runs it on a worker of Ray Train."""
+    peers._SHORT_S = peers._LONG_S = 0.02
     session = LegSession(url, "leg-token")
     params = PretrainConfig.of(session.context.params)
     with tempfile.TemporaryDirectory() as directory:
@@ -318,7 +318,7 @@ def leg_main(rank: int, url: str) -> None:
 class Dying(Line):
     """A line of a leg that is killed at its commit to a round."""
 
-    ranks: list[subprocess.Popen[bytes]]
+    ranks: list[Rank]
     at = 0
 
     def commit(self, round: int, **values: Any) -> None:
@@ -428,7 +428,7 @@ def test_a_site_in_slices_takes_the_state_that_holds_from_a_peer(leg):
     assert len(two.hub.rounds[3].certificate.contributions) == 3
 
 
-@pytest.mark.long
+@pytest.mark.integration
 def test_a_site_in_slices_joins_in_mid_training_and_lets_another_join(leg):
     two, others = sites_of(leg, {})
     hub = two.hub
