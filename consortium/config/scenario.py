@@ -11,6 +11,7 @@ from typing import ClassVar
 from consortium.config.build import nearest
 from consortium.config.quota import QuotaEntry
 from consortium.config.schemas import decimal
+from consortium.config.tuning import SchedulerTuning
 from consortium.domain import ids
 from consortium.domain.bounds import FieldError, number, within
 from consortium.domain.job import Priority
@@ -227,13 +228,27 @@ class Scenario:
     @property
     def scheduler(self) -> Settings:
         """The scheduler's settings."""
-        fields = {item.name: item for item in dataclasses.fields(Settings)}
+        fields = {item.name: item for item in dataclasses.fields(SchedulerTuning)}
         for name, value in self.settings.items():
             if name not in fields:
                 raise ValueError(f"settings: there is no {name!r}; {nearest(name, fields)}")
-            if isinstance(fields[name].default, bool) != isinstance(value, bool) or value < 0:
+            if isinstance(fields[name].default, bool) != isinstance(value, bool):
                 raise ValueError(f"settings: {name} cannot be {value}")
-        return Settings(**self.settings)  # type: ignore[arg-type]  # checked one by one above
+        try:
+            return SchedulerTuning(**self.settings).settings  # type: ignore[arg-type]  # checked one by one above
+        except ValueError as fault:
+            raise ValueError(f"settings: {fault}") from fault
+
+    def nominal(self, account: str, flavor: str) -> int:
+        """Return an account's own GPUs: as stated, else of its sites those that no project has; 0 for a project."""
+        entry = self.quotas.get(account, {}).get(flavor)
+        if entry is not None and entry.nominal is not None:
+            return entry.nominal
+        if "/" in account:
+            return 0
+        own = sum(site.gpus for name, site in self.sites.items() if name[:2] == account and site.flavor == flavor)
+        projects = [quotas for name, quotas in self.quotas.items() if name.startswith(f"{account}/")]
+        return max(0, own - sum(quotas[flavor].nominal or 0 for quotas in projects if flavor in quotas))
 
     def _check_sites(self) -> None:
         for name in self.sites:
@@ -271,6 +286,11 @@ class Scenario:
             _known("flavor", f"sites: {key}", (site.flavor,), self.flavors)
         for account, quotas in self.quotas.items():
             _known("flavor", f"quotas: {account}", quotas, self.flavors)
+            for flavor, entry in quotas.items():
+                own = self.nominal(account, flavor)
+                if entry.lending_limit is not None and entry.lending_limit > own:
+                    what = f"quotas: {account}: lending_limit of {flavor}"
+                    raise ValueError(f"{what} is {entry.lending_limit:,}, and its nominal {own:,}")
         for what, key, work in self._work():
             _known("flavor", f"{what}: {key}", work.flavors, self.flavors)
 

@@ -7,10 +7,11 @@ tell an order (placements against evictions), the doubt speaks for the plan.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from itertools import groupby
 
 from consortium.scheduler.check_quota import Books, Used
-from consortium.scheduler.types import Eviction, EvictionRule, HeldLeg, PendingJob, Plan, Snapshot
+from consortium.scheduler.types import Eviction, EvictionRule, HeldLeg, LegPlacement, PendingJob, Plan, Snapshot
 
 
 def wrong_evictions(snapshot: Snapshot, plan: Plan) -> list[str]:
@@ -94,15 +95,26 @@ class _Rights:
         )
         """Without what stops or ends by then: the least that accounts will hold."""
         self._most: Used = self._books.used(leg for leg in snapshot.held if not leg.stopping_for)
-        """With what has been placed: the most."""
+        """With what has been placed and promised: the most."""
         jobs = {job.id: job for job in snapshot.pending}
+        started = {placement.job for placement in plan.placements}
         promised = {(leg.stopping_for, leg.flavor) for leg in snapshot.held if leg.stopping_for in jobs}
         for name, flavor in sorted(promised):
             job = jobs[name]
-            self._used[self._books.home(job.account), flavor] += job.gpus * self._legs_of(job, flavor)
+            gpus, lasts = job.gpus * self._legs_of(job, flavor), snapshot.now_ms + job.walltime_s * 1000 > soon_ms
+            if lasts or name not in started:
+                self._used[self._books.home(job.account), flavor] += gpus
+            if name not in started:
+                self._most[self._books.home(job.account), flavor] += gpus
+        for item in plan.reservations:
+            if jobs[item.job].nominated and item.start_ms <= soon_ms:
+                self._hold(jobs[item.job], [leg for leg in item.legs if (item.job, leg.flavor) not in promised])
         for placement in plan.placements:
-            for placed in placement.legs:
-                self._most[self._books.home(jobs[placement.job].account), placed.flavor] += placed.gpus
+            self._hold(jobs[placement.job], placement.legs)
+
+    def _hold(self, job: PendingJob, legs: Iterable[LegPlacement]) -> None:
+        for leg in legs:
+            self._most[self._books.home(job.account), leg.flavor] += leg.gpus
 
     def wrong(self, job: PendingJob, evictions: list[Eviction], legs: dict[str, list[HeldLeg]]) -> list[str]:
         """Who of those evicted for the job may not be; afterwards they are gone, and the job holds its GPUs."""
@@ -121,9 +133,10 @@ class _Rights:
             gone = self._books.used(legs[item.job])
             self._used.subtract(gone)
             self._most.subtract(gone)
-        for flavor, gpus in need.items() if len(need) == 1 else ():
-            self._used[self._books.home(job.account), flavor] += gpus
+        for flavor, gpus in need.items():
             self._most[self._books.home(job.account), flavor] += gpus
+            if len(need) == 1 or job.sites:
+                self._used[self._books.home(job.account), flavor] += gpus
         return found
 
     def _legs_of(self, job: PendingJob, flavor: str) -> int:

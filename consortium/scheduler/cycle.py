@@ -215,7 +215,7 @@ class Cycle:
         self._settings = scheduler.settings
         self._pool = scheduler.pool
         self._planner = scheduler.planner
-        self._evictor = Evictor(self.board, self._settings)
+        self._evictor = Evictor(self.board, self._settings, self.queue.jobs)
         self.board.claimed = {}
         self._reasons = reasons
         self._placements: list[Placement] = []
@@ -346,9 +346,9 @@ class Cycle:
         self._blocked.setdefault(line, []).append(Blocked(job.walltime_s, reason, waits))
 
     def _ahead(self, job: PendingJob) -> tuple[Shadow, ...]:
-        """Reservations that no eviction may cost anything: of nominated jobs, and those within nominal it runs into."""
+        """Reservations that it runs into and no eviction may cost anything: of nominated jobs, and within nominal."""
         ends_ms = self.board.now_ms + (self._settings.stop_s + job.walltime_s) * 1000
-        return tuple(shadow for shadow in self._firm if shadow.job.nominated or shadow.start_ms < ends_ms)
+        return tuple(shadow for shadow in self._firm if shadow.start_ms < ends_ms)
 
     def _choose(self, line: Line, job: PendingJob) -> Choice | None:
         """Whom the job evicts. Where only the age of legs is in the way, the job claims the sites instead.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from consortium.domain import ids
@@ -13,10 +14,11 @@ from consortium.scheduler.types import PendingJob
 class Outlook:
     """The board in `stop_s`: without the legs that stop or end by then, with the nominated jobs that wait for them.
 
-    Whoever looks for room there neither takes back what comes free by itself nor counts what is promised already.
+    Whoever looks for room there neither takes back what comes free by itself nor counts what is promised already. A job
+    that legs stop for counts against its quota also where it has no reservation by then: it was taken back for it.
     """
 
-    def __init__(self, board: Board, stop_s: int, nominated: Sequence[Shadow]) -> None:
+    def __init__(self, board: Board, stop_s: int, nominated: Sequence[Shadow], jobs: Mapping[str, PendingJob]) -> None:
         stop_ms = stop_s * 1000
         self._board = board
         self._nominated = nominated
@@ -27,6 +29,7 @@ class Outlook:
             if item.held.stopping_for or item.ends_ms > board.now_ms - stop_ms:
                 self._soon.append(item)
         self._going = frozenset(item.leg for item in self._soon)
+        self._promised = self._charges(jobs)
         changes = bool(self._soon or nominated)
         self._over: dict[tuple[str, str, str, int], int] = {}
         self._alone: dict[tuple[str, str], int] | None = None
@@ -35,9 +38,8 @@ class Outlook:
         self.quota = board.quota.copy() if changes else board.quota
         for item in self._soon:
             self.quota.release(item.held.account, item.held.flavor, item.gpus)
-        for shadow in nominated:
-            for leg in shadow.legs:
-                self.quota.charge(shadow.job.account, leg.flavor, leg.gpus)
+        for (account, flavor), gpus in self._promised.items():
+            self.quota.charge(account, flavor, gpus)
 
     def use(self, site: str) -> SiteUse:
         """The site in this picture. Not to be changed."""
@@ -98,11 +100,30 @@ class Outlook:
             if item.leg not in self._going:
                 key = item.held.account, item.held.flavor
                 alone[key] = alone.get(key, 0) + item.gpus
-        for shadow in self._nominated:
-            for leg in shadow.legs:
-                key = shadow.job.account, leg.flavor
-                alone[key] = alone.get(key, 0) + leg.gpus
+        for key, gpus in self._promised.items():
+            alone[key] = alone.get(key, 0) + gpus
         return alone
+
+    def _charges(self, jobs: Mapping[str, PendingJob]) -> dict[tuple[str, str], int]:
+        """GPUs by account and flavor of the nominated jobs: as reserved, else at their sites.
+
+        Of a job that may run anywhere they are of the flavor of which most GPUs stop for it.
+        """
+        legs = [(shadow.job.account, leg.flavor, leg.gpus) for shadow in self._nominated for leg in shadow.legs]
+        reserved = {shadow.job.id for shadow in self._nominated}
+        stopping: dict[str, Counter[str]] = {}
+        for item in self._soon:
+            if item.held.stopping_for in jobs and item.held.stopping_for not in reserved:
+                stopping.setdefault(item.held.stopping_for, Counter())[item.held.flavor] += item.gpus
+        for name, flavors in sorted(stopping.items()):
+            job = jobs[name]
+            mostly = max(sorted(flavors), key=lambda flavor: flavors[flavor])
+            there = [self._board.flavors[site] for site in job.sites if site in self._board.flavors]
+            legs += [(job.account, flavor, job.gpus) for flavor in there or [mostly]]
+        charges: dict[tuple[str, str], int] = {}
+        for account, flavor, gpus in legs:
+            charges[account, flavor] = charges.get((account, flavor), 0) + gpus
+        return charges
 
     def branch(self, account: str, other: str) -> str:
         """The account that `over` counts for; with a mark where it is that account alone."""

@@ -48,9 +48,11 @@ class Choice(NamedTuple):
 class Evictor:
     """Finds victims for the jobs of one cycle."""
 
-    def __init__(self, board: Board, settings: Settings) -> None:
+    def __init__(self, board: Board, settings: Settings, jobs: Mapping[str, PendingJob]) -> None:
         self._board = board
         self._settings = settings
+        self._jobs = jobs
+        """Those that wait, by id."""
         self._rights = Rights(board, settings)
         self._outlooks: dict[tuple[Shadow, ...], Outlook] = {}
         self._parents: frozenset[str] | None = None
@@ -70,14 +72,15 @@ class Evictor:
         """
         if not self._settings.preemption or not self._board.running:
             return []
-        nominated = tuple(shadow for shadow in ahead if shadow.job.nominated)
-        outlook = self._outlooks.get(nominated)
+        soon_ms = self._board.now_ms + self._settings.stop_s * 1000 + 1000
+        soon = tuple(shadow for shadow in ahead if shadow.job.nominated and shadow.start_ms <= soon_ms)
+        outlook = self._outlooks.get(soon)
         if outlook is None:
-            outlook = self._outlooks[nominated] = Outlook(self._board, self._settings.stop_s, nominated)
+            outlook = self._outlooks[soon] = Outlook(self._board, self._settings.stop_s, soon, self._jobs)
         within = {flavor: outlook.within(job.account, flavor, gpus) for flavor, gpus in line.need}
         if not job.sites and not any(any(nodes) for nodes in within.values()) and not self._shares_below(job.account):
             return []
-        kept = [shadow for shadow in ahead if not shadow.job.nominated]
+        kept = [shadow for shadow in ahead if shadow not in soon]
         if len(job.sites) > 1:
             if not all(all(nodes[-1:]) for nodes in within.values()):
                 return []

@@ -82,8 +82,8 @@ class Rights:
     def __init__(self, board: Board, settings: Settings) -> None:
         self._board = board
         self._settings = settings
-        self._latest_ms = board.now_ms - settings.min_run_s * 1000
-        """Legs that started later may not be evicted."""
+        self._latest_ms = board.now_ms - max(1, settings.min_run_s * 1000)
+        """Legs that started later, such as those of this cycle, may not be evicted."""
         self._losers: dict[str, dict[Kind, list[Loser]]] = {}
         """Per site, of the kinds asked for, the jobs that may be evicted at all, but for their age."""
         self._rights: dict[Key, dict[Kind, Right | None]] = {}

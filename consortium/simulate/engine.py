@@ -112,6 +112,8 @@ class Engine:
         """Jobs that were submitted and have not finished."""
         self._held: dict[tuple[str, str], int] = {}
         """GPUs by account and flavor."""
+        self._recalls: dict[str, int] = {}
+        """When the notice of a site's withdrawal is over."""
         self._waiting = 0
         self._heap: list[tuple[int, Happens, int, object, int]] = []
         self._pushed = 0
@@ -279,16 +281,18 @@ class Engine:
 
     def _change_site(self, change: _Change) -> None:
         if change.recall:
-            if self._views[change.site].state is SiteState.WITHDRAWN:
+            if self._recalls.get(change.site) == self.now_ms:
                 self._interrupt(change.site, checkpoint=True)
             return
+        self._recalls.pop(change.site, None)
         self._views[change.site] = replace(self._views[change.site], state=change.state)
         self._scheduler.set_sites(tuple(self._views.values()))
         self._changed = True
         if change.state is SiteState.LOST:
             self._interrupt(change.site, checkpoint=False)
         elif change.state is SiteState.WITHDRAWN:
-            self._push(self.now_ms + change.notice_ms, Happens.SITE, change._replace(recall=True))
+            self._recalls[change.site] = self.now_ms + change.notice_ms
+            self._push(self._recalls[change.site], Happens.SITE, change._replace(recall=True))
 
     def _interrupt(self, site: str, *, checkpoint: bool) -> None:
         """Stop every job with a leg at the site."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import math
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -18,6 +20,9 @@ from consortium.simulate.workload import Job, by_submission, draws, pinned, wall
 VARIABLE = "CONSORTIUM_TRACES"
 COLUMNS = ("job_id", "submission_time", "duration", "num_gpu")
 _SUFFIXES = (".csv.gz", ".csv")
+_LATEST_S = 10_000_000_000
+"""Of submissions: seconds since 1970 are, milliseconds are not."""
+_LONGEST_S = 1_000_000_000
 
 
 def find_trace(given: Path | None, dataset: str) -> Path:
@@ -105,22 +110,34 @@ def _rows(path: Path) -> Iterator[tuple[str, str, int, int, int]]:
                     f"no column {', '.join(missing)}", where=f"{path}:1", fix=f"expected are {', '.join(COLUMNS)}"
                 )
             at = [header.index(name) for name in COLUMNS]
-            for line, row in enumerate(rows, start=2):
-                where = f"{path}:{line}"
+            for row in rows:
+                where = f"{path}:{rows.line_num}"
+                if not row:
+                    continue
                 try:
                     job, submitted, duration, gpus = (row[index] for index in at)
-                    yield where, job, round(float(submitted) * 1000), round(float(duration) * 1000), int(gpus)
+                    submit_s, run_s = _seconds(submitted, 0, _LATEST_S), _seconds(duration, -math.inf, _LONGEST_S)
+                    yield where, job, round(submit_s * 1000), round(run_s * 1000), int(gpus)
                 except (ValueError, IndexError, OverflowError) as fault:
                     raise UsageError(
                         f"not a job: {','.join(row)[:80]!r}",
                         where=where,
-                        fix=f"a row has {', '.join(COLUMNS)}: an id, seconds, seconds and whole GPUs",
+                        fix=f"a row has {', '.join(COLUMNS)}: an id, seconds (0 to {_LATEST_S:,}), seconds (to "
+                        f"{_LONGEST_S:,}; a job that takes 0 or less is passed over) and whole GPUs",
                     ) from fault
-    except (OSError, EOFError, UnicodeDecodeError) as fault:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as fault:
         raise UsageError(f"cannot read the trace: {fault}", where=str(path)) from fault
+
+
+def _seconds(text: str, least: float, most: float) -> float:
+    """Return a number of seconds; raises ValueError where it is none or out of bounds."""
+    value = float(text)
+    if not least <= value <= most:
+        raise ValueError(f"{value} is not between {least} and {most}")
+    return value
 
 
 def _open(path: Path) -> TextIO:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")

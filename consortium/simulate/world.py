@@ -68,7 +68,7 @@ def accounts(scenario: Scenario) -> tuple[Account, ...]:
             Quota(
                 account=name,
                 flavor=flavor,
-                nominal=_left(scenario, name, flavor) if entry.nominal is None else entry.nominal,
+                nominal=scenario.nominal(name, flavor),
                 borrowing_limit=entry.borrowing_limit,
                 lending_limit=entry.lending_limit,
             )
@@ -77,15 +77,6 @@ def accounts(scenario: Scenario) -> tuple[Account, ...]:
         parent = ids.partner_of(name) if "/" in name else "" if pool else None
         found.append(Account(id=name, parent=parent, weight=scenario.weights.get(name, 1), quotas=quotas))
     return tuple(found)
-
-
-def _left(scenario: Scenario, account: str, flavor: str) -> int:
-    """GPUs of the account's own sites that no project of it has as nominal; 0 for a project."""
-    if "/" in account:
-        return 0
-    own = sum(site.gpus for name, site in scenario.sites.items() if name[:2] == account and site.flavor == flavor)
-    projects = [quotas for name, quotas in scenario.quotas.items() if name.startswith(f"{account}/")]
-    return max(0, own - sum(quotas[flavor].nominal or 0 for quotas in projects if flavor in quotas))
 
 
 def windows(scenario: Scenario) -> tuple[Window, ...]:

@@ -91,6 +91,7 @@ def test_a_plot_is_drawn(call: Call, tmp_path: Path, ending: str) -> None:
         (["itp-ten-states", "variant=closed"], ["'closed' is not a choice for 'variant'"]),
         (["bursts", "streams.es-quiet.gpus.3=1"], ["unknown key"]),
         (["bursts", "settings.min_run=60"], ["settings.min_run_s"]),
+        (["bursts", "settings.ageing_s=0"], ["settings: ageing_s must be 60 to"]),
         (["bursts", "cycle_s=-1"], ["cycle_s must be 0 to"]),
         (["bursts", "+hydra.run.dir=x"], ["Hydra's own settings are closed"]),
         (["bursts", "--plot", "picture.pdf"], ["--plot", ".svg or .png"]),

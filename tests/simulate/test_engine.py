@@ -123,6 +123,17 @@ def test_a_site_that_comes_back_before_its_notice_is_over_keeps_its_jobs() -> No
     assert (engine.totals.interruptions, engine.totals.waits_ms) == (0, {"long": 0})
 
 
+def test_a_second_withdrawal_has_its_own_notice() -> None:
+    jobs = {"long": _entry(account="de", run_s=90_000, walltime_s=100_000, sites=("de-1",))}
+    changes = {
+        "recall": ChangeEntry(at_h=1, site="de-1", state=SiteState.WITHDRAWN, notice_h=10),
+        "stay": ChangeEntry(at_h=2, site="de-1", state=SiteState.ACTIVE),
+        "again": ChangeEntry(at_h=9, site="de-1", state=SiteState.WITHDRAWN, notice_h=10),
+    }
+    _, events = _run(scenario(jobs=jobs, changes=changes))
+    assert [event.t_ms for event in events if event.kind is Kind.PREEMPT] == [19 * 3_600_000 + 120_000]
+
+
 def test_a_drained_site_finishes_what_runs_and_takes_nothing_new() -> None:
     jobs = {"runs": _entry(account="de", sites=("de-1",)), "waits": _entry(account="de", sites=("de-1",), at_s=1900)}
     changes = {

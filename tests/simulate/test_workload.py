@@ -99,6 +99,10 @@ def test_the_first_jobs_only(traced: Scenario, folder: Path) -> None:
         (f"{HEADER}a,100,600,1.5\n", "whole GPUs"),
         (f"{HEADER}x,100,inf,1\n", "cluster02.csv:2"),
         (f"{HEADER}1,100,600,1\n", "job 1 is there twice"),
+        (f"{HEADER}x,-500,600,1\n", "cluster02.csv:2"),
+        (f"{HEADER}x,1700000000000,600,1\n", "cluster02.csv:2"),
+        (f"{HEADER}a,100,600,1\n\nx,100,9223372036854775808,1\n", "cluster02.csv:4"),
+        (f'{HEADER}"x,100,600,1\n' + "y" * 200_000, "cannot read the trace"),
     ],
 )
 def test_a_bad_row_is_named(traced: Scenario, folder: Path, text: str, words: str) -> None:
@@ -113,6 +117,19 @@ def test_a_missing_file_says_what_is_expected(traced: Scenario, folder: Path) ->
     with pytest.raises(UsageError, match=r"(?s)cluster02\.csv\.gz.*cluster01\.csv\.gz, cluster02\.csv\.gz") as fault:
         read_trace(traced, folder)
     assert str(folder) in str(fault.value)
+
+
+def test_a_byte_order_mark_and_blank_lines_are_passed_over(traced: Scenario, folder: Path) -> None:
+    (folder / "cluster02.csv").write_text(f"\ufeff{HEADER}\nz,50,600,1\n\n")
+    assert "z" in [job.id for job in read_trace(traced, folder)[0]]
+
+
+def test_a_damaged_gzip_is_named(traced: Scenario, folder: Path) -> None:
+    packed = bytearray(gzip.compress(HEADER.encode()))
+    packed[10] |= 0b110  # a kind of block that there is not
+    (folder / "cluster01.csv.gz").write_bytes(packed)
+    with pytest.raises(UsageError, match="cannot read the trace"):
+        read_trace(traced, folder)
 
 
 def test_a_file_that_is_no_gzip_is_named(traced: Scenario, folder: Path) -> None:
