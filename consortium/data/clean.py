@@ -41,6 +41,7 @@ from consortium.data import between, cluster, grouping, manifest, markers, minha
 from consortium.data.clean_tasks import observed_key, screen_task, screened_key, settle_task, sign_task, signed_key
 from consortium.data.counts import Counts, total
 from consortium.data.grouping import Fates, Part, Reason
+from consortium.data.language import code_of, known_languages
 from consortium.data.minhash import Signatures
 from consortium.data.poisoning import Observed
 from consortium.data.profile import Profile
@@ -140,8 +141,9 @@ class _Work:
 
     @property
     def config(self) -> CleanConfig:
-        """The configuration with the languages that are kept of this dataset."""
-        return replace(self.given, languages=tuple(sorted(self.given.languages or self.dataset.languages)))
+        """The configuration with the languages that are kept of this dataset: of its own those the model knows."""
+        own = {code_of(tag) for tag in self.dataset.languages}
+        return replace(self.given, languages=tuple(sorted(self.given.languages or own & known_languages() or own)))
 
     @property
     def sets(self) -> tuple[list[str], list[tuple[str, str]]]:

@@ -19,8 +19,15 @@ from consortium.data.readers import Source
 from consortium.keys.canonical import digest, digest_json
 from consortium.storage.objects import ObjectStore
 
-_LIBRARIES = ("pyarrow", "trafilatura", "lxml", "htmldate", "justext", "fastwarc", "brotli")
-_CODE = ("data/readers/*.py", "data/documents.py", "data/register.py", "data/uploads.py", "storage/shards.py")
+_LIBRARIES = ("babel", "pyarrow", "trafilatura", "lxml", "htmldate", "justext", "fastwarc", "brotli")
+_CODE = (
+    "data/readers/*.py",
+    "data/documents.py",
+    "data/language.py",
+    "data/register.py",
+    "data/uploads.py",
+    "storage/shards.py",
+)
 """With the libraries, what decides which bytes the shards of an input have."""
 
 

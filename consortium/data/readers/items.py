@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from consortium.data.documents import UNKNOWN, Document
+from consortium.data.documents import Document
+from consortium.data.language import code_of
 
 MAX_TEXT_BYTES = 32 << 20
 """A larger text, or line of JSON, is quarantined."""
@@ -15,8 +15,6 @@ MAX_FIELD_CHARS = 2_048
 """An id, source or licence that is longer is no id, source or licence."""
 
 TEXT_NAMES = ("text", "content", "body")
-_LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,3}")
-"""A tag as BCP 47 has it, roughly; anything else is no language, and would leave home with the description."""
 FIELDS = {
     "id": ("id", "_id", "doc_id", "url"),
     "language": ("language", "lang"),
@@ -57,8 +55,7 @@ def document(values: Mapping[str, Any], file: str, row: int) -> Item:
         found = {field: _string(values, names) for field, names in FIELDS.items()}
     except ValueError as fault:
         return Quarantined(file=file, row=row, reason="too_large", detail=first_line(fault))
-    language = found.pop("language")
-    language = language if _LANGUAGE.fullmatch(language) else UNKNOWN
+    language = code_of(found.pop("language"))
     return Document(
         **{**found, "id": found["id"] or f"{file}#{row}"}, text=text, row=row, language=language, declared=language
     )
