@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from consortium.data.documents import Document
-from consortium.data.readers import Quarantined, read
+from consortium.data.readers import Quarantined, find, read
 from consortium.errors import NotFoundError, UsageError
+from consortium.storage.objects import ObjectStore
 
 
 def split(*paths: Path) -> tuple[list[Document], list[Quarantined]]:
@@ -84,6 +85,27 @@ def test_files_of_one_name_in_two_folders_are_both_read(tmp_path: Path) -> None:
         (tmp_path / folder / "x.txt").write_text(folder)
     documents, _ = split(tmp_path / "one", tmp_path / "two")
     assert sorted(document.text for document in documents) == ["one", "two"]
+
+
+def test_a_file_that_several_paths_lead_to_is_read_once(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "x.jsonl").write_bytes(lines({"text": "one"}))
+    (folder / "b.jsonl").write_bytes(lines({"text": "two"}))
+    (tmp_path / "link").symlink_to(folder)
+    paths = [folder / "a" / "x.jsonl", folder, folder / "a", tmp_path / "link", tmp_path / "link" / "a" / ".."]
+    for given in (paths, paths[::-1]):
+        assert [source.name for source in find(given)] == ["a/x.jsonl", "b.jsonl"]
+    assert [item.id for item in read(paths) if isinstance(item, Document)] == ["a/x.jsonl#0", "b.jsonl#0"]
+
+
+@pytest.mark.integration
+def test_an_object_that_several_prefixes_lead_to_is_read_once(store: ObjectStore) -> None:
+    for key in ("in/a/x.jsonl", "in/b.jsonl"):
+        store.put(key, lines({"text": "one"}))
+    where = f"s3://{store.bucket}/in"
+    found = find([f"{where}/a", where, f"{where}/", f"{where}/b.jsonl"], stores=lambda _: store)
+    assert [source.name for source in found] == ["a/x.jsonl", "b.jsonl"]
 
 
 def test_an_absent_path_and_a_folder_without_texts_are_said(tmp_path: Path) -> None:
