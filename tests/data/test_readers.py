@@ -34,6 +34,23 @@ def test_parquet_keeps_ids_languages_and_licences(tmp_path: Path) -> None:
     assert not bad
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_a_parquet_column_of_bytes_is_read_as_utf8(tmp_path: Path, kind: pa.DataType) -> None:
+    texts = ["été".encode(), b"caf\xe9", None, "深い".encode()]
+    columns = {
+        "text": pa.array(texts, kind),
+        "lang": pa.array([b"fr"] * 4, kind),
+        "id": pa.array([b"\xff\x01"] * 4, kind),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    documents, bad = split(tmp_path / "x.parquet")
+    assert [(d.row, d.text, d.language, d.id) for d in documents] == [
+        (0, "été", "fr", "ff01"),
+        (3, "深い", "fr", "ff01"),
+    ]
+    assert [(item.row, item.reason) for item in bad] == [(1, "utf8"), (2, "no_text")]
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 def test_jsonl_quarantines_bad_lines_and_keeps_the_rest(tmp_path: Path, suffix: str) -> None:
     data = (

@@ -43,6 +43,11 @@ Later = Callable[[], Item]
 def document(values: Mapping[str, Any], file: str, row: int) -> Item:
     """Return the document that a row's values make, or why they make none."""
     text = next((values[name] for name in TEXT_NAMES if values.get(name) is not None), None)
+    if isinstance(text, bytes):  # a column that its writer did not mark as UTF-8
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as fault:
+            return Quarantined(file=file, row=row, reason="utf8", detail=first_line(fault))
     if not isinstance(text, str):
         return Quarantined(file=file, row=row, reason="no_text", detail=f"the text is {type(text).__name__}")
     try:
@@ -63,10 +68,20 @@ def document(values: Mapping[str, Any], file: str, row: int) -> Item:
 
 def _string(values: Mapping[str, Any], names: tuple[str, ...]) -> str:
     name = next((name for name in names if values.get(name) is not None), "")
-    found = str(values[name]) if name else ""
+    found = _told(values[name]) if name else ""
     if len(found) > MAX_FIELD_CHARS:
         raise ValueError(f"{name} has {len(found)} characters, at most {MAX_FIELD_CHARS}")
     return found.encode("utf-8", "replace").decode()
+
+
+def _told(value: Any) -> str:
+    """Return a value as text; bytes are UTF-8, or else a number's: their digits in hex."""
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.hex()
 
 
 def first_line(fault: BaseException) -> str:
