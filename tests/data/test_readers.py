@@ -96,6 +96,18 @@ def test_a_corrupt_parquet_file_does_not_stop_the_others(tmp_path: Path) -> None
     assert [(item.file, item.reason) for item in bad] == [("a.parquet", "parquet"), ("b.parquet", "no_text_column")]
 
 
+def test_a_parquet_file_with_two_columns_of_one_name_is_quarantined(tmp_path: Path) -> None:
+    for name, columns in (("a", ["text", "text"]), ("b", ["text", "lang", "lang"]), ("c", ["text", "x", "x"])):
+        table = pa.Table.from_arrays([pa.array([str(at)]) for at in range(len(columns))], columns)
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    documents, bad = split(tmp_path)
+    assert [(d.id, d.text) for d in documents] == [("c.parquet#0", "0")]
+    assert [(item.file, item.reason, item.detail[:34]) for item in bad] == [
+        ("a.parquet", "duplicate_column", "more than one column is named text"),
+        ("b.parquet", "duplicate_column", "more than one column is named lang"),
+    ]
+
+
 def test_files_of_one_name_in_two_folders_are_both_read(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
