@@ -35,8 +35,10 @@ from consortium.data.tape import Tape, batches, is_long
 CONFIG = ftfy.TextFixerConfig(uncurl_quotes=False, fix_character_width=False, normalization="NFC", explain=False)
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\ua9e0-\ua9ff\uaa60-\uaadf"
 """Letters of South-East Asia, whose words a zero-width space parts."""
-_NO_SPACE = f"(?<![{_UNSPACED}])\u200b(?![{_UNSPACED}])"
-_NOTHING = re.compile(f"[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\u00ad\\u2060\\ufeff]|{_NO_SPACE}")
+_PARTS_NONE = f"(?:(?<!\u200b)|(?<![{_UNSPACED}]\u200b)(?![{_UNSPACED}]))"
+"""Behind a sign: it is no zero-width space, or parts no such words. A pattern that begins with its signs is searched
+for ten times as fast as one with alternatives."""
+_NOTHING = re.compile(f"[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\u00ad\\u200b\\u2060\\ufeff]{_PARTS_NONE}")
 _WIDE = "\uff10-\uff19\uff21-\uff3a\uff41-\uff5a\uff61-\uffdc"
 _USUAL_WIDTH = {code: form for code, form in WIDTH_MAP.items() if re.match(f"[{_WIDE}]", chr(code))}
 _WIDE_JOINS = "\uff0b\uff0d\uff0e\uff20\uff3f"
@@ -86,8 +88,8 @@ def _mojibake() -> tuple[str, str, str, str, str, str]:
 
 _LEADS, _FOLLOWS, _RARE, _PATTERN, _FIRSTS, _SECONDS = _mojibake()
 _SIGNS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\u2028\u2029\u2060"
-    f"\u206a-\u206f\ud800-\udfff\ufb00-\ufb06\ufeff{_WIDE}{_WIDE_JOINS}\ufff9-\ufffd&{re.escape(_RARE)}]|{_NO_SPACE}"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\u200b\u2028\u2029\u2060"
+    f"\u206a-\u206f\ud800-\udfff\ufb00-\ufb06\ufeff{_WIDE}{_WIDE_JOINS}\ufff9-\ufffd&{re.escape(_RARE)}]{_PARTS_NONE}"
 )
 _PAIR = re.compile(f"[{re.escape(_LEADS)}][{re.escape(_FOLLOWS)}]")
 _MOJIBAKE = re.compile(_PATTERN)
