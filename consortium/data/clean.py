@@ -16,9 +16,10 @@ What a leg leaves stands under its prefix of the private store; what other runs 
     <prefix>/manifests/<sha256>.json
     <prefix>/done/<inputs + config + code>.json            the completion marker
 
-Markers carry their own digest and name the digests of what they stand for, and are written after it. So a run that was
-killed anywhere goes on where it was and gives the same bytes, and a changed rule repeats only what depends on it. Of
-all this the manifest's digest leaves home, and numbers without small cells. A worker holds one shard.
+Markers carry their own digest and name what they stand for, are written after it, and hold only while it is there
+(`markers`). So a run that was killed anywhere goes on where it was and gives the same bytes, and a changed rule repeats
+only what depends on it. Of all this the manifest's digest leaves home, and numbers without small cells. A worker holds
+one shard.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from consortium.data import between, cluster, grouping, manifest, minhash, profile
+from consortium.data import between, cluster, grouping, manifest, markers, minhash, profile
 from consortium.data.clean_tasks import observed_key, screen_task, screened_key, settle_task, sign_task, signed_key
 from consortium.data.counts import Counts, total
 from consortium.data.grouping import Fates, Part, Reason
+from consortium.data.language import code_of, known_languages
 from consortium.data.minhash import Signatures
 from consortium.data.poisoning import Observed
 from consortium.data.profile import Profile
@@ -139,8 +141,9 @@ class _Work:
 
     @property
     def config(self) -> CleanConfig:
-        """The configuration with the languages that are kept of this dataset."""
-        return replace(self.given, languages=tuple(sorted(self.given.languages or self.dataset.languages)))
+        """The configuration with the languages that are kept of this dataset: of its own those the model knows."""
+        own = {code_of(tag) for tag in self.dataset.languages}
+        return replace(self.given, languages=tuple(sorted(self.given.languages or own & known_languages() or own)))
 
     @property
     def sets(self) -> tuple[list[str], list[tuple[str, str]]]:
@@ -175,20 +178,20 @@ class _Work:
         return [self._recalled(key) for key in keys]
 
     def _recalled(self, key: str) -> dict[str, Any]:
-        entry: dict[str, Any] | None = manifest.recall(self.store, key)
+        entry: dict[str, Any] | None = markers.recall(self.store, key, look=False)  # a worker has just looked
         if entry is None:
             raise NotFoundError("a screened shard's marker is gone", where=key, fix="submit the job again")
         return entry
 
     def _part(self, summary: dict[str, Any], file: Path) -> Part:
         key, digest = summary["keys"]
-        keys, signatures, observed = self.store.get(key, digest=digest), None, None
+        keys, signatures, observed = markers.work_object(self.store, key, digest), None, None
         if self.config.dedup == "near":
             key, digest = self._recalled(signed_key(self.work, summary, self.config))["found"]
             signatures = minhash.view(_mapped(self.store, key, digest, file), self.config.near, where=key)
         if self.config.quarantine:
             key, digest = self._recalled(observed_key(self.work, summary))["found"]
-            observed = Observed.unpack(self.store.get(key, digest=digest))
+            observed = Observed.unpack(markers.work_object(self.store, key, digest))
         return Part(keys, signatures, observed)
 
     def decide(self, parts: Sequence[Part]) -> Fates:
@@ -329,15 +332,16 @@ def _evaluation(
 
 def _side_rows(store: ObjectStore, summary: Mapping[str, Any]) -> I64:
     key, digest = summary["rows"]
-    return np.frombuffer(store.get(key, digest=digest), dtype="<i4").astype(np.int64)
+    return np.frombuffer(markers.work_object(store, key, digest), dtype="<i4").astype(np.int64)
 
 
 def _mapped(store: ObjectStore, key: str, digest: str, file: Path) -> memoryview:
-    store.get_file(key, file)
-    with file.open("rb") as opened:
-        view = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
-    if sha256(view) != digest:
-        raise VerificationError("the signatures are not those that were written", where=key, fix="delete the object")
+    with markers.reading(store, key):
+        store.get_file(key, file)
+        with file.open("rb") as opened:
+            view = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+        if sha256(view) != digest:
+            raise VerificationError("the signatures are not those that were written")
     return view
 
 
@@ -353,7 +357,7 @@ class _Texts:
 
     def _read(self, shard: int) -> pa.ChunkedArray:
         key, digest = self._summaries[shard]["candidates"]
-        return read_table(self._store.get(key, digest=digest), where=key).column("text")
+        return read_table(markers.work_object(self._store, key, digest), where=key).column("text")
 
 
 def _silent(advance: Any) -> None:

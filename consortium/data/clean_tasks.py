@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from consortium.data import cluster, manifest, minhash
+from consortium.data import cluster, manifest, markers, minhash
 from consortium.data.decontaminate import EvaluationSets
 from consortium.data.grouping import Reason
+from consortium.data.markers import Made, work_object
 from consortium.data.poisoning import Observed, observe
 from consortium.data.screening import Fate, screen, settle
 from consortium.domain.cleaning import CleanConfig, DecontaminateConfig
@@ -39,41 +40,41 @@ def screen_task(
     names, shards = sets
     held: list[pa.Table] = []
 
-    def screened() -> dict[str, Any]:
+    def screened(made: Made) -> dict[str, Any]:
         table = read_table(store.get(row["key"], digest=row["digest"]), where=row["key"])
         evaluation = _evaluation_sets(store, names, shards, config.decontaminate) if shards else None
         found = screen(table, row["index"], config, evaluation)
         held.append(found.candidates)
         rows = np.array(found.candidates.column("row"), dtype="<i4")
         return {
-            "candidates": store.put_addressed(f"{work}/candidates", write_table(found.candidates), ".parquet"),
-            "annotations": store.put_addressed(f"{work}/sides", write_table(found.annotations), ".parquet"),
-            "arrivals": store.put_addressed(f"{work}/sides", write_table(found.arrivals), ".arrivals"),
-            "keys": store.put_addressed(f"{work}/sides", found.keys, ".keys"),
-            "rows": store.put_addressed(f"{work}/sides", rows.tobytes(), ".rows"),
+            "candidates": made.put_addressed(f"{work}/candidates", write_table(found.candidates), ".parquet"),
+            "annotations": made.put_addressed(f"{work}/sides", write_table(found.annotations), ".parquet"),
+            "arrivals": made.put_addressed(f"{work}/sides", write_table(found.arrivals), ".arrivals"),
+            "keys": made.put_addressed(f"{work}/sides", found.keys, ".keys"),
+            "rows": made.put_addressed(f"{work}/sides", rows.tobytes(), ".rows"),
             "counts": to_json(found.counts),
             "before": to_json(found.before),
             "text_bytes": sum(map(len, map(str.encode, table.column("text").to_pylist()))),
         }
 
-    summary = manifest.once(store, screened_key(work, row["digest"], row["index"], config, sets), screened)
+    summary = markers.once(store, screened_key(work, row["digest"], row["index"], config, sets), screened)
 
     def candidates() -> pa.Table:
         if not held:
-            held.append(read_table(store.get(summary["candidates"][0], digest=summary["candidates"][1])))
+            held.append(read_table(work_object(store, *summary["candidates"])))
         return held[0]
 
-    def signed() -> dict[str, Any]:
+    def signed(made: Made) -> dict[str, Any]:
         data = minhash.sign(candidates().column("text").to_pylist(), config.near)
-        return {"found": store.put_addressed(f"{work}/sides", data, ".sig")}
+        return {"found": made.put_addressed(f"{work}/sides", data, ".sig")}
 
-    def observed() -> dict[str, Any]:
-        return {"found": store.put_addressed(f"{work}/sides", _observed(candidates()).pack(), ".seen")}
+    def observed(made: Made) -> dict[str, Any]:
+        return {"found": made.put_addressed(f"{work}/sides", _observed(candidates()).pack(), ".seen")}
 
     if config.dedup == "near":
-        manifest.once(store, signed_key(work, summary, config), signed)
+        markers.once(store, signed_key(work, summary, config), signed)
     if config.quarantine:
-        manifest.once(store, observed_key(work, summary), observed)
+        markers.once(store, observed_key(work, summary), observed)
     came = sum(summary["counts"]["documents_in"].values())
     return {"index": row["index"], "documents": came, "text_bytes": summary["text_bytes"]}
 
@@ -84,23 +85,23 @@ def settle_task(row: cluster.Row, *, store: ObjectStore, prefix: str) -> cluster
     standing = np.frombuffer(row["standing"], dtype="<i8").reshape(-1, 2)
     reasons = [Reason(*reason) for reason in json.loads(row["reasons"])]
 
-    def settled() -> dict[str, Any]:
+    def settled(made: Made) -> dict[str, Any]:
         candidates, arrivals = (
-            read_table(store.get(address, digest=digest), where=address)
+            read_table(work_object(store, address, digest), where=address)
             for address, digest in (row["candidates"], row["arrivals"])
         )
         found = settle(candidates, arrivals, row["index"], Fate(why=why, standing=standing, reasons=reasons))
         shard: dict[str, Any] = {}
         if found.table.num_rows:
             data = write_text(found.table)
-            address, digest = store.put_addressed(f"{prefix}/clean", data, ".parquet")
+            address, digest = made.put_addressed(f"{prefix}/clean", data, ".parquet")
             shard = {"key": address, "digest": digest, "size_bytes": len(data), "documents": found.table.num_rows}
-        screening = store.get(row["annotations"][0], digest=row["annotations"][1])
+        screening = work_object(store, *row["annotations"])
         notes = (screening, write_table(found.annotations))
         return {
             "shard": shard,
-            "annotations": [store.put_addressed(f"{prefix}/annotations", note, ".parquet").digest for note in notes],
-            "index": store.put_addressed(f"{prefix}/index", write_table(found.index), ".parquet").digest,
+            "annotations": [made.put_addressed(f"{prefix}/annotations", note, ".parquet").digest for note in notes],
+            "index": made.put_addressed(f"{prefix}/index", write_table(found.index), ".parquet").digest,
             "removed": found.removed,
             "documents_out": found.documents_out,
             "chars_out": found.chars_out,
@@ -116,15 +117,13 @@ def settle_task(row: cluster.Row, *, store: ObjectStore, prefix: str) -> cluster
     }
     inputs = [row[name][1] for name in ("candidates", "arrivals", "annotations")]
     key = manifest.stage_key("settle", told, inputs)
-    report = manifest.once(store, f"{prefix}/settled/{key}.json", settled)
+    report = markers.once(store, f"{prefix}/settled/{key}.json", settled)
     return {"index": row["index"], "report": json.dumps(report)}  # no count: with the input's it would tell small cells
 
 
 def sign_task(row: cluster.Row, *, store: ObjectStore, config: CleanConfig, key: bytes) -> cluster.Row:
     """Sign what stays of one shard's candidates with an exchange's secret key."""
-    table = read_table(store.get(row["candidates"][0], digest=row["candidates"][1])).filter(
-        pa.array(np.frombuffer(row["stays"], dtype=bool))
-    )
+    table = read_table(work_object(store, *row["candidates"])).filter(pa.array(np.frombuffer(row["stays"], dtype=bool)))
     signed = minhash.sign(table.column("text").to_pylist(), config.near, key)
     return {"index": row["index"], "signed": signed, "published": json.dumps(table.column("published").to_pylist())}
 

@@ -1,23 +1,30 @@
 """Exact duplicates over a whole dataset: equal normalised text. The earliest (shard, row) survives.
 
-Normalised text: NFC, case folded, runs of white space as one space. A text is known by 128 bits of BLAKE2b of it; the
-driver holds 16 bytes and a few indexes per document, about 50 bytes each.
+Normalised text: NFC, case folded, without zero-width spaces, full-width and half-width forms in their usual width, runs
+of white space as one space: how a text was typed makes no other text of it. A text is known by 128 bits of BLAKE2b of
+it; the driver holds 16 bytes and a few indexes per document, about 50 bytes each.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from ftfy.chardata import WIDTH_MAP
 
 KEY_BYTES = 16
+_FOLDED = {**WIDTH_MAP, 0x200B: None}
+_FORMS = re.compile("[\u200b\uff01-\uffee]")
 
 
 def key(text: str) -> bytes:
     """Return 16 bytes that two texts share exactly when their normalised forms are equal (but for hash collisions)."""
+    if not text.isascii() and _FORMS.search(text) is not None:
+        text = text.translate(_FOLDED)
     normal = " ".join(unicodedata.normalize("NFC", text).casefold().split())
     return hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
 

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from consortium.data.documents import UNKNOWN
+from consortium.data.language import code_of, codes_of
 from consortium.domain.data import ArtifactClass, Dataset, Description, Shard
 from consortium.errors import NotFoundError, UsageError
 from consortium.storage.objects import ObjectStore, sha256
@@ -54,7 +55,7 @@ def describe_in_place(
         site=site,
         territory=territory,
         artifact_class=ArtifactClass.RAW,
-        languages=languages or tuple(sorted(seen - {UNKNOWN})),
+        languages=codes_of(languages) or tuple(sorted({*map(code_of, seen)} - {UNKNOWN})),
         licence=licence or "; ".join(sorted(licences)[:64]) or "unknown",
         source=source or ", ".join(paths),
         shards=tuple(shards),

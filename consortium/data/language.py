@@ -8,25 +8,68 @@ differ in the sixth place.
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from consortium.data.documents import UNKNOWN
+from consortium.data.languages import described
+from consortium.errors import UsageError
+
 BATCH = 1024
 """Texts that are asked about together, at the most: some 30 MB for passages of 300 characters."""
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
+_TAG = re.compile(r"([A-Za-z]{2,3})([-_][A-Za-z0-9]{2,8}){0,3}")
+"""A language tag as BCP 47 has it, roughly; anything else is none, and would leave home with a description."""
+_OF_THE_MODEL = {"bik": "bcl", "fil": "tl", "gn": "gug", "ki": "kik", "kok": "gom", "nb": "no"}
+"""What the model calls otherwise than CLDR."""
+
+
+@lru_cache(maxsize=4096)
+def code_of(tag: str) -> str:
+    """Return the language that a tag names, as the model calls it: `fr` for FR, fr-CA, fr_CA, fra and fre.
+
+    ISO 639-1 where it has one, else ISO 639-3, whether the model knows it or not; `und` for what is no tag. Script and
+    region are passed over. Older and longer codes are those of Unicode's CLDR.
+    """
+    found = _TAG.fullmatch(tag.strip())
+    if found is None:
+        return UNKNOWN
+    from babel.core import get_global
+
+    name = found[1].lower()
+    name = str(get_global("language_aliases").get(name, name)).partition("_")[0]
+    return _OF_THE_MODEL.get(name, name)
+
+
+def codes_of(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return the languages that a person names, sorted. Raises UsageError for what is no language tag."""
+    codes = {tag: code_of(tag) for tag in tags}
+    wrong = sorted(tag for tag, code in codes.items() if code == UNKNOWN)
+    if wrong:
+        raise UsageError(
+            f"no language tag: {', '.join(map(repr, wrong))}", where="languages", fix="ISO 639-1, such as fr for French"
+        )
+    return tuple(sorted(set(codes.values())))
 
 
 @lru_cache(maxsize=1)
 def known_languages() -> frozenset[str]:
-    """Return the languages the model knows (ISO 639-1)."""
+    """Return the languages the model knows: ISO 639-1, and ISO 639-3 for those that have no such code."""
     return frozenset(_model().labels)
+
+
+def unknown_among(codes: Iterable[str]) -> list[str]:
+    """Return those that the model does not know, sorted; it is loaded only where one has no rules of its own."""
+    rest = set(codes) - set(described())
+    return sorted(rest - known_languages()) if rest else []
 
 
 @lru_cache(maxsize=8)

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from consortium.data.documents import text_digest
+from consortium.data.markers import Made
 from consortium.domain.data import NEVER_CROSS, ArtifactClass, Dataset
 from consortium.errors import NotFoundError, UsageError
 from consortium.storage.objects import ObjectStore
@@ -52,9 +53,9 @@ def index_table(documents: pa.Table, lengths: npt.NDArray[np.int64], sources: Se
     return pa.table([columns[name] for name in INDEX_SCHEMA.names], schema=INDEX_SCHEMA)
 
 
-def keep_index(store: ObjectStore, prefix: str, table: pa.Table) -> str:
+def keep_index(made: Made, prefix: str, table: pa.Table) -> str:
     """Store an index and return its digest."""
-    return store.put_addressed(f"{prefix}/index", write_table(table), ".parquet").digest
+    return made.put_addressed(f"{prefix}/index", write_table(table), ".parquet").digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import consortium
+from consortium.data import markers
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset, Shard
-from consortium.errors import NotFoundError
 from consortium.keys.canonical import canonical, digest, digest_json
 from consortium.storage.objects import ObjectStore
 
@@ -77,37 +77,15 @@ def seal_stage(
 
 def mark_done(store: ObjectStore, key: str, stage: Stage) -> None:
     """Write the completion marker: the last thing a stage writes."""
-    remember(store, key, to_json(stage))
+    shards = [(shard.key, shard.size_bytes) for found in stage.outputs.values() for shard in found]
+    manifest = (stage.manifest_key, len(canonical(stage.manifest)))
+    markers.remember(store, key, to_json(stage), [*shards, manifest])
 
 
 def finished(store: ObjectStore, key: str) -> Stage | None:
-    """Return what an earlier run of the same computation left, or None."""
-    entry = recall(store, key)
+    """Return what an earlier run of the same computation left, or None where it, or a part of it, is not there."""
+    entry = markers.recall(store, key)
     return None if entry is None else from_json(Stage, entry, where=key)
-
-
-def once(store: ObjectStore, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what an earlier run remembered under `key`, else make it and remember it."""
-    entry: dict[str, Any] | None = recall(store, key)
-    if entry is None:
-        remember(store, key, made := make())
-        entry = json.loads(canonical(made))
-    return dict(entry)
-
-
-def remember(store: ObjectStore, key: str, entry: Any) -> None:
-    """Write a marker: what was made, with its digest, so that a marker that was cut or changed counts for nothing."""
-    store.put(key, canonical({"entry": entry, "digest": digest_json(entry)}))
-
-
-def recall(store: ObjectStore, key: str) -> Any:
-    """Return what a marker says; None where there is none that holds."""
-    try:
-        told = json.loads(store.get(key))
-        held = told["digest"] == digest_json(told["entry"])
-    except (NotFoundError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return told["entry"] if held else None
 
 
 def _line(shard: Shard) -> dict[str, Any]:

@@ -77,7 +77,7 @@ _WORDS = (*_CHOSEN, "secret", "token", "credential", "clave", "key", "bearer")
 _ASSIGNED = re.compile(
     r"(?:(?P<chosen>pass(?:word|wd|wort|phrase|e)?|pwd|mdp|contrase(?:ñ|n)a|kennwort|senha)"
     r"|secret|token|credentials?|clave|key|(?P<bearer>bearer\s))(?(bearer)|[\"']?"
-    r"(?:\s{0,3}(?:=>|:=|==?|:)\s{0,3}|\s(?:is|est|es|ist|lautet|é)\s(?::\s)?)(?:(?:bearer|basic|token)\s)?)"
+    r"(?:\s{0,3}(?:=>|:=|==?|[:\uff1a\uff1d])\s{0,3}|\s(?:is|est|es|ist|lautet|é)\s(?::\s)?)(?:(?:bearer|basic|token)\s)?)"
     r"(?P<quote>[\"'`«“]?)\s?(?=[^\s\"'`<>\[\]«»“”]{6})",
     re.IGNORECASE,
 )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from consortium.data.documents import UNKNOWN, Document, to_columns
+from consortium.data.language import codes_of, unknown_among
 from consortium.data.progress import Advance, Progress
 from consortium.data.readers import Item, Quarantined, Source, find
 from consortium.data.readers.apart import Reader
@@ -194,6 +195,7 @@ class Upload:
         categories: Sequence[str] = (),
     ) -> Dataset:
         """Read, write what is not there yet, and return the raw dataset; as `register_collection`."""
+        named = codes_of(languages)
         state = self._written()
         if not state.shards:
             raise UsageError(
@@ -201,6 +203,10 @@ class Upload:
                 where=", ".join(self.paths),
                 fix="each document needs a text in UTF-8 (column or key 'text', or a file of its own)",
             )
+        spoken = named or tuple(sorted(state.languages - {UNKNOWN}))
+        if unknown := unknown_among(spoken):
+            said = f"the language model does not know {', '.join(unknown)}"
+            self._note(f"{said}: `clean` keeps of those documents what looks like another language")
         return Dataset(
             id=dataset_id,
             name=self._name,
@@ -208,7 +214,7 @@ class Upload:
             site=site,
             territory=territory or site[:2],
             artifact_class=ArtifactClass.RAW,
-            languages=tuple(languages) or tuple(sorted(state.languages - {UNKNOWN})),
+            languages=spoken,
             licence=licence or "; ".join(sorted(state.licences)) or "unknown",
             source=source or ", ".join(sorted({Path(path).name for path in self.paths})),
             shards=tuple(state.shards),

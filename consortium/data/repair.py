@@ -4,13 +4,16 @@
 |----------------------------------------------------------|----------------------------------------------------------|
 | UTF-8 read as Latin-1, Windows-125x, Mac Roman or CP437   | the characters meant (ftfy)                              |
 | HTML entities in a text without tags                     | their characters (ftfy)                                  |
-| C1 controls, ligatures, full-width Latin, lone surrogates | what they stand for (ftfy)                               |
+| C1 controls, ligatures, lone surrogates                  | what they stand for (ftfy)                               |
+| full-width letters and digits, half-width kana           | those of usual width, and what joins them: `@.-_+`       |
 | `\\r`, U+0085, U+2028, U+2029                             | newlines                                                 |
 | other controls, terminal escapes, byte order marks,      | nothing                                                  |
-| zero-width spaces, soft hyphens                          |                                                          |
+| soft hyphens, zero-width spaces that part no words       |                                                          |
 | any normal form                                          | NFC                                                      |
 
-Quotation marks stay as they are: in French and German they are right.
+Quotation marks stay as they are: in French and German they are right. So do the full-width punctuation and the space of
+Chinese and Japanese, and the zero-width spaces beside letters of Thai, Lao, Khmer and Myanmar, which part words there.
+What joins full-width letters and digits is an address or a number, which the redaction looks for in ASCII.
 """
 
 from __future__ import annotations
@@ -24,12 +27,25 @@ import ftfy
 import numpy as np
 import numpy.typing as npt
 from ftfy.badness import is_bad
+from ftfy.chardata import WIDTH_MAP
 
 from consortium.data.documents import Document, Notes
 from consortium.data.tape import Tape, batches, is_long
 
-CONFIG = ftfy.TextFixerConfig(uncurl_quotes=False, normalization="NFC", explain=False)
-_NOTHING = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\u00ad\\u200b\\u2060\\ufeff]")
+CONFIG = ftfy.TextFixerConfig(uncurl_quotes=False, fix_character_width=False, normalization="NFC", explain=False)
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\ua9e0-\ua9ff\uaa60-\uaadf"
+"""Letters of South-East Asia, whose words a zero-width space parts."""
+_PARTS_NONE = f"(?:(?<!\u200b)|(?<![{_UNSPACED}]\u200b)(?![{_UNSPACED}]))"
+"""Behind a sign: it is no zero-width space, or parts no such words. A pattern that begins with its signs is searched
+for ten times as fast as one with alternatives."""
+_NOTHING = re.compile(f"[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\u00ad\\u200b\\u2060\\ufeff]{_PARTS_NONE}")
+_WIDE = "\uff10-\uff19\uff21-\uff3a\uff41-\uff5a\uff61-\uffdc"
+_USUAL_WIDTH = {code: form for code, form in WIDTH_MAP.items() if re.match(f"[{_WIDE}]", chr(code))}
+_WIDE_JOINS = "\uff0b\uff0d\uff0e\uff20\uff3f"
+_JOINS = re.compile(
+    "(?<=[0-9A-Za-z])[\uff0d\uff20\uff3f](?=[0-9A-Za-z])|\uff0b(?=[0-9])"
+    "|(?<=[0-9])\uff0e(?=[0-9])|(?<=[A-Za-z])\uff0e(?=[A-Za-z])"
+)
 _ASCII_SUSPECT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]|&[#A-Za-z]")
 _ROUNDS = 5
 _ENCODINGS = ("latin-1", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257", "iso8859_2", "mac_roman", "cp437")
@@ -73,7 +89,7 @@ def _mojibake() -> tuple[str, str, str, str, str, str]:
 _LEADS, _FOLLOWS, _RARE, _PATTERN, _FIRSTS, _SECONDS = _mojibake()
 _SIGNS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\u200b\u2028\u2029\u2060"
-    "\u206a-\u206f\u3000\ud800-\udfff\ufb00-\ufb06\ufeff\uff01-\uffef\ufff9-\ufffd&" + re.escape(_RARE) + "]"
+    f"\u206a-\u206f\ud800-\udfff\ufb00-\ufb06\ufeff{_WIDE}{_WIDE_JOINS}\ufff9-\ufffd&{re.escape(_RARE)}]{_PARTS_NONE}"
 )
 _PAIR = re.compile(f"[{re.escape(_LEADS)}][{re.escape(_FOLLOWS)}]")
 _MOJIBAKE = re.compile(_PATTERN)
@@ -136,7 +152,8 @@ def _kinds() -> npt.NDArray[np.uint8]:
 def repaired(text: str) -> str:
     """Return a text that needs no repair. What repair itself uncovers (`&amp;lt;`) is repaired too."""
     for _ in range(_ROUNDS):
-        once = unicodedata.normalize("NFC", _NOTHING.sub("", ftfy.fix_text(text, CONFIG)))
+        once = _NOTHING.sub("", ftfy.fix_text(text, CONFIG)).translate(_USUAL_WIDTH)
+        once = unicodedata.normalize("NFC", _JOINS.sub(lambda sign: WIDTH_MAP[ord(sign[0])], once))
         if once == text:
             break
         text = once

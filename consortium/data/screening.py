@@ -72,7 +72,7 @@ def judges(config: CleanConfig, evaluation: EvaluationSets | None = None) -> tup
         raise ConfigError(
             f"the language model does not know {', '.join(unknown)}" if unknown else "no language to keep is given",
             where="languages",
-            fix=f"one or more of {', '.join(sorted(known_languages()))}",
+            fix=f"name those to keep in `languages`: one or more of {', '.join(sorted(known_languages()))}",
         )
     quality = QualityConfig(**{each.name: getattr(config, each.name) for each in fields(QualityConfig)})
     return (

@@ -27,6 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from consortium.data import markers
 from consortium.errors import VerificationError
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import Tokens
@@ -82,19 +83,24 @@ def pack_run(table: pa.Table, buckets: int) -> tuple[bytes, Counts]:
 
 
 def read_buckets(store: ObjectStore, key: str, first: int, last: int) -> list[bytes]:
-    """Return the buckets [first, last) of a stored run. Raises VerificationError where it is none or was changed."""
+    """Return the buckets [first, last) of a stored run. Raises as `markers.reading` does."""
+    with markers.reading(store, key):
+        return _buckets(store, key, first, last)
+
+
+def _buckets(store: ObjectStore, key: str, first: int, last: int) -> list[bytes]:
     head = store.get_range(key, _HEADER.size + _ENTRY.itemsize * first, _ENTRY.itemsize * (last - first + 1))
     entries = np.frombuffer(head[: len(head) // _ENTRY.itemsize * _ENTRY.itemsize], dtype=_ENTRY)
     offsets = entries["offset"].tolist()
     if len(offsets) != last - first + 1 or sorted(offsets) != offsets:
-        raise VerificationError("not a run of tokenized documents", where=key, fix="delete it and run the job again")
+        raise VerificationError("not a run of tokenized documents")
     if offsets[0] == offsets[-1]:
         return [b""] * (last - first)
     body = store.get_range(key, offsets[0], offsets[-1] - offsets[0])
     pieces = [body[start - offsets[0] : end - offsets[0]] for start, end in pairwise(offsets)]
     for piece, entry in zip(pieces, entries[:-1], strict=True):
         if _check(piece) != entry["check"].tobytes():
-            raise VerificationError("a bucket's bytes are not those written", where=key, fix="delete it and run again")
+            raise VerificationError("a bucket's bytes are not those written")
     return pieces
 
 

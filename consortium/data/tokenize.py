@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from consortium.data import bpe, cluster, encode, lineage, manifest, shuffle, words
+from consortium.data import bpe, cluster, encode, lineage, manifest, markers, shuffle, words
 from consortium.data.exchange import PATIENCE_S, Exchange
 from consortium.data.progress import Advance, Progress
 from consortium.data.words import WordsConfig
@@ -264,7 +264,7 @@ def encode_task(
 ) -> cluster.Row:
     """Encode one text shard into a run per split, unless an earlier try did."""
 
-    def make() -> dict[str, Any]:
+    def make(made: markers.Made) -> dict[str, Any]:
         table = read_table(store.get(row["key"], digest=row["digest"]), where=row["key"])
         found = encode.runs_of(
             table,
@@ -278,11 +278,11 @@ def encode_task(
         kept: dict[str, Any] = {}
         for split, run in found.items():
             data, totals = shuffle.pack_run(run, buckets)
-            kept[split] = {"key": store.put_addressed(runs, data, ".run").key, "tokens": totals.tolist()}
+            kept[split] = {"key": made.put_addressed(runs, data, ".run").key, "tokens": totals.tolist()}
         chars = pc.sum(pc.utf8_length(table.column("text"))).as_py() or 0
         return {"runs": kept, "chars": chars, "documents": table.num_rows, "text_bytes": _text_bytes(table)}
 
-    summary = manifest.once(store, f"{runs}/text-{row['index']:08}.json", make)
+    summary = markers.once(store, f"{runs}/text-{row['index']:08}.json", make)
     sizes = {name: summary[name] for name in ("documents", "text_bytes")}
     return {"index": row["index"], "summary": json.dumps(summary), **sizes}
 
@@ -293,17 +293,15 @@ def shuffle_task(
     """Write one token shard and its index from all runs, unless an earlier try did."""
     split = row["split"]
 
-    def make() -> dict[str, Any]:
-        listed = json.loads(store.get(row["listed"], digest=row["digest"]))
+    def make(made: markers.Made) -> dict[str, Any]:
+        listed = json.loads(markers.work_object(store, row["listed"], row["digest"]))
         cut = from_json(shuffle.Cut, json.loads(row["cut"]), where=row["listed"])
         found = shuffle.gather(store, listed["runs"], cut, token_width(vocabulary.size))
         if not len(found.lengths):  # one document longer than a shard reaches over the whole of this one
             return {"split": split, "shard": {}, "index": ""}
-        index = lineage.keep_index(
-            store, prefix, lineage.index_table(found.documents, found.lengths, listed["sources"])
-        )
+        index = lineage.keep_index(made, prefix, lineage.index_table(found.documents, found.lengths, listed["sources"]))
         data = join_tokens(found.bodies, found.lengths, eos=bpe.EOS_ID, vocab_size=vocabulary.size)
-        address = store.put_addressed(f"{prefix}/{split}", data, ".tokens")
+        address = made.put_addressed(f"{prefix}/{split}", data, ".tokens")
         shard = Shard(
             key=address.key,
             digest=address.digest,
@@ -313,7 +311,7 @@ def shuffle_task(
         )
         return {"split": split, "shard": to_json(shard), "index": index}
 
-    report = manifest.once(store, f"{runs}/{split}-{row['index']:08}.json", make)
+    report = markers.once(store, f"{runs}/{split}-{row['index']:08}.json", make)
     return {"index": row["index"], "report": json.dumps(report), "documents": report["shard"].get("documents", 0)}
 
 

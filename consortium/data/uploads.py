@@ -8,20 +8,26 @@ WHERE is a changed input.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import consortium
+from consortium.data import markers
 from consortium.data.readers import Source
-from consortium.errors import NotFoundError
-from consortium.keys.canonical import canonical, digest, digest_json
+from consortium.keys.canonical import digest, digest_json
 from consortium.storage.objects import ObjectStore
 
-_LIBRARIES = ("pyarrow", "trafilatura", "lxml", "htmldate", "justext", "fastwarc", "brotli")
-_CODE = ("data/readers/*.py", "data/documents.py", "data/register.py", "data/uploads.py", "storage/shards.py")
+_LIBRARIES = ("babel", "pyarrow", "trafilatura", "lxml", "htmldate", "justext", "fastwarc", "brotli")
+_CODE = (
+    "data/readers/*.py",
+    "data/documents.py",
+    "data/language.py",
+    "data/register.py",
+    "data/uploads.py",
+    "storage/shards.py",
+)
 """With the libraries, what decides which bytes the shards of an input have."""
 
 
@@ -41,22 +47,14 @@ class Journal:
     def entries(self) -> list[dict[str, Any]]:
         """Return what earlier runs left, in order, as far as it is whole and its shards are still there."""
         found: list[dict[str, Any]] = []
-        while True:
-            try:
-                kept = json.loads(self._store.get(self._key(len(found))))
-            except (NotFoundError, ValueError):
-                return found
-            entry = kept.get("entry") if isinstance(kept, dict) else None
-            if not isinstance(entry, dict) or kept.get("digest") != digest(canonical(entry)):
-                return found
-            shard = entry["shard"]
-            if shard is not None and not self._stored(shard["key"], shard["size_bytes"]):
-                return found
+        while (entry := markers.recall(self._store, self._key(len(found)))) is not None:
             found.append(entry)
+        return found
 
     def add(self, number: int, entry: dict[str, Any]) -> None:
         """Write entry `number`."""
-        self._store.put(self._key(number), canonical({"entry": entry, "digest": digest(canonical(entry))}))
+        shard = entry["shard"]
+        markers.remember(self._store, self._key(number), entry, [(shard["key"], shard["size_bytes"])] if shard else [])
 
     def drop_older(self) -> bool:
         """Delete the journals of the same paths with other content; True where there were any."""
@@ -72,12 +70,6 @@ class Journal:
 
     def _key(self, number: int) -> str:
         return f"{self._prefix}{number:08d}.json"
-
-    def _stored(self, key: str, size: int) -> bool:
-        try:
-            return self._store.size(key) == size
-        except NotFoundError:
-            return False
 
 
 def _code() -> list[str]:

@@ -200,7 +200,7 @@ class CleanConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 
     languages: tuple[str, ...]
-    """ISO 639-1 codes to keep; empty: those the dataset was registered with."""
+    """Codes to keep (ISO 639-1, or 639-3 where there is none); empty: those the dataset was registered with."""
     min_language_confidence: float
     min_chars: int
     max_chars: int
@@ -233,11 +233,11 @@ class CleanConfig:
             what = f"min_chars ({self.min_chars:,}) must be at most max_chars ({self.max_chars:,})"
             raise FieldError(what, "min_chars", "max_chars")
         for index, language in enumerate(self.languages):
-            if len(language) != 2 or not language.isascii() or not language.islower():
+            if len(language) not in (2, 3) or not (language.isascii() and language.isalpha() and language.islower()):
                 raise FieldError(
-                    f"languages: {language!r} is not an ISO 639-1 code",
+                    f"languages: {language!r} is not an ISO 639 code",
                     f"languages.{index}",
-                    fix="two lower-case letters, such as fr for French",
+                    fix="two lower-case letters, such as fr for French; three for languages that have no such two",
                 )
         unknown = sorted(set(self.redact_states) - set(PII_STATES))
         if unknown:

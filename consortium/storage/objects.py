@@ -18,6 +18,7 @@ from consortium.domain.protocol import StoreAccess
 from consortium.errors import AuthError, NotFoundError, UnreachableError, UsageError, VerificationError
 
 _ABSENT = {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
+_BEYOND = {"416", "InvalidRange"}
 _REFUSED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _CLIENTS = threading.Lock()
 """boto3's default session is not safe to build clients from in several threads at once."""
@@ -155,7 +156,7 @@ class ObjectStore:
         return data
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Read `length` bytes from offset `start` (fewer at the object's end)."""
+        """Read `length` bytes from offset `start` (fewer at the object's end; VerificationError beyond it)."""
         if start < 0 or length < 1:
             raise UsageError(f"a range needs start >= 0 and length >= 1, got {start} and {length}", where=key)
         with self._translated(key):
@@ -181,6 +182,13 @@ class ObjectStore:
         with self._translated(key):
             found = self._client.head_object(Bucket=self.bucket, Key=_checked(key))
         return int(found["ContentLength"]), str(found["ETag"]).strip('"')
+
+    def holds(self, key: str, size: int) -> bool:
+        """Tell whether the key holds an object of `size` bytes."""
+        try:
+            return self.size(key) == size
+        except NotFoundError:
+            return False
 
     def exists(self, key: str) -> bool:
         """Tell whether the key holds an object."""
@@ -245,11 +253,13 @@ class ObjectStore:
                 f"the object store does not answer: {fault}", where=where, fix="check that the store is running"
             ) from fault
 
-    def _fault(self, fault: Any, where: str) -> AuthError | NotFoundError | UnreachableError:
+    def _fault(self, fault: Any, where: str) -> AuthError | NotFoundError | UnreachableError | VerificationError:
         error = fault.response.get("Error", {})
         code, message = str(error.get("Code", "")), error.get("Message") or str(fault)
         if code in _ABSENT:
             return NotFoundError(f"no such object ({code})", where=where)
+        if code in _BEYOND:
+            return VerificationError("the object ends before the range that was asked for", where=where)
         if code in _REFUSED:
             return AuthError(
                 f"the object store refused the credentials: {message}", where=where, fix="check the store's key files"

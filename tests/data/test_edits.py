@@ -59,6 +59,10 @@ def test_whatever_ftfy_can_read_back_is_repaired(text: str, encoding: str) -> No
         ("R&eacute;publique &amp;amp; lois", "République & lois"),
         ("<b>A &amp; B</b>", "<b>A &amp; B</b>"),
         ("oﬃce", "office"),
+        ("Ｗｅｂ ２０２４ ﾊﾞｽ", "Web 2024 バス"),  # noqa: RUF001  as in print
+        ("ａ．ｂ＠ｅｘａｍｐｌｅ．ｏｒｇ", "a.b@example.org"),  # noqa: RUF001  as in print
+        ("＋８１－３－１２３４", "+81-3-1234"),  # noqa: RUF001  as in print
+        ("a\u200b, \u200bb", "a, b"),
         ("plain ascii\n\twith a tab", "plain ascii\n\twith a tab"),
         ("« guillemets » et l’apostrophe", "« guillemets » et l’apostrophe"),  # noqa: RUF001  as in print
     ],
@@ -66,6 +70,33 @@ def test_whatever_ftfy_can_read_back_is_repaired(text: str, encoding: str) -> No
 def test_repair(text: str, good: str) -> None:
     assert run(repair, text)[0] == good
     assert run(repair, good)[0] == good
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "他来了，我走了！你好吗？（是的）：１",  # noqa: RUF001  as in print
+        "これはテストです！「はい」\u3000次の文。～￥",  # noqa: RUF001  as in print
+        "1．第一条",  # noqa: RUF001  as in print
+        "สวัสดีครับ\u200bประเทศไทย",
+        "ភាសា\u200bខ្មែរ\u200b។",
+        "ພາສາ\u200bລາວ",
+        "မြန်မာ\u200bဘာသာ",
+        "می\u200cخواهم",  # noqa: RUF001  as in print
+    ],
+)
+def test_the_signs_of_other_scripts_are_left_alone(text: str) -> None:
+    assert run(repair, text)[0] == text.replace("１", "1")  # noqa: RUF001  as in print
+
+
+def test_personal_data_in_full_width_signs_is_found() -> None:
+    config = CleanConfig(
+        languages=("ja",), min_language_confidence=0, min_chars=1, max_chars=10_000, redact=("email", "secret")
+    )
+    text = "連絡先はこちらです。ａｂｃ＠ｅｘａｍｐｌｅ．ｏｒｇまで。Password：Xk29pQ7vR4tz 以上です。"  # noqa: RUF001  as in print
+    found = screen(read_table(write_text({"id": ["a"], "text": [text], "language": ["ja"]})), 0, config)
+    [left] = found.candidates.column("text").to_pylist()
+    assert ("[EMAIL]" in left, "[SECRET] 以上" in left) == (True, True)
 
 
 def test_a_repair_is_noted_once_with_the_span_of_what_differs() -> None:
@@ -78,12 +109,14 @@ def test_a_repair_is_noted_once_with_the_span_of_what_differs() -> None:
 @given(st.text(max_size=60))
 @example("Á¢ß")  # Mac Roman
 @example("\u03b3\u00ae\u00aa\u0131")  # Windows-1253, with a byte that it leaves undefined
+@example("a\uff20b \uff0b1 1\uff0e2 \u0e01\u200b\u200b\u200b\u0e01 \u200b\ufeff\u0e01")
 @example("\u0107\u00a1\u02db")  # ISO 8859-2
 @settings(max_examples=400, deadline=None)
 def test_what_needs_no_repair_is_not_changed_by_it_and_repair_is_final(text: str) -> None:
     once = run(repair, text)[0]
     assert run(repair, once)[0] == once
     if not needs_repair(text):
+        assert repaired(text) == text
         assert ftfy.fix_text(text, CONFIG) == text
 
 

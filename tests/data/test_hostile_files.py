@@ -283,7 +283,7 @@ def test_a_text_that_stands_where_a_name_should_does_not_leave_with_the_descript
     ]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = register_collection([tmp_path], store, "x", "fr-1", dataset_id="ds-00000000000000000000000001")
-    assert (made.languages, made.licence) == (("fr-CA",), "Licence Ouverte 2.0")
+    assert (made.languages, made.licence) == (("fr",), "Licence Ouverte 2.0")
     assert "fois" not in json.dumps(to_json(made))
 
 

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from consortium.data.documents import Document
-from consortium.data.readers import Quarantined, read
+from consortium.data.readers import Quarantined, find, read
 from consortium.errors import NotFoundError, UsageError
+from consortium.storage.objects import ObjectStore
 
 
 def split(*paths: Path) -> tuple[list[Document], list[Quarantined]]:
@@ -31,6 +32,23 @@ def test_parquet_keeps_ids_languages_and_licences(tmp_path: Path) -> None:
         ("x.parquet#1", "zwei", "und", "M"),
     ]
     assert not bad
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_a_parquet_column_of_bytes_is_read_as_utf8(tmp_path: Path, kind: pa.DataType) -> None:
+    texts = ["été".encode(), b"caf\xe9", None, "深い".encode()]
+    columns = {
+        "text": pa.array(texts, kind),
+        "lang": pa.array([b"fr"] * 4, kind),
+        "id": pa.array([b"\xff\x01"] * 4, kind),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    documents, bad = split(tmp_path / "x.parquet")
+    assert [(d.row, d.text, d.language, d.id) for d in documents] == [
+        (0, "été", "fr", "ff01"),
+        (3, "深い", "fr", "ff01"),
+    ]
+    assert [(item.row, item.reason) for item in bad] == [(1, "utf8"), (2, "no_text")]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
@@ -78,12 +96,45 @@ def test_a_corrupt_parquet_file_does_not_stop_the_others(tmp_path: Path) -> None
     assert [(item.file, item.reason) for item in bad] == [("a.parquet", "parquet"), ("b.parquet", "no_text_column")]
 
 
+def test_a_parquet_file_with_two_columns_of_one_name_is_quarantined(tmp_path: Path) -> None:
+    for name, columns in (("a", ["text", "text"]), ("b", ["text", "lang", "lang"]), ("c", ["text", "x", "x"])):
+        table = pa.Table.from_arrays([pa.array([str(at)]) for at in range(len(columns))], columns)
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    documents, bad = split(tmp_path)
+    assert [(d.id, d.text) for d in documents] == [("c.parquet#0", "0")]
+    assert [(item.file, item.reason, item.detail[:34]) for item in bad] == [
+        ("a.parquet", "duplicate_column", "more than one column is named text"),
+        ("b.parquet", "duplicate_column", "more than one column is named lang"),
+    ]
+
+
 def test_files_of_one_name_in_two_folders_are_both_read(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.txt").write_text(folder)
     documents, _ = split(tmp_path / "one", tmp_path / "two")
     assert sorted(document.text for document in documents) == ["one", "two"]
+
+
+def test_a_file_that_several_paths_lead_to_is_read_once(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "x.jsonl").write_bytes(lines({"text": "one"}))
+    (folder / "b.jsonl").write_bytes(lines({"text": "two"}))
+    (tmp_path / "link").symlink_to(folder)
+    paths = [folder / "a" / "x.jsonl", folder, folder / "a", tmp_path / "link", tmp_path / "link" / "a" / ".."]
+    for given in (paths, paths[::-1]):
+        assert [source.name for source in find(given)] == ["a/x.jsonl", "b.jsonl"]
+    assert [item.id for item in read(paths) if isinstance(item, Document)] == ["a/x.jsonl#0", "b.jsonl#0"]
+
+
+@pytest.mark.integration
+def test_an_object_that_several_prefixes_lead_to_is_read_once(store: ObjectStore) -> None:
+    for key in ("in/a/x.jsonl", "in/b.jsonl"):
+        store.put(key, lines({"text": "one"}))
+    where = f"s3://{store.bucket}/in"
+    found = find([f"{where}/a", where, f"{where}/", f"{where}/b.jsonl"], stores=lambda _: store)
+    assert [source.name for source in found] == ["a/x.jsonl", "b.jsonl"]
 
 
 def test_an_absent_path_and_a_folder_without_texts_are_said(tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ def test_the_earliest_of_equal_texts_survives() -> None:
         ("e\u0301te\u0301", "\u00e9t\u00e9", True),
         ("a  b\n", "a b", True),
         ("a b", "ab", False),
+        ("（１）法，\u3000令\u200b", "(1)法, 令", True),  # noqa: RUF001  as in print
         ("Artikel 1", "Artikel 2", False),
     ],
 )

@@ -77,6 +77,11 @@ def _parquet(name: str, file: BinaryIO) -> Iterator[Later]:
                 detail = f"no column named {' or '.join(TEXT_NAMES)}; it has {', '.join(names[:20])}"
                 yield _stopped(name, "no_text_column", detail[:300])
                 return
+            twice = [column for column in wanted if names.count(column) > 1]
+            if twice:
+                detail = f"more than one column is named {' and '.join(twice)}: which is meant cannot be told"
+                yield _stopped(name, "duplicate_column", detail)
+                return
             for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=wanted, use_threads=False):
                 rows = _rows(batch)
                 for at in range(batch.num_rows):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from consortium.data.documents import UNKNOWN, Document
+from consortium.data.documents import Document
+from consortium.data.language import code_of
 
 MAX_TEXT_BYTES = 32 << 20
 """A larger text, or line of JSON, is quarantined."""
@@ -15,8 +15,6 @@ MAX_FIELD_CHARS = 2_048
 """An id, source or licence that is longer is no id, source or licence."""
 
 TEXT_NAMES = ("text", "content", "body")
-_LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,3}")
-"""A tag as BCP 47 has it, roughly; anything else is no language, and would leave home with the description."""
 FIELDS = {
     "id": ("id", "_id", "doc_id", "url"),
     "language": ("language", "lang"),
@@ -45,6 +43,11 @@ Later = Callable[[], Item]
 def document(values: Mapping[str, Any], file: str, row: int) -> Item:
     """Return the document that a row's values make, or why they make none."""
     text = next((values[name] for name in TEXT_NAMES if values.get(name) is not None), None)
+    if isinstance(text, bytes):  # a column that its writer did not mark as UTF-8
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as fault:
+            return Quarantined(file=file, row=row, reason="utf8", detail=first_line(fault))
     if not isinstance(text, str):
         return Quarantined(file=file, row=row, reason="no_text", detail=f"the text is {type(text).__name__}")
     try:
@@ -57,8 +60,7 @@ def document(values: Mapping[str, Any], file: str, row: int) -> Item:
         found = {field: _string(values, names) for field, names in FIELDS.items()}
     except ValueError as fault:
         return Quarantined(file=file, row=row, reason="too_large", detail=first_line(fault))
-    language = found.pop("language")
-    language = language if _LANGUAGE.fullmatch(language) else UNKNOWN
+    language = code_of(found.pop("language"))
     return Document(
         **{**found, "id": found["id"] or f"{file}#{row}"}, text=text, row=row, language=language, declared=language
     )
@@ -66,10 +68,20 @@ def document(values: Mapping[str, Any], file: str, row: int) -> Item:
 
 def _string(values: Mapping[str, Any], names: tuple[str, ...]) -> str:
     name = next((name for name in names if values.get(name) is not None), "")
-    found = str(values[name]) if name else ""
+    found = _told(values[name]) if name else ""
     if len(found) > MAX_FIELD_CHARS:
         raise ValueError(f"{name} has {len(found)} characters, at most {MAX_FIELD_CHARS}")
     return found.encode("utf-8", "replace").decode()
+
+
+def _told(value: Any) -> str:
+    """Return a value as text; bytes are UTF-8, or else a number's: their digits in hex."""
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.hex()
 
 
 def first_line(fault: BaseException) -> str:

@@ -63,19 +63,23 @@ class Source:
 def find(paths: Iterable[str | Path], stores: Stores | None = None) -> list[Source]:
     """Return all files named by `paths` and below folders and prefixes among them, sorted by name.
 
+    One that several of them lead to is found once, under the longest of its names.
     `stores` opens buckets (default: with what the AWS command line would use). Raises NotFoundError for a path that is
     not there and UsageError where no file of a known kind is found. About 0.5 kB of memory per file.
     """
     from consortium.data.readers.formats import PLAIN, SUFFIXES
 
     given = [str(path) for path in paths]
-    found: dict[str, Source] = {}
+    lying: dict[str, Source] = {}
     for place in given:
         for source in _objects(place, stores or ObjectStore.ambient) if place.startswith(_S3) else _files(place):
-            name = source.name
-            if found.get(name, source).path != source.path:
-                name = source.path
-            found[name] = replace(source, name=name)
+            known = lying.get(source.path, source)
+            lying[source.path] = max(known, source, key=lambda each: len(each.name))
+    found: dict[str, Source] = {}
+    for source in lying.values():
+        if source.name in found:
+            source = replace(source, name=source.path)
+        found[source.name] = source
     if not any(source.name.lower().endswith(SUFFIXES) for source in found.values() if source.problem is None):
         kinds = sorted({source.problem[0] for source in found.values() if source.problem is not None})
         seen = f" ({len(found)} seen: {', '.join(kinds) or 'other kinds'})" if found else ""
