@@ -7,11 +7,10 @@ tell an order (placements against evictions), the doubt speaks for the plan.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from itertools import groupby
 
 from consortium.scheduler.check_quota import Books, Used
-from consortium.scheduler.types import Eviction, EvictionRule, HeldLeg, LegPlacement, PendingJob, Plan, Snapshot
+from consortium.scheduler.types import Eviction, EvictionRule, HeldLeg, PendingJob, Plan, Snapshot
 
 
 def wrong_evictions(snapshot: Snapshot, plan: Plan) -> list[str]:
@@ -97,24 +96,29 @@ class _Rights:
         self._most: Used = self._books.used(leg for leg in snapshot.held if not leg.stopping_for)
         """With what has been placed and promised: the most."""
         jobs = {job.id: job for job in snapshot.pending}
-        started = {placement.job for placement in plan.placements}
-        promised = {(leg.stopping_for, leg.flavor) for leg in snapshot.held if leg.stopping_for in jobs}
-        for name, flavor in sorted(promised):
-            job = jobs[name]
-            gpus, lasts = job.gpus * self._legs_of(job, flavor), snapshot.now_ms + job.walltime_s * 1000 > soon_ms
-            if lasts or name not in started:
-                self._used[self._books.home(job.account), flavor] += gpus
-            if name not in started:
-                self._most[self._books.home(job.account), flavor] += gpus
-        for item in plan.reservations:
-            if jobs[item.job].nominated and item.start_ms <= soon_ms:
-                self._hold(jobs[item.job], [leg for leg in item.legs if (item.job, leg.flavor) not in promised])
+        served = {leg.stopping_for for leg in snapshot.held if leg.stopping_for in jobs}
         for placement in plan.placements:
-            self._hold(jobs[placement.job], placement.legs)
+            job = jobs[placement.job]
+            lasts = snapshot.now_ms + job.walltime_s * 1000 > soon_ms
+            for taken in placement.legs:
+                self._most[self._books.home(job.account), taken.flavor] += taken.gpus
+                if job.id in served and lasts:
+                    self._used[self._books.home(job.account), taken.flavor] += taken.gpus
+        waiting = served - {placement.job for placement in plan.placements}
+        promised = {(leg.stopping_for, leg.flavor) for leg in snapshot.held if leg.stopping_for in waiting}
+        for name, flavor in sorted(promised):
+            self._promise(jobs[name], flavor, sure=sum(other == name for other, _ in promised) == 1)
+        for item in plan.reservations:
+            for taken in item.legs if jobs[item.job].nominated and item.start_ms <= soon_ms else ():
+                if (item.job, taken.flavor) not in promised:
+                    self._most[self._books.home(jobs[item.job].account), taken.flavor] += taken.gpus
 
-    def _hold(self, job: PendingJob, legs: Iterable[LegPlacement]) -> None:
-        for leg in legs:
-            self._most[self._books.home(job.account), leg.flavor] += leg.gpus
+    def _promise(self, job: PendingJob, flavor: str, *, sure: bool) -> None:
+        """Count a job as holding GPUs of the flavor; where it is not `sure` that of this one, for the plan."""
+        gpus = job.gpus * self._legs_of(job, flavor)
+        self._most[self._books.home(job.account), flavor] += gpus
+        if sure or job.sites:
+            self._used[self._books.home(job.account), flavor] += gpus
 
     def wrong(self, job: PendingJob, evictions: list[Eviction], legs: dict[str, list[HeldLeg]]) -> list[str]:
         """Who of those evicted for the job may not be; afterwards they are gone, and the job holds its GPUs."""
@@ -133,10 +137,8 @@ class _Rights:
             gone = self._books.used(legs[item.job])
             self._used.subtract(gone)
             self._most.subtract(gone)
-        for flavor, gpus in need.items():
-            self._most[self._books.home(job.account), flavor] += gpus
-            if len(need) == 1 or job.sites:
-                self._used[self._books.home(job.account), flavor] += gpus
+        for flavor in need:
+            self._promise(job, flavor, sure=len(need) == 1)
         return found
 
     def _legs_of(self, job: PendingJob, flavor: str) -> int:

@@ -371,11 +371,11 @@ class Cycle:
                 claimed.setdefault(site, job.id)
         return choice
 
-    def _making_room(self, job: PendingJob) -> bool:
-        """Whether legs are stopping for the job already."""
-        return job.nominated and any(
-            item.held.stopping_for == job.id for items in self.board.at.values() for item in items
-        )
+    def _making_room(self, job: PendingJob) -> set[str]:
+        """Sites at which legs are stopping for the job already."""
+        if not job.nominated:
+            return set()
+        return {site for site, items in self.board.at.items() for item in items if item.held.stopping_for == job.id}
 
     def _evict(self, job: PendingJob, choice: Choice) -> PendingJob:
         self._evictions += evictions(job, choice)
@@ -399,7 +399,12 @@ class Cycle:
         if not free or (job.sites and len(free) < len(line.usable)):
             return
         binding = any(self._binding[flavor] for flavor, _ in line.need)
-        shadow = self._planner.earliest_fit(job, free, self.shadows, binding=binding)
+        shadow = None
+        room = set() if job.sites else self._making_room(job)
+        if made := [site for site in free if site in room]:
+            shadow = self._planner.earliest_fit(job, made, self.shadows, binding=binding)
+        if shadow is None or shadow.start_ms > self._evictor.soon_ms:
+            shadow = self._planner.earliest_fit(job, free, self.shadows, binding=binding)
         if shadow is None:
             return
         self.shadows.append(shadow)

@@ -57,6 +57,11 @@ class Evictor:
         self._outlooks: dict[tuple[Shadow, ...], Outlook] = {}
         self._parents: frozenset[str] | None = None
 
+    @property
+    def soon_ms(self) -> int:
+        """By when whoever is evicted now has stopped."""
+        return self._board.now_ms + self._settings.stop_s * 1000 + 1000
+
     def forget(self, sites: Iterable[str] = ()) -> None:
         """Note that legs at the sites have started, or have been told to stop, or that something was reserved."""
         self._outlooks.clear()
@@ -72,8 +77,7 @@ class Evictor:
         """
         if not self._settings.preemption or not self._board.running:
             return []
-        soon_ms = self._board.now_ms + self._settings.stop_s * 1000 + 1000
-        soon = tuple(shadow for shadow in ahead if shadow.job.nominated and shadow.start_ms <= soon_ms)
+        soon = tuple(shadow for shadow in ahead if shadow.job.nominated and shadow.start_ms <= self.soon_ms)
         outlook = self._outlooks.get(soon)
         if outlook is None:
             outlook = self._outlooks[soon] = Outlook(self._board, self._settings.stop_s, soon, self._jobs)

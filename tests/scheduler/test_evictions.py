@@ -252,3 +252,15 @@ def test_a_job_for_which_room_was_made_at_home_stays_there():
     moved = job(1, account="de", gpus=8, nominated=True)
     plan = schedule(world(moved, bound, sites=sites, accounts=own))
     assert {placed.job: placed.legs[0].site for placed in plan.placements} == {moved.id: "de-1"}
+
+
+def test_what_was_taken_back_for_a_job_is_reserved_for_it_and_not_what_another_waits_for():
+    """Once all have stopped both sites are free; the second job is not put where the first goes."""
+    sites = (site("de-1", H100, (8,)), site("es-1", H100, (8,)))
+    accounts = (account("uy", {H100: 16}), account("de", {H100: 0}), account("es", {H100: 0}))
+    legs = (runs("a", {"n0": 8}, "de-1", account="de"), runs("b", {"n0": 8}, "es-1", account="es"))
+    first, second = here(1, account="uy", sites=("de-1",), priority=HIGH), job(2, account="uy", gpus=8)
+    plan = schedule(world(first, second, sites=sites, accounts=accounts, held=legs))
+    assert {item.job: item.for_job for item in plan.evictions} == {"job-a": first.id, "job-b": second.id}
+    reserved = {item.job: [leg.site for leg in item.legs] for item in plan.reservations}
+    assert reserved == {first.id: ["de-1"], second.id: ["es-1"]}
