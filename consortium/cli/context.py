@@ -28,14 +28,9 @@ class Caller:
     """
 
     def __init__(self, person: str = "", *, partner: str = "", role: str = "engineer") -> None:
-        self._server = os.environ.get("CONSORTIUM_SERVER", "")
+        self._server = named_server()
         self._known: dict[str, Any] = {} if self._server else _current()
         self.person = person or ("" if self._server else self._default(partner, role))
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether the server is another than that of the federation on this machine."""
-        return bool(self._server)
 
     def client(self) -> Client:
         """Return the SDK's client."""
@@ -89,6 +84,11 @@ class Caller:
             if fitting:
                 return fitting[0]
         return default
+
+
+def named_server() -> str:
+    """Return the server that `$CONSORTIUM_SERVER` names; empty where commands speak to the federation here."""
+    return os.environ.get("CONSORTIUM_SERVER", "")
 
 
 def _current() -> dict[str, Any]:
