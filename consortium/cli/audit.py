@@ -53,7 +53,7 @@ def report(
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A report.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A report; - reads standard input.")],
     trust: Annotated[
         Path | None,
         typer.Option(

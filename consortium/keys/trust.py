@@ -11,9 +11,12 @@ from typing import Any, ClassVar
 from consortium.domain.codec import from_json, to_json
 from consortium.errors import ConfigError, UsageError, VerificationError
 from consortium.keys.signing import fingerprint
+from consortium.keys.strict import NotStrictError, parse_object, read_bounded
 
 CONSORTIUM = "consortium"
 """Whom the server's key speaks for."""
+MAX_BYTES = 16 << 20
+"""What a file of trusted keys may take: 50,000 sites."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +46,11 @@ class Trust:
     def load(cls, path: str | Path) -> Trust:
         """Read the file; raises ConfigError naming it and the offending key."""
         try:
-            return cls.parse(json.loads(Path(path).read_text()), where=str(path))
+            return cls.parse(parse_object(read_bounded(path, MAX_BYTES)), where=str(path))
         except OSError as fault:
             raise ConfigError(f"cannot read the trusted keys: {fault.strerror}", where=str(path)) from fault
-        except json.JSONDecodeError as fault:
-            raise ConfigError(f"not valid JSON: {fault.msg}", where=f"{path}:{fault.lineno}") from fault
+        except NotStrictError as fault:
+            raise ConfigError(f"not a file of trusted keys: {fault}", where=fault.at(str(path))) from fault
 
     @classmethod
     def parse(cls, data: Any, *, where: str) -> Trust:
@@ -61,7 +64,7 @@ class Trust:
         """Write the file whole or not at all."""
         target = Path(path)
         draft = target.with_name(f".{target.name}.{os.getpid()}")
-        draft.write_text(json.dumps(to_json(self), indent=2, sort_keys=True) + "\n")
+        draft.write_text(json.dumps(to_json(self), indent=2, sort_keys=True) + "\n", encoding="utf-8")
         draft.replace(target)
 
     def origin_key(self, origin: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,10 +17,11 @@ from consortium.domain.data import Crossing, CrossingSide
 from consortium.domain.records import Record, RecordType
 from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.keys.signing import SigningKey, sign_value
+from consortium.keys.strict import read_bounded
 from consortium.ledger.origins import record_id
 from consortium.reports.build import build_report
 from consortium.reports.figures import figures, read_facts
-from consortium.reports.text import parse_report, read_report, render_json
+from consortium.reports.text import MAX_BYTES, parse_report, read_report, render_json
 from consortium.reports.verify import verify_report
 
 _spec = util.spec_from_file_location("report_builders", Path(__file__).with_name("builders.py"))
@@ -179,11 +181,36 @@ class TestVerification:
             path.write_text(text)
             with pytest.raises(VerificationError, match="not a report"):
                 read_report(path)
+        path.write_text('{"a": ' + "7" * 5000 + "}")
+        with pytest.raises(VerificationError, match="5,000 digits"):
+            read_report(path)
         path.write_bytes(b"\xff\xfe{}")
         with pytest.raises(VerificationError, match="UTF-8"):
             read_report(path)
         with pytest.raises(VerificationError, match="not a valid report"):
             verify_report({})
+
+    def test_neither_an_endless_nor_a_silent_file_is_waited_for(self, tmp_path: Path) -> None:
+        large = tmp_path / "large.json"
+        with open(large, "wb") as sparse:
+            sparse.truncate(MAX_BYTES + 1)
+        with pytest.raises(UsageError, match="larger than 1,024 MiB"):
+            read_report(large)
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(UsageError, match="nobody writes to this pipe"):
+            read_report(tmp_path / "pipe")
+        with pytest.raises(UsageError, match="Is a directory"):
+            read_report(tmp_path)
+        with pytest.raises(OSError, match="larger than 3 MiB"):
+            read_bounded("/dev/zero", 3 << 20)
+
+    def test_a_pipe_is_read_to_its_end(self, report: dict[str, Any], tmp_path: Path) -> None:
+        path = tmp_path / "fr.json"
+        path.write_text(render_json(report))
+        code = "import sys; from consortium.reports.text import read_report; print(read_report(sys.argv[1])['partner'])"
+        for line in ('cat "$2" | "$0" -c "$1" -', '"$0" -c "$1" <(sleep 0.2; cat "$2")', '"$0" -c "$1" - < "$2"'):
+            done = subprocess.run(["bash", "-c", line, sys.executable, code, path], capture_output=True, text=True)
+            assert done.stdout == "fr\n", done.stderr
 
 
 def first_total(doc: dict[str, Any]) -> None:
