@@ -47,8 +47,8 @@ def submit(
         typer.Option(metavar="JOB", help="Go on where this training ended; outer.rounds then counts all its rounds."),
     ] = "",
     array: Annotated[
-        int, typer.Option(metavar="N", help="Submit N jobs, all or none; %a in a value stands for 0 to N-1.")
-    ] = 0,
+        int | None, typer.Option(metavar="N", help="Submit N jobs, all or none; %a in a value stands for 0 to N-1.")
+    ] = None,
     array_limit: Annotated[int, typer.Option(metavar="M", help="At most M of them in line or at work at a time.")] = 0,
     idempotency_key: Annotated[str, typer.Option(help="Submitting again with the same key makes no second job.")] = "",
     as_json: Json = False,
@@ -59,9 +59,9 @@ def submit(
     from consortium.client.submission import draft_array, draft_spec, finish_spec
     from consortium.errors import UsageError
 
-    if array_limit and not array:
+    if array_limit and array is None:
         raise UsageError("--array-limit needs --array")
-    if resume and (array or kind != "pretrain"):
+    if resume and (array is not None or kind != "pretrain"):
         raise UsageError("--resume goes with `submit pretrain`, and not with --array")
     caller = Caller(person, partner=account[:2])
     given = overrides or []
@@ -70,7 +70,7 @@ def submit(
             drafts: tuple[JobSpec, ...] = (
                 draft_resumed(client, check_job_id(resume), given, person=caller.name(), account=account),
             )
-        elif array:
+        elif array is not None:
             drafts = draft_array(
                 client, kind, given, size=array, limit=array_limit, person=caller.name(), account=account
             )
@@ -82,13 +82,13 @@ def submit(
             return
         key = caller.key()
         signed = [finish_spec(draft, key) for draft in drafts]
-        if array:
+        if array is not None:
             made = client.submit_array(signed, idempotency_key=idempotency_key)
         else:
             made = [client.submit(signed[0], idempotency_key=idempotency_key)]
         if watch:
             made = [_watch(client, job.id) if job.state.value != "denied" else job for job in made]
-    _submitted(made, watch, as_json, array=bool(array))
+    _submitted(made, watch, as_json, array=array is not None)
 
 
 def _submitted(made: list[Job], watched: bool, as_json: bool, *, array: bool) -> None:

@@ -96,6 +96,16 @@ def test_an_array_is_submitted_listed_and_explained(fed: Any, person: As) -> Non
     assert "no member" in person("fr/amelie", "cancel", array).err
 
 
+@pytest.mark.parametrize("size", ["0", "-1"])
+def test_an_array_of_none_submits_no_job(fed: Any, person: As, size: str) -> None:
+    fed.dataset("fr-1", "laws-fr")
+    before = person("fr/amelie", "jobs", "--json").out
+    shown = person("fr/amelie", "submit", "clean", "inputs=[laws-fr]", "--array", size)
+    assert (shown.code, shown.out) == (2, "")
+    assert f"an array has 1 to 1,000 members, got {size}" in shown.err
+    assert person("fr/amelie", "jobs", "--json").out == before
+
+
 def test_an_admin_plans_and_applies_and_the_others_sign(fed: Any, person: As) -> None:
     change = "accounts.fr.projects.health.quotas.h100-sxm.nominal=3"
     planned = person("fr/bruno", "quota", "plan", change)
