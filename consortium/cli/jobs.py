@@ -1,8 +1,7 @@
-"""The engineer's commands: submit, jobs, show, explain, logs, cancel."""
+"""The engineer's commands: submit, jobs, show, explain, cancel."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ from consortium.cli import dryrun
 from consortium.cli.attribution import show_attribution
 from consortium.cli.context import As, Caller, Json, check_job_id
 from consortium.cli.dryrun import denied, funnel
+from consortium.cli.logs import logs
 from consortium.cli.show import put, put_json, say, table, when
 from consortium.cli.watch import follow, told
 from consortium.errors import JobFailedError
@@ -225,31 +225,6 @@ def explain(job: JobArg, as_json: Json = False, person: As = "") -> None:
             put(f"  {site}: {told(progress)}")
 
 
-def logs(
-    job: JobArg,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job ends.")] = False,
-    site: Annotated[str, typer.Option(help="Only this site's.")] = "",
-    as_json: Json = False,
-    person: As = "",
-) -> None:
-    """Print logs."""
-    client = Caller(person).client()
-    after, named = 0, False
-    while True:
-        found = client.logs(check_job_id(job), site=site, after=after)
-        if as_json:
-            put_json(found)
-        else:
-            _log_text(found, named)
-        named = True
-        more = found["next"] > after
-        after = found["next"]
-        if (found["final"] or not follow) and not more:
-            return
-        if not more:
-            time.sleep(0.5)
-
-
 def cancel(
     job: Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or an array's (arr-…) for all its members.")],
     as_json: Json = False,
@@ -303,12 +278,3 @@ def _legs(job: Job) -> None:
         for leg in attempt.legs:
             said = leg.reason or told(job.progress.get(leg.site, {}))
             put(f"  {leg.site}  {leg.state.value}  {leg.gpus} GPUs  {leg.id}@{leg.epoch}  {said}".rstrip())
-
-
-def _log_text(found: dict[str, Any], named: bool) -> None:
-    for chunk in found["chunks"]:
-        for line in chunk["text"].splitlines():
-            put(f"{chunk['site']} | {line}")
-    if not named:
-        for site in found["withheld"]:
-            say(f"{site} keeps its logs at home: its partner's policy does not release them")

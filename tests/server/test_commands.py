@@ -106,6 +106,25 @@ def test_an_array_of_none_submits_no_job(fed: Any, person: As, size: str) -> Non
     assert person("fr/amelie", "jobs", "--json").out == before
 
 
+def test_logs_and_lists_of_what_does_not_exist_are_named(fed: Any, person: As) -> None:
+    fed.dataset("fr-1", "laws-fr")
+    made = person("fr/amelie", "submit", "clean", "inputs=[laws-fr]", "gpus=8")
+    job = made.out.strip()
+    for more in ([], ["-f"]):
+        shown = person("fr/amelie", "logs", job, "--site", "nope", *more)
+        assert (shown.code, shown.out) == (5, "")
+        assert "no leg at 'nope'" in shown.err
+        assert "its sites: fr-1\n" in shown.err
+    early = person("fr/amelie", "logs", job, "--site", "fr-1")
+    assert (early.code, early.out, early.err) == (0, "", "no log yet\n")
+    person("fr/amelie", "cancel", job)
+    stranger = person("fr/amelie", "jobs", "--account", "zz")
+    assert stranger.code == 5
+    assert "there is no account 'zz'" in stranger.err
+    assert "accounts: de" in stranger.err
+    assert person("fr/amelie", "jobs", "--account", "uy").code == 0
+
+
 def test_an_admin_plans_and_applies_and_the_others_sign(fed: Any, person: As) -> None:
     change = "accounts.fr.projects.health.quotas.h100-sxm.nominal=3"
     planned = person("fr/bruno", "quota", "plan", change)
