@@ -125,6 +125,14 @@ def test_logs_and_lists_of_what_does_not_exist_are_named(fed: Any, person: As) -
     assert person("fr/amelie", "jobs", "--account", "uy").code == 0
 
 
+def test_who_is_named_must_be_the_tokens(fed: Any, person: As) -> None:
+    for command in (("jobs",), ("submit", "clean", "inputs=[x]"), ("sites",)):
+        shown = person("fr/amelie", *command, "--as", "de/anna")
+        assert (shown.code, shown.out) == (2, "")
+        assert shown.err.startswith("error: the token is that of fr/amelie, not of de/anna\n")
+    assert person("fr/amelie", "jobs", "--as", "fr/amelie").code == 0
+
+
 def test_an_admin_plans_and_applies_and_the_others_sign(fed: Any, person: As) -> None:
     change = "accounts.fr.projects.health.quotas.h100-sxm.nominal=3"
     planned = person("fr/bruno", "quota", "plan", change)
