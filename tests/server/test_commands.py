@@ -156,6 +156,21 @@ def test_an_admin_plans_and_applies_and_the_others_sign(fed: Any, person: As) ->
     assert person("fr/amelie", "quota", "plan", "accounts.fr.wait=2").code == 2
 
 
+def test_a_plan_names_the_change_at_fault_and_fails_where_apply_would(fed: Any, person: As) -> None:
+    month = "budgets.fr.2026-13=3"
+    for what in ("plan", "apply"):
+        shown = person("fr/bruno", "quota", what, "accounts.fr.weight=2", month)
+        assert shown.code == 2
+        assert f"where: override 2: {month}\n" in shown.err
+    began = "pledges.uy.a100-40g.2026-11=1"
+    planned = person("uy/bruno", "quota", "plan", began)
+    assert planned.code == person("uy/bruno", "quota", "apply", began).code == 2
+    assert "refused: lowering it needs 30 days' notice" in planned.out
+    assert "pledge a100-40g 2026-11 of uy: lowering it needs 30 days' notice before 2026-11 begins" in planned.err
+    told = person("uy/bruno", "quota", "plan", began, "--json")
+    assert (told.code, json.loads(told.out)["consent"]) == (2, ["uy"])
+
+
 def test_shares_show_the_factors_of_every_account(fed: Any, person: As) -> None:
     shown = person("fr/amelie", "shares")
     assert shown.code == 0, shown.err
