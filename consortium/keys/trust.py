@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from consortium.domain.codec import from_json, to_json
 from consortium.errors import ConfigError, UsageError, VerificationError
-from consortium.keys.signing import fingerprint
+from consortium.keys.signing import fingerprint, key_label
 from consortium.keys.strict import NotStrictError, parse_object, read_bounded
 
 CONSORTIUM = "consortium"
@@ -98,8 +98,16 @@ class Trust:
         return {site: self.sites[site].sealing for site in sites}
 
     def fingerprints(self) -> dict[str, str]:
-        """Return a short fingerprint of every signing key, for people to compare over another channel."""
+        """Return the fingerprint of every signing key, for people to compare over another channel."""
+        return {name: fingerprint(key) for name, key in self.signing_keys().items()}
+
+    def labels(self) -> dict[str, str]:
+        """Return the label of every signing key, as it stands in reports."""
+        return {name: key_label(key) for name, key in self.signing_keys().items()}
+
+    def signing_keys(self) -> dict[str, str]:
+        """Return every signing key by whose it is, such as `site fr-1`."""
         keys = {"log": self.log_key, "server": self.server_key}
         keys |= {f"partner {name}": key for name, key in self.partners.items()}
         keys |= {f"site {name}": pair.signing for name, pair in self.sites.items()}
-        return {name: fingerprint(key) for name, key in sorted(keys.items())}
+        return dict(sorted(keys.items()))

@@ -122,6 +122,7 @@ class TestSigning:
         with pytest.raises(VerificationError, match="not a key"):
             verify("nonsense", b"m", "AA==", what="m")
         assert "not a key" in fingerprint("x")
+        assert "not a key" in fingerprint("AAAA")
 
 
 class TestSealing:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -146,7 +147,9 @@ class TestVerification:
         found = verify_report(text)
         assert (found.trust, found.partner, found.period) == ("file", "fr", b.PERIOD)
         assert found.leaves == len(report["leaves"])
-        assert len(found.fingerprints["site fr-1"]) == 16
+        printed = found.fingerprints["site fr-1"]
+        assert re.fullmatch("([0-9a-f]{4} ){7}[0-9a-f]{4}", printed), "128 bits, for people to compare"
+        assert report["fingerprints"]["site fr-1"] == printed.replace(" ", "")[:16], "what stands in files stays"
 
     def test_rendering_is_stable(self, report: dict[str, Any]) -> None:
         text = render_json(report)
@@ -155,6 +158,16 @@ class TestVerification:
     def test_another_consortiums_keys_do_not_verify_it(self, report: dict[str, Any]) -> None:
         with pytest.raises(VerificationError, match="another key for log"):
             verify_report(report, b.example().trust)
+
+    def test_keys_with_the_same_label_are_not_the_same(
+        self, world: Any, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("consortium.keys.trust.key_label", lambda key: "0" * 16)
+        monkeypatch.setattr("consortium.keys.trust.fingerprint", lambda key: "0" * 16)
+        forged = resign(world, report | {"fingerprints": dict.fromkeys(report["fingerprints"], "0" * 16)})
+        mine = replace(world.trust, sites=world.trust.sites | {"fr-1": b.example().trust.sites["fr-1"]})
+        with pytest.raises(VerificationError, match="another key for site fr-1"):
+            verify_report(forged, mine)
 
     def test_a_site_the_reader_does_not_know_is_not_believed(self, world: Any, report: dict[str, Any]) -> None:
         known = {name: keys for name, keys in world.trust.sites.items() if name != "de-1"}
