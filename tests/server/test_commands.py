@@ -58,15 +58,30 @@ def test_a_denied_dry_run_leaves_as_a_submission_would(fed: Any, person: As) -> 
     fed.dataset("uy-1", "laws-es")
     shown = person("fr/amelie", "submit", "clean", "inputs=[laws-es]", "sites=[fr-1]", "--dry-run")
     assert shown.code == 3
-    assert "uy/residency" in shown.err
+    assert shown.err.splitlines()[1].startswith("error: the job is denied by uy/residency")
+    assert "job-" not in shown.err, "nothing was submitted: there is no such id"
     assert "it would be denied" in shown.out
     assert "uy/residency" in shown.out
     fed.dataset("fr-1", "laws-fr")
     huge = person("fr/amelie", "submit", "clean", "inputs=[laws-fr]", "gpus=64", "--dry-run")
     assert huge.code == 4
+    assert "error: the job is denied: " in huge.err
+    assert "job-" not in huge.err
     (row,) = [line for line in huge.out.splitlines() if line.startswith("fr-1  ")]
     assert row.split()[2] == "no"
     assert "can never hold 64 GPUs" in row
+
+
+def test_a_dry_run_that_no_site_takes_is_not_said_to_run(fed: Any, person: As) -> None:
+    fed.dataset("uy-1", "laws-es")
+    fed.site("uy-1")
+    asked = ("submit", "clean", "inputs=[laws-es]", "--account", "uy", "--dry-run")
+    assert "it would run at uy-1" in person("uy/alma", *asked).out
+    assert person("uy/bruno", "site", "drain", "uy-1").code == 0
+    shown = person("uy/alma", *asked)
+    assert person("uy/bruno", "site", "resume", "uy-1").code == 0
+    print(shown.out)
+    assert "nothing was submitted; it would wait: as things are uy-1 does not take it\n" in shown.out
 
 
 def test_an_array_is_submitted_listed_and_explained(fed: Any, person: As) -> None:
