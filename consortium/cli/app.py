@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -12,8 +13,11 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from consortium.cli import audit, data, federation, jobs, models, quota, rounds, simulate, site, snapshot
-from consortium.cli.show import say
+from consortium.cli.show import clipped, say
 from consortium.errors import ConsortiumError
+
+_MAX_LINE = 2_000
+"""Characters of a line of an error; all names that a key may have fit into it."""
 
 app = typer.Typer(
     name="consortium",
@@ -52,8 +56,9 @@ def _code() -> int:
         show = getattr(fault, "show", None)
         if show is None:
             return _said(2, f"error: {fault.format_message()}")
-        show()
-        return 2
+        shown = io.StringIO()
+        show(file=shown)
+        return _said(2, shown.getvalue().rstrip("\n"))
     except ConsortiumError as fault:
         return _said(fault.exit_code, f"error: {fault.render()}")
     except Exception as fault:  # the last net: a person sees one line, the trace goes to a file
@@ -68,5 +73,6 @@ def _keep_trace() -> str:
 
 
 def _said(code: int, message: str) -> int:
-    say(message)
+    """Say a message, what it quotes cut to a bearable length, and return the exit code."""
+    say("\n".join(clipped(line, _MAX_LINE) for line in message.split("\n")))
     return code

@@ -12,7 +12,7 @@ import pytest
 from consortium.cli.show import say
 from tests.reports import builders as b
 
-COMMAND = f"{sys.executable} -m consortium.cli"
+COMMAND = f"{sys.executable} -m consortium"
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,16 @@ def test_bad_usage_exits_2(call: Call, arguments: list[str]) -> None:
     _clear(call(*arguments), 2)
 
 
+@pytest.mark.parametrize("arguments", [[], ["jobs"], ["jobs", "--state"], ["show"], ["report", "fr", "--format"]])
+@pytest.mark.parametrize("start", ["", "--"])
+def test_a_value_of_any_length_is_answered_in_bearable_words(
+    call: Call, lone: Path, arguments: list[str], start: str
+) -> None:
+    shown = call(*arguments, start + "x" * 100_000, home=lone)
+    _clear(shown, 2, "xxx")
+    assert len(shown.err) < 3_000
+
+
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
