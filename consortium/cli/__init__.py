@@ -1,8 +1,8 @@
 """The command line: parse, call the SDK, print. Heavy libraries are imported only inside the commands that need them.
 
-Modules: `app` (commands and errors), `context` (who calls which server), `jobs`, `operate`, `data`, `audit`,
-`federation` (the commands by user), `show` (tables and JSON). Exit codes are those of `consortium.errors`, 130 when
-interrupted.
+Modules: `app` (commands and errors), `context` (who calls which server), `jobs`, `rounds`, `models`, `site`, `quota`,
+`data`, `audit`, `federation`, `simulate`, `snapshot` (the commands by what they are about), `show` (tables and JSON),
+`streams` (what becomes of output that nobody takes). Exit codes are those of `consortium.errors`, 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -16,5 +16,7 @@ def main() -> None:
     # every command answers a tenth of a second sooner.
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     from consortium.cli.app import run
+    from consortium.cli.streams import settle
 
+    settle()
     run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -12,8 +13,11 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from consortium.cli import audit, data, federation, jobs, models, quota, rounds, simulate, site, snapshot
-from consortium.cli.show import say
+from consortium.cli.show import clipped, say
 from consortium.errors import ConsortiumError
+
+_MAX_LINE = 2_000
+"""Characters of a line of an error; all names that a key may have fit into it."""
 
 app = typer.Typer(
     name="consortium",
@@ -31,27 +35,34 @@ for _room in (federation, jobs, rounds, models, site, quota, data, audit, simula
 
 def run() -> NoReturn:
     """Run the command line and exit: 0 done, the error's own code, 2 for bad usage, 130 when interrupted."""
+    code = _code()
+    try:
+        sys.stdout.flush()
+    except ConsortiumError as fault:
+        code = code or _said(fault.exit_code, f"error: {fault.render()}")
+    sys.exit(code)
+
+
+def _code() -> int:
+    """Run a command, say what went wrong, and return the exit code."""
     try:
         code = app(standalone_mode=False)
-        sys.stdout.flush()
         if code == 130:
-            _leave(130, "interrupted")
-        sys.exit(code if isinstance(code, int) else 0)
+            return _said(130, "interrupted")
+        return code if isinstance(code, int) else 0
     except (Abort, KeyboardInterrupt):
-        _leave(130, "interrupted")
+        return _said(130, "interrupted")
     except TyperException as fault:
         show = getattr(fault, "show", None)
         if show is None:
-            _leave(2, f"error: {fault.format_message()}")
-        show()
-        sys.exit(2)
+            return _said(2, f"error: {fault.format_message()}")
+        shown = io.StringIO()
+        show(file=shown)
+        return _said(2, shown.getvalue().rstrip("\n"))
     except ConsortiumError as fault:
-        _leave(fault.exit_code, f"error: {fault.render()}")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return _said(fault.exit_code, f"error: {fault.render()}")
     except Exception as fault:  # the last net: a person sees one line, the trace goes to a file
-        _leave(1, f"error: unexpected {type(fault).__name__}: {fault}\n  where: {_keep_trace()}")
+        return _said(1, f"error: unexpected {type(fault).__name__}: {fault}\n  where: {_keep_trace()}")
 
 
 def _keep_trace() -> str:
@@ -61,6 +72,7 @@ def _keep_trace() -> str:
     return path
 
 
-def _leave(code: int, message: str) -> NoReturn:
-    say(message)
-    sys.exit(code)
+def _said(code: int, message: str) -> int:
+    """Say a message, what it quotes cut to a bearable length, and return the exit code."""
+    say("\n".join(clipped(line, _MAX_LINE) for line in message.split("\n")))
+    return code

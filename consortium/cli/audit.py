@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from consortium.cli.context import As, Caller, Json, check_job_id
+from consortium.cli.context import As, Caller, Json, check_job_id, named_server
 from consortium.cli.show import put, put_json, say, table, when
 from consortium.errors import ConsortiumError, NotFoundError, UsageError, VerificationError
 
@@ -53,10 +53,13 @@ def report(
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A report.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A report; - reads standard input.")],
     trust: Annotated[
         Path | None,
-        typer.Option(help="Public keys you pinned; default: those of the federation here, else the file's."),
+        typer.Option(
+            help="Public keys you pinned; default: those of the federation here, without one or with "
+            "$CONSORTIUM_SERVER the file's."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -68,7 +71,12 @@ def verify(
 
     document = read_report(file)
     pinned = trust or _pinned()
-    found = verify_report(document, Trust.load(pinned) if pinned else None)
+    try:
+        found = verify_report(document, Trust.load(pinned) if pinned else None)
+    except VerificationError as fault:
+        if trust or not pinned:
+            raise
+        raise _under_keys_found(fault, pinned) from fault
     if as_json:
         put_json(to_json(found))
         return
@@ -173,7 +181,7 @@ def log(
     from consortium.keys.trust import Trust
 
     caller = Caller(person, role="auditor")
-    pinned = trust or (None if caller.elsewhere else _pinned())
+    pinned = trust or _pinned()
     found = latest(caller.client(), count, Trust.load(pinned) if pinned else None)
     if as_json:
         put_json({"checkpoint": found.checkpoint, "size": found.size, "entries": to_json(found.entries)})
@@ -192,11 +200,23 @@ def log(
 
 
 def _pinned() -> Path | None:
-    """The public keys of the federation on this machine, if there is one."""
+    """The public keys of the federation on this machine, if there is one and the commands speak to it."""
     from consortium.local.paths import FederationDir
 
+    if named_server():
+        return None
     try:
         path = FederationDir.current().trust_file
     except ConsortiumError:
         return None
     return path if path.exists() else None
+
+
+def _under_keys_found(fault: VerificationError, pinned: Path) -> VerificationError:
+    """Return the fault with the file whose keys were taken without being asked for."""
+    checked = f"checked under the keys of the federation on this machine, {pinned}"
+    return VerificationError(
+        fault.what,
+        where=f"{fault.where}; {checked}" if fault.where else checked,
+        fix=f"{fault.fix + '; ' if fault.fix else ''}where the report is of another consortium, name its keys: --trust",
+    )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consortium.errors import AuthError, ConfigError, NotFoundError, UsageError
+from consortium.errors import AuthError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from consortium.client.api import Client
     from consortium.keys.signing import SigningKey
+    from consortium.local.paths import ClientFile
 
 As = Annotated[
     str, typer.Option("--as", metavar="PERSON", envvar="CONSORTIUM_AS", help="Who you are, such as fr/amelie.")
@@ -28,20 +28,26 @@ class Caller:
     """
 
     def __init__(self, person: str = "", *, partner: str = "", role: str = "engineer") -> None:
-        self._server = os.environ.get("CONSORTIUM_SERVER", "")
-        self._known: dict[str, Any] = {} if self._server else _current()
-        self.person = person or ("" if self._server else self._default(partner, role))
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether the server is another than that of the federation on this machine."""
-        return bool(self._server)
+        self._server = named_server()
+        self._here = None if self._server else _current()
+        self.person = self._default(self._here, partner, role) if self._here and not person else person
 
     def client(self) -> Client:
-        """Return the SDK's client."""
+        """Return the SDK's client. Raises AuthError where the token is of another person than who was named."""
         from consortium.client.api import Client
 
-        return Client(self._server or self._known["server_url"], self._token())
+        if self._here:
+            return Client(self._here.server_url, self._token())
+        client = Client(self._server, self._token())
+        if self.person:
+            subject = str(client.whoami()["subject"])
+            if subject != self.person:
+                raise AuthError(
+                    f"the token is that of {subject}, not of {self.person}",
+                    where="--as or $CONSORTIUM_AS, and $CONSORTIUM_TOKEN",
+                    fix=f"name {subject} or nobody, or set the token of {self.person}",
+                )
+        return client
 
     def key(self) -> SigningKey:
         """Return the person's signing key."""
@@ -50,9 +56,9 @@ class Caller:
         named = os.environ.get("CONSORTIUM_KEY")
         if named:
             return SigningKey.load(named)
-        if self._server:
+        if self._here is None:
             raise AuthError("no key to sign with", where="$CONSORTIUM_KEY", fix="set it to your key file")
-        return SigningKey.load(self._of("key_paths"))
+        return SigningKey.load(self._of(self._here.key_paths))
 
     def name(self) -> str:
         """Return the person's id; asks the server where only a token is known."""
@@ -61,43 +67,53 @@ class Caller:
     def _token(self) -> str:
         token = os.environ.get("CONSORTIUM_TOKEN")
         if token:
-            return token
-        if self._server:
+            return _checked(token, "$CONSORTIUM_TOKEN")
+        if self._here is None:
             raise AuthError(
                 "no token", where="$CONSORTIUM_TOKEN", fix="set it to a bearer token for $CONSORTIUM_SERVER"
             )
-        path = self._of("token_paths")
+        path = self._of(self._here.token_paths)
         try:
-            return Path(path).read_text().strip()
+            return _checked(Path(path).read_text(encoding="ascii", errors="replace"), path)
         except OSError as fault:
             raise AuthError(f"cannot read the token of {self.person}: {fault.strerror}", where=path) from fault
 
-    def _of(self, table: str) -> str:
-        paths: dict[str, str] = self._known[table]
+    def _of(self, paths: dict[str, str]) -> str:
         if self.person not in paths:
             raise NotFoundError(
                 f"nobody is called {self.person!r}", where="--as", fix=f"one of {', '.join(sorted(paths))}"
             )
         return paths[self.person]
 
-    def _default(self, partner: str, role: str) -> str:
+    @staticmethod
+    def _default(here: ClientFile, partner: str, role: str) -> str:
         """The person with `role` of `partner` (else of the default person's partner)."""
-        default = str(self._known["default_person"])
-        people: dict[str, list[str]] = self._known["roles"]
-        for home in (partner, default[:2]):
-            fitting = sorted(p for p, roles in people.items() if p[:2] == home and role in roles)
+        for home in (partner, here.default_person[:2]):
+            fitting = sorted(p for p, roles in here.roles.items() if p[:2] == home and role in roles)
             if fitting:
                 return fitting[0]
-        return default
+        return here.default_person
 
 
-def _current() -> dict[str, Any]:
-    from consortium.local.paths import home, unusable
+def named_server() -> str:
+    """Return the server that `$CONSORTIUM_SERVER` names; empty where commands speak to the federation here."""
+    return os.environ.get("CONSORTIUM_SERVER", "")
+
+
+def _checked(token: str, where: str) -> str:
+    """Return a token that a request can carry."""
+    token = token.strip()
+    if not token or not all("!" <= sign <= "~" for sign in token):
+        raise AuthError("not a bearer token: it is letters, digits and signs of ASCII in one piece", where=where)
+    return token
+
+
+def _current() -> ClientFile:
+    from consortium.local.paths import ClientFile, home, unusable
 
     path = home() / "current" / "client.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        path.stat()
     except FileNotFoundError as fault:
         raise NotFoundError(
             "there is no federation here",
@@ -106,8 +122,7 @@ def _current() -> dict[str, Any]:
         ) from fault
     except OSError as fault:
         raise unusable(fault) from fault
-    except json.JSONDecodeError as fault:
-        raise ConfigError(f"cannot read it: {fault}", where=str(path)) from fault
+    return ClientFile.load(path)
 
 
 def check_job_id(job: str) -> str:

@@ -26,19 +26,20 @@ def show(answer: dict[str, Any], as_json: bool, *, members: int = 1) -> None:
     else:
         _page(answer, job, members)
     if job.state.value == "denied":
-        denied(job)
+        denied(job, called="the job")
 
 
-def denied(job: Job) -> NoReturn:
-    """Leave with what denies a job and its exit code: 3 by policy, 4 by quota."""
+def denied(job: Job, *, called: str = "") -> NoReturn:
+    """Leave with what denies a job, `called` by its id else, and its exit code: 3 by policy, 4 by quota."""
     from consortium.errors import PolicyDeniedError, QuotaDeniedError
 
     if not job.denials:
         message = job.reason.message if job.reason else "no reason was given"
-        raise QuotaDeniedError(f"{job.id} is denied: {message}", fix=(job.reason.fix or None) if job.reason else None)
+        what = f"{called or job.id} is denied: {message.replace(job.id, called or job.id)}"
+        raise QuotaDeniedError(what, fix=(job.reason.fix or None) if job.reason else None)
     first = job.denials[0]
     raise PolicyDeniedError(
-        f"{job.id} is denied by {first.clause}: {first.message}",
+        f"{called or job.id} is denied by {first.clause}: {first.message}",
         where=f"{first.file}:{first.line}",
         fix=f"would pass: {first.would_pass}",
     )
@@ -71,9 +72,7 @@ def _outlook(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _page(answer: dict[str, Any], job: Job, members: int) -> None:
-    where = ", ".join(job.target_sites) or "any one site that fits"
-    denied_now = job.state.value == "denied"
-    put(f"nothing was submitted; it would {'be denied' if denied_now else f'run at {where}'}")
+    put(f"nothing was submitted; it would {_fate(answer, job)}")
     put(answer["funnel"]["reason"]["message"].replace(job.id, "the job"))
     put()
     table(
@@ -86,6 +85,16 @@ def _page(answer: dict[str, Any], job: Job, members: int) -> None:
         put(f"{name:12} {text}")
     if "training" in answer:
         estimate.show(answer["training"])
+
+
+def _fate(answer: dict[str, Any], job: Job) -> str:
+    if job.state.value == "denied":
+        return "be denied"
+    able = {row["site"] for row in answer["sites"] if row["eligible"]}
+    unable = [site for site in job.target_sites if site not in able]
+    if unable or not able:
+        return f"wait: as things are {', '.join(unable) or 'no site'} {'do' if len(unable) > 1 else 'does'} not take it"
+    return f"run at {', '.join(job.target_sites) or 'any one site that fits'}"
 
 
 def _row(row: dict[str, Any], job_id: str) -> tuple[str, ...]:

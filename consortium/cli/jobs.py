@@ -1,8 +1,7 @@
-"""The engineer's commands: submit, jobs, show, explain, logs, cancel."""
+"""The engineer's commands: submit, jobs, show, explain, cancel."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ from consortium.cli import dryrun
 from consortium.cli.attribution import show_attribution
 from consortium.cli.context import As, Caller, Json, check_job_id
 from consortium.cli.dryrun import denied, funnel
+from consortium.cli.logs import logs
 from consortium.cli.show import put, put_json, say, table, when
 from consortium.cli.watch import follow, told
 from consortium.errors import JobFailedError
@@ -47,8 +47,8 @@ def submit(
         typer.Option(metavar="JOB", help="Go on where this training ended; outer.rounds then counts all its rounds."),
     ] = "",
     array: Annotated[
-        int, typer.Option(metavar="N", help="Submit N jobs, all or none; %a in a value stands for 0 to N-1.")
-    ] = 0,
+        int | None, typer.Option(metavar="N", help="Submit N jobs, all or none; %a in a value stands for 0 to N-1.")
+    ] = None,
     array_limit: Annotated[int, typer.Option(metavar="M", help="At most M of them in line or at work at a time.")] = 0,
     idempotency_key: Annotated[str, typer.Option(help="Submitting again with the same key makes no second job.")] = "",
     as_json: Json = False,
@@ -59,9 +59,9 @@ def submit(
     from consortium.client.submission import draft_array, draft_spec, finish_spec
     from consortium.errors import UsageError
 
-    if array_limit and not array:
+    if array_limit and array is None:
         raise UsageError("--array-limit needs --array")
-    if resume and (array or kind != "pretrain"):
+    if resume and (array is not None or kind != "pretrain"):
         raise UsageError("--resume goes with `submit pretrain`, and not with --array")
     caller = Caller(person, partner=account[:2])
     given = overrides or []
@@ -70,7 +70,7 @@ def submit(
             drafts: tuple[JobSpec, ...] = (
                 draft_resumed(client, check_job_id(resume), given, person=caller.name(), account=account),
             )
-        elif array:
+        elif array is not None:
             drafts = draft_array(
                 client, kind, given, size=array, limit=array_limit, person=caller.name(), account=account
             )
@@ -82,13 +82,13 @@ def submit(
             return
         key = caller.key()
         signed = [finish_spec(draft, key) for draft in drafts]
-        if array:
+        if array is not None:
             made = client.submit_array(signed, idempotency_key=idempotency_key)
         else:
             made = [client.submit(signed[0], idempotency_key=idempotency_key)]
         if watch:
             made = [_watch(client, job.id) if job.state.value != "denied" else job for job in made]
-    _submitted(made, watch, as_json, array=bool(array))
+    _submitted(made, watch, as_json, array=array is not None)
 
 
 def _submitted(made: list[Job], watched: bool, as_json: bool, *, array: bool) -> None:
@@ -225,31 +225,6 @@ def explain(job: JobArg, as_json: Json = False, person: As = "") -> None:
             put(f"  {site}: {told(progress)}")
 
 
-def logs(
-    job: JobArg,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job ends.")] = False,
-    site: Annotated[str, typer.Option(help="Only this site's.")] = "",
-    as_json: Json = False,
-    person: As = "",
-) -> None:
-    """Print logs."""
-    client = Caller(person).client()
-    after, named = 0, False
-    while True:
-        found = client.logs(check_job_id(job), site=site, after=after)
-        if as_json:
-            put_json(found)
-        else:
-            _log_text(found, named)
-        named = True
-        more = found["next"] > after
-        after = found["next"]
-        if (found["final"] or not follow) and not more:
-            return
-        if not more:
-            time.sleep(0.5)
-
-
 def cancel(
     job: Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or an array's (arr-…) for all its members.")],
     as_json: Json = False,
@@ -303,12 +278,3 @@ def _legs(job: Job) -> None:
         for leg in attempt.legs:
             said = leg.reason or told(job.progress.get(leg.site, {}))
             put(f"  {leg.site}  {leg.state.value}  {leg.gpus} GPUs  {leg.id}@{leg.epoch}  {said}".rstrip())
-
-
-def _log_text(found: dict[str, Any], named: bool) -> None:
-    for chunk in found["chunks"]:
-        for line in chunk["text"].splitlines():
-            put(f"{chunk['site']} | {line}")
-    if not named:
-        for site in found["withheld"]:
-            say(f"{site} keeps its logs at home: its partner's policy does not release them")

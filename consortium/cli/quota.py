@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from consortium.cli.context import As, Caller, Json
 from consortium.cli.show import put, put_json, say, table, when
 from consortium.domain.units import gpu_hours
+
+if TYPE_CHECKING:
+    from consortium.client.api import Client
 
 quota_app = typer.Typer(help="Quotas per account and flavor, budgets, pledges.", no_args_is_help=True)
 Change = Annotated[
@@ -70,15 +75,22 @@ def quota_show(as_json: Json = False, person: As = "") -> None:
 
 def quota_plan(change: Change, as_json: Json = False, person: As = "") -> None:
     """Plan a change."""
+    from consortium.errors import ForbiddenError
+
     with Caller(person, role="admin").client() as client:
-        found = client.quota_plan(_text(client, change))
+        text = _text(client, change)
+        with _blaming(client, change):
+            found = client.quota_plan(text)
     if as_json:
         put_json(found)
-        return
-    _changes(found)
-    if found["changes"]:
-        put(f"needs the consent of {', '.join(found['consent'])}")
-    _effect(found["effect"])
+    else:
+        _changes(found)
+        if found["changes"]:
+            put(f"needs the consent of {', '.join(found['consent'])}")
+        _effect(found["effect"])
+    refused = next((item for item in found["changes"] if item["refused"]), None)
+    if refused is not None:
+        raise ForbiddenError(f"{refused['what']} of {refused['account']}: {refused['refused']}", where=found["file"])
 
 
 def quota_apply(change: Change, as_json: Json = False, person: As = "") -> None:
@@ -96,7 +108,9 @@ def quota_apply(change: Change, as_json: Json = False, person: As = "") -> None:
             change=digest(text.encode()),
             replaces=replaces,
         )
-        found = client.quota_apply(text, replaces=replaces, signature=caller.key().sign(canonical(statement)))
+        signature = caller.key().sign(canonical(statement))
+        with _blaming(client, change):
+            found = client.quota_apply(text, replaces=replaces, signature=signature)
     if as_json:
         put_json(found)
         return
@@ -144,7 +158,7 @@ def shares(as_json: Json = False, person: As = "") -> None:
     put("half-life, in reference GPU-hours. A job within nominal has level 0; of others, lower levels come first.")
 
 
-def _text(client: Any, change: list[str]) -> str:
+def _text(client: Client, change: list[str]) -> str:
     """The text of the quota file that is meant: a file's, or the one in force with changes."""
     from consortium.config.quota_edit import edit_quota
     from consortium.errors import UsageError
@@ -159,6 +173,21 @@ def _text(client: Any, change: list[str]) -> str:
         return Path(files[0]).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as fault:
         raise UsageError(f"cannot read it: {fault}", where=files[0], fix="name a quota file, or KEY=VALUE") from fault
+
+
+@contextmanager
+def _blaming(client: Client, change: list[str]) -> Iterator[None]:
+    """Name the change at fault where the server names a line of the changed text, which its caller never sees."""
+    from consortium.config.quota_edit import blamed
+    from consortium.errors import ConfigError
+
+    try:
+        yield
+    except ConfigError as fault:
+        if "=" not in change[0]:
+            raise
+        document = client.quota()["document"]
+        raise blamed(fault, str(document["text"]), change, str(document["file"])) from fault
 
 
 def _changes(found: dict[str, Any]) -> None:

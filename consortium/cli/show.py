@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,8 +28,10 @@ def put(text: str = "") -> None:
 
 
 def say(text: str) -> None:
-    """Print a line for people on standard error."""
-    print(plain(text), file=sys.stderr, flush=True)
+    """Print a line for people on standard error; where that cannot be done nothing else changes."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            print(plain(text), file=sys.stderr, flush=True)
 
 
 def plain(text: str) -> str:

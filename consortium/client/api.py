@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
-from consortium.client.transport import Transport
+from consortium.client.transport import Transport, stranger
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset
 from consortium.domain.job import Job, JobSpec, JobState, SignedSpec
@@ -20,6 +20,8 @@ from consortium.train.plot import Curves
 Json = dict[str, Any]
 ARRAY_MEMBER_S = 0.2
 """How much longer an array may take to submit per member."""
+REPORTS = "consortium-report/"
+"""What the format of every report begins with."""
 SNAPSHOT_S = 300.0
 """How long a snapshot may take: a whole cycle is decided for it."""
 
@@ -137,7 +139,7 @@ class Client:
         """Submit all members of a job array, all or none; return them in order of their index."""
         body = {"members": [_submission(signed) for signed in members], "idempotency_key": idempotency_key}
         patience_s = self._timeout_s + len(members) * ARRAY_MEMBER_S
-        return from_json(list[Job], self._json("POST", "/jobs/array", body=body, timeout_s=patience_s), where="jobs")
+        return from_json(list[Job], self._list("POST", "/jobs/array", body=body, timeout_s=patience_s), where="jobs")
 
     def dry_run(self, spec: JobSpec | SignedSpec) -> Json:
         """Return what would become of a submission: funnel, a row per site, run time, cost; nothing is stored.
@@ -259,7 +261,10 @@ class Client:
 
     def report(self, partner: str, period: str) -> Json:
         """Return the contribution report of a partner for a month `YYYY-MM`."""
-        return self._json("GET", f"/reports/{quote(partner, safe='')}", query={"period": period})
+        found = self._json("GET", f"/reports/{quote(partner, safe='')}", query={"period": period})
+        if not str(found.get("format")).startswith(REPORTS):
+            raise stranger(self.url)
+        return found
 
     def usage(self, period: str = "") -> Json:
         """Return metered GPU-milliseconds: `rows` by account, site and flavor; `partners`, delivered and consumed."""
@@ -287,12 +292,10 @@ class Client:
         return self._json("GET", "/log/proof", query={"old": old, "size": size})
 
     def _json(self, method: str, path: str, **more: Any) -> Json:
-        found: Json = self._wire.json(method, path, **more)
-        return found
+        return self._wire.json(dict, method, path, **more)
 
     def _list(self, method: str, path: str, **more: Any) -> list[Json]:
-        found: list[Json] = self._wire.json(method, path, **more)
-        return found
+        return self._wire.json(list, method, path, **more)
 
 
 def _submission(signed: SignedSpec) -> Json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -10,12 +10,18 @@ from consortium import PROTOCOL_VERSION
 from consortium.errors import ConsortiumError, UnreachableError, by_slug
 
 HEADER = "Consortium-Protocol"
+"""Stands in every request and in every answer that is no problem document."""
+PROBLEM = "application/problem+json"
 _AWAY = (502, 503, 504)
+T = TypeVar("T")
 
 
 class Transport:
-    """Calls paths below `/v1`. Raises the leaf of `consortium.errors` that a problem document names, UnreachableError
-    where the server does not answer."""
+    """Calls paths below `/v1`.
+
+    Raises the leaf of `consortium.errors` that a problem document names, UnreachableError where no server answers, or
+    something that is no consortium server.
+    """
 
     def __init__(self, url: str, token: str, timeout_s: float) -> None:
         self.url = url.rstrip("/")
@@ -57,26 +63,46 @@ class Transport:
                 where=self.url,
                 fix="start it with `consortium up`, or mend the server's address",
             ) from fault
-        if answer.is_success:
-            return answer
-        raise _error(answer)
+        if not answer.is_success:
+            raise self._error(answer)
+        if HEADER not in answer.headers:
+            raise stranger(self.url)
+        return answer
 
-    def json(self, method: str, path: str, **more: Any) -> Any:
-        """Make one call, as `call`, and return the JSON in the answer."""
+    def json(self, shape: type[T], method: str, path: str, **more: Any) -> T:
+        """Make one call, as `call`, and return the JSON in the answer, which is a `shape`: a dict or a list."""
         answer = self.call(method, path, **more)
         try:
-            return answer.json()
+            found = answer.json()
         except ValueError as fault:
-            raise UnreachableError("what answers there is not a consortium server", where=self.url) from fault
+            raise stranger(self.url) from fault
+        if not isinstance(found, shape):
+            raise stranger(self.url)
+        return found
+
+    def _error(self, answer: httpx.Response) -> ConsortiumError:
+        if answer.headers.get("content-type", "").partition(";")[0] != PROBLEM:
+            if answer.status_code in _AWAY:  # said by what stands before the server
+                what = f"the server is away: {answer.request.method} answered {answer.status_code}"
+                return UnreachableError(what, where=self.url, fix="try again, or ask who runs it")
+            return stranger(self.url)
+        try:
+            document = answer.json()
+            kind, detail = by_slug(str(document["type"]).rpartition(":")[2]), str(document["detail"])
+        except (ValueError, KeyError, TypeError):
+            return stranger(self.url)
+        beyond = httpx.URL(self.url).path.rstrip("/")
+        if beyond and detail == f"there is no {answer.request.url.path}":
+            return UnreachableError(
+                f"the server answers, and has nothing below {beyond}",
+                where=self.url,
+                fix=f"leave {beyond} off the server's address",
+            )
+        return kind(detail, where=document.get("where"), fix=document.get("fix"))
 
 
-def _error(answer: httpx.Response) -> ConsortiumError:
-    try:
-        document = answer.json()
-        kind = by_slug(str(document["type"]).rpartition(":")[2])
-        return kind(str(document["detail"]), where=document.get("where"), fix=document.get("fix"))
-    except (ValueError, KeyError, TypeError):
-        what = f"{answer.request.method} answered {answer.status_code}: {answer.text[:200]}"
-        return (UnreachableError if answer.status_code in _AWAY else ConsortiumError)(
-            what, where=str(answer.request.url)
-        )
+def stranger(url: str) -> UnreachableError:
+    """Return the error for an address where something else answers."""
+    return UnreachableError(
+        f"what answers at {url} is not a consortium server", where=url, fix="check the server's address"
+    )

@@ -6,6 +6,7 @@ reads `clusters/*.yaml`, and checks that names in one file exist in the others.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -90,12 +91,12 @@ def parse_partner_text(text: str, file: str) -> PartnerConfig:
     return build(PartnerConfig, marked.data, marked)
 
 
-def parse_quota_text(text: str, file: str, sites: tuple[Site, ...] = ()) -> QuotaConfig:
+def parse_quota_text(text: str, file: str, sites: tuple[Site, ...] = (), partners: Iterable[str] = ()) -> QuotaConfig:
     """Return accounts, budgets and pledges written in `text`; nominals come from `sites` where left out.
 
-    Raises ConfigError with file and line.
+    Where `partners` are given, all accounts must be theirs. Raises ConfigError with file and line.
     """
-    return build_quota(marks.parse(text, file), sites)
+    return build_quota(marks.parse(text, file), sites, partners)
 
 
 def load_federation(configs: Path | None = None, clusters: Path | None = None) -> FederationConfig:

@@ -21,6 +21,7 @@ from consortium.errors import ConfigError
 
 MAX_OVERRIDES = 200
 _MAX_CHARS = 20_000
+_SHOWN_CHARS = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class JobOverride:
     @property
     def where(self) -> str:
         """Return how messages name it."""
-        return f"override {self.position}: {self.text}"
+        return f"override {self.position}: {self.text[:_SHOWN_CHARS]}"
 
 
 def allowed_keys(kind: JobKind) -> tuple[str, ...]:
@@ -74,7 +75,7 @@ def accept(
     parser = OverridesParser.create()
     accepted: list[JobOverride] = []
     for position, text in enumerate(overrides, start=1):
-        where = f"override {position}: {text[:120]}"
+        where = f"override {position}: {text[:_SHOWN_CHARS]}"
         if len(text) > _MAX_CHARS:
             raise ConfigError(f"longer than {_MAX_CHARS} characters", where=where)
         if "${" in text:
@@ -84,9 +85,9 @@ def accept(
         try:
             (parsed,) = parser.parse_overrides([text])
         except (HydraException, RecursionError, ValueError) as fault:
-            problem = str(fault.__cause__ or fault).strip().splitlines()[0][:200]
+            problem, fix = _problem(str(fault.__cause__ or fault), text)
             raise ConfigError(
-                f"not a valid override: {problem}", where=where, fix=f"write key=value, such as {example}"
+                f"not a valid override: {problem}", where=where, fix=fix or f"write key=value, such as {example}"
             ) from fault
         accepted.append(_accept(what, parsed, JobOverride(text=text, position=position), known, choices))
     return tuple(accepted)
@@ -124,6 +125,16 @@ def _accept(
     elif not _is_plain(value):
         raise ConfigError("only numbers, words, true, false and lists of these are allowed", where=given.where)
     return dataclasses.replace(given, key=key, choice=choice, value=value)
+
+
+def _problem(said: str, text: str) -> tuple[str, str]:
+    """What the parser says, in words for people, and what to do about it; empty where that is nothing special."""
+    if said.startswith("LexerNoViableAlt"):
+        quoted = f"""'{text.partition("=")[0][:_SHOWN_CHARS]}="…"'"""
+        return "a sign that may stand in quotes only, or a quote without its end", f"put the value in quotes: {quoted}"
+    if said.startswith("Exceeds the limit"):
+        return "a number of thousands of digits", "write a smaller one"
+    return said.strip().splitlines()[0][:200], ""
 
 
 def _is_plain(value: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import cast
 import yaml
 
 from consortium.config import marks
-from consortium.config.build import nearest
+from consortium.config.build import nearest, unknown
 from consortium.config.overrides import MAX_OVERRIDES
 from consortium.errors import ConfigError
 
@@ -24,6 +24,8 @@ _LISTS = {
 }
 _LEAVES = ("nominal", "borrowing_limit", "lending_limit", "weight")
 _NONE = ("null", "none")
+_MAX_DIGITS = 12
+"""More than any amount in a quota file may have."""
 
 
 def edit_quota(text: str, overrides: Sequence[str], file: str) -> str:
@@ -33,17 +35,77 @@ def edit_quota(text: str, overrides: Sequence[str], file: str) -> str:
     """
     if len(overrides) > MAX_OVERRIDES:
         raise ConfigError(f"more than {MAX_OVERRIDES} changes", fix="edit the file")
-    for position, override in enumerate(overrides, start=1):
-        where = f"override {position}: {override[:120]}"
-        key, equals, value = override.partition("=")
-        if not equals or not (value in _NONE or (value.isascii() and value.isdigit())):
-            raise ConfigError(
-                "not a change of a quota",
-                where=where,
-                fix="write a path and a whole number or null, such as accounts.fr.quotas.h100-sxm.nominal=4",
-            )
-        text = _edit(text, key, "null" if value in _NONE else str(int(value)), where, file)
+    for position in range(len(overrides)):
+        text = _changed(text, overrides, position, file)
     return text
+
+
+def blamed(fault: ConfigError, text: str, overrides: Sequence[str], file: str) -> ConfigError:
+    """Return a fault found in `edit_quota(text, overrides, file)` as that of the overrides that made it.
+
+    Those whose changes stand in the line that the fault names, else all: nobody sees the text that it is a line of.
+    """
+    name, _, line = (fault.where or "").rpartition(":")
+    if name != file or not line.isdecimal():
+        return fault
+    spans: list[range] = []
+    for position in range(len(overrides)):
+        edited = _changed(text, overrides, position, file)
+        before, after = text.splitlines(), edited.splitlines()
+        start = _alike(before, after)
+        kept = _alike(before[start:][::-1], after[start:][::-1])
+        grown = len(after) - len(before)
+        spans = [range(s.start + grown, s.stop + grown) if s.start >= len(before) - kept else s for s in spans]
+        spans.append(range(start, len(after) - kept))
+        text = edited
+    at = [position for position, span in enumerate(spans) if int(line) - 1 in span]
+    where = "; ".join(_where(overrides, position) for position in at or range(len(overrides)))
+    return ConfigError(fault.what, where=where, fix=fault.fix)
+
+
+def _changed(text: str, overrides: Sequence[str], position: int, file: str) -> str:
+    """Return the text with one of the overrides in it."""
+    where = _where(overrides, position)
+    key, equals, value = overrides[position].partition("=")
+    if not equals or not (value in _NONE or (value.isascii() and value.isdigit())):
+        raise ConfigError(
+            "not a change of a quota",
+            where=where,
+            fix="write a path and a whole number or null, such as accounts.fr.quotas.h100-sxm.nominal=4",
+        )
+    if len(value.lstrip("0")) > _MAX_DIGITS:
+        raise ConfigError(f"a number of {len(value):,} digits is no amount of anything", where=where)
+    _check_names(text, key, overrides, where)
+    return _edit(text, key, "null" if value in _NONE else (value.lstrip("0") or "0"), where, file)
+
+
+def _where(overrides: Sequence[str], position: int) -> str:
+    return f"override {position + 1}: {overrides[position][:120]}"
+
+
+def _alike(one: list[str], other: list[str]) -> int:
+    """How many lines two texts have in common at their start."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _check_names(text: str, key: str, overrides: Sequence[str], where: str) -> None:
+    """Raise ConfigError for an account that is not in the file, but for a project that is to get a nominal."""
+    top, *steps = key.split(".")
+    if top != "accounts" or not steps:
+        return
+    accounts, left = _descend(cast(yaml.Node, yaml.compose(text, Loader=yaml.SafeLoader)), [top])
+    partners = _names(accounts) if not left else []
+    if steps[0] not in partners:
+        raise unknown("partner", steps[0], partners, where)
+    if len(steps) > 2 and steps[1] == "projects":
+        projects, left = _descend(accounts, steps[:2])
+        known, made = _names(projects) if not left else [], f"{top}.{'.'.join(steps[:3])}.quotas."
+        if steps[2] not in known and not any(o.startswith(made) and ".nominal=" in o for o in overrides):
+            raise unknown(f"project of {steps[0]}:", steps[2], known, where)
+
+
+def _names(node: yaml.Node) -> list[str]:
+    return [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
 
 
 def _edit(text: str, key: str, value: str, where: str, file: str) -> str:
@@ -52,7 +114,9 @@ def _edit(text: str, key: str, value: str, where: str, file: str) -> str:
     top, _, rest = key.partition(".")
     if top in _LISTS:
         return _edit_entry(text, root, top, rest, value, where)
-    if top != "accounts" or not rest:
+    if top == "accounts" and not rest:
+        raise ConfigError(f"{key!r} is no single value", where=where, fix="go on, such as accounts.fr.weight")
+    if top != "accounts":
         raise ConfigError(f"unknown key {key!r}", where=where, fix=nearest(top, ["accounts", *_LISTS]))
     node, steps = _descend(root, key.split("."))
     if not steps:

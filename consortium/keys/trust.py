@@ -10,10 +10,13 @@ from typing import Any, ClassVar
 
 from consortium.domain.codec import from_json, to_json
 from consortium.errors import ConfigError, UsageError, VerificationError
-from consortium.keys.signing import fingerprint
+from consortium.keys.signing import fingerprint, key_label
+from consortium.keys.strict import NotStrictError, parse_object, read_bounded
 
 CONSORTIUM = "consortium"
 """Whom the server's key speaks for."""
+MAX_BYTES = 16 << 20
+"""What a file of trusted keys may take: 50,000 sites."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +46,11 @@ class Trust:
     def load(cls, path: str | Path) -> Trust:
         """Read the file; raises ConfigError naming it and the offending key."""
         try:
-            return cls.parse(json.loads(Path(path).read_text()), where=str(path))
+            return cls.parse(parse_object(read_bounded(path, MAX_BYTES)), where=str(path))
         except OSError as fault:
             raise ConfigError(f"cannot read the trusted keys: {fault.strerror}", where=str(path)) from fault
-        except json.JSONDecodeError as fault:
-            raise ConfigError(f"not valid JSON: {fault.msg}", where=f"{path}:{fault.lineno}") from fault
+        except NotStrictError as fault:
+            raise ConfigError(f"not a file of trusted keys: {fault}", where=fault.at(str(path))) from fault
 
     @classmethod
     def parse(cls, data: Any, *, where: str) -> Trust:
@@ -61,7 +64,7 @@ class Trust:
         """Write the file whole or not at all."""
         target = Path(path)
         draft = target.with_name(f".{target.name}.{os.getpid()}")
-        draft.write_text(json.dumps(to_json(self), indent=2, sort_keys=True) + "\n")
+        draft.write_text(json.dumps(to_json(self), indent=2, sort_keys=True) + "\n", encoding="utf-8")
         draft.replace(target)
 
     def origin_key(self, origin: str) -> str:
@@ -95,8 +98,16 @@ class Trust:
         return {site: self.sites[site].sealing for site in sites}
 
     def fingerprints(self) -> dict[str, str]:
-        """Return a short fingerprint of every signing key, for people to compare over another channel."""
+        """Return the fingerprint of every signing key, for people to compare over another channel."""
+        return {name: fingerprint(key) for name, key in self.signing_keys().items()}
+
+    def labels(self) -> dict[str, str]:
+        """Return the label of every signing key, as it stands in reports."""
+        return {name: key_label(key) for name, key in self.signing_keys().items()}
+
+    def signing_keys(self) -> dict[str, str]:
+        """Return every signing key by whose it is, such as `site fr-1`."""
         keys = {"log": self.log_key, "server": self.server_key}
         keys |= {f"partner {name}": key for name, key in self.partners.items()}
         keys |= {f"site {name}": pair.signing for name, pair in self.sites.items()}
-        return {name: fingerprint(key) for name, key in sorted(keys.items())}
+        return dict(sorted(keys.items()))

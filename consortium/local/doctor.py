@@ -121,7 +121,11 @@ def _loopback(name: str) -> Finding:
 
 def _home(name: str) -> Finding:
     folder = _standing(home())
-    ok = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    try:  # what the system says of rights is not enough: /proc takes no folder from anybody
+        with tempfile.TemporaryDirectory(dir=folder):
+            ok = True
+    except OSError:
+        ok = False
     there = "can be written" if folder == home() else f"can be made in {folder}"
     found = f"{home()} {there}" if ok else f"{folder} is no folder that you may write to"
     return Finding(

@@ -11,12 +11,21 @@ from typing import Any
 
 from consortium.domain.ids import is_name
 from consortium.errors import ConfigError, NotFoundError, UsageError
+from consortium.keys.strict import NotStrictError, parse_object, read_bounded
+
+_MAX_BYTES = 64 << 20
 
 
 def home() -> Path:
-    """Return `$CONSORTIUM_HOME`, by default `~/.local/state/consortium`: all federations of this user."""
+    """Return `$CONSORTIUM_HOME`, by default `~/.local/state/consortium`: all federations of this user.
+
+    Raises ConfigError where that is no path.
+    """
     named = os.environ.get("CONSORTIUM_HOME")
-    return Path(named).expanduser().resolve() if named else Path.home() / ".local" / "state" / "consortium"
+    try:
+        return Path(named).expanduser().resolve() if named else Path.home() / ".local" / "state" / "consortium"
+    except (OSError, RuntimeError, ValueError) as fault:  # nobody has that home folder; links that lead in a circle
+        raise unusable(fault) from fault
 
 
 def make_home() -> Path:
@@ -30,14 +39,40 @@ def make_home() -> Path:
         raise unusable(fault) from fault
 
 
-def unusable(fault: OSError) -> ConfigError:
+def unusable(fault: Exception) -> ConfigError:
     """Return the error for a home that cannot be read or written."""
     named = os.environ.get("CONSORTIUM_HOME")
     return ConfigError(
-        f"the folder of federations cannot be used: {fault.strerror or fault}",
-        where=f"$CONSORTIUM_HOME={named}" if named else str(home()),
+        f"the folder of federations cannot be used: {getattr(fault, 'strerror', '') or fault}",
+        where=f"$CONSORTIUM_HOME={named}" if named else "~/.local/state/consortium",
         fix="set $CONSORTIUM_HOME to a folder that you may write to",
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientFile:
+    """What the command line knows of a federation on this machine: `client.json`."""
+
+    server_url: str
+    token_paths: dict[str, str]
+    """By person, as `key_paths` and `roles`."""
+    key_paths: dict[str, str]
+    roles: dict[str, list[str]]
+    default_person: str
+
+    @classmethod
+    def load(cls, path: Path) -> ClientFile:
+        """Read it. Raises NotFoundError or ConfigError."""
+        from consortium.domain.codec import from_json
+
+        try:
+            return from_json(cls, read_json(path), where=str(path))
+        except UsageError as fault:
+            raise ConfigError(
+                f"not the client file of a federation: {fault.what.removeprefix('not a valid ClientFile: ')}",
+                where=fault.where,
+                fix="start a federation anew: `consortium up --name NAME` writes one",
+            ) from fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,16 +176,13 @@ class FederationDir:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises NotFoundError where it is missing, ConfigError where it is not one."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return parse_object(read_bounded(path, _MAX_BYTES))
     except FileNotFoundError as fault:
         raise NotFoundError("the file does not exist", where=str(path), fix="run: consortium up") from fault
     except OSError as fault:
         raise ConfigError(f"cannot read the file: {fault.strerror}", where=str(path)) from fault
-    except json.JSONDecodeError as fault:
-        raise ConfigError(f"not valid JSON: {fault.msg}", where=f"{path}:{fault.lineno}") from fault
-    if not isinstance(data, dict):
-        raise ConfigError("not a JSON object", where=str(path))
-    return data
+    except NotStrictError as fault:
+        raise ConfigError(str(fault), where=fault.at(str(path))) from fault
 
 
 def write_file(path: Path, text: str, mode: int = 0o600) -> None:

@@ -110,7 +110,7 @@ def build_report(
         ),
         checkpoint=checkpoint,
         trust=trust,
-        fingerprints=trust.fingerprints(),
+        fingerprints=trust.labels(),
     )
     document: dict[str, Any] = to_json(sign_value(key, report))
     verify_report(document, trust)

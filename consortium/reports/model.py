@@ -287,4 +287,5 @@ class Report:
     """The signed note of the log that every leaf is proven against."""
     trust: Trust
     fingerprints: dict[str, str]
+    """Labels of the keys in `trust`. People compare what `audit verify` prints, which is twice as long."""
     signature: str = field(default="")

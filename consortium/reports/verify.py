@@ -12,7 +12,7 @@ from consortium.domain.records import SITE_MAY_WRITE, SITES_ALONE, Evidence, Rec
 from consortium.errors import ConsortiumError, UsageError, VerificationError
 from consortium.keys.canonical import canonical
 from consortium.keys.documents import check_document
-from consortium.keys.signing import verify_value
+from consortium.keys.signing import fingerprint, verify_value
 from consortium.keys.trust import Trust
 from consortium.ledger.origins import record_digest, record_id
 from consortium.ledger.proofs import Checkpoint, leaf_data, parse_checkpoint, verify_inclusion
@@ -91,15 +91,16 @@ def verify_report(document: Mapping[str, Any] | str | bytes, trust: Trust | None
 
 def _trusted(report: Report, given: Trust | None) -> Trust:
     """Return the keys to believe: those given, which must not contradict the report's own."""
-    if report.fingerprints != report.trust.fingerprints():
+    if report.fingerprints != report.trust.labels():
         raise VerificationError("the fingerprints in the report are not those of its keys")
     if given is None:
         return report.trust
-    mine, theirs = given.fingerprints(), report.trust.fingerprints()
+    mine, theirs = given.signing_keys(), report.trust.signing_keys()
     for name in sorted(mine.keys() & theirs.keys()):
         if mine[name] != theirs[name]:
             raise VerificationError(
-                f"the report names another key for {name} ({theirs[name]}) than the trusted one ({mine[name]})",
+                f"the report names another key for {name} ({fingerprint(theirs[name])}) than the trusted one "
+                f"({fingerprint(mine[name])})",
                 fix="the report is not of this consortium, or a key was changed: ask its owner over another channel",
             )
     if given.log_name != report.trust.log_name:

@@ -67,11 +67,7 @@ def propose(core: Core, text: str) -> Proposal:
     """Return what a text would change. Raises ConfigError with file and line where it does not hold."""
     document, federation = in_force(core), core.federation
     sites = tuple(federation.sites.values())
-    config = parse_quota_text(text, document.file, sites)
-    strangers = sorted({partner_of(a.id) for a in config.accounts if a.id} - set(federation.partners))
-    if strangers:
-        known = ", ".join(federation.partners)
-        raise ConfigError(f"{strangers[0]!r} is no partner", where=document.file, fix=f"partners: {known}")
+    config = parse_quota_text(text, document.file, sites, federation.partners)
     changes = quota_changes(parse_quota_text(document.text, document.file, sites), config, core.clock.now_ms())
     return Proposal(document=document, replaces=digest_json(document), config=config, changes=changes)
 

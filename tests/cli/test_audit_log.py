@@ -26,8 +26,6 @@ class Server:
     note: str = ""
     change: Any = None
 
-    elsewhere = True
-
     def client(self) -> Server:
         return self
 
@@ -51,6 +49,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         log.erase(log.size - 1, "order 7")
         made = Server(log)
         monkeypatch.setattr(audit, "Caller", lambda *_, **__: made)
+        monkeypatch.setenv("CONSORTIUM_SERVER", "http://127.0.0.1:9")
         yield made
 
 

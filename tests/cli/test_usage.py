@@ -69,6 +69,16 @@ def test_bad_usage_exits_2(call: Call, arguments: list[str]) -> None:
     _clear(call(*arguments), 2)
 
 
+@pytest.mark.parametrize("arguments", [[], ["jobs"], ["jobs", "--state"], ["show"], ["report", "fr", "--format"]])
+@pytest.mark.parametrize("start", ["", "--"])
+def test_a_value_of_any_length_is_answered_in_bearable_words(
+    call: Call, lone: Path, arguments: list[str], start: str
+) -> None:
+    shown = call(*arguments, start + "x" * 100_000, home=lone)
+    _clear(shown, 2, "xxx")
+    assert len(shown.err) < 3_000
+
+
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
@@ -100,6 +110,40 @@ def test_an_unknown_person_is_named_with_those_there_are(call: Call, lone: Path)
 def test_a_half_written_client_file_is_named(call: Call, lone: Path) -> None:
     (lone / "current" / "client.json").write_text('{"server_url":')
     _clear(call("jobs", home=lone), 2, "client.json")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"[]", "the JSON is not an object"),
+        (b"{}", "server_url: Field required"),
+        (b'{"server_url": 1}', "server_url: Input should be a valid string"),
+        (b"\xff\x00\xfe", "not UTF-8"),
+        (b"[" * 200_000, "nested too deep"),
+    ],
+)
+def test_a_damaged_client_file_is_named(call: Call, lone: Path, data: bytes, said: str) -> None:
+    (lone / "current" / "client.json").write_bytes(data)
+    for command in ("jobs", "sites"):
+        _clear(call(command, home=lone), 2, "not the client file of a federation", said, "client.json", "fix:")
+
+
+@pytest.mark.parametrize("token", [b"", b"\xff\xfe", "cst1.é.y".encode(), b"cst1.x y"])
+def test_a_damaged_token_file_is_named(call: Call, lone: Path, token: bytes) -> None:
+    (lone / "current" / "people" / "fr_amelie.token").write_bytes(token)
+    _clear(call("jobs", home=lone), 2, "not a bearer token", "fr_amelie.token")
+
+
+def test_a_token_that_is_none_is_not_the_addresss_fault(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSORTIUM_SERVER", "http://127.0.0.1:9")
+    monkeypatch.setenv("CONSORTIUM_TOKEN", "é")
+    _clear(call("jobs"), 2, "not a bearer token", "where: $CONSORTIUM_TOKEN")
+
+
+@pytest.mark.parametrize("arguments", [["jobs"], ["up"], ["down"]])
+def test_a_home_of_nobody_is_named(call: Call, arguments: list[str]) -> None:
+    shown = call(*arguments, home=Path("~nobody-of-that-name/x"))
+    _clear(shown, 2, "the folder of federations cannot be used", "where: $CONSORTIUM_HOME=~nobody-of-that-name/x\n")
 
 
 def test_a_server_from_the_environment_needs_a_token(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +187,12 @@ def test_doctor_says_whether_the_home_can_be_written(call: Call, tmp_path: Path,
     shown = call("doctor", home=tmp_path / last)
     assert shown.code == 1
     assert f"FAIL  home: {tmp_path / 'file'} is no folder that you may write to" in shown.out
+
+
+def test_doctor_tries_the_home_as_up_does(call: Call) -> None:
+    assert call("up", home=Path("/proc/x")).code == 2
+    shown = call("doctor", home=Path("/proc/x"))
+    assert "FAIL  home: /proc is no folder that you may write to" in shown.out
 
 
 def test_down_with_nothing_running_says_so(call: Call) -> None:

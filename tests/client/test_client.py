@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -23,11 +23,15 @@ from consortium.errors import (
     VerificationError,
 )
 
+OURS = {"Consortium-Protocol": "2", "Content-Type": "application/problem+json; charset=utf-8"}
+"""What the consortium's server puts into the head of an answer."""
+
 
 class Answers(BaseHTTPRequestHandler):
     """Answers each path with what the test laid down for it."""
 
     laid: dict[str, tuple[int, bytes]]
+    sent: dict[str, str]
     seen: list[Any]
 
     def do_GET(self) -> None:
@@ -35,6 +39,8 @@ class Answers(BaseHTTPRequestHandler):
         self.seen.append(dict(self.headers))
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
+        for name, value in self.sent.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
@@ -44,7 +50,7 @@ class Answers(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, type[Answers]]]:
-    handler = type("Laid", (Answers,), {"laid": {}, "seen": []})
+    handler = type("Laid", (Answers,), {"laid": {}, "seen": [], "sent": dict(OURS)})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         thread = threading.Thread(target=httpd.serve_forever, daemon=True)
         thread.start()
@@ -87,15 +93,53 @@ def test_the_token_and_the_protocol_version_are_sent(server: Any) -> None:
     assert handler.seen[0]["Consortium-Protocol"] == str(consortium.PROTOCOL_VERSION)
 
 
-def test_what_is_no_consortium_server_is_said(server: Any) -> None:
+def asked(url: str, what: Callable[[Client], Any]) -> UnreachableError:
+    with Client(url) as client, pytest.raises(UnreachableError) as caught:
+        what(client)
+    return caught.value
+
+
+NO_SERVER = "is not a consortium server"
+
+
+@pytest.mark.parametrize("status", [200, 404, 501])
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b"[]", b"7", b'{"type": "a", "detail": "b"}'])
+def test_what_is_no_consortium_server_is_said(server: Any, status: int, body: bytes) -> None:
     url, handler = server
-    handler.laid["/v1/health"] = (200, b"<html>")
+    handler.sent.clear()
+    for path in ("/v1/sites", "/v1/quota", "/v1/reports/fr", "/v1/log/checkpoint", "/v1/jobs/job-1"):
+        handler.laid[path] = (status, body)
+    for what in (Client.sites, Client.quota, Client.checkpoint):
+        found = asked(url, what)
+        assert found.what == f"what answers at {url} {NO_SERVER}"
+        assert (found.where, found.fix) == (url, "check the server's address")
+    assert NO_SERVER in asked(url, lambda client: client.report("fr", "2026-11")).what
+    assert NO_SERVER in asked(url, lambda client: client.job("job-1")).what
+
+
+def test_an_answer_of_another_shape_is_no_servers(server: Any) -> None:
+    url, handler = server
+    handler.laid = {"/v1/sites": (200, b"{}"), "/v1/quota": (200, b"[]"), "/v1/reports/fr": (200, b"{}"),
+                    "/v1/health": (200, b"<html>"), "/v1/whoami": (422, b"{}")}  # fmt: skip
+    for what in (Client.sites, Client.quota, Client.health, Client.whoami, lambda client: client.report("fr", "")):
+        assert NO_SERVER in asked(url, what).what
+
+
+def test_a_proxy_without_its_server_says_that_it_is_away(server: Any) -> None:
+    url, handler = server
+    handler.sent.clear()
     handler.laid["/v1/whoami"] = (502, b"<html>")
-    with Client(url) as client:
-        with pytest.raises(UnreachableError, match="not a consortium server"):
-            client.health()
-        with pytest.raises(UnreachableError, match="502"):
-            client.whoami()
+    assert "502" in asked(url, Client.whoami).what
+
+
+def test_a_path_too_many_in_the_address_is_named(server: Any) -> None:
+    url, handler = server
+    status, body = problem("not-found", 404)
+    handler.laid["/v1/v1/sites"] = (status, body.replace(b'"what"', b'"there is no /v1/v1/sites"'))
+    assert asked(f"{url}/v1/", Client.sites).fix == "leave /v1 off the server's address"
+    handler.laid["/v1/v1/sites"] = (status, body)
+    with Client(f"{url}/v1") as client, pytest.raises(NotFoundError):
+        client.sites()
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[bad", "not a url"])

@@ -39,6 +39,9 @@ OVERRIDES = {
     "no value": ("gpus", "not an override"),
     "no key": ("=4", "unknown key"),
     "broken grammar": ("inputs=[a", "not a valid override"),
+    "a letter beyond the grammar": ("name=é", "a sign that may stand in quotes only"),
+    "a quote without its end": ('name="a', "a quote without its end"),
+    "a number of any length": ("gpus=" + "7" * 5_000, "a number of thousands of digits"),
 }
 
 

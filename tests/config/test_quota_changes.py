@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from consortium.accounting.periods import bounds
 from consortium.config import default_dirs, load_federation, parse_quota_text
 from consortium.config.quota_diff import consent_needed, quota_changes
-from consortium.config.quota_edit import edit_quota
+from consortium.config.quota_edit import blamed, edit_quota
 from consortium.errors import ConfigError
 
 FILE = "configs/quota/consortium.yaml"
@@ -95,6 +95,12 @@ def test_an_edit_keeps_comments_layout_and_everything_else():
         ("accounts.fr.quotas=1", "no single value"),
         ("accounts.fr.wait=1", "unknown key 'wait'"),
         ("accounts.fr.quotas.h100-sxm.nominal.x=1", "unknown key 'x'"),
+        ("accounts=1", "'accounts' is no single value"),
+        ("accounts.zz.quotas.h100-sxm.nominal=1", "unknown partner 'zz'"),
+        ("accounts.rf.projects.health.quotas.h100-sxm.nominal=1", "unknown partner 'rf'\n.*\n.*did you mean 'fr'"),
+        ("accounts.fr.projects.helth.quotas.h100-sxm.borrowing_limit=3", "'helth'\n.*\n.*did you mean 'health'"),
+        ("accounts.fr.projects.helth.weight=3", "unknown project of fr: 'helth'"),
+        ("accounts.fr.weight=" + "7" * 5000, "a number of 5,000 digits"),
         ("budgets.fr=1", "not an entry of a list"),
         ("budgets.fr.2026-11=null", "not an entry of a list"),
         ("pledges.fr.mi300x.2026-11=1", "no such entry in pledges"),
@@ -103,7 +109,49 @@ def test_an_edit_keeps_comments_layout_and_everything_else():
 def test_a_change_that_means_nothing_is_refused(override, what):
     with pytest.raises(ConfigError, match=what) as fault:
         edit_quota(TEXT, [override], FILE)
-    assert override in str(fault.value.where)
+    assert override[:120] in str(fault.value.where)
+
+
+def test_a_project_is_made_by_its_nominal():
+    more = ["accounts.fr.projects.space.quotas.h100-sxm.borrowing_limit=3"]
+    nominal = "accounts.fr.projects.space.quotas.h100-sxm.nominal=0"
+    for overrides in ([*more, nominal], [nominal, *more]):
+        assert ("fr/space", "account") in {(c.account, c.what) for c in changes(*overrides)}
+
+
+HEALTH = "accounts.fr.projects.health.quotas.h100-sxm.nominal=9"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "guilty"),
+    [
+        ([HEALTH], [1]),
+        (["budgets.de.2030-01=5", HEALTH, "budgets.uy.2030-01=5"], [2]),
+        ([HEALTH, "accounts.de.weight=2", "accounts.fr.weight=2"], [1]),
+        (["budgets.fr.2026-13=3"], [1]),
+        (["budgets.fr.2026-12=3", "budgets.fr.2026-13=3"], [2]),
+        (["accounts.fr.weight=2", "accounts.fr.quotas.h100sxm.nominal=1"], [2]),
+        (["accounts.de.weight=2", "accounts.fr.quotas.h100-sxm.nominal=7"], [2]),
+        (["accounts.fr.projects.new.weight=5000", "accounts.fr.projects.new.quotas.h100-sxm.nominal=0"], [1, 2]),
+    ],
+)
+def test_what_the_changed_text_cannot_hold_is_the_fault_of_a_change(overrides, guilty):
+    with pytest.raises(ConfigError) as fault:
+        changes(*overrides)
+    found = blamed(fault.value, TEXT, overrides, FILE)
+    assert found.where == "; ".join(f"override {number}: {overrides[number - 1]}" for number in guilty)
+    assert (found.what, found.fix) == (fault.value.what, fault.value.fix)
+
+
+def test_a_fault_of_no_line_keeps_its_place():
+    fault = ConfigError("x", where="elsewhere.yaml:3")
+    assert blamed(fault, TEXT, [HEALTH], FILE) is fault
+
+
+def test_a_stranger_is_named_before_the_sums():
+    text = TEXT.replace("  uy:\n", "  yu:\n", 1)
+    with pytest.raises(ConfigError, match="unknown partner 'yu'"):
+        parse_quota_text(text, FILE, SITES, ("de", "fr", "uy"))
 
 
 def test_a_change_that_the_file_cannot_hold_is_refused_with_its_line():

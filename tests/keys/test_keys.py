@@ -122,6 +122,7 @@ class TestSigning:
         with pytest.raises(VerificationError, match="not a key"):
             verify("nonsense", b"m", "AA==", what="m")
         assert "not a key" in fingerprint("x")
+        assert "not a key" in fingerprint("AAAA")
 
 
 class TestSealing:
@@ -172,6 +173,30 @@ class TestTrust:
             Trust.load(path)
         path.write_text('{"log_nam": "x"}')
         with pytest.raises(ConfigError, match="log_nam"):
+            Trust.load(path)
+
+    @pytest.mark.parametrize(
+        ("data", "said"),
+        [
+            (b"\xff\xfe\x00{", "not UTF-8"),
+            (b"[" * 200_000, "nested too deep"),
+            (b'{"log_name": ' + b"7" * 5000 + b"}", "a number has 5,000 digits"),
+            (b"[]", "not an object"),
+            (b'{"log_name": "a", "log_name": "b"}', "key 'log_name' stands twice"),
+        ],
+    )
+    def test_junk_is_named_and_never_half_read(self, tmp_path, data: bytes, said: str) -> None:
+        path = tmp_path / "trust.json"
+        path.write_bytes(data)
+        with pytest.raises(ConfigError, match=said) as caught:
+            Trust.load(path)
+        assert str(path) in str(caught.value.where)
+
+    def test_a_key_that_stands_twice_is_not_the_last_one(self, tmp_path, trust: Trust) -> None:
+        path = tmp_path / "trust.json"
+        trust.save(path)
+        path.write_text(path.read_text().replace('"log_key":', f'"log_key": "{"A" * 43}=",\n "log_key":'))
+        with pytest.raises(ConfigError, match="'log_key' stands twice"):
             Trust.load(path)
 
     def test_unknown_partner_and_origin(self, trust: Trust) -> None:

@@ -16,6 +16,7 @@ from consortium.keys.signing import SigningKey, sign_value
 from consortium.keys.trust import SiteKeys, Trust
 from consortium.ledger.log import Ledger
 from consortium.ledger.origins import ChainHead, after, make_record, record_id
+from consortium.reports.build import build_report
 from consortium.train.rounds import certify
 
 PERIOD = "2026-03"
@@ -138,6 +139,14 @@ class World:
         ledger = Ledger(folder, self.keys["server"], NAME)
         ledger.append([(record_id(record), record) for record in self.records])
         return ledger
+
+    def report(self, folder: Path, partner: str = "fr") -> dict[str, Any]:
+        """The report on a partner for `PERIOD`, from a log in `folder`."""
+        with self.log(folder) as log:
+            return build_report(
+                partner=partner, period=PERIOD, log=log, sites=self.sites, trust=self.trust, key=self.keys["server"],
+                made_ms=1_777_000_000_123,
+            )  # fmt: skip
 
 
 def row(leg: str, site_id: str, account: str, start: int, end: int, gpus: int = 8) -> UsageRow:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,10 +18,11 @@ from consortium.domain.data import Crossing, CrossingSide
 from consortium.domain.records import Record, RecordType
 from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.keys.signing import SigningKey, sign_value
+from consortium.keys.strict import read_bounded
 from consortium.ledger.origins import record_id
 from consortium.reports.build import build_report
 from consortium.reports.figures import figures, read_facts
-from consortium.reports.text import parse_report, read_report, render_json
+from consortium.reports.text import MAX_BYTES, parse_report, read_report, render_json
 from consortium.reports.verify import verify_report
 
 _spec = util.spec_from_file_location("report_builders", Path(__file__).with_name("builders.py"))
@@ -144,7 +147,9 @@ class TestVerification:
         found = verify_report(text)
         assert (found.trust, found.partner, found.period) == ("file", "fr", b.PERIOD)
         assert found.leaves == len(report["leaves"])
-        assert len(found.fingerprints["site fr-1"]) == 16
+        printed = found.fingerprints["site fr-1"]
+        assert re.fullmatch("([0-9a-f]{4} ){7}[0-9a-f]{4}", printed), "128 bits, for people to compare"
+        assert report["fingerprints"]["site fr-1"] == printed.replace(" ", "")[:16], "what stands in files stays"
 
     def test_rendering_is_stable(self, report: dict[str, Any]) -> None:
         text = render_json(report)
@@ -153,6 +158,16 @@ class TestVerification:
     def test_another_consortiums_keys_do_not_verify_it(self, report: dict[str, Any]) -> None:
         with pytest.raises(VerificationError, match="another key for log"):
             verify_report(report, b.example().trust)
+
+    def test_keys_with_the_same_label_are_not_the_same(
+        self, world: Any, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("consortium.keys.trust.key_label", lambda key: "0" * 16)
+        monkeypatch.setattr("consortium.keys.trust.fingerprint", lambda key: "0" * 16)
+        forged = resign(world, report | {"fingerprints": dict.fromkeys(report["fingerprints"], "0" * 16)})
+        mine = replace(world.trust, sites=world.trust.sites | {"fr-1": b.example().trust.sites["fr-1"]})
+        with pytest.raises(VerificationError, match="another key for site fr-1"):
+            verify_report(forged, mine)
 
     def test_a_site_the_reader_does_not_know_is_not_believed(self, world: Any, report: dict[str, Any]) -> None:
         known = {name: keys for name, keys in world.trust.sites.items() if name != "de-1"}
@@ -179,11 +194,36 @@ class TestVerification:
             path.write_text(text)
             with pytest.raises(VerificationError, match="not a report"):
                 read_report(path)
+        path.write_text('{"a": ' + "7" * 5000 + "}")
+        with pytest.raises(VerificationError, match="5,000 digits"):
+            read_report(path)
         path.write_bytes(b"\xff\xfe{}")
         with pytest.raises(VerificationError, match="UTF-8"):
             read_report(path)
         with pytest.raises(VerificationError, match="not a valid report"):
             verify_report({})
+
+    def test_neither_an_endless_nor_a_silent_file_is_waited_for(self, tmp_path: Path) -> None:
+        large = tmp_path / "large.json"
+        with open(large, "wb") as sparse:
+            sparse.truncate(MAX_BYTES + 1)
+        with pytest.raises(UsageError, match="larger than 1,024 MiB"):
+            read_report(large)
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(UsageError, match="nobody writes to this pipe"):
+            read_report(tmp_path / "pipe")
+        with pytest.raises(UsageError, match="Is a directory"):
+            read_report(tmp_path)
+        with pytest.raises(OSError, match="larger than 3 MiB"):
+            read_bounded("/dev/zero", 3 << 20)
+
+    def test_a_pipe_is_read_to_its_end(self, report: dict[str, Any], tmp_path: Path) -> None:
+        path = tmp_path / "fr.json"
+        path.write_text(render_json(report))
+        code = "import sys; from consortium.reports.text import read_report; print(read_report(sys.argv[1])['partner'])"
+        for line in ('cat "$2" | "$0" -c "$1" -', '"$0" -c "$1" <(sleep 0.2; cat "$2")', '"$0" -c "$1" - < "$2"'):
+            done = subprocess.run(["bash", "-c", line, sys.executable, code, path], capture_output=True, text=True)
+            assert done.stdout == "fr\n", done.stderr
 
 
 def first_total(doc: dict[str, Any]) -> None:

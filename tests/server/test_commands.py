@@ -58,15 +58,30 @@ def test_a_denied_dry_run_leaves_as_a_submission_would(fed: Any, person: As) -> 
     fed.dataset("uy-1", "laws-es")
     shown = person("fr/amelie", "submit", "clean", "inputs=[laws-es]", "sites=[fr-1]", "--dry-run")
     assert shown.code == 3
-    assert "uy/residency" in shown.err
+    assert shown.err.splitlines()[1].startswith("error: the job is denied by uy/residency")
+    assert "job-" not in shown.err, "nothing was submitted: there is no such id"
     assert "it would be denied" in shown.out
     assert "uy/residency" in shown.out
     fed.dataset("fr-1", "laws-fr")
     huge = person("fr/amelie", "submit", "clean", "inputs=[laws-fr]", "gpus=64", "--dry-run")
     assert huge.code == 4
+    assert "error: the job is denied: " in huge.err
+    assert "job-" not in huge.err
     (row,) = [line for line in huge.out.splitlines() if line.startswith("fr-1  ")]
     assert row.split()[2] == "no"
     assert "can never hold 64 GPUs" in row
+
+
+def test_a_dry_run_that_no_site_takes_is_not_said_to_run(fed: Any, person: As) -> None:
+    fed.dataset("uy-1", "laws-es")
+    fed.site("uy-1")
+    asked = ("submit", "clean", "inputs=[laws-es]", "--account", "uy", "--dry-run")
+    assert "it would run at uy-1" in person("uy/alma", *asked).out
+    assert person("uy/bruno", "site", "drain", "uy-1").code == 0
+    shown = person("uy/alma", *asked)
+    assert person("uy/bruno", "site", "resume", "uy-1").code == 0
+    print(shown.out)
+    assert "nothing was submitted; it would wait: as things are uy-1 does not take it\n" in shown.out
 
 
 def test_an_array_is_submitted_listed_and_explained(fed: Any, person: As) -> None:
@@ -96,6 +111,43 @@ def test_an_array_is_submitted_listed_and_explained(fed: Any, person: As) -> Non
     assert "no member" in person("fr/amelie", "cancel", array).err
 
 
+@pytest.mark.parametrize("size", ["0", "-1"])
+def test_an_array_of_none_submits_no_job(fed: Any, person: As, size: str) -> None:
+    fed.dataset("fr-1", "laws-fr")
+    before = person("fr/amelie", "jobs", "--json").out
+    shown = person("fr/amelie", "submit", "clean", "inputs=[laws-fr]", "--array", size)
+    assert (shown.code, shown.out) == (2, "")
+    assert f"an array has 1 to 1,000 members, got {size}" in shown.err
+    assert person("fr/amelie", "jobs", "--json").out == before
+
+
+def test_logs_and_lists_of_what_does_not_exist_are_named(fed: Any, person: As) -> None:
+    fed.dataset("fr-1", "laws-fr")
+    made = person("fr/amelie", "submit", "clean", "inputs=[laws-fr]", "gpus=8")
+    job = made.out.strip()
+    for more in ([], ["-f"]):
+        shown = person("fr/amelie", "logs", job, "--site", "nope", *more)
+        assert (shown.code, shown.out) == (5, "")
+        assert "no leg at 'nope'" in shown.err
+        assert "its sites: fr-1\n" in shown.err
+    early = person("fr/amelie", "logs", job, "--site", "fr-1")
+    assert (early.code, early.out, early.err) == (0, "", "no log yet\n")
+    person("fr/amelie", "cancel", job)
+    stranger = person("fr/amelie", "jobs", "--account", "zz")
+    assert stranger.code == 5
+    assert "there is no account 'zz'" in stranger.err
+    assert "accounts: de" in stranger.err
+    assert person("fr/amelie", "jobs", "--account", "uy").code == 0
+
+
+def test_who_is_named_must_be_the_tokens(fed: Any, person: As) -> None:
+    for command in (("jobs",), ("submit", "clean", "inputs=[x]"), ("sites",)):
+        shown = person("fr/amelie", *command, "--as", "de/anna")
+        assert (shown.code, shown.out) == (2, "")
+        assert shown.err.startswith("error: the token is that of fr/amelie, not of de/anna\n")
+    assert person("fr/amelie", "jobs", "--as", "fr/amelie").code == 0
+
+
 def test_an_admin_plans_and_applies_and_the_others_sign(fed: Any, person: As) -> None:
     change = "accounts.fr.projects.health.quotas.h100-sxm.nominal=3"
     planned = person("fr/bruno", "quota", "plan", change)
@@ -117,6 +169,21 @@ def test_an_admin_plans_and_applies_and_the_others_sign(fed: Any, person: As) ->
     assert refused.code == 2
     assert "ask an admin of fr" in refused.err
     assert person("fr/amelie", "quota", "plan", "accounts.fr.wait=2").code == 2
+
+
+def test_a_plan_names_the_change_at_fault_and_fails_where_apply_would(fed: Any, person: As) -> None:
+    month = "budgets.fr.2026-13=3"
+    for what in ("plan", "apply"):
+        shown = person("fr/bruno", "quota", what, "accounts.fr.weight=2", month)
+        assert shown.code == 2
+        assert f"where: override 2: {month}\n" in shown.err
+    began = "pledges.uy.a100-40g.2026-11=1"
+    planned = person("uy/bruno", "quota", "plan", began)
+    assert planned.code == person("uy/bruno", "quota", "apply", began).code == 2
+    assert "refused: lowering it needs 30 days' notice" in planned.out
+    assert "pledge a100-40g 2026-11 of uy: lowering it needs 30 days' notice before 2026-11 begins" in planned.err
+    told = person("uy/bruno", "quota", "plan", began, "--json")
+    assert (told.code, json.loads(told.out)["consent"]) == (2, ["uy"])
 
 
 def test_shares_show_the_factors_of_every_account(fed: Any, person: As) -> None:

@@ -12,7 +12,7 @@ from consortium.domain.ids import partner_of
 from consortium.domain.job import MAX_ARRAY, JobSpec, JobState, SignedSpec
 from consortium.domain.partner import Role
 from consortium.domain.training import Ruling
-from consortium.errors import ConflictError, ForbiddenError, UsageError
+from consortium.errors import ConflictError, ForbiddenError, NotFoundError, UsageError
 from consortium.policy import CONSORTIUM, log_request
 from consortium.scheduler import explain
 from consortium.server import additions, attribution, rounds, snapshots
@@ -86,6 +86,8 @@ def listing(
         raise UsageError(f"limit must be 1 to 10,000, got {limit}")
     with core.db.read() as connection:
         found = store.list_jobs(connection, states=states, account=account, array=array, limit=limit)
+    if account and not found:
+        core.federation.account(account)  # one that the quotas no longer name may still have jobs
     listed: list[dict[str, Any]] = to_json(found)
     return listed
 
@@ -145,6 +147,9 @@ def logs(job: str, core: CoreArg, claims: UserArg, site: str = "", after: int = 
         found = store.find_job(connection, job)
         chunks = data.read_logs(connection, job, site=site, after=max(after, 0), limit=min(max(limit, 1), 2000))
     ran = {leg.site for attempt in found.attempts for leg in attempt.legs} or set(found.target_sites)
+    known = sorted(ran | set(found.target_sites) or set(core.federation.sites))
+    if site and site not in known:
+        raise NotFoundError(f"the job has no leg at {site!r}", where=job, fix=f"its sites: {', '.join(known)}")
     withheld = sorted(name for name in ran if not _may_read(core, found.spec, name, claims.partner))
     return {
         "chunks": [chunk for chunk in chunks if chunk["site"] not in withheld],

@@ -1,0 +1,5 @@
+"""`python -m consortium` is the console script `consortium`."""
+
+from consortium.cli import main
+
+main()
