@@ -32,7 +32,7 @@ from tests.builders import new_id, spec
 ALONE_EASY_H = (29.89, 52.05, 86.73, 30.48, 62.25, 43.92, 13.65, 24.44, 24.90, 10.59)
 """Mean wait per cluster 01..10 when each keeps to itself: EASY backfill, exact run times (the trace's README)."""
 
-EVERY = 150
+EVERY = 61
 """Of the jobs that had to wait, one in so many is asked when it will start; asking takes long."""
 
 
