@@ -11,8 +11,8 @@ from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.keys.strict import STDIN, NotStrictError, parse_object, read_bounded
 
 MAX_BYTES = 1 << 30
-"""What a report may take: 400,000 records, where a leg that runs all month makes 260,000. It takes some times as much
-memory to verify."""
+"""What a report may take: 400,000 records, where a site makes one every ten minutes and one for each leg that ends. It
+takes some times as much memory to verify."""
 
 
 def render_json(report: Mapping[str, Any]) -> str:

@@ -44,6 +44,7 @@ CREATE TABLE IF NOT EXISTS legs (
     calls INTEGER NOT NULL DEFAULT 0,
     listens INTEGER NOT NULL DEFAULT 0,
     stop_by_ms INTEGER NOT NULL DEFAULT 0,
+    seen_ms INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (leg, incarnation, counter)
 ) STRICT;
 
@@ -87,7 +88,7 @@ CREATE TABLE IF NOT EXISTS refusals (
     job TEXT NOT NULL, what TEXT NOT NULL, PRIMARY KEY (job, what)
 ) STRICT;
 """
-_ADDED = ("calls", "listens", "stop_by_ms")
+_ADDED = ("calls", "listens", "stop_by_ms", "seen_ms")
 """Columns of `legs` that databases of earlier versions lack."""
 
 

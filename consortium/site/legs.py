@@ -50,6 +50,8 @@ class SiteLeg:
     """Whether the program asks if it is to stop: then it gets the time to keep its progress."""
     stop_by_ms: int = 0
     """Until when a program that listens may go on after it was told to stop."""
+    seen_ms: int = 0
+    """When it was last seen alive, to within some seconds; 0: not yet."""
 
     @property
     def key(self) -> str:
@@ -290,4 +292,5 @@ def _leg(row: sqlite3.Row) -> SiteLeg:
         calls=row["calls"],
         listens=bool(row["listens"]),
         stop_by_ms=row["stop_by_ms"],
+        seen_ms=row["seen_ms"],
     )

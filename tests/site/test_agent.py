@@ -10,6 +10,7 @@ import pytest
 
 from consortium.domain.job import Epoch, Fault, LegState
 from consortium.domain.protocol import LegCommand
+from consortium.domain.records import RecordType
 from consortium.errors import UnreachableError
 from consortium.keys.signing import SigningKey
 from consortium.ledger.log import Ledger
@@ -230,11 +231,61 @@ def test_a_leg_that_listens_has_time_to_keep_its_progress_unless_it_is_taken_bac
         runner._finish_stop(leg, RayJob(status=RayStatus.RUNNING))
 
 
+def _look(stage: Stage, seconds: int) -> None:
+    """Let that much time pass, and then see every leg running."""
+    stage.now_ms += seconds * 1000
+    runner = stage.agent.runner
+    for leg in stage.agent.table.active():
+        runner._observe(leg, RayJob(status=RayStatus.RUNNING), stage.now_ms)
+    runner._meter_running()
+
+
+def _metered_s(stage: Stage) -> list[list[float]]:
+    """Seconds of every row of every usage record."""
+    records = [record for record in stage.agent.outbox.after(-1) if record.type is RecordType.USAGE]
+    return [[(row["end_ms"] - row["start_ms"]) / 1000 for row in record.body["rows"]] for record in records]
+
+
+def test_usage_of_all_legs_is_recorded_together_every_ten_minutes_and_at_a_legs_end(stage: Stage) -> None:
+    offers = [stage.world.offer(number, gpus=2) for number in (1, 2)]
+    for offer in offers:
+        stage.script.offers[offer.leg] = offer
+    stage.poll()
+    stage.poll()
+    for _ in range(61):
+        _look(stage, 10)
+    assert _metered_s(stage) == [[600, 600]]
+    _look(stage, 50)
+    first, second = stage.agent.table.active()
+    done = RayJob(status=RayStatus.FAILED, end_ms=stage.now_ms - 1000)
+    stage.agent.runner._end(first, done, LegState.FAILED, "it failed", Fault.USER)
+    assert _metered_s(stage)[1:] == [[49]]
+    assert [leg.key for leg in stage.agent.table.active()] == [second.key]
+    stage.agent.runner.meter_seen()
+    assert _metered_s(stage)[2:] == [[50]]
+    stage.agent.runner.meter_seen()
+    assert len(_metered_s(stage)) == 3
+
+
+def test_an_agent_that_was_killed_bills_a_leg_that_ray_forgot_until_it_was_last_seen(stage: Stage) -> None:
+    offer = stage.world.offer()
+    stage.script.offers[offer.leg] = offer
+    stage.poll()
+    stage.poll()
+    for _ in range(31):
+        _look(stage, 10)
+    stage.agent = stage.start()
+    stage.now_ms += 3_600_000
+    (leg,) = stage.agent.table.active()
+    stage.agent.runner._end(leg, RayJob(status=RayStatus.UNKNOWN), LegState.LOST, "Ray lost it", Fault.SITE)
+    assert _metered_s(stage) == [[300]]
+
+
 def test_a_database_of_an_earlier_version_gets_its_new_columns(world: World) -> None:
     settings = world.settings()
     SiteDb(settings.home).close()
     with sqlite3.connect(SiteDb(settings.home).path) as raw:
-        for column in ("calls", "listens", "stop_by_ms"):
+        for column in ("calls", "listens", "stop_by_ms", "seen_ms"):
             raw.execute(f"ALTER TABLE legs DROP COLUMN {column}")
     table = LegTable(SiteDb(settings.home))
     with table.db.write() as write:

@@ -23,7 +23,12 @@ from consortium.site.outbox import Outbox
 from consortium.site.ray_jobs import RayCluster, RayJob, RayStatus
 from consortium.site.settings import SiteSettings
 
-METER_MS = 10_000
+METER_MS = 600_000
+"""How long a leg runs for at the most until a usage record says so."""
+SEEN_MS = 10_000
+"""How often it is made durable that a leg was seen alive: so much of its usage can be lost."""
+ROWS = 64
+"""Of a usage record at the most."""
 STOP_AGAIN_MS = 5_000
 SUBMIT_PATIENCE_MS = 120_000
 MAX_FAULTS = 2
@@ -82,6 +87,7 @@ class Runner:
                 self._advance(leg, jobs.get(leg.key), asked_ms)
             except UnreachableError as fault:
                 faults.append(fault.what)
+        self._meter_running()
         self._failures = self._failures + 1 if faults else 0
         if self._failures != 1:  # one slow answer is no outage
             self._set_health(faults[0] if faults else "")
@@ -164,8 +170,8 @@ class Runner:
         if leg.state is LegState.STARTING and job.status is RayStatus.RUNNING:
             self.table.change(leg, state=LegState.RUNNING.value)
             self.changed()
-        if now - leg.metered_ms >= METER_MS:
-            self._meter(leg, leg.metered_ms, now)
+        if now - max(leg.seen_ms, leg.metered_ms) >= SEEN_MS:
+            self.table.change(leg, seen_ms=now)
         quiet_s = self._quiet_ms(leg, now) // 1000
         hang_s = self.hang_s.get(leg.offer.spec.spec.kind.value, 0)
         if hang_s and quiet_s > hang_s:
@@ -210,7 +216,8 @@ class Runner:
             self.table.change(leg, **columns)
         else:
             mark = leg.metered_ms if leg.metered_ms is not None else min(start, now)
-            ended = self._seen.get(leg.key, mark) if job.status is RayStatus.UNKNOWN else job.end_ms
+            seen = max(self._seen.get(leg.key, 0), leg.seen_ms)
+            ended = seen if job.status is RayStatus.UNKNOWN else job.end_ms
             self._meter(leg, mark, end_of_usage(mark, ended, now), started_ms=start, submitted=1, **columns)
         self._seen.pop(leg.key, None)
         self._alive.pop(leg.key, None)
@@ -252,11 +259,30 @@ class Runner:
         self.changed()
 
     def meter_seen(self) -> None:
-        """Make durable until when each leg was seen alive, before it is forgotten."""
-        for leg in self.table.active():
-            seen = self._seen.get(leg.key)
-            if seen is not None and leg.metered_ms is not None and seen > leg.metered_ms:
-                self._meter(leg, leg.metered_ms, seen)
+        """Record usage up to when each leg was seen alive, before that is forgotten."""
+        self._meter_running(least_ms=1)
+
+    def _meter_running(self, least_ms: int = METER_MS) -> None:
+        """Record usage of all legs up to when each was seen alive, once that is `least_ms` for one of them.
+
+        All legs stand in one record, or few: a ledger of years holds them.
+        """
+        used = [
+            (leg, leg.metered_ms, seen)
+            for leg in self.table.active()
+            if leg.metered_ms is not None and (seen := self._seen.get(leg.key, 0)) > leg.metered_ms
+        ]
+        if not used or max(seen - mark_ms for _, mark_ms, seen in used) < least_ms:
+            return
+        for start in range(0, len(used), ROWS):
+            with self.db.write() as write:
+                rows = [
+                    row
+                    for leg, mark_ms, seen in used[start : start + ROWS]
+                    if self.table.change(leg, write, metered_ms=seen)
+                    for row in usage_rows(leg.offer, self.settings.site.flavor.id, mark_ms, seen)
+                ]
+                self.outbox.add_usage(write, rows, self.now_ms())
 
 
 def leg_environment(gateway_url: str, ray_dashboard_url: str, token: str) -> dict[str, str]:
