@@ -12,7 +12,7 @@ from consortium.errors import ConsortiumError, UnreachableError, by_slug
 HEADER = "Consortium-Protocol"
 """Stands in every request and in every answer that is no problem document."""
 PROBLEM = "application/problem+json"
-_AWAY = (502, 503, 504)
+_AWAY = (429, 502, 503, 504)
 T = TypeVar("T")
 
 
@@ -85,7 +85,7 @@ class Transport:
             if answer.status_code in _AWAY:  # said by what stands before the server
                 what = f"the server is away: {answer.request.method} answered {answer.status_code}"
                 return UnreachableError(what, where=self.url, fix="try again, or ask who runs it")
-            return stranger(self.url)
+            return stranger(self.url, f"; {answer.request.method} answered {answer.status_code}")
         try:
             document = answer.json()
             kind, detail = by_slug(str(document["type"]).rpartition(":")[2]), str(document["detail"])
@@ -101,8 +101,10 @@ class Transport:
         return kind(detail, where=document.get("where"), fix=document.get("fix"))
 
 
-def stranger(url: str) -> UnreachableError:
-    """Return the error for an address where something else answers."""
+def stranger(url: str, said: str = "") -> UnreachableError:
+    """Return the error for an address where something else answers; `said` is what."""
     return UnreachableError(
-        f"what answers at {url} is not a consortium server", where=url, fix="check the server's address"
+        f"what answers at {url} is not a consortium server{said}",
+        where=url,
+        fix="check the server's address, or ask who runs what stands before it",
     )

@@ -35,7 +35,7 @@ from consortium.data import pii_numbers, pii_phones
 from consortium.data.documents import Document, Notes
 from consortium.data.pii_identifiers import STATES
 from consortium.data.pii_numbers import Rules, Span
-from consortium.data.pii_suspects import Secrets, suspects
+from consortium.data.pii_suspects import Secrets, in_usual_width, suspects
 from consortium.data.tape import batches
 from consortium.domain.cleaning import PiiKind
 from consortium.errors import ConfigError
@@ -77,7 +77,7 @@ _WORDS = (*_CHOSEN, "secret", "token", "credential", "clave", "key", "bearer")
 _ASSIGNED = re.compile(
     r"(?:(?P<chosen>pass(?:word|wd|wort|phrase|e)?|pwd|mdp|contrase(?:ñ|n)a|kennwort|senha)"
     r"|secret|token|credentials?|clave|key|(?P<bearer>bearer\s))(?(bearer)|[\"']?"
-    r"(?:\s{0,3}(?:=>|:=|==?|[:\uff1a\uff1d])\s{0,3}|\s(?:is|est|es|ist|lautet|é)\s(?::\s)?)(?:(?:bearer|basic|token)\s)?)"
+    r"(?:\s{0,3}(?:=>|:=|==?|:)\s{0,3}|\s(?:is|est|es|ist|lautet|é)\s(?::\s)?)(?:(?:bearer|basic|token)\s)?)"
     r"(?P<quote>[\"'`«“]?)\s?(?=[^\s\"'`<>\[\]«»“”]{6})",
     re.IGNORECASE,
 )
@@ -183,6 +183,7 @@ class _Search:
         return redacted, [piece for piece in pieces if piece.kind]
 
     def find(self, text: str) -> list[Span]:
+        text = in_usual_width(text)
         kinds = self.rules.kinds
         found = pii_numbers.find(text, self.rules, self.phones)
         if self.phones and "+" in text:

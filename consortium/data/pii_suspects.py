@@ -23,6 +23,8 @@ from consortium.data.tape import Tape, is_long
 _BETWEEN_DIGITS = np.array([ord(sign) for sign in f"0123456789 ./()-{BLANKS}\u2011"], np.uint32)
 _ASCII_BETWEEN = bytes(code in _BETWEEN_DIGITS for code in range(256))
 _AT = ("(at)", "[at]", "(arroba)")
+_WIDE = re.compile("[\u3000\uff01-\uff5e]")
+_USUAL = {0x3000: 0x20} | {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _LOWER_TO_ASCII = ("\u0130", "\u212a")
 """The only other characters that are ASCII in lower case: `redact` finds `key` in a word with a Kelvin sign."""
 
@@ -36,12 +38,17 @@ class Secrets:
     assigned: re.Pattern[str]
 
 
+def in_usual_width(text: str) -> str:
+    """Return a text as it is searched, sign by sign: full-width ones, of which repair leaves some, as ASCII."""
+    return text if text.isascii() or _WIDE.search(text) is None else text.translate(_USUAL)
+
+
 def suspects(documents: Sequence[Document], rules: Rules, phones: Mapping[str, Phones], secrets: Secrets) -> list[int]:
     """Return the numbers of the documents that may hold something that `rules` look for, in order.
 
     `phones` finds telephone numbers in texts of a language.
     """
-    texts = [document.text for document in documents]
+    texts = [in_usual_width(document.text) for document in documents]
     if is_long(texts):
         return [0]
     tape = Tape(texts)

@@ -13,7 +13,7 @@
 
 Quotation marks stay as they are: in French and German they are right. So do the full-width punctuation and the space of
 Chinese and Japanese, and the zero-width spaces beside letters of Thai, Lao, Khmer and Myanmar, which part words there.
-What joins full-width letters and digits is an address or a number, which the redaction looks for in ASCII.
+Redaction reads what stays as if it were of usual width.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from consortium.state import tables as t
 MAX_DEPTH = 32
 """How deep a body may be nested: those of sites come to 4, and JSON writers give up at 255."""
 MAX_BYTES = 64 << 10
-"""Canonical bytes of a record: an agent meters one leg at a time, and the other families are a few hundred bytes."""
+"""Canonical bytes of a record: usage of 64 legs (`site/agent/runner.py: ROWS`) takes a third, most others less."""
 MAX_BYTES_OF = {RecordType.CROSSING: 4 << 20, RecordType.MANIFEST: 1 << 20}
 """A flush of counted calls has up to six crossings a leg, of 250 bytes: of 2,700 legs at once. A manifest names the
 outputs of a leg, which gateways bound (`site/gateway/results.py`)."""

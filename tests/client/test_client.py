@@ -111,8 +111,9 @@ def test_what_is_no_consortium_server_is_said(server: Any, status: int, body: by
         handler.laid[path] = (status, body)
     for what in (Client.sites, Client.quota, Client.checkpoint):
         found = asked(url, what)
-        assert found.what == f"what answers at {url} {NO_SERVER}"
-        assert (found.where, found.fix) == (url, "check the server's address")
+        said = f"; GET answered {status}" if status != 200 else ""
+        assert found.what == f"what answers at {url} {NO_SERVER}{said}"
+        assert found.fix == "check the server's address, or ask who runs what stands before it"
     assert NO_SERVER in asked(url, lambda client: client.report("fr", "2026-11")).what
     assert NO_SERVER in asked(url, lambda client: client.job("job-1")).what
 

@@ -13,6 +13,7 @@ from consortium.data.documents import Document, Notes
 from consortium.data.pii import KINDS, PiiConfig, find, redact, step
 from consortium.data.pii_identifiers import STATES
 from consortium.data.pii_numbers import Span
+from consortium.data.repair import repaired
 from consortium.domain.cleaning import PII_STATES
 from consortium.errors import ConfigError
 from tests.data.pii_truth import LOCALES, labelled, score
@@ -63,6 +64,32 @@ def test_what_belongs_to_a_person_becomes_a_placeholder_and_what_looks_like_it_s
 )
 def test_telephones_are_told_from_amounts_articles_and_catalogue_numbers(text: str, redacted: str) -> None:
     assert redact(text, ALL)[0] == redacted
+
+
+def wide(text: str, only: str = "") -> str:
+    """Return a text in full-width writing: all of it, or `only` these signs."""
+    return "".join(chr(ord(sign) + 0xFEE0) if "!" <= sign <= "~" and sign in (only or sign) else sign for sign in text)
+
+
+@pytest.mark.parametrize("only", ["", "@.:/()-+"])
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("taro@163.com", "email"),
+        ("john1.doe@mail1.example2.com", "email"),
+        ("+81 90 1234 5678", "phone"),
+        ("+81\u300090\u30001234\u30005678", "phone"),
+        ("+81(90)1234-5678", "phone"),
+        ("2001:0db8::8a2e:0370:7334", "ip"),
+        ("Passw0rd9x", "secret"),
+    ],
+)
+def test_full_width_signs_hide_nothing_and_stay_in_the_text(text: str, kind: str, only: str) -> None:
+    written, word = repaired(wide(text, only)), wide("password:") if kind == "secret" else ""
+    around = f"他来了，我走了！（是的）{word}{written}\u3000你好吗？"  # noqa: RUF001  as in print
+    documents = [Document(id="a", text=around, row=0, language="zh", declared="zh")]
+    (done,) = step(PiiConfig())(documents, Notes(0))
+    assert done.text == around.replace(written, f"[{kind.upper()}]")
 
 
 @pytest.mark.parametrize(

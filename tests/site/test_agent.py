@@ -267,6 +267,17 @@ def test_usage_of_all_legs_is_recorded_together_every_ten_minutes_and_at_a_legs_
     assert len(_metered_s(stage)) == 3
 
 
+def test_what_was_used_before_a_month_ends_is_recorded_at_once(stage: Stage) -> None:
+    stage.now_ms = 1_754_006_395_000  # 2025-07-31T23:59:55Z
+    offer = stage.world.offer()
+    stage.script.offers[offer.leg] = offer
+    stage.poll()
+    stage.poll()
+    _look(stage, 0)
+    _look(stage, 8)
+    assert _metered_s(stage) == [[5], [3]]
+
+
 def test_an_agent_that_was_killed_bills_a_leg_that_ray_forgot_until_it_was_last_seen(stage: Stage) -> None:
     offer = stage.world.offer()
     stage.script.offers[offer.leg] = offer

@@ -39,6 +39,8 @@ RUNNER_S = 0.5
 SHIP_S = 1.0
 LOGS_S = 3.0
 FIRST_LOOK_S = 5.0
+LAST_S = 5.0
+"""How long the last records wait for the last usage."""
 RESULTS_BYTES = 4 << 20
 """Of the results in one poll, unless a single one is larger: every poll renews the leases of all legs, in time."""
 log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class Agent:
         self.settings = settings
         self.stopping = threading.Event()
         self._news, self._work, self._looked = threading.Event(), threading.Event(), threading.Event()
+        self._metered = threading.Event()
         self._fault: BaseException | None = None
         trust = Trust.load(settings.trust_path)
         self.clock = SiteClock(time.time_ns() // 1_000_000, time.monotonic)
@@ -198,12 +201,15 @@ class Agent:
         server.close()
 
     def _runner_loop(self) -> None:
-        while not self.stopping.is_set():
-            self._work.clear()
-            self._attempt("ray", self.runner.step)
-            self._looked.set()
-            self._work.wait(RUNNER_S)
-        self.runner.meter_seen()
+        try:
+            while not self.stopping.is_set():
+                self._work.clear()
+                self._attempt("ray", self.runner.step)
+                self._looked.set()
+                self._work.wait(RUNNER_S)
+            self.runner.meter_seen()
+        finally:
+            self._metered.set()
 
     def _ship_loop(self) -> None:
         settings, server = self.settings, ServerLine(self.settings)
@@ -217,6 +223,7 @@ class Agent:
                 logs_at = time.monotonic() + LOGS_S
                 self._attempt("logs", keeper.step)
             self.stopping.wait(SHIP_S)
+        self._metered.wait(LAST_S)
         self._attempt("records", lambda: self._send_records(server))
         server.close()
 

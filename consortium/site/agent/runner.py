@@ -19,7 +19,7 @@ from consortium.errors import UnreachableError
 from consortium.site.db import SiteDb
 from consortium.site.legs import LegTable, SiteLeg
 from consortium.site.metering import end_of_usage, usage_rows
-from consortium.site.outbox import Outbox
+from consortium.site.outbox import Outbox, period_of
 from consortium.site.ray_jobs import RayCluster, RayJob, RayStatus
 from consortium.site.settings import SiteSettings
 
@@ -272,7 +272,8 @@ class Runner:
             for leg in self.table.active()
             if leg.metered_ms is not None and (seen := self._seen.get(leg.key, 0)) > leg.metered_ms
         ]
-        if not used or max(seen - mark_ms for _, mark_ms, seen in used) < least_ms:
+        months = any(period_of(mark_ms) != period_of(seen) for _, mark_ms, seen in used)  # its report is due
+        if not months and not any(seen - mark_ms >= least_ms for _, mark_ms, seen in used):
             return
         for start in range(0, len(used), ROWS):
             with self.db.write() as write:
