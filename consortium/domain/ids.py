@@ -53,5 +53,8 @@ def is_name(text: str) -> bool:
 
 
 def partner_of(account_or_site: str) -> str:
-    """Return the partner of an account (`fr/health`), a site (`fr-1`) or a person (`fr/amelie`)."""
-    return account_or_site[:2]
+    """Return the partner of an account (`fr/health`), a site (`fr-1`) or a person (`fr/amelie`).
+
+    Empty for what is none of these: `consortium` is not Colombia's, nor `server` Sweden's.
+    """
+    return account_or_site[:2] if account_or_site[2:3] in ("", "-", "/") else ""

@@ -47,6 +47,14 @@ class SignedDocument:
     text: str
     signature: str = ""
 
+    @property
+    def age(self) -> tuple[int, int]:
+        """What the newer of two documents has more of.
+
+        Its owner signed it, so that nobody who passes documents on brings an older one back.
+        """
+        return self.issued_ms, self.version
+
 
 def sign_document(
     key: SigningKey,
@@ -94,6 +102,8 @@ def load_document(path: str | Path, trust: Trust, now_ms: int) -> SignedDocument
         raise ConfigError(f"cannot read the signed document: {fault}", where=str(path)) from fault
     except json.JSONDecodeError as fault:
         raise ConfigError(f"not valid JSON: {fault.msg}", where=f"{path}:{fault.lineno}") from fault
+    except (ValueError, RecursionError) as fault:  # a number of endless digits, endless nesting
+        raise ConfigError(f"not valid JSON: {fault}", where=str(path)) from fault
     try:
         document = from_json(SignedDocument, data, where=str(path))
     except UsageError as fault:
@@ -112,10 +122,17 @@ def check_document(document: SignedDocument, trust: Trust, now_ms: int, *, where
     except VerificationError as fault:
         fix = f"get the signed file from {document.partner} again, or have it signed again after the change"
         raise VerificationError(fault.what, where=where, fix=fix) from fault
+    check_unexpired(document, now_ms, where=where)
+
+
+def check_unexpired(document: SignedDocument, now_ms: int, *, where: str) -> None:
+    """Raise VerificationError unless the document still holds at `now_ms`."""
     if now_ms >= document.expires_ms:
+        what = f"the {document.kind} of {document.partner} ({document.file})"
         fix = f"{document.partner} must issue and sign a new version"
         raise VerificationError(f"{what} expired on {_date(document.expires_ms)}", where=where, fix=fix)
 
 
 def _date(unix_ms: int) -> str:
-    return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    day = datetime.fromtimestamp(max(0, unix_ms) / 1000, UTC)
+    return day.strftime("%Y-%m-%d %H:%M:%S UTC")

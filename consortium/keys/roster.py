@@ -20,6 +20,13 @@ from consortium.keys.documents import DocumentKind, SignedDocument
 from consortium.keys.signing import verify, verify_value
 
 
+class _Plain(yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roster:
     """The people of one partner. The document's text is YAML (or JSON) with these keys: `partner`, `people`."""
@@ -31,11 +38,16 @@ class Roster:
 
     @classmethod
     def parse(cls, document: SignedDocument) -> Roster:
-        """Return the roster in a (verified) document. Raises ConfigError naming the file and the offending key."""
+        """Return the roster in a (verified) document. Raises ConfigError naming the file and the offending key.
+
+        It is another state's text: neither aliases, which can make a short one endless, nor any error of the parser
+        pass.
+        """
         if document.kind is not DocumentKind.ROSTER:
             raise ConfigError(f"a {document.kind} document is no roster", where=document.file)
         try:
-            roster = from_json(cls, yaml.safe_load(document.text), where=document.file)
+            data = yaml.load(document.text, _Plain)  # noqa: S506  a safe one
+            roster = from_json(cls, data, where=document.file)
         except yaml.MarkedYAMLError as fault:
             line = fault.problem_mark.line + 1 if fault.problem_mark else 1
             raise ConfigError(f"not valid YAML: {fault.problem}", where=f"{document.file}:{line}") from fault
@@ -43,6 +55,8 @@ class Roster:
             raise ConfigError(f"not valid YAML: {fault}", where=document.file) from fault
         except UsageError as fault:
             raise ConfigError(fault.what, where=document.file) from fault
+        except (ValueError, RecursionError) as fault:  # a date that no calendar has, endless digits or nesting
+            raise ConfigError(f"not a roster: {fault}", where=document.file) from fault
         if roster.partner != document.partner:
             raise ConfigError(f"a roster of {roster.partner} signed by {document.partner}", where=document.file)
         for person in roster.people:

@@ -13,18 +13,18 @@ from consortium.keys.documents import DocumentKind, SignedDocument, check_docume
 from consortium.keys.trust import Trust
 from consortium.ledger.origins import record_id
 from consortium.reports.model import SiteFacts
-from consortium.reports.people import SERVER, age, document_of
+from consortium.reports.people import SERVER, document_of
 
 
 def newest_files(records: Iterable[Record]) -> dict[str, Record]:
-    """Return by site the record of its newest file (`people.age`); `records` stand in the log's order."""
+    """Return by site the record of its newest file (`SignedDocument.age`); `records` stand in the log's order."""
     found: dict[str, tuple[tuple[int, int], Record]] = {}
     for record in records:
         if record.type is RecordType.SITE and record.origin == SERVER:
             document = document_of(record)
             site = _read(document, record).id
-            if site not in found or found[site][0] <= age(document):
-                found[site] = age(document), record
+            if site not in found or found[site][0] <= document.age:
+                found[site] = document.age, record
     return {site: record for site, (_, record) in sorted(found.items())}
 
 

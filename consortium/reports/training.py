@@ -8,6 +8,7 @@ it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,6 +32,10 @@ from consortium.reports.people import SERVER, with_people
 from consortium.train.attribution import Lineage, Share, lineage, shares, totals
 from consortium.train.sizes import flops_per_token, parameter_count
 
+_SIZE = re.compile(r"[1-9][0-9]{0,8}\Z")
+_ROUND = re.compile(r"[0-9]{1,9}\Z")
+MAX_LOSS = 1e6
+"""Nats per token: no vocabulary has more."""
 UNKNOWN = "unknown"
 """Stands in a lineage for what nobody can say: the trainings behind a file that `start.weights` names."""
 
@@ -80,14 +85,19 @@ Crossed = tuple[int | None, int | None]
 
 
 def specs_of(records: Iterable[Record]) -> dict[str, JobSpec]:
-    """Return the specs of the training and measuring jobs in `job` records of the server."""
-    found = {}
+    """Return the specs of the training and measuring jobs in `job` records of the server.
+
+    Raises VerificationError where two records say different things of one job.
+    """
+    found: dict[str, JobSpec] = {}
     for record in records:
         spec = record.body.get("spec")
-        if record.type is not RecordType.JOB or not isinstance(spec, dict):
+        if record.type is not RecordType.JOB or record.origin != SERVER or not isinstance(spec, dict):
             continue
         if spec.get("kind") in (JobKind.PRETRAIN.value, JobKind.EVALUATE.value):
-            found[str(record.body.get("job"))] = _parse(JobSpec, spec, record)
+            job, said = str(record.body.get("job")), _parse(JobSpec, spec, record)
+            if found.setdefault(job, said) != said:
+                raise VerificationError(f"another record says otherwise of {job}", where=f"record {record_id(record)}")
     return found
 
 
@@ -281,13 +291,16 @@ def _vocabularies(records: Iterable[Record]) -> dict[str, int]:
             body = record.body.get("dataset")
             dataset: Dataset = _parse(Dataset, body if isinstance(body, dict) else record.body, record)
             size = dataset.attributes.get("vocab_size", "")
-            if size.isdecimal():
+            if _SIZE.match(size):
                 found[dataset.id] = int(size)
     return found
 
 
 def _losses(records: Iterable[Record], specs: Mapping[str, JobSpec]) -> dict[str, dict[int, dict[str, float]]]:
-    """Return by training the losses that `evaluate` jobs measured; a series is one site, language, text and sample."""
+    """Return by training the losses that `evaluate` jobs measured; a series is one site, language, text and sample.
+
+    A program leaves them and nobody checks them: what is no loss of a round is unknown, and stops no report.
+    """
     found: dict[str, dict[int, dict[str, float]]] = {}
     for record in records:
         spec = specs.get(str(record.body.get("job"))) if record.type is RecordType.MANIFEST else None
@@ -299,8 +312,9 @@ def _losses(records: Iterable[Record], specs: Mapping[str, JobSpec]) -> dict[str
         text = digest_json({"inputs": sorted(spec.inputs), **sample})
         for language, losses in sorted(by_round.items()) if isinstance(by_round, dict) else ():
             series = f"{record.body.get('site')} {language} {text}"
-            for number, loss in _parse(dict[int, float], losses, record).items():
-                found.setdefault(spec.model, {}).setdefault(number, {})[series] = loss
+            for number, loss in losses.items() if isinstance(losses, dict) else ():
+                if _ROUND.match(number) and type(loss) in (int, float) and abs(loss) < MAX_LOSS:
+                    found.setdefault(spec.model, {}).setdefault(int(number), {})[series] = float(loss)
     return found
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from consortium.domain.ids import partner_of
 from consortium.domain.partner import Site
 from consortium.errors import ConfigError, ConsortiumError, VerificationError
 from consortium.keys.canonical import digest
-from consortium.keys.documents import DocumentKind, SignedDocument, check_document, load_document
+from consortium.keys.documents import DocumentKind, SignedDocument, check_unexpired, load_document
 from consortium.keys.roster import Roster, Rosters
 from consortium.keys.trust import Trust
 
@@ -18,11 +18,20 @@ if TYPE_CHECKING:
     from consortium.policy import PolicyBook
 
 
+class _Held(NamedTuple):
+    """The newest document of its kind and of what it is about, with what it says where others wrote it."""
+
+    document: SignedDocument
+    path: Path
+    says: Roster | Site | None
+
+
 class Documents:
     """The signed files of one folder, read again when one of them changes. A file that does not hold counts as absent.
 
-    What is asked for and absent is a VerificationError that says which file is at fault: nothing is let through for
-    want of a rule.
+    Of several that rule the same the newest counts, also where it has expired: what it took the place of stays out of
+    force. What is asked for and absent is a VerificationError that says which file is at fault: nothing is let through
+    for want of a rule. No file of another partner keeps the others from being read.
     """
 
     def __init__(self, folder: str | Path, partner: str, trust: Trust) -> None:
@@ -31,7 +40,7 @@ class Documents:
         self.trust = trust
         self._mutex = threading.RLock()
         self._stamp: object = None
-        self._held: list[SignedDocument] = []
+        self._held: list[_Held] = []
         self._faults: dict[str, str] = {}
         self._book: PolicyBook | None = None
 
@@ -43,14 +52,26 @@ class Documents:
         stamp = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
         with self._mutex:
             if stamp != self._stamp:
-                self._held, self._faults, self._book = [], {}, None
+                newest, self._faults, self._book = dict[tuple[str, ...], _Held](), {}, None
                 for path in paths:
                     try:
-                        self._held.append(load_document(path, self.trust, now_ms))
+                        held = self._read(path)
                     except ConsortiumError as fault:
                         self._faults[path.name] = fault.what
+                        continue
+                    about = held.says.id if isinstance(held.says, Site) else ""
+                    key = (held.document.kind, held.document.partner, about)
+                    if key not in newest or newest[key].document.age <= held.document.age:
+                        newest[key] = held
+                self._held = list(newest.values())
                 self._stamp = stamp
-            return dict(self._faults)
+            expired = {}
+            for held in self._held:
+                try:
+                    check_unexpired(held.document, now_ms, where=str(held.path))
+                except VerificationError as fault:
+                    expired[held.path.name] = fault.what
+            return {**self._faults, **expired}
 
     def policy(self, now_ms: int) -> PolicyBook:
         """Return the own partner's policy, ready to decide."""
@@ -58,7 +79,7 @@ class Documents:
         from consortium.policy import PolicyBook
 
         with self._mutex:
-            document = self._one(DocumentKind.POLICY, now_ms)
+            document = self._policy(now_ms)
             if self._book is None:
                 self._book = PolicyBook.of([parse_policy_text(document.text, document.file)])
             return self._book
@@ -66,52 +87,53 @@ class Documents:
     def policy_digest(self, now_ms: int) -> str:
         """Return the digest of the own policy's text; empty where there is none that holds."""
         try:
-            return digest(self._one(DocumentKind.POLICY, now_ms).text.encode())
+            return digest(self._policy(now_ms).text.encode())
         except VerificationError:
             return ""
 
     def rosters(self, now_ms: int) -> Rosters:
         """Return the people all partners vouch for."""
-        return Rosters.of(Roster.parse(document) for document in self._all(DocumentKind.ROSTER, now_ms))
+        return Rosters.of(held.says for held in self._all(now_ms) if isinstance(held.says, Roster))
 
     def site(self, site: str, now_ms: int) -> Site:
         """Return a site as its own partner's signed site file describes it."""
-        from consortium.config import parse_site_text
-
-        for document in self._all(DocumentKind.SITE, now_ms):
-            config = parse_site_text(document.text, document.file)
-            if config.id == site and config.partner == document.partner:
-                return config.site
+        for held in self._all(now_ms):
+            if isinstance(held.says, Site) and held.says.id == site:
+                return held.says
         raise VerificationError(
             f"no signed site file of {site} that holds: where it stands is unknown",
             where=str(self.folder),
-            fix=f"put the site file signed by {partner_of(site)} there{self._suspects()}",
+            fix=f"put the site file signed by {partner_of(site)} there{self._suspects(now_ms)}",
         )
 
-    def _one(self, kind: DocumentKind, now_ms: int) -> SignedDocument:
-        mine = [document for document in self._all(kind, now_ms) if document.partner == self.partner]
-        if not mine:
-            raise VerificationError(
-                f"no {kind.value} of {self.partner} that is signed and unexpired",
-                where=str(self.folder),
-                fix=f"{self.partner} must put a signed one there{self._suspects()}",
-            )
-        return max(mine, key=lambda document: (document.version, document.issued_ms))
+    def _policy(self, now_ms: int) -> SignedDocument:
+        for document, _, _ in self._all(now_ms):
+            if document.kind is DocumentKind.POLICY and document.partner == self.partner:
+                return document
+        raise VerificationError(
+            f"no {DocumentKind.POLICY} of {self.partner} that is signed and unexpired",
+            where=str(self.folder),
+            fix=f"{self.partner} must put a signed one there{self._suspects(now_ms)}",
+        )
 
-    def _all(self, kind: DocumentKind, now_ms: int) -> list[SignedDocument]:
-        holding = []
+    def _all(self, now_ms: int) -> list[_Held]:
         with self._mutex:
             self.refresh(now_ms)
-            for document in self._held:
-                if document.kind is not kind:
-                    continue
-                try:
-                    check_document(document, self.trust, now_ms, where=document.file)
-                except VerificationError as fault:
-                    self._faults[document.file] = fault.what
-                else:
-                    holding.append(document)
-        return holding
+            return [held for held in self._held if now_ms < held.document.expires_ms]
 
-    def _suspects(self) -> str:
-        return "".join(f"; {name}: {what}" for name, what in sorted(self._faults.items()))
+    def _read(self, path: Path) -> _Held:
+        """Return what a file says. Raises ConsortiumError where it does not hold, however long it was to."""
+        from consortium.config import parse_site_text
+
+        document = load_document(path, self.trust, 0)
+        if document.kind is DocumentKind.ROSTER:
+            return _Held(document, path, Roster.parse(document))
+        if document.kind is not DocumentKind.SITE:
+            return _Held(document, path, None)
+        site = parse_site_text(document.text, document.file).site
+        if site.partner != document.partner:
+            raise ConfigError(f"{site.id} is not {document.partner}'s to sign", where=document.file)
+        return _Held(document, path, site)
+
+    def _suspects(self, now_ms: int) -> str:
+        return "".join(f"; {name}: {what}" for name, what in sorted(self.refresh(now_ms).items()))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -33,13 +32,13 @@ from consortium.keys.canonical import digest
 from consortium.keys.signing import sign_value, verify_value
 from consortium.policy import CONSORTIUM, Request, log_request, receive_request, release_request
 from consortium.site.gateway.core import Gateway
+from consortium.site.gateway.forms import is_digest
 from consortium.site.legs import SiteLeg
 from consortium.storage import envelope
 
 MAX_ARTIFACT_BYTES = 1 << 30
 """Of the plaintext, in either direction."""
 MAX_ENVELOPE_BYTES = MAX_ARTIFACT_BYTES + (2 << 20)
-_DIGEST = re.compile(r"^sha256:[0-9a-f]{64}\Z")
 log = logging.getLogger(__name__)
 
 
@@ -203,11 +202,11 @@ class Border:
 
         What is kept of rounds before the last one goes: a training has many, and fetches it anew if ever.
         """
-        if not _DIGEST.match(wanted) or not (sender == "" or is_site(sender)):  # a file is named after them
+        if not is_digest(wanted) or not (sender == "" or is_site(sender)):  # a file is named after them
             raise UsageError(f"no digest, or no site: {wanted[:80]!r} of {sender[:80]!r}", where=leg.offer.job)
         folder = self.gateway.received / leg.offer.job
         kept = (folder / str(round) if round else folder) / f"{sender or 'any'}-{wanted.removeprefix('sha256:')}"
-        if kept.is_file():
+        if kept.is_file() and self._recorded(leg.offer.job, sender, wanted):
             return kept.read_bytes()
         for artifact in self.inbox(leg, round):
             if artifact.digest == wanted and sender in ("", artifact.sender) and round in (None, artifact.round):
@@ -225,6 +224,11 @@ class Border:
                 crossing = _crossing(artifact, leg.offer.site, CrossingSide.RECEIPT, at_ms)
                 self.gateway.outbox.add_crossings(write, [crossing], at_ms)
         return data
+
+    def _recorded(self, job: str, sender: str, digest: str) -> bool:
+        """Whether a receipt is on record: a crash may lie between the plaintext and its record."""
+        query = "SELECT 1 FROM receipts WHERE job = ? AND digest = ? AND ? IN ('', sender)"
+        return self.gateway.db.read().execute(query, (job, digest, sender)).fetchone() is not None
 
     def _fetch(self, leg: SiteLeg, artifact: Artifact) -> bytes:
         gateway = self.gateway

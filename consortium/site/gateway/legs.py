@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import ArtifactClass, Dataset
@@ -15,11 +15,19 @@ from consortium.domain.protocol import MAX_REQUEST_BYTES, LegContext, StoreAcces
 from consortium.domain.training import Commit, Verdict
 from consortium.errors import ConflictError, PolicyDeniedError, UsageError
 from consortium.keys.signing import sign_value
+from consortium.site.gateway import forms
 from consortium.site.gateway.border import MAX_ARTIFACT_BYTES, Border
 from consortium.site.gateway.core import Gateway
 from consortium.site.gateway.evidence import check_agreements, check_round
 from consortium.site.gateway.numbers import rounded
-from consortium.site.gateway.results import check_outputs, checked_digest, checked_metrics, checked_size
+from consortium.site.gateway.results import (
+    MAX_WORD_CHARS,
+    check_outputs,
+    checked_digest,
+    checked_metrics,
+    checked_size,
+    is_name,
+)
 from consortium.site.legs import SiteLeg, told
 
 MAX_CONTROL_BYTES = 8 << 20
@@ -134,6 +142,8 @@ AtBorder = Annotated[Border, Depends(border_of)]
 Leg = Annotated[SiteLeg, Depends(calling_leg)]
 Json = Annotated[Any, Depends(small_json)]
 ResultJson = Annotated[Any, Depends(result_json)]
+Number = Annotated[int, Path(ge=0, le=1_000_000)]
+"""Of a round."""
 LargeJson = Annotated[Any, Depends(request_json)]
 
 
@@ -175,14 +185,29 @@ def context(gateway: At, leg: Leg) -> Any:
 
 
 @router.post("/progress", status_code=204)
-def progress(gateway: At, leg: Leg, body: Json) -> None:
-    """Keep where the leg stands; the agent's next poll carries it."""
+def progress(gateway: At, border: AtBorder, leg: Leg, body: Json) -> None:
+    """Keep where the leg stands; the agent's next poll carries it.
+
+    Where the own policy keeps metrics at home it goes without what was measured: without fractions.
+    """
     values = from_json(dict[str, int | float | str | bool | None], body, where="progress")
-    if len(json.dumps(values)) > 4000 or any(isinstance(x, str) and len(x) > 200 for x in values.values()):
-        raise UsageError("progress is small numbers and words: 4 kB in all, 200 characters a word")
+    if len(json.dumps(values)) > 4000 or not all(is_name(key) and _is_small(value) for key, value in values.items()):
+        raise UsageError(
+            "progress is small numbers and words: 4 kB in all, 200 characters of one line a word",
+            fix="name each with letters, digits and '_.:/@+-'",
+        )
+    if any(isinstance(value, float) for value in values.values()):
+        try:
+            border.check_metrics(leg)
+        except PolicyDeniedError:
+            values = {key: value for key, value in values.items() if not isinstance(value, float)}
     # As of metrics, six digits are enough for people.
     short = {key: rounded(value) if isinstance(value, float) else value for key, value in values.items()}
     gateway.table.change(leg, progress=short)
+
+
+def _is_small(value: float | str | None) -> bool:
+    return not isinstance(value, str) or (len(value) <= MAX_WORD_CHARS and value.isprintable())
 
 
 @router.get("/stop")
@@ -270,27 +295,30 @@ def receive(
 
 
 @router.post("/rounds/{number}/commit")
-def commit(gateway: At, leg: Leg, number: int, body: Json) -> Any:
+def commit(gateway: At, leg: Leg, number: Number, body: Json) -> Any:
     """Sign a commit and pass it on."""
     said = from_json(CommitBody, body, where="commit")
     draft = Commit(
         job=leg.offer.job,
         round=number,
         site=leg.offer.site,
-        tokens=said.tokens,
-        steps=said.steps,
-        digest=said.digest,
-        norm=said.norm,
-        loss=said.loss,
-        train_ms=said.train_ms,
+        tokens=forms.count(said.tokens, "tokens"),
+        steps=forms.count(said.steps, "steps"),
+        digest=forms.digest(said.digest, "digest"),
+        norm=forms.hexadecimal(said.norm, "norm"),
+        loss=forms.hexadecimal(said.loss, "loss"),
+        train_ms=forms.count(said.train_ms, "train_ms"),
     )
     path = f"/v1/jobs/{leg.offer.job}/rounds/{number}/commit"
     return gateway.call("POST", path, sign_value(gateway.key, draft), job=leg.offer.job)
 
 
 @router.post("/rounds/{number}/verdicts")
-def verdicts(gateway: At, leg: Leg, number: int, body: Json) -> Any:
+def verdicts(gateway: At, leg: Leg, number: Number, body: Json) -> Any:
     """Sign verdicts and pass them on."""
+    given = from_json(list[VerdictBody], body, where="verdicts")
+    if {said.site for said in given} - {leg.offer.site, *leg.offer.peers} or len(given) > len(leg.offer.peers) + 1:
+        raise UsageError("verdicts are on sites that take part in the job, one each", where=leg.offer.job)
     signed = [
         sign_value(
             gateway.key,
@@ -299,19 +327,19 @@ def verdicts(gateway: At, leg: Leg, number: int, body: Json) -> Any:
                 round=number,
                 judge=leg.offer.site,
                 site=said.site,
-                digest=said.digest,
+                digest=forms.digest(said.digest, "digest"),
                 accept=said.accept,
-                reason=said.reason,
-                norm=said.norm,
+                reason=forms.code(said.reason, "reason"),
+                norm=said.norm and forms.hexadecimal(said.norm, "norm"),
             ),
         )
-        for said in from_json(list[VerdictBody], body, where="verdicts")
+        for said in given
     ]
     return gateway.call("POST", f"/v1/jobs/{leg.offer.job}/rounds/{number}/verdicts", signed, job=leg.offer.job)
 
 
 @router.get("/rounds/{number}")
-def read_round(gateway: At, leg: Leg, number: int) -> Any:
+def read_round(gateway: At, leg: Leg, number: Number) -> Any:
     """Return a round as the server keeps it, once every signature in it holds."""
     answer = gateway.call("GET", f"/v1/jobs/{leg.offer.job}/rounds/{number}", job=leg.offer.job)
     found = check_round(gateway.trust, leg.offer, number, answer, lambda: gateway.documents.rosters(gateway.now_ms()))
@@ -326,7 +354,8 @@ def agree(gateway: At, leg: Leg, topic: str, body: Json) -> Any:
     said = from_json(dict[str, str], body, where="agreement")
     if set(said) != {"digest"}:
         raise UsageError("an agreement is {'digest': …}", where=topic)
-    statement = {"job": leg.offer.job, "topic": topic, "site": leg.offer.site, "digest": said["digest"]}
+    published = forms.digest(said["digest"], "digest")
+    statement = {"job": leg.offer.job, "topic": forms.topic(topic), "site": leg.offer.site, "digest": published}
     signed = sign_value(gateway.key, statement)
     path = f"/v1/jobs/{leg.offer.job}/agreements/{topic}"
     answer = {name: signed[name] for name in ("site", "digest", "signature")}
@@ -340,6 +369,6 @@ def agreements(gateway: At, leg: Leg, topic: str) -> Any:
 
 
 def _agreements(gateway: Gateway, leg: SiteLeg, topic: str) -> dict[str, str]:
-    path = f"/v1/jobs/{leg.offer.job}/agreements/{topic}"
+    path = f"/v1/jobs/{leg.offer.job}/agreements/{forms.topic(topic)}"
     answer = gateway.call("GET", path, job=leg.offer.job, params={"signed": "true"})
     return check_agreements(gateway.trust, leg.offer, topic, answer)

@@ -19,6 +19,7 @@ from consortium.domain.ids import is_id
 from consortium.domain.job import JobKind, JobSpec
 from consortium.domain.protocol import MAX_RESULT_BYTES
 from consortium.errors import UsageError
+from consortium.site.gateway.forms import count, is_digest
 from consortium.site.gateway.numbers import rounded
 
 MAX_WORD_CHARS = 200
@@ -36,7 +37,7 @@ MAX_DESCRIPTION_CHARS = 20_000
 """Of all that outputs say of themselves but their shards, besides four times what the inputs say."""
 MAX_FOLDERS = 100
 """Of the store, in which the shards of one dataset lie."""
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_ROUND = re.compile(r"[0-9]{1,6}\Z")
 _NAME = re.compile(r"[A-Za-z0-9_.:/@+-]{1,200}\Z")
 _FOLDER = re.compile(r"[A-Za-z0-9_./@=-]{1,300}\Z")
 _SUFFIX = re.compile(r"(\.[a-z0-9]{1,12}){0,2}\Z")
@@ -44,9 +45,14 @@ _SUFFIX = re.compile(r"(\.[a-z0-9]{1,12}){0,2}\Z")
 
 def checked_digest(text: str) -> str:
     """Return the digest of a manifest; raises UsageError unless it is one, or empty."""
-    if text and not _DIGEST.match(text):
+    if text and not is_digest(text):
         raise UsageError("manifest_digest is 'sha256:' and 64 hex digits, or empty", where="result")
     return text
+
+
+def is_name(text: str) -> bool:
+    """Tell whether `text` may name a number: 1 to 200 letters, digits and `_.:/@+-`."""
+    return bool(_NAME.match(text))
 
 
 def checked_size(told: dict[str, Any]) -> None:
@@ -65,8 +71,8 @@ def checked_size(told: dict[str, Any]) -> None:
 
 def checked_metrics(said: dict[str, Any], spec: JobSpec) -> dict[str, Any]:
     """Return a result's metrics with numbers to six digits; raises UsageError for another form or too much of it."""
-    count = _Count(3 * _rounds(spec) + MORE_DIGESTS)
-    return {count.name(name): count.value(value, name, 1) for name, value in said.items()}
+    walk = _Count(3 * _rounds(spec) + MORE_DIGESTS)
+    return {walk.name(name): walk.value(value, name, 1) for name, value in said.items()}
 
 
 def _rounds(spec: JobSpec) -> int:
@@ -84,9 +90,9 @@ class _Count:
         self.names: set[str] = set()
 
     def name(self, text: str) -> str:
-        if not _NAME.match(text):
+        if not is_name(text):
             raise _refused(f"{text[:40]!r} is no name of 1 to 200 letters, digits and '_.:/@+-'")
-        if not text.isdecimal() and text not in self.names:
+        if not _ROUND.match(text) and text not in self.names:
             self.names.add(text)
             self.names_chars += len(text)
             if self.names_chars > MAX_NAMES_CHARS:
@@ -112,7 +118,7 @@ class _Count:
         raise _refused(f"{name} is no number of 64 bits, no short word, and no {MAX_DEPTH - 1} levels of them by name")
 
     def word(self, text: str, name: str) -> str:
-        if _DIGEST.match(text):
+        if is_digest(text):
             self.digests += 1
             if self.digests > self.most_digests:
                 raise _refused(f"there are more than {self.most_digests:,} digests")
@@ -145,6 +151,10 @@ def check_outputs(outputs: Sequence[Dataset], inputs: Sequence[Dataset]) -> None
             if text not in given and (len(text) > MAX_TEXT_CHARS or not text.isprintable()):
                 raise UsageError(f"{name[:40]} is longer than {MAX_TEXT_CHARS} characters of one line", where=where)
         checked_digest(output.manifest_digest)
+        count(output.version, where)
+        for shard in output.shards:
+            for number in (shard.size_bytes, shard.documents, shard.tokens):
+                count(number, where)
         folders = {_folder(shard, where) for shard in output.shards}
         if len(folders) > MAX_FOLDERS:
             raise UsageError(f"its shards lie in more than {MAX_FOLDERS} folders", where=where)
@@ -161,7 +171,7 @@ def _folder(shard: Shard, where: str) -> str:
     """Return where a shard lies; raises UsageError unless its key is a folder, its digest and a suffix."""
     folder, _, name = shard.key.rpartition("/")
     hexed = shard.digest.removeprefix("sha256:")
-    formed = _DIGEST.match(shard.digest) and name.startswith(hexed) and _SUFFIX.match(name[len(hexed) :])
+    formed = is_digest(shard.digest) and name.startswith(hexed) and _SUFFIX.match(name[len(hexed) :])
     if not formed or not _FOLDER.match(folder):
         raise UsageError(f"{shard.key[:80]!r} is no key of the form FOLDER/DIGEST.SUFFIX", where=where)
     return folder
