@@ -346,7 +346,7 @@ def problem_of(answer: httpx.Response) -> ConsortiumError:
         document = answer.json()
         slug = str(document["type"]).rpartition(":")[2]
         return by_slug(slug)(str(document["detail"]), where=document.get("where"), fix=document.get("fix"))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         what = f"{answer.request.method} answered {answer.status_code}: {answer.text[:200]}"
         kind = UnreachableError if answer.status_code in _AWAY else ConsortiumError
         return kind(what, where=str(answer.request.url))

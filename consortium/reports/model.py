@@ -30,9 +30,9 @@ LIMITS = (
     "auditor of another partner had the inner steps done again at the site and signed the result. A site that says so "
     "of itself is named, and its word founds nothing. FLOPs are the model's arithmetic, not the hardware's.",
     "A share of the fall in held-out loss is an apportionment by weight, not a measurement of what a site's data "
-    "brought; the loss itself is declared by the site that measured it. Rounds that did not close count nowhere. What a "
-    "job was to do, from which FLOPs follow, who registered a dataset, and what a job measured stand in the server's "
-    "records: their submitter's, registrar's and site's signatures are not checked here.",
+    "brought; the loss itself is declared by the site that measured it. Rounds that did not close count nowhere.",
+    "What a job was to do, from which FLOPs follow, who registered a dataset and what a job measured stand in the "
+    "server's records: the signatures of submitter, registrar and site are not checked here.",
     "That a round's sites came to the same outer state rests on the signatures of sites with most of the votes; who "
     "published something else the server could leave out, and how a dispute was settled is its word. A re-execution "
     "that came out otherwise undoes a grade only where it is among the leaves: the server may leave it out, as it may "

@@ -17,9 +17,9 @@ SERVER = "server"
 def with_people(records: Iterable[Record], *kinds: RecordType) -> Iterator[tuple[Record, Rosters]]:
     """Return the records of `kinds` with the people vouched for at that time; `records` stand in the log's order.
 
-    Of each partner its newest roster counts (`SignedDocument.age`; of equals the later in the log). One that had expired at the record's own time vouches for nobody,
-    nor does one that is no roster: it is its partner's own, and stops no other's report. Whether its partner signed it is
-    not looked at here.
+    Of each partner its newest roster counts (`SignedDocument.age`; of equals the later in the log). One that had
+    expired at the record's own time vouches for nobody, nor does one that is no roster: it is its partner's own, and
+    stops no other's report. Whether its partner signed it is not looked at here.
     """
     newest: dict[str, tuple[SignedDocument, Roster]] = {}
     for record in records:

@@ -119,6 +119,6 @@ def _parse(data: bytes) -> tuple[_Outer, bytes]:
         raise VerificationError(f"the envelope is cut: its header takes {length} bytes, {len(data)} are there")
     try:
         outer = from_json(_Outer, json.loads(data[_START : _START + length]), where="envelope header")
-    except (ValueError, UsageError) as fault:
+    except (ValueError, RecursionError, UsageError) as fault:
         raise VerificationError(f"the envelope's header is not readable: {fault}") from fault
     return outer, data[_START + length :]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import secrets
+import socket
+import socketserver
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +24,17 @@ from consortium.domain.data import Artifact, ArtifactClass
 from consortium.domain.job import LegState
 from consortium.domain.protocol import MAX_REQUEST_BYTES, LegOffer, PollRequest
 from consortium.domain.training import Commit, Round, RoundPhase, Verdict
+from consortium.errors import ConsortiumError, UnreachableError
 from consortium.keys.canonical import digest
 from consortium.keys.signing import SigningKey, sign_value, verify_value
 from consortium.ledger.origins import check_chain
 from consortium.site.gateway.app import create_app
 from consortium.site.gateway.core import Gateway
+from consortium.site.gateway.peers import LANES, PeerStore
 from consortium.site.legs import new_leg
 from consortium.site.settings import StoreSettings
 from consortium.storage import envelope
+from consortium.storage.objects import ObjectStore
 from consortium.train.rounds import certify
 from tests import builders
 from tests.s3 import S3
@@ -60,6 +69,8 @@ class Border:
     offer: LegOffer
     http: TestClient
     leg: dict[str, str]
+    theirs: ObjectStore
+    """The egress store of de-1, as de-1 sees it."""
 
     def records(self, kind: str) -> list[Any]:
         return [record.body for record in self.gateway.outbox.after(-1) if record.type.value == kind]
@@ -99,7 +110,8 @@ def border(world: World, s3: S3, fresh_bucket: Callable[[], str]) -> Iterator[Bo
             gateway.table.add(replace(new_leg(offer), state=LegState.RUNNING), 0, write)
         token = gateway.db.leg_token(f"{offer.leg}@{offer.epoch}")
         http = TestClient(create_app(gateway), raise_server_exceptions=False)
-        yield Border(world, script, gateway, mlflow, server.app, offer, http, {"Authorization": f"Bearer {token}"})
+        leg, theirs = {"Authorization": f"Bearer {token}"}, s3.store(stores["de-1"].bucket)
+        yield Border(world, script, gateway, mlflow, server.app, offer, http, leg, theirs)
         gateway.close()
 
 
@@ -233,7 +245,7 @@ def receive_from_de(border: Border, data: bytes, *, changed: bool = False, round
     sealed = envelope.pack(header, data, {"fr-1": world.sealing["fr-1"].public}, world.signing["de-1"])
     if changed:
         sealed = sealed[:-1] + bytes([sealed[-1] ^ 1])
-    key, _ = border.gateway.peers["de-1"].put_addressed(f"jobs/{job}/statistic", sealed, ".env")
+    key, _ = border.theirs.put_addressed(f"jobs/{job}/statistic", sealed, ".env")
     artifact = sign_value(
         world.signing["de-1"],
         Artifact(
@@ -290,11 +302,22 @@ def test_a_changed_envelope_and_a_forged_announcement_are_refused(border: Border
 
 def test_a_store_that_sends_more_than_was_announced_is_not_read_to_its_end(border: Border) -> None:
     artifact = receive_from_de(border, b"from de")
-    store = border.gateway.peers["de-1"]
-    store.put(artifact.key, store.get(artifact.key) + b"x" * 1000)
+    border.theirs.put(artifact.key, border.theirs.get(artifact.key) + b"x" * 1000)
     answer = border.http.get(f"/leg/artifacts/{artifact.digest}", headers=border.leg)
     assert answer.status_code == 409
     assert f"more than {artifact.size_bytes} bytes" in answer.json()["detail"]
+
+
+def test_a_receipt_that_a_crash_left_without_its_record_is_recorded(border: Border) -> None:
+    artifact = receive_from_de(border, b"from de")
+    path = f"/leg/artifacts/{artifact.digest}"
+    assert border.http.get(path, params={"sender": "de-1"}, headers=border.leg).content == b"from de"
+    with border.gateway.db.write() as write:  # as it was between the plaintext and the record
+        write.execute("DELETE FROM receipts")
+        write.execute("DELETE FROM outbox")
+    for _ in range(2):
+        assert border.http.get(path, params={"sender": "de-1"}, headers=border.leg).content == b"from de"
+    assert len(border.records("crossing")) == 1
 
 
 def test_a_legs_words_never_become_a_path(border: Border) -> None:
@@ -499,9 +522,58 @@ def test_metrics_are_rounded_and_only_known_fields_pass(border: Border) -> None:
     assert border.mlflow.heard[-1].body["value"] == "NaN"
 
 
+TEXT = "Madame X, born on 3 March, lives in Lyon. "
+COMMIT = {"tokens": 1, "steps": 1, "digest": f"sha256:{'0' * 64}", "norm": (1.5).hex(), "loss": (2.0).hex()}
+VERDICT = {"site": "de-1", "digest": f"sha256:{'0' * 64}", "accept": False, "reason": "norm", "norm": (1.5).hex()}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *(("rounds/1/commit", COMMIT | {name: TEXT}) for name in ("digest", "norm", "loss")),
+        ("rounds/1/commit", COMMIT | {"norm": "0x1." + "0" * 60 + "p+0"}),
+        ("rounds/1/commit", COMMIT | {"tokens": 10**400}),
+        ("rounds/99999999999/commit", COMMIT),
+        *(("rounds/1/verdicts", [VERDICT | {name: TEXT}]) for name in ("site", "digest", "norm", "reason")),
+        ("rounds/1/verdicts", [VERDICT] * 3),
+        ("agreements/outer/1", {"digest": TEXT}),
+        ("agreements/" + TEXT, {"digest": COMMIT["digest"]}),
+        ("agreements/..%2F..%2F..%2Fjobs%2Fjob-other%2Fcancel", {"digest": COMMIT["digest"]}),
+        ("agreements/outer%3Fa=b", {"digest": COMMIT["digest"]}),
+        ("progress", {TEXT: 1}),
+        ("progress", {"phase": "two\nlines"}),
+    ],
+)
+def test_what_rounds_say_is_digests_numbers_and_codes_and_no_text_or_path(border: Border, path: str, body: Any) -> None:
+    assert border.http.post(f"/leg/{path}", json=body, headers=border.leg).status_code == 422
+    assert border.server.heard == []
+
+
+def test_commits_verdicts_and_agreements_reach_the_server_signed(border: Border) -> None:
+    border.server.route("POST", r"/v1/jobs/[^/]+/(rounds/1/(commit|verdicts)|agreements/outer/1)")(lambda *_: {})
+    said: dict[str, Any] = {"rounds/1/commit": COMMIT, "rounds/1/verdicts": [VERDICT, VERDICT | {"norm": ""}]}
+    said["agreements/outer/1"] = {"digest": COMMIT["digest"]}
+    for path, body in said.items():
+        assert border.http.post(f"/leg/{path}", json=body, headers=border.leg).status_code == 200, path
+    commit, verdicts, agreement = (heard.body for heard in border.server.heard)
+    for signed in (commit, *verdicts, agreement):
+        assert signed["signature"]
+
+
+def test_progress_goes_without_measurements_where_metrics_stay_at_home(border: Border) -> None:
+    policy = (CONFIGS / "policy" / "fr.yaml").read_text()
+    border.world.sign("policy", "fr", policy.replace("[metric, control]", "[control]"), "policy-fr")
+    said = {"phase": "train", "round": 3, "loss": 2.5}
+    assert border.http.post("/leg/progress", json=said, headers=border.leg).status_code == 204
+    (leg,) = border.gateway.table.active()
+    assert leg.progress == {"phase": "train", "round": 3}
+
+
 @pytest.mark.parametrize(
     ("call", "body"),
     [
+        ("runs/set-tag", {"run_id": "run-1", "key": "consortium.ledger.index", "value": "x"}),
+        ("runs/log-metric", {"run_id": "run-1", "key": "loss\n", "value": 1}),
         ("runs/log-batch", {"run_id": "run-2", "metrics": []}),
         ("runs/log-batch", {"metrics": []}),
         ("runs/log-parameter", {"run_id": "run-1", "key": "p", "value": "Traceback (most recent call last):\n  File"}),
@@ -550,9 +622,99 @@ def test_calls_are_counted_in_batches(border: Border) -> None:
     check_chain(border.gateway.outbox.after(-1), lambda _: border.world.signing["fr-1"].public)
 
 
-def test_a_taken_port_is_a_clear_error(world: World, tmp_path: Path) -> None:
-    import socket
+def test_what_left_is_counted_where_no_answer_came(border: Border) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hung_up:
+        border.gateway.server.base_url = f"http://127.0.0.1:{hung_up.getsockname()[1]}"
 
+        def listen_and_leave() -> None:
+            caller, _ = hung_up.accept()
+            heard = b""
+            while b"x" * 5000 not in heard:
+                heard += caller.recv(65536)
+            caller.close()
+
+        server = threading.Thread(target=listen_and_leave)
+        server.start()
+        with pytest.raises(UnreachableError):
+            border.gateway.call("POST", "/v1/jobs/j/logs", {"text": "x" * 5000}, artifact_class=ArtifactClass.LOG)
+        server.join()
+    with pytest.raises(UnreachableError):  # nobody is there: nothing leaves
+        border.gateway.call("POST", "/v1/jobs/j/logs", {"text": "x" * 5000}, artifact_class=ArtifactClass.LOG)
+    border.gateway.traffic.flush()
+    (body,) = border.records("crossing")
+    (crossing,) = body["crossings"]
+    assert (crossing["artifact_class"], crossing["side"], crossing["count"]) == ("log", "release", 1)
+    assert crossing["size_bytes"] > 5000
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_server_that_answers_without_end_is_not_read_to_it(border: Border, packed: bool) -> None:
+    body = gzip.compress(b" " * (64 << 20)) if packed else b" " * (1 << 20)
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body) if packed else 1 << 40}\r\n"
+    head += "Content-Encoding: gzip\r\n\r\n" if packed else "\r\n"
+    with answering(head.encode(), body, again=not packed) as url:
+        border.gateway.server.base_url = url
+        with pytest.raises(UnreachableError, match="packed" if packed else "larger than"):
+            border.gateway.call("GET", "/v1/jobs/j/rounds/1")
+
+
+@pytest.mark.parametrize("status", [200, 403])
+def test_a_peers_store_that_answers_without_end_is_not_read_to_it(border: Border, status: int) -> None:
+    with answering(
+        f"HTTP/1.1 {status} X\r\nContent-Length: {1 << 40}\r\n\r\n".encode(), b"x" * 65536, again=True
+    ) as url:
+        store = peer(border, url)
+        with pytest.raises(ConsortiumError, match="more than 10 bytes" if status == 200 else "refused"):
+            store.get("jobs/j/statistic/x.env", size=10)
+
+
+def test_a_peers_store_that_drips_holds_up_a_few_calls_and_nobody_else(border: Border) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+    with answering(head, b"x", again=True, pause_s=0.05) as url:
+        store = peer(border, url, wait_s=0.1, least_s=0.5)
+        faults: list[str] = []
+
+        def ask() -> None:
+            try:
+                store.get("jobs/j/statistic/x.env", size=1000)
+            except UnreachableError as fault:
+                faults.append(fault.what)
+
+        asking = [threading.Thread(target=ask) for _ in range(LANES + 2)]
+        for one in asking:
+            one.start()
+        for one in asking:
+            one.join(timeout=20)
+    assert sum("already" in what for what in faults) == 2
+    assert sum("of 1000 bytes in time" in what for what in faults) == LANES
+
+
+def peer(border: Border, url: str, **times: float) -> PeerStore:
+    settings = border.gateway.settings.peer_egress["de-1"]
+    return PeerStore(replace(settings, endpoint=url), **times)
+
+
+@contextmanager
+def answering(head: bytes, body: bytes, *, again: bool = False, pause_s: float = 0.0) -> Iterator[str]:
+    """A server that answers anything with `head` and `body`, once or until its caller leaves."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                self.request.recv(65536)
+                self.request.sendall(head + body)
+                while again:
+                    time.sleep(pause_s)
+                    self.request.sendall(body)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_a_taken_port_is_a_clear_error(world: World, tmp_path: Path) -> None:
     from consortium.errors import ConflictError
     from consortium.site.gateway.app import listen
 

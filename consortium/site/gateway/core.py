@@ -20,6 +20,7 @@ from consortium.keys.signing import SigningKey
 from consortium.keys.trust import Trust
 from consortium.site.db import SiteDb
 from consortium.site.documents import Documents
+from consortium.site.gateway.peers import PeerStore
 from consortium.site.gateway.traffic import Traffic
 from consortium.site.legs import LegTable, SiteLeg
 from consortium.site.metering import SiteClock
@@ -28,6 +29,7 @@ from consortium.site.settings import SiteSettings, StoreSettings
 from consortium.storage.objects import ObjectStore
 
 _AT_WORK = (LegState.STARTING, LegState.RUNNING)
+MAX_ANSWER_BYTES = 256 << 20
 SIGN_OF_LIFE_S = 15.0
 """How often a program's calls are noted at the most."""
 
@@ -48,7 +50,7 @@ class Gateway:
         self.documents = Documents(settings.documents_dir, self.site.partner, self.trust)
         self.traffic = Traffic(self.db, self.outbox, self.site.id, self.now_ms)
         self.egress = _store(settings.egress_store)
-        self.peers = {site: _store(store) for site, store in settings.peer_egress.items()}
+        self.peers = {site: PeerStore(store) for site, store in settings.peer_egress.items()}
         self._heard: dict[str, float] = {}
         self.token = Path(settings.token_path).read_text().strip()
         self.received = Path(settings.home) / "received"
@@ -108,25 +110,61 @@ class Gateway:
 
         Raises UnreachableError where it does not answer, and the error its problem document names.
         """
+        content = None if body is None else to_json(body)
+        request = self.server.build_request(method, path, json=content, params=params)
         try:
-            content = None if body is None else to_json(body)
-            answer = self.server.request(method, path, json=content, params=params)
+            answer = self.exchange(self.server, request, artifact_class, job)
         except httpx.TransportError as fault:
             raise UnreachableError(
                 f"the consortium's server does not answer: {fault or type(fault).__name__}",
                 where=self.settings.server_url,
                 fix="nothing yet: calls are repeated, and legs go on within their lease",
             ) from fault
-        self.traffic.count(artifact_class, len(answer.request.content), len(answer.content), job)
         if not answer.is_success:
             raise problem_of(answer)
-        return answer.json() if answer.content else {}
+        try:
+            return answer.json() if answer.content else {}
+        except (ValueError, RecursionError) as fault:
+            raise UnreachableError(
+                f"what the consortium's server answered is no JSON: {fault}", where=self.settings.server_url
+            ) from fault
+
+    def exchange(
+        self, client: httpx.Client, request: httpx.Request, artifact_class: ArtifactClass, job: str
+    ) -> httpx.Response:
+        """Send a request and return the whole answer, both counted: also what left where no answer came.
+
+        Raises httpx.TransportError, also for an answer that is packed or larger than `MAX_ANSWER_BYTES`.
+        """
+        request.headers["Accept-Encoding"] = "identity"
+        data = bytearray()
+        try:
+            answer = client.send(request, stream=True)
+            try:
+                if answer.headers.get("Content-Encoding", "identity") != "identity":
+                    raise httpx.RemoteProtocolError("the answer is packed, which was not asked for", request=request)
+                for part in answer.iter_raw():
+                    data += part
+                    if len(data) > MAX_ANSWER_BYTES:
+                        what = f"the answer is larger than {MAX_ANSWER_BYTES} bytes"
+                        raise httpx.RemoteProtocolError(what, request=request)
+            finally:
+                answer.close()
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout):
+            raise  # nothing left
+        except httpx.TransportError:
+            self.traffic.count(artifact_class, len(request.content), len(data) or None, job)
+            raise
+        self.traffic.count(artifact_class, len(request.content), len(data), job)
+        return httpx.Response(answer.status_code, headers=answer.headers, content=bytes(data), request=request)
 
     def close(self) -> None:
         """Record what was counted and close connections."""
         self.traffic.flush()
         self.server.close()
         self.mlflow.close()
+        for peer in self.peers.values():
+            peer.close()
         self.db.close()
 
 

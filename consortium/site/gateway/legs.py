@@ -121,7 +121,7 @@ async def request_json(request: Request) -> Any:
 async def _json(request: Request, limit: int) -> Any:
     try:
         return json.loads(await read_body(request, limit) or b"null")
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise UsageError(f"the body is not JSON: {fault}", where=request.url.path) from fault
 
 
@@ -317,7 +317,8 @@ def commit(gateway: At, leg: Leg, number: Number, body: Json) -> Any:
 def verdicts(gateway: At, leg: Leg, number: Number, body: Json) -> Any:
     """Sign verdicts and pass them on."""
     given = from_json(list[VerdictBody], body, where="verdicts")
-    if {said.site for said in given} - {leg.offer.site, *leg.offer.peers} or len(given) > len(leg.offer.peers) + 1:
+    sites = {leg.offer.site, *leg.offer.peers}
+    if {said.site for said in given} - sites or len(given) > len(sites):
         raise UsageError("verdicts are on sites that take part in the job, one each", where=leg.offer.job)
     signed = [
         sign_value(

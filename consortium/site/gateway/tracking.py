@@ -20,11 +20,14 @@ from consortium.errors import ConsortiumError, ForbiddenError, UnreachableError
 from consortium.site.gateway.core import Gateway
 from consortium.site.gateway.legs import MAX_CONTROL_BYTES, At, AtBorder, Leg, read_body
 from consortium.site.gateway.numbers import rounded
+from consortium.tracking.tracker import LINK_PREFIX
 
 MAX_CHARS = 500
-_TAG_KEYS = re.compile(r"^(consortium\.[a-z0-9._-]{1,80}|mlflow\.runName|mlflow\.data\.context)$")
-_KEY = re.compile(r"^[\w./ -]{1,200}$")
-_API = re.compile(r"^api/[23]\.0/mlflow/(runs/[a-z-]+)$")
+_TAG_KEYS = re.compile(
+    rf"(?!{re.escape(LINK_PREFIX)})(consortium\.[a-z0-9._-]{{1,80}}|mlflow\.runName|mlflow\.data\.context)\Z"
+)
+_KEY = re.compile(r"[\w./ -]{1,200}\Z")
+_API = re.compile(r"api/[23]\.0/mlflow/(runs/[a-z-]+)\Z")
 router = APIRouter(prefix="/mlflow")
 
 
@@ -33,9 +36,9 @@ async def _body(request: Request) -> bytes:
 
 
 @router.get("/version")
-def version(gateway: At) -> Response:
+def version(gateway: At, leg: Leg) -> Response:
     """Return the tracking server's version; MLflow's client asks for it."""
-    answer = _send(gateway, "GET", "version", None, {}, "")
+    answer = _send(gateway, "GET", "version", None, {}, leg.offer.job)
     return Response(answer.content, answer.status_code, media_type="text/plain")
 
 
@@ -66,7 +69,7 @@ def call(
 def _object(body: bytes) -> dict[str, Any]:
     try:
         said = json.loads(body)
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise ForbiddenError(f"the body is not JSON: {fault}") from fault
     if not isinstance(said, dict):
         raise ForbiddenError("the body is not a JSON object")
@@ -81,14 +84,13 @@ def _rebuilt(allowed: Callable[[dict[str, Any]], dict[str, Any]], body: dict[str
 
 
 def _send(gateway: Gateway, method: str, path: str, body: Any, query: dict[str, str], job: str) -> httpx.Response:
+    request = gateway.mlflow.build_request(method, f"/{path}", json=body, params=query)
     try:
-        answer = gateway.mlflow.request(method, f"/{path}", json=body, params=query)
+        return gateway.exchange(gateway.mlflow, request, ArtifactClass.METRIC, job)
     except httpx.TransportError as fault:
         raise UnreachableError(
             f"the tracking server does not answer: {fault}", where=gateway.settings.mlflow_url, fix="try again"
         ) from fault
-    gateway.traffic.count(ArtifactClass.METRIC, len(answer.request.content), len(answer.content), job)
-    return answer
 
 
 # -- bodies -------------------------------------------------------------------------------------------------------

@@ -25,14 +25,16 @@ class Traffic:
         self.now_ms = now_ms
         self._flushed_ms = now_ms()
 
-    def count(self, artifact_class: ArtifactClass, out_bytes: int, in_bytes: int, job: str = "") -> None:
-        """Count one call to the consortium and its answer."""
+    def count(self, artifact_class: ArtifactClass, out_bytes: int, in_bytes: int | None, job: str = "") -> None:
+        """Count one call to the consortium and its answer; None where none came."""
         sides = (
             (self.site, CONSORTIUM, CrossingSide.RELEASE, out_bytes),
             (CONSORTIUM, self.site, CrossingSide.RECEIPT, in_bytes),
         )
         with self.db.write() as write:
             for sender, recipient, side, size in sides:
+                if size is None:
+                    continue
                 write.execute(
                     "INSERT INTO traffic VALUES (?, ?, ?, ?, ?, ?, 1) ON CONFLICT DO UPDATE SET"
                     " size_bytes = size_bytes + excluded.size_bytes, count = count + 1",
