@@ -48,8 +48,8 @@ class Documents:
         """Read changed files; return what is wrong, by file name."""
         if not self.folder.is_dir():
             raise ConfigError("there is no folder of signed documents", where=str(self.folder))
-        paths = sorted(self.folder.glob("*.json"))
-        stamp = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+        paths = sorted(path for path in self.folder.glob("*.json") if not path.name.startswith("."))
+        stamp = [_stamp(path) for path in paths]
         with self._mutex:
             if stamp != self._stamp:
                 newest, self._faults, self._book = dict[tuple[str, ...], _Held](), {}, None
@@ -137,3 +137,12 @@ class Documents:
 
     def _suspects(self, now_ms: int) -> str:
         return "".join(f"; {name}: {what}" for name, what in sorted(self.refresh(now_ms).items()))
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """Return what changes when a file does; that of a link to nowhere says so."""
+    try:
+        found = path.stat()
+    except OSError:
+        return path.name, 0, -1
+    return path.name, found.st_mtime_ns, found.st_size

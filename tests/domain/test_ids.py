@@ -75,3 +75,8 @@ def test_no_form_accepts_a_trailing_newline(ending):
 @pytest.mark.parametrize("text", ["fr", "fr/health", "fr-1", "fr/amelie"])
 def test_everything_names_its_partner_first(text):
     assert ids.partner_of(text) == "fr"
+
+
+@pytest.mark.parametrize("text", ["consortium", "server", ""])
+def test_what_is_of_no_partner_has_none(text):
+    assert ids.partner_of(text) == ""

@@ -10,7 +10,7 @@ import pytest
 
 from consortium.config import compose_job
 from consortium.domain.codec import to_json
-from consortium.domain.data import ArtifactClass
+from consortium.domain.data import ArtifactClass, Crossing, CrossingSide
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.records import RecordType, ReExecution
 from consortium.domain.screening import ScreenRule
@@ -93,6 +93,51 @@ def test_flops_that_nobody_knows_are_null_and_never_zero(tmp_path: Path) -> None
     assert (training["model_flops"], training["lineage"]) == (None, ["unknown"]), "round 1 is not in the log"
 
 
+@pytest.mark.parametrize(
+    "told",
+    [{"en": {"x": 1.0}}, {"en": {"1": "high"}}, {"en": [1, 2]}, {"en": {"0": "NaN", "2": 1}}, {"en": {"0": 1e300}}],
+)
+def test_a_measurement_that_is_none_is_unknown_and_stops_nobodys_report(tmp_path: Path, told: Any) -> None:
+    world = trained()
+    world.add("server", RecordType.MANIFEST, {"job": MEASURED, "site": "uy-1", "metrics": {"by_round": told}})
+    rows = report(world, tmp_path)["figures"]["rounds"]
+    assert [row["loss_share_nats"] for row in rows] == ["0.187500"] * 2
+
+
+@pytest.mark.parametrize("size", ["9" * 5000, "0", "-1", "many", "\u0663"])
+def test_a_vocabulary_of_no_size_is_unknown(tmp_path: Path, size: str) -> None:
+    world = trained()
+    words = builders.dataset("words", artifact_class=ArtifactClass.TOKENS, attributes={"vocab_size": size})
+    world.add("server", RecordType.DATASET, {"dataset": words, "job": "", "leg": ""}, b.START)
+    (training,) = report(world, tmp_path)["figures"]["training"]
+    assert training["flops"] is not None, "the record before says it"
+
+
+def test_two_records_that_say_different_things_of_a_job_do_not_verify(tmp_path: Path) -> None:
+    world = trained()
+    job(world, JOB, params=PARAMS | {"start": {"job": FIRST}})
+    report(world, tmp_path / "same")
+    job(world, JOB, params=PARAMS | {"seed": 7})
+    with pytest.raises(VerificationError, match="says otherwise"):
+        report(world, tmp_path / "other")
+
+
+def test_traffic_with_the_consortium_is_of_one_partner_alone(tmp_path: Path) -> None:
+    world = b.World()
+    call = Crossing(
+        sender="fr-1", recipient="consortium", side=CrossingSide.RELEASE, artifact_class=ArtifactClass.CONTROL,
+        size_bytes=444, count=5, digest="", job=JOB, at_ms=b.START,
+    )  # fmt: skip
+    world.crossing("fr-1", call)
+    colombia = replace(world.sites[0], id="co-1", partner="co", territory="co")
+    trust = world.trust
+    trust = replace(trust, sites={**trust.sites, "co-1": trust.sites["fr-1"]}, partners={**trust.partners, "co": "k"})
+    with world.log(tmp_path) as log:
+        made = build_report(partner="co", period=b.PERIOD, log=log, sites=[*world.sites, colombia], trust=trust,
+                            key=world.keys["server"], made_ms=1)  # fmt: skip
+    assert made["figures"]["crossings"] == []
+
+
 def redone(number: int, by: str = "", distance: float = 1e-6) -> ReExecution:
     return ReExecution(
         job=JOB, round=number, site="fr-1", digest="sha256:fr-1", same_bits=False, distance=distance.hex(),
@@ -155,6 +200,18 @@ def test_an_auditor_counts_while_the_newest_roster_names_her_and_no_longer(tmp_p
     roster(world, "uy", CARLA, version=4, expires_ms=b.START + 1)
     again(world, 1, by="uy/carla")
     assert [grade for grade, _ in grades(world, tmp_path / "again")] == ["re-executed", "re-executed"]
+
+
+def test_a_roster_that_is_none_vouches_for_nobody_and_stops_nobodys_report(tmp_path: Path) -> None:
+    world = trained()
+    roster(world, "uy", CARLA)
+    broken = sign_document(
+        world.keys["uy-1"], kind=DocumentKind.ROSTER, partner="uy", version=2, issued_ms=1, expires_ms=1 << 45,
+        file="roster/uy.yaml", text="people: 2024-13-45\n",
+    )  # fmt: skip
+    world.add("server", RecordType.ROSTER, {"partner": "uy", "digest": "", "document": broken})
+    again(world, 2, by="uy/carla")
+    assert [grade for grade, _ in grades(world, tmp_path)] == ["declared", "declared"]
 
 
 def test_a_roster_that_its_partner_did_not_sign_and_a_strangers_word_are_found(tmp_path: Path) -> None:
