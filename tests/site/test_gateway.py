@@ -213,7 +213,13 @@ def test_text_never_crosses(border: Border, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "status"), [({"recipients": "uy-1"}, 403), ({"recipients": "fr-1"}, 403), ({"class": "secrets"}, 422)]
+    ("query", "status"),
+    [
+        ({"recipients": "uy-1"}, 403),
+        ({"recipients": "fr-1"}, 403),
+        ({"class": "secrets"}, 422),
+        ({"name": "born in Lyon"}, 422),
+    ],
 )
 def test_strangers_and_unknown_classes_are_refused(border: Border, query: dict[str, str], status: int) -> None:
     assert border.send(b"x", **query).status_code == status

@@ -276,6 +276,8 @@ def send(
     except ValueError as fault:
         known = ", ".join(item.value for item in ArtifactClass)
         raise UsageError(f"no artifact class {artifact_class!r}", fix=f"one of {known}") from fault
+    if not is_name(name):
+        raise UsageError(f"no name of an artifact: {name[:40]!r}", fix="give letters, digits and '_.:/@+-'")
     to = sorted({site for site in recipients.split(",") if site})
     return to_json(border.release(leg, kind, name, round, to, data))
 
