@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -693,6 +694,31 @@ def test_a_peers_store_that_drips_holds_up_a_few_calls_and_nobody_else(border: B
             one.join(timeout=20)
     assert sum("already" in what for what in faults) == 2
     assert sum("of 1000 bytes in time" in what for what in faults) == LANES
+
+
+@pytest.mark.parametrize("by_header", [True, False])
+def test_a_peers_store_of_another_region_is_signed_for_as_it_says(border: Border, by_header: bool) -> None:
+    refusal = b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>fr-par</Region></Error>"
+    regions: list[str] = []
+
+    class Store(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            regions.append(self.headers["Authorization"].split("/")[2])
+            right = regions[-1] == "fr-par"
+            self.send_response(200 if right else 400)
+            if by_header and not right:
+                self.send_header("x-amz-bucket-region", "fr-par")
+            content = b"sealed" if right else b"" if by_header else refusal
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        store = peer(border, f"http://127.0.0.1:{server.server_address[1]}")
+        assert [store.get("jobs/j/x.env", size=6) for _ in range(2)] == [b"sealed"] * 2
+        server.shutdown()
+    assert regions == ["us-east-1", "fr-par", "fr-par"]
 
 
 def peer(border: Border, url: str, **times: float) -> PeerStore:

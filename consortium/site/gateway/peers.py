@@ -28,6 +28,8 @@ WAIT_S = 20.0
 LEAST_S = 60.0
 LEAST_BYTES_PER_S = 128 << 10
 """What a peer has to send at least, over an object's whole length, once `LEAST_S` are over."""
+_REGION = re.compile(rb"[a-z0-9-]{1,40}")
+_NAMED = re.compile(rb"<Region>([a-z0-9-]{1,40})</Region>")
 _KEY = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9_.=-]*(/[A-Za-z0-9_=-][A-Za-z0-9_.=-]*){0,20}\Z")
 
 
@@ -36,7 +38,9 @@ class PeerStore:
 
     def __init__(self, settings: StoreSettings, *, wait_s: float = WAIT_S, least_s: float = LEAST_S) -> None:
         self.url = f"{settings.endpoint.rstrip('/')}/{settings.bucket}"
-        self._signer = S3SigV4Auth(Credentials(settings.access_key, settings.secret()), "s3", "us-east-1")
+        self._credentials = Credentials(settings.access_key, settings.secret())
+        self._region = "us-east-1"
+        """What stores that know no regions take; others name theirs when they are asked for the first time."""
         self._lanes = threading.BoundedSemaphore(LANES)
         self._wait_s = wait_s
         self._least_s = least_s
@@ -51,9 +55,13 @@ class PeerStore:
         """
         if not _KEY.match(key) or len(key) > 1_000:
             raise VerificationError(f"no key of an artifact: {key[:80]!r}", where=self.url)
-        with self._lane(), self._answer(f"{self.url}/{key}") as answer:
-            self._check(answer, key)
-            return self._read(answer, key, size)
+        with self._lane():
+            with self._answer(key) as answer:
+                if answer.status_code == 200 or not (region := _region_named(answer)):
+                    return self._read(answer, key, size)
+            self._region = region
+            with self._answer(key) as answer:
+                return self._read(answer, key, size)
 
     def close(self) -> None:
         """Close the connections."""
@@ -69,9 +77,10 @@ class PeerStore:
             self._lanes.release()
 
     @contextmanager
-    def _answer(self, url: str) -> Iterator[httpx.Response]:
+    def _answer(self, key: str) -> Iterator[httpx.Response]:
+        url = f"{self.url}/{key}"
         request = AWSRequest("GET", url)
-        self._signer.add_auth(request)
+        S3SigV4Auth(self._credentials, "s3", self._region).add_auth(request)
         try:
             with self._http.stream("GET", url, headers=dict(request.headers.items())) as answer:
                 yield answer
@@ -80,7 +89,7 @@ class PeerStore:
                 f"the object store does not answer: {fault or type(fault).__name__}", where=url, fix="try again"
             ) from fault
 
-    def _check(self, answer: httpx.Response, key: str) -> None:
+    def _read(self, answer: httpx.Response, key: str, size: int) -> bytes:
         where = f"{self.url}/{key}"
         if answer.status_code == 404:
             raise NotFoundError("no such object", where=where)
@@ -88,9 +97,6 @@ class PeerStore:
             raise AuthError("the object store refused the credentials", where=where, fix="check the store's key files")
         if answer.status_code != 200:
             raise UnreachableError(f"the object store answered {answer.status_code}", where=where, fix="try again")
-
-    def _read(self, answer: httpx.Response, key: str, size: int) -> bytes:
-        where = f"{self.url}/{key}"
         until_s = time.monotonic() + self._least_s + size / LEAST_BYTES_PER_S
         data = bytearray()
         for part in answer.iter_raw():
@@ -102,3 +108,14 @@ class PeerStore:
         if len(data) != size:
             raise VerificationError(f"the object has {len(data)} bytes, not {size}", where=where)
         return bytes(data)
+
+
+def _region_named(answer: httpx.Response) -> str:
+    """Return the region that a refusal names, in S3's way; empty where it names none."""
+    if answer.status_code not in (301, 400):
+        return ""
+    if named := answer.headers.get("x-amz-bucket-region", ""):
+        return named if _REGION.fullmatch(named.encode()) else ""
+    said = next(answer.iter_raw(4096), b"")
+    found = _NAMED.search(said)
+    return found[1].decode() if found else ""
