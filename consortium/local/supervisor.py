@@ -1,7 +1,8 @@
 """The supervisor: all children of one embedded federation, side by side, until told to stop.
 
-Run as `python -m consortium.local.supervisor FEDERATION_DIR`. Its standard input is its lifeline: when the program
-that started it dies, the pipe closes and everything stops, unless that program said `detach` before.
+Run as `python -m consortium.local.supervisor FEDERATION_DIR [START_LOCK]`. Its standard input is its lifeline: when the
+program that started it dies, the pipe closes and everything stops, unless that program said `detach` before. START_LOCK
+is the descriptor of the lock that keeps others from starting one; it is closed once the home's lock is held.
 """
 
 from __future__ import annotations
@@ -117,6 +118,8 @@ def main(argv: list[str]) -> int:
     voice = _Voice(log)
     try:
         with HomeLock(home(), directory.root):
+            if len(argv) > 1:
+                os.close(int(argv[1]))
             bury(directory)
             threading.Thread(target=_lifeline, args=(stopping,), daemon=True).start()
             _serve(directory, plan(directory), stopping, voice)
