@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from consortium.local.layout import Prepared, drop_ray_tmp, prepare
 from consortium.local.lock import HomeLock, holder, start_lock
 from consortium.local.paths import FederationDir
 from consortium.local.service import Running, await_ready, start, stop
+from tests.disk import no_room
 
 NOW = 1_800_000_000_000
 SUPERVISOR = """
@@ -164,13 +164,8 @@ with HomeLock(Path({str(own_home)!r}), Path("/nowhere")):
 
 
 def test_a_start_on_a_full_disk_says_what_to_do(own_home: Path) -> None:
-    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, allowed[1]))
-    try:
-        with pytest.raises(ConfigError, match="the folder of federations cannot be used: ") as fault:
-            start(FederationDir.named("t"), print)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    with pytest.raises(ConfigError, match="the folder of federations cannot be used: ") as fault, no_room(1000):
+        start(FederationDir.named("t"), print)
     assert fault.value.where == f"$CONSORTIUM_HOME={own_home}"
     assert (fault.value.fix or "").startswith("make room on its disk, or set $CONSORTIUM_HOME")
     assert holder(own_home) is None
