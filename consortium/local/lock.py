@@ -1,4 +1,7 @@
-"""One running federation per home: a lock file that the kernel releases however its holder ends."""
+"""One running federation per home, and one command at a time that starts or buries one.
+
+Both are lock files that the kernel releases however their holder ends.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,18 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from consortium.errors import ConflictError
 from consortium.local.paths import unusable
+
+_LOOK_S = 1.0
+"""How long to insist on the supervisor's lock: `holder` also takes it for an instant to look."""
+_START_S = 30.0
+"""How long to wait for another command that starts or buries a federation: much longer than that takes."""
 
 
 class HomeLock:
@@ -32,30 +42,16 @@ class HomeLock:
         except OSError as fault:
             raise unusable(fault) from fault
         try:
-            self._take()
+            _take(self._descriptor, _LOOK_S)
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, json.dumps({"pid": os.getpid(), "root": str(self._root)}).encode(), 0)
         except BlockingIOError as fault:
             os.close(self._descriptor)
-            running = holder(self._path.parent)
-            raise ConflictError(
-                "an embedded federation is running already",
-                where=f"{running[1]}, supervisor pid {running[0]}" if running else str(self._path),
-                fix="use it, or stop it: consortium down",
-            ) from fault
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps({"pid": os.getpid(), "root": str(self._root)}).encode(), 0)
+            raise running_already(self._path.parent) from fault
+        except OSError as fault:
+            os.close(self._descriptor)
+            raise unusable(fault) from fault
         return self
-
-    def _take(self) -> None:
-        """Take the lock; insist for a second, because `holder` also takes it for an instant to look."""
-        deadline = time.monotonic() + 1.0
-        while True:
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
@@ -65,10 +61,44 @@ class HomeLock:
         os.close(self._descriptor)
 
 
+@contextmanager
+def start_lock(home: Path) -> Iterator[int]:
+    """Hold the right to start a federation in this home or to bury one; yields the lock's descriptor.
+
+    A supervisor that inherits the descriptor holds on to the lock until it closes it. Waits for another command that
+    starts or buries one. Raises ConflictError where that takes too long, ConfigError where nothing can be written.
+    """
+    path = home / "start.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as fault:
+        raise unusable(fault) from fault
+    try:
+        try:
+            _take(descriptor, _START_S)
+        except BlockingIOError as fault:
+            what = "another command is starting or stopping an embedded federation here"
+            raise ConflictError(what, where=str(path), fix="wait until it has, or end it") from fault
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def running_already(home: Path) -> ConflictError:
+    """Return the error for a home in which a federation runs."""
+    running = holder(home)
+    return ConflictError(
+        "an embedded federation is running already",
+        where=f"{running[1]}, supervisor pid {running[0]}" if running and running[0] else str(home / "lock"),
+        fix="use it, or stop it: consortium down",
+    )
+
+
 def holder(home: Path) -> tuple[int, str] | None:
     """Return pid and federation directory of the running supervisor, or None where none runs.
 
-    Raises ConfigError where its lock cannot be looked at.
+    While it is just starting or stopping the pid may be 0, or that of a supervisor before it. Raises ConfigError where
+    its lock cannot be looked at.
     """
     path = home / "lock"
     try:
@@ -90,5 +120,18 @@ def _read(descriptor: int) -> tuple[int, str]:
     try:
         body = json.loads(os.pread(descriptor, 4096, 0))
         return int(body["pid"]), str(body["root"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return 0, "a federation that is just starting or stopping"
+
+
+def _take(descriptor: int, within_s: float) -> None:
+    """Take a lock. Raises BlockingIOError where somebody else holds it for so long."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)

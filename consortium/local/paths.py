@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -14,6 +15,7 @@ from consortium.errors import ConfigError, NotFoundError, UsageError
 from consortium.keys.strict import NotStrictError, parse_object, read_bounded
 
 _MAX_BYTES = 64 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def home() -> Path:
@@ -42,10 +44,13 @@ def make_home() -> Path:
 def unusable(fault: Exception) -> ConfigError:
     """Return the error for a home that cannot be read or written."""
     named = os.environ.get("CONSORTIUM_HOME")
+    what = f"the folder of federations cannot be used: {getattr(fault, 'strerror', '') or fault}"
+    file = getattr(fault, "filename", None)
+    fix = "set $CONSORTIUM_HOME to a folder that you may write to"
     return ConfigError(
-        f"the folder of federations cannot be used: {getattr(fault, 'strerror', '') or fault}",
+        f"{what}: {file}" if file else what,
         where=f"$CONSORTIUM_HOME={named}" if named else "~/.local/state/consortium",
-        fix="set $CONSORTIUM_HOME to a folder that you may write to",
+        fix=f"make room on its disk, or {fix}" if getattr(fault, "errno", 0) in _NO_ROOM else fix,
     )
 
 

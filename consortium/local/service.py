@@ -21,13 +21,16 @@ from consortium.errors import ConflictError, ConsortiumError, JobFailedError, No
 from consortium.local import lock
 from consortium.local.children import clean_environment
 from consortium.local.layout import Prepared, drop_ray_tmp, prepare
-from consortium.local.paths import FederationDir, home, make_home, read_json
+from consortium.local.paths import FederationDir, home, make_home, read_json, unusable
 from consortium.local.supervisor import bury
 
 Say = Callable[[str], None]
 START_S = 240.0
 _STOP_S = 60.0
 _POLL_S = 0.2
+_SUPERVISOR = "consortium.local.supervisor"
+_LOOK_S = 1.0
+"""How long a supervisor may take between its lock and its pid in there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +73,8 @@ class Running:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        bury(self.directory)
-        drop_ray_tmp(self.directory)
+        with contextlib.suppress(ConflictError), lock.start_lock(home()):  # who holds that lock sees to leftovers
+            _clear(self.directory)
 
 
 def start(directory: FederationDir, say: Say, *, server_port: int | None = None) -> Running:
@@ -80,33 +83,34 @@ def start(directory: FederationDir, say: Say, *, server_port: int | None = None)
     Raises ConflictError where a federation runs already in this home, ConfigError for bad configs or a home that cannot
     be written.
     """
-    running = lock.holder(make_home())
-    if running:
-        raise ConflictError(
-            "an embedded federation is running already",
-            where=f"{running[1]}, supervisor pid {running[0]}",
-            fix="use it, or stop it: consortium down",
+    here = make_home()
+    with lock.start_lock(here) as starting:  # the supervisor inherits it, and lets go once it holds the home's lock
+        if lock.holder(here):
+            raise lock.running_already(here)
+        try:
+            leftovers = bury(directory) if directory.federation_file.exists() else []
+            if leftovers:
+                say(f"stopped {len(leftovers)} processes left over from a start that was killed")
+            prepared = prepare(directory, default_dirs(), now_ms=int(time.time() * 1000), server_port=server_port)
+            directory.status_file.unlink(missing_ok=True)
+            directory.make_current()
+        except OSError as fault:
+            raise unusable(fault) from fault
+        process = subprocess.Popen(
+            [sys.executable, "-m", _SUPERVISOR, str(directory.root), str(starting)],
+            env=_supervisor_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=(starting,),
         )
-    leftovers = bury(directory) if directory.federation_file.exists() else []
-    if leftovers:
-        say(f"stopped {len(leftovers)} processes left over from a start that was killed")
-    prepared = prepare(directory, default_dirs(), now_ms=int(time.time() * 1000), server_port=server_port)
-    directory.status_file.unlink(missing_ok=True)
-    directory.make_current()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "consortium.local.supervisor", str(directory.root)],
-        env=_supervisor_environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
     return Running(prepared=prepared, process=process)
 
 
 def await_ready(running: Running, say: Say, timeout_s: float = START_S) -> None:
     """Return once every child is ready and the server sees every site at work, saying what became ready when.
 
-    Raises JobFailedError naming the child, why, and its log.
+    Raises JobFailedError naming the child, why, and its log; ConflictError where another supervisor came first.
     """
     begun = time.monotonic()
     told: set[str] = set()
@@ -125,26 +129,27 @@ def await_ready(running: Running, say: Say, timeout_s: float = START_S) -> None:
 
 
 def stop(say: Say) -> bool:
-    """Stop the running federation of this home, or bury what a killed one left; return whether there was anything."""
-    running = lock.holder(home())
-    if running:
-        pid, root = running
-        say(f"stopping {Path(root).name}")
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        _await_end(pid)
-        directory = FederationDir(root=Path(root))
-    else:
-        try:
-            directory = FederationDir.current()
-        except NotFoundError:
-            return False
-    if not directory.federation_file.exists():
-        return bool(running)
-    left = bury(directory)
+    """Stop the running federation of this home, or bury what a killed one left; return whether there was anything.
+
+    Waits for one that is just starting. Raises ConflictError where it cannot be told which process runs it.
+    """
+    here = home()
+    if not lock.holder(here) and not here.is_dir():
+        return False
+    with lock.start_lock(here):
+        running = _find_supervisor(here)
+        if running:
+            supervisor, directory = running
+            say(f"stopping {directory.name}")
+            _end(supervisor)
+        else:
+            try:
+                directory = FederationDir.current()
+            except NotFoundError:
+                return False
+        left = _clear(directory)
     if left:
         say(f"stopped {len(left)} processes that a killed supervisor left behind")
-    drop_ray_tmp(directory)
     return bool(running or left)
 
 
@@ -170,9 +175,59 @@ def _supervisor_environment() -> dict[str, str]:
     return clean_environment() | kept
 
 
+def _clear(directory: FederationDir) -> list[int]:
+    """Kill what an ended supervisor left of a federation, unless another works on it; return the pids.
+
+    Only while holding the start lock: nobody must begin to start it meanwhile.
+    """
+    running = lock.holder(home())
+    if running and (not running[0] or running[1] == str(directory.root)):
+        return []
+    if not directory.federation_file.exists():
+        return []
+    left = bury(directory)
+    drop_ray_tmp(directory)
+    return left
+
+
+def _find_supervisor(here: Path) -> tuple[psutil.Process, FederationDir] | None:
+    """Return the running supervisor of this home and its federation, or None where none runs.
+
+    The lock may not tell yet who holds it, or tell who held it before: then it is looked at again for a moment.
+    """
+    deadline = time.monotonic() + _LOOK_S
+    while running := lock.holder(here):
+        pid, root = running
+        supervisor = _supervisor_of(pid, root)
+        if supervisor is not None:
+            return supervisor, FederationDir(root=Path(root))
+        if time.monotonic() > deadline:
+            raise ConflictError(
+                "it cannot be told which process runs the embedded federation here: no supervisor holds its lock",
+                where=str(here / "lock"),
+                fix="try again in a moment, or end the process that holds it",
+            )
+        time.sleep(_POLL_S)
+    return None
+
+
+def _supervisor_of(pid: int, root: str) -> psutil.Process | None:
+    """Return process `pid` if it is the supervisor of the federation in `root`."""
+    if pid <= 1:  # to a signal that is a whole process group, or the machine's first process
+        return None
+    try:
+        process = psutil.Process(pid)
+        words = process.cmdline()
+    except psutil.Error:
+        return None
+    return process if _SUPERVISOR in words and root in words else None
+
+
 def _check_alive(running: Running, status: dict[str, dict[str, Any]], waited_s: float, timeout_s: float) -> None:
     log = running.directory.log
     if running.process.poll() is not None:
+        if lock.holder(home()):
+            raise lock.running_already(home())
         path = log("supervisor")
         raise JobFailedError(f"the supervisor ended:\n{tail(path)}", where=str(path))
     failing = [name for name, row in sorted(status.items()) if row["restarts"] >= 3 and row["state"] != "ready"]
@@ -212,14 +267,12 @@ def _await_sites(running: Running, timeout_s: float) -> None:
     raise JobFailedError(f"after {timeout_s:.0f} s: {missing}", where=str(running.directory.root / "logs"))
 
 
-def _await_end(pid: int) -> None:
-    """Wait for the supervisor to end; kill it when it does not."""
-    try:
-        supervisor = psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        return
-    try:
-        supervisor.wait(_STOP_S)
-    except psutil.TimeoutExpired:
-        supervisor.kill()
-        supervisor.wait(5)
+def _end(supervisor: psutil.Process) -> None:
+    """Tell the supervisor to end, and wait until it has; kill it when it does not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        supervisor.terminate()
+        try:
+            supervisor.wait(_STOP_S)
+        except psutil.TimeoutExpired:
+            supervisor.kill()
+            supervisor.wait(5)

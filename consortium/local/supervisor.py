@@ -1,7 +1,8 @@
 """The supervisor: all children of one embedded federation, side by side, until told to stop.
 
-Run as `python -m consortium.local.supervisor FEDERATION_DIR`. Its standard input is its lifeline: when the program
-that started it dies, the pipe closes and everything stops, unless that program said `detach` before.
+Run as `python -m consortium.local.supervisor FEDERATION_DIR [START_LOCK]`. Its standard input is its lifeline: when the
+program that started it dies, the pipe closes and everything stops, unless that program said `detach` before. START_LOCK
+is the descriptor of the lock that keeps others from starting one; it is closed once the home's lock is held.
 """
 
 from __future__ import annotations
@@ -25,9 +26,15 @@ from consortium.local.leftovers import Session
 from consortium.local.lock import HomeLock
 from consortium.local.paths import FederationDir, home, read_json, write_json
 
+REWRITE_S = 5.0
+"""How often it is tried again to write what a full disk did not take."""
+
 
 class Supervisor:
-    """Starts all children at once and stops them by stages; everything it learns goes to `publish` and `say`."""
+    """Starts all children at once and stops them by stages; everything it learns goes to `publish` and `say`.
+
+    Where `publish` or `record` cannot write, it goes on without: the children are not to suffer from a full disk.
+    """
 
     def __init__(
         self,
@@ -44,6 +51,8 @@ class Supervisor:
         self._federation = federation
         self._lock = threading.Lock()
         self._sessions: list[Session] = []
+        self._late: list[Callable[[], None]] = []
+        """What is to be written again, because it could not be."""
         self._keepers = [
             Keeper(spec, federation=federation, changed=self._changed, started=self._started) for spec in children
         ]
@@ -70,7 +79,13 @@ class Supervisor:
             self._say(f"killed {len(ended)} processes that had outlived their parents")
         with self._lock:
             self._sessions = []
-            self._record([])
+            self._try(self._record_sessions)
+
+    def rewrite(self) -> None:
+        """Write what could not be written before."""
+        with self._lock:
+            for write in tuple(self._late):
+                self._try(write)
 
     def _changed(self, status: ChildStatus) -> None:
         with self._lock:
@@ -78,12 +93,31 @@ class Supervisor:
                 self._say(f"{status.name} {status.note}")
             elif status.state == "ready" and status.restarts:
                 self._say(f"{status.name} is ready again")
-            self._publish(self.statuses())
+            self._try(self._publish_statuses)
 
     def _started(self, session: Session) -> None:
         with self._lock:
             self._sessions = [s for s in self._sessions if s.child != session.child] + [session]
-            self._record(self._sessions)
+            self._try(self._record_sessions)
+
+    def _record_sessions(self) -> None:
+        self._record(self._sessions)
+
+    def _publish_statuses(self) -> None:
+        self._publish(self.statuses())
+
+    def _try(self, write: Callable[[], None]) -> None:
+        """Write, or leave it for later; that is said once."""
+        try:
+            write()
+        except OSError as fault:
+            if not self._late:
+                self._say(f"how the children stand cannot be written: {fault.strerror or fault}; they are kept alive")
+            if write not in self._late:
+                self._late.append(write)
+        else:
+            if write in self._late:
+                self._late.remove(write)
 
 
 def read_sessions(directory: FederationDir) -> list[Session]:
@@ -117,6 +151,8 @@ def main(argv: list[str]) -> int:
     voice = _Voice(log)
     try:
         with HomeLock(home(), directory.root):
+            if len(argv) > 1:
+                os.close(int(argv[1]))
             bury(directory)
             threading.Thread(target=_lifeline, args=(stopping,), daemon=True).start()
             _serve(directory, plan(directory), stopping, voice)
@@ -143,11 +179,13 @@ def _serve(directory: FederationDir, children: list[ChildSpec], stopping: thread
     voice.note(f"federation {directory.name}: {len(children)} children, pid {os.getpid()}")
     try:
         supervisor.start()
-        stopping.wait()
+        while not stopping.wait(REWRITE_S):
+            supervisor.rewrite()
     finally:
         voice.note("stopping")
         supervisor.stop()
-    publish(supervisor.statuses(), "stopped")
+    with contextlib.suppress(OSError):
+        publish(supervisor.statuses(), "stopped")
     voice.note("stopped")
 
 
@@ -169,8 +207,9 @@ class _Voice:
     def note(self, text: str) -> None:
         """Write to the log."""
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-        self._log.write(f"{stamp} {text}\n")
-        self._log.flush()
+        with contextlib.suppress(OSError):  # a full disk; what was not written goes with the next note
+            self._log.write(f"{stamp} {text}\n")
+            self._log.flush()
 
     def say(self, text: str) -> None:
         """Write to the log and to standard error."""

@@ -112,7 +112,9 @@ class SiteDb:
                 write.execute("INSERT OR IGNORE INTO meta VALUES ('leg_secret', ?)", (secrets.token_hex(32),))
         except sqlite3.DatabaseError as fault:
             raise ConfigError(
-                f"cannot use the site's database: {fault}", where=str(self.path), fix="restore it from a copy"
+                f"cannot use the site's database: {fault}",
+                where=str(self.path),
+                fix="see that its disk has room; else restore it from a copy",
             ) from fault
 
     def read(self) -> sqlite3.Connection:
@@ -128,7 +130,10 @@ class SiteDb:
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """Run a transaction that holds the write lock from its start; all of it is durable, or none."""
+        """Run a transaction that holds the write lock from its start; all of it is durable, or none.
+
+        Raises sqlite3.OperationalError where that cannot be written: on a full disk.
+        """
         connection = self.read()
         if connection.in_transaction:
             raise RuntimeError("transactions do not nest: pass the connection on")
@@ -136,7 +141,8 @@ class SiteDb:
         try:
             yield connection
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # on a full disk SQLite may have rolled back by itself
+                connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
 

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -20,9 +20,11 @@ from consortium.local import leftovers
 from consortium.local.keeper import ChildSpec, ChildStatus, Keeper
 from consortium.local.leftovers import Session
 from consortium.local.lock import HomeLock, holder
+from consortium.local.paths import FederationDir, read_json, write_json
 from consortium.local.ports import free_ports
 from consortium.local.probes import HttpProbe
-from consortium.local.supervisor import Supervisor
+from consortium.local.supervisor import Supervisor, _Voice, read_sessions
+from tests.disk import no_room
 
 SLEEPER = "import time\nwhile True: time.sleep(60)"
 FAMILY = f"""
@@ -210,6 +212,54 @@ def test_leftovers_are_this_federations_and_nobody_elses(tmp_path: Path, federat
         for process in (mine, other):
             process.kill()
             process.wait()
+
+
+def test_a_child_that_dies_on_a_full_disk_is_restarted_and_its_state_is_written_later(
+    tmp_path: Path, federation: str, wait: Callable
+) -> None:
+    directory = FederationDir(root=tmp_path / "federation")
+    said: list[str] = []
+
+    def publish(statuses: list[ChildStatus]) -> None:
+        write_json(directory.status_file, {status.name: status.pid for status in statuses})
+
+    def record(sessions: list[Session]) -> None:
+        write_json(directory.sessions_file, {"sessions": [asdict(session) for session in sessions]})
+
+    supervisor = Supervisor(
+        [child(tmp_path, SLEEPER)], federation=federation, say=said.append, publish=publish, record=record
+    )
+    supervisor.start()
+    try:
+        wait(lambda: supervisor.statuses()[0].state == "ready", "ready")
+        first = supervisor.statuses()[0].pid
+        with no_room():
+            os.kill(first, signal.SIGKILL)
+            wait(lambda: supervisor.statuses()[0].state == "ready" and supervisor.statuses()[0].pid != first, "again")
+            supervisor.rewrite()
+        again = supervisor.statuses()[0].pid
+        assert [line for line in said if "cannot be written" in line] == [
+            "how the children stand cannot be written: File too large; they are kept alive"
+        ]
+        assert read_json(directory.status_file) == {"child": first}
+        supervisor.rewrite()
+        assert read_json(directory.status_file) == {"child": again}
+        assert [session.pid for session in read_sessions(directory)] == [again]
+        with no_room():
+            supervisor.stop()
+    finally:
+        supervisor.stop()
+    assert not psutil.pid_exists(again)
+    assert read_sessions(directory) == []
+
+
+def test_notes_that_a_full_disk_does_not_take_stop_nothing(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "w") as log:
+        voice = _Voice(log)
+        with no_room():
+            voice.note("first")
+        voice.note("second")
+    assert [line.split(" ", 1)[1] for line in (tmp_path / "log").read_text().splitlines()] == ["first", "second"]
 
 
 def test_a_session_number_that_now_belongs_to_a_stranger_is_left_alone(federation: str) -> None:

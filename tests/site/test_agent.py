@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -22,7 +23,9 @@ from consortium.site.db import SiteDb
 from consortium.site.legs import LegTable, new_leg
 from consortium.site.ray_jobs import RayCluster, RayJob, RayStatus
 from tests import builders
+from tests.disk import no_room
 from tests.site.world import Script, World, consortium_server, script_for
+from tests.waiting import until
 
 
 class Stage:
@@ -155,6 +158,54 @@ def test_a_lease_is_renewed_by_polls_and_ends_without_them(stage: Stage) -> None
     stage.agent.runner.end_leases()
     (leg,) = stage.agent.table.active()
     assert (leg.state, leg.stop_state, leg.fault) == (LegState.STOPPING, LegState.LOST, Fault.SITE)
+
+
+def test_a_clock_set_back_while_no_agent_ran_makes_no_lease_longer(stage: Stage) -> None:
+    offer = stage.world.offer()
+    stage.script.offers[offer.leg] = offer
+    stage.poll()
+    stage.poll()
+    stage.agent = stage.start()
+    stage.agent.runner.shorten_leases()
+    assert stage.agent.table.active()[0].lease_until_ms == stage.now_ms + 15_000 - stage.settings.max_skew_ms
+    stage.now_ms -= 3_600_000
+    stage.agent = stage.start()
+    stage.agent.runner.shorten_leases()
+    assert stage.agent.table.active()[0].lease_until_ms == stage.now_ms + 15_000
+    stage.now_ms += 15_000
+    stage.agent.runner.end_leases()
+    assert stage.agent.table.active()[0].state is LegState.STOPPING
+
+
+def test_a_full_disk_does_not_end_the_agent(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    offer = stage.world.offer()
+    stage.script.offers[offer.leg] = offer
+    stage.poll()
+    stage.poll()
+    lease_ms = stage.agent.table.active()[0].lease_until_ms
+    stage.now_ms += 1_000
+    agent, polls = stage.start(), len(stage.script.polls)
+    running = threading.Thread(target=agent._guarded, args=(agent.run,))
+    with no_room():
+        running.start()
+        until(lambda: len(stage.script.polls) > polls + 2, "polls on a full disk", 30)
+        assert stage.agent.table.active()[0].lease_until_ms == lease_ms
+    until(lambda: stage.agent.table.active()[0].lease_until_ms > lease_ms, "the lease renewed", 30)
+    agent.stop()
+    running.join(30)
+    assert not running.is_alive()
+    assert agent._fault is None
+    said = [record.getMessage() for record in caplog.records]
+    assert f"leases: cannot use {agent.db.path}: disk I/O error; see that its disk has room" in said
+
+
+def test_a_transaction_that_the_disk_does_not_take_says_why_and_leaves_none_open(world: World) -> None:
+    db = SiteDb(world.settings().home)
+    for size in (10_000, 10_000_000):  # more than SQLite keeps in memory: it ends such a transaction by itself
+        with no_room(), pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+            db.set_meta(alarm="x" * size)
+    db.set_meta(alarm="y")
+    assert db.meta("alarm") == "y"
 
 
 def test_a_held_leg_whose_lease_ends_frees_its_gpus_at_once(stage: Stage) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from consortium.domain.job import LegState
+from consortium.domain.job import Fault, LegState
 from consortium.errors import UnreachableError
 from consortium.site.agent.logs import MAX_READ, LogKeeper
 from consortium.site.agent.loop import Agent
@@ -16,6 +18,7 @@ from consortium.site.agent.runner import MAX_UNLISTED
 from consortium.site.agent.server import ServerLine
 from consortium.site.legs import new_leg
 from consortium.site.ray_jobs import RayCluster, RayJob, RayStatus
+from tests.disk import no_room
 from tests.site.world import World
 
 NOW_MS = 1_750_000_000_000
@@ -42,6 +45,10 @@ class Scripted(RayCluster):
     def submit(self, submission_id: str, program: str, python: str, env: Mapping[str, str], **options: Any) -> None:
         self.calls["submit"] += 1
         self.known[submission_id] = RUNNING
+
+    def stop(self, submission_id: str) -> None:
+        self.calls["stop"] += 1
+        self.known[submission_id] = replace(self.known[submission_id], status=RayStatus.STOPPED, end_ms=NOW_MS + 61_000)
 
     def log(self, submission_id: str) -> str:
         self.calls[submission_id] += 1
@@ -101,6 +108,40 @@ def test_many_new_legs_are_submitted_a_few_at_a_time_and_never_twice(world: Worl
         assert ray.calls["submit"] == submitted
     made.runner.step()
     assert {leg.state for leg in made.table.active()} == {LegState.RUNNING}
+
+
+def test_on_a_full_disk_leases_end_in_ray_all_the_same_and_are_written_off_later(
+    running: tuple[Agent, Scripted],
+) -> None:
+    made, ray = running
+    first, *others = made.table.active()
+    made.table.change(first, lease_until_ms=NOW_MS + 3_600_000)
+    made.runner.now_ms = lambda: NOW_MS + 60_000
+    with no_room():
+        for _ in range(2):  # to look at the first leg is to write when it was seen: that must keep no other going
+            with pytest.raises(sqlite3.OperationalError):
+                made.runner.step()
+    assert {key for key, job in ray.known.items() if job.status is RayStatus.STOPPED} == {leg.key for leg in others}
+    assert ray.calls["stop"] == len(others)
+    assert {leg.state for leg in made.table.active()} == {LegState.RUNNING}
+    made.runner.now_ms = lambda: NOW_MS + 62_000
+    made.runner.step()
+    assert [leg.key for leg in made.table.active()] == [first.key]
+    ended = [leg for leg in made.table.reported() if leg.key != first.key]
+    assert {(leg.state, leg.fault, leg.metered_ms) for leg in ended} == {(LegState.LOST, Fault.SITE, NOW_MS + 61_000)}
+
+
+def test_a_leg_that_was_told_to_stop_on_a_full_disk_is_stopped_as_told(running: tuple[Agent, Scripted]) -> None:
+    made, ray = running
+    told = made.table.active()[7]
+    with no_room():
+        made.runner.stop(told, LegState.STOPPED, "cancelled", keep_s=60)
+    assert ray.calls["stop"] == 0
+    made.runner.step()
+    assert ray.known[told.key].status is RayStatus.STOPPED
+    made.runner.step()
+    (ended,) = (leg for leg in made.table.reported() if not leg.active)
+    assert (ended.key, ended.state, ended.reason, ended.fault) == (told.key, LegState.STOPPED, "cancelled", None)
 
 
 def test_logs_of_many_legs_are_read_in_turns(running: tuple[Agent, Scripted]) -> None:

@@ -7,6 +7,7 @@ that hangs never keeps the site from hearing the server, nor the other way round
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -81,8 +82,7 @@ class Agent:
         """Work until told to stop. Legs go on without the agent, up to their lease."""
         for name, fault in self.documents.refresh(self.clock.now_ms()).items():
             log.warning("%s: %s", name, fault)
-        for leg in self.table.active():  # the wall clock may have moved while the agent was away
-            self.table.change(leg, lease_until_ms=leg.lease_until_ms - self.settings.max_skew_ms)
+        self._attempt("leases", self.runner.shorten_leases)
         jobs = (("poll", self._poll_loop), ("runner", self._runner_loop), ("ship", self._ship_loop))
         threads = [threading.Thread(target=self._guarded, args=(job,), name=name) for name, job in jobs]
         for thread in threads:
@@ -112,6 +112,8 @@ class Agent:
         self._say("alarm", f"ALARM {alarm}; no offers are taken until the operator runs --repin" if alarm else "")
         self._server_holds = response.acked_seq
         self.runner.hang_s = response.hang_s
+        if not alarm and self.db.meta("lease_ms") != str(response.lease_ms):
+            self.db.set_meta(lease_ms=str(response.lease_ms))
         lease_until_ms = asked_ms + response.lease_ms
         for offer in response.offers:
             if self.table.get(offer.leg, offer.epoch) is None and (alarm or not self._still_here(offer)):
@@ -207,7 +209,7 @@ class Agent:
                 self._attempt("ray", self.runner.step)
                 self._looked.set()
                 self._work.wait(RUNNER_S)
-            self.runner.meter_seen()
+            self._attempt("ray", self.runner.meter_seen)
         finally:
             self._metered.set()
 
@@ -235,11 +237,13 @@ class Agent:
             self._server_holds = server.send_records(records)
 
     def _attempt(self, what: str, work: Callable[[], None]) -> None:
-        """Do one round of work; a fault that may pass is said once and tried again."""
+        """Do one round of work; a fault that may pass, such as a full disk, is said once and tried again."""
         try:
             work()
         except ConsortiumError as fault:
             self._say(what, fault.render().replace("\n", ";"))
+        except sqlite3.OperationalError as fault:
+            self._say(what, f"cannot use {self.db.path}: {fault}; see that its disk has room")
         else:
             self._say(what, "")
 

@@ -61,6 +61,8 @@ class Runner:
         """Why the cluster cannot be used; empty while it answers."""
         self._failures = 0
         self._stopped_at: dict[str, int] = {}
+        self._unwritten: dict[str, tuple[LegState, str, Fault | None]] = {}
+        """Stops of legs that the disk did not take: how each ends, why, and by whose fault."""
         self._submitting: dict[str, int] = {}
         self._seen: dict[str, int] = {}
         self._alive: dict[str, tuple[int, int]] = {}
@@ -69,9 +71,13 @@ class Runner:
         """By kind of job: after how long without a sign of life a leg hangs. The consortium's server says."""
 
     def step(self) -> None:
-        """Look at the cluster and at every active leg once: one call for all of them, then one per change."""
+        """Look at the cluster and at every active leg once: one call for all of them, then one per change.
+
+        Raises sqlite3.OperationalError, having looked at all of them, where something could not be written.
+        """
         self.end_leases()
         faults: list[str] = []
+        full: sqlite3.OperationalError | None = None
         jobs: Mapping[str, RayJob] = {}
         asked_ms = self.now_ms()
         try:
@@ -87,10 +93,14 @@ class Runner:
                 self._advance(leg, jobs.get(leg.key), asked_ms)
             except UnreachableError as fault:
                 faults.append(fault.what)
-        self._meter_running()
+            except sqlite3.OperationalError as fault:
+                full = fault
         self._failures = self._failures + 1 if faults else 0
         if self._failures != 1:  # one slow answer is no outage
             self._set_health(faults[0] if faults else "")
+        self._meter_running()
+        if full is not None:
+            raise full
 
     def end_leases(self) -> None:
         """Begin to stop every leg whose lease has ended."""
@@ -98,14 +108,37 @@ class Runner:
             if leg.state is LegState.STOPPING or self.now_ms() < leg.lease_until_ms:
                 continue
             reason = "the lease ended without word from the server; the leg was stopped"
-            log.warning("%s: %s", leg.key, reason)
+            if leg.key not in self._unwritten:
+                log.warning("%s: %s", leg.key, reason)
             self.stop(leg, LegState.LOST, reason, Fault.SITE)
+
+    def shorten_leases(self) -> None:
+        """Take the skew off every lease, and leave none longer than the server makes them: when an agent starts.
+
+        The wall clock may have moved while none ran.
+        """
+        now, lease_ms = self.now_ms(), int(self.db.meta("lease_ms", "0"))
+        for leg in self.table.active():
+            until_ms = leg.lease_until_ms - self.settings.max_skew_ms
+            self.table.change(leg, lease_until_ms=min(until_ms, now + lease_ms) if lease_ms else until_ms)
 
     def stop(self, leg: SiteLeg, final: LegState, reason: str, fault: Fault | None = None, *, keep_s: int = 0) -> None:
         """Begin to stop an active leg; a held one never ran and ends at once.
 
         A program that listens has `keep_s` to keep its progress and end by itself; a later stop may take that back.
+        Where the disk does not take it, Ray is to stop the leg all the same, without that time; it is written later.
         """
+        try:
+            self._write_stop(leg, final, reason, fault, keep_s)
+        except sqlite3.OperationalError as problem:
+            if leg.key not in self._unwritten:
+                log.warning("%s: that it is stopped cannot be written yet: %s", leg.key, problem)
+            self._unwritten[leg.key] = final, reason, fault
+        else:
+            self._unwritten.pop(leg.key, None)
+            self.changed()
+
+    def _write_stop(self, leg: SiteLeg, final: LegState, reason: str, fault: Fault | None, keep_s: int) -> None:
         whose = None if fault is None else fault.value
         stop_by_ms = self.now_ms() + keep_s * 1000 if keep_s and leg.listens else 0
         if leg.state is LegState.HELD:
@@ -121,7 +154,6 @@ class Runner:
             )
         elif not keep_s and leg.stop_by_ms:
             self.table.change(leg, stop_by_ms=0)
-        self.changed()
 
     # -- one leg --------------------------------------------------------------------------------------------------
 
@@ -129,7 +161,12 @@ class Runner:
         """Move one leg on. `job` is what Ray's list, asked for at `asked_ms`, says of it."""
         if job is None:  # new, or forgotten: that is believed only of a leg that was asked for by name
             asked_ms, job = self.now_ms(), self.cluster.job(leg.key)
-        if leg.state is LegState.STARTING and job.status is RayStatus.UNKNOWN and not leg.submitted:
+        unwritten = self._unwritten.get(leg.key)
+        if unwritten is not None:
+            if not job.status.ended:
+                self._ask_to_stop(leg)
+            self.stop(leg, *unwritten)
+        elif leg.state is LegState.STARTING and job.status is RayStatus.UNKNOWN and not leg.submitted:
             self._submit(leg)
         elif leg.state is LegState.STOPPING:
             self._finish_stop(leg, job)
@@ -193,9 +230,12 @@ class Runner:
         if job.status.ended:
             self._stopped_at.pop(leg.key, None)
             self._end(leg, job, leg.stop_state or LegState.STOPPED, leg.reason, leg.fault)
-        elif now < leg.stop_by_ms:
-            return
-        elif now - self._stopped_at.get(leg.key, 0) >= STOP_AGAIN_MS:
+        elif now >= leg.stop_by_ms:
+            self._ask_to_stop(leg)
+
+    def _ask_to_stop(self, leg: SiteLeg) -> None:
+        now = self.now_ms()
+        if now - self._stopped_at.get(leg.key, 0) >= STOP_AGAIN_MS:
             self._stopped_at[leg.key] = now
             self.cluster.stop(leg.key)
 
