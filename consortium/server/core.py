@@ -19,7 +19,7 @@ from consortium.keys.trust import Trust
 from consortium.ledger.log import Ledger
 from consortium.server.clock import Clock
 from consortium.server.contacts import Contacts
-from consortium.server.federation import Federation, FederationFiles, record_documents
+from consortium.server.federation import Federation, FederationFiles, kept_documents, record_documents
 from consortium.server.logs import LogAmounts
 from consortium.server.settings import ServerSettings
 from consortium.state import Database, records
@@ -61,9 +61,11 @@ class Core:
         clock = Clock()
         key = SigningKey.load(settings.signing_key_path)
         trust = Trust.load(settings.trust_path)
-        files = FederationFiles(settings.documents_dir, trust, clock.now_ms())
         db = Database(settings.database_url)
         try:
+            with db.read() as connection:
+                kept = kept_documents(connection)
+            files = FederationFiles(settings.documents_dir, trust, clock.now_ms(), kept)
             ledger = Ledger(settings.ledger_dir, key, trust.log_name)
             _refuse_older_state(db, ledger, settings)
             core = cls(

@@ -27,6 +27,7 @@ from consortium.keys.trust import CONSORTIUM
 from consortium.scheduler import Snapshot, forecast, schedule
 from consortium.server import snapshots
 from consortium.server.core import Core
+from consortium.server.federation import document_files
 from consortium.state import approvals
 from consortium.state.approvals import Approval
 
@@ -210,7 +211,7 @@ def _put_in_force(core: Core, proposal: Proposal, text: str) -> int:
 
 def _path(core: Core) -> Path:
     """Where the quota document lies."""
-    for path in sorted(Path(core.settings.documents_dir).glob("*.json")):
+    for path in document_files(core.settings.documents_dir):
         if load_document(path, core.trust, 0).kind is DocumentKind.QUOTA:
             return path
     raise ConfigError("the quota document is gone", where=core.settings.documents_dir, fix="put it back")
