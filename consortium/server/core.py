@@ -54,6 +54,8 @@ class Core:
     log_amounts: LogAmounts = field(default_factory=LogAmounts)
     folded_to: int = 0
     """Number of the last inbox item folded in."""
+    last_cycle_ms: int = 0
+    """When the loop last came to the end of a cycle; 0 until it has."""
 
     @classmethod
     def open(cls, settings: ServerSettings) -> Core:
@@ -110,6 +112,11 @@ class Core:
         never = self.contacts.site(site) is None and (stored is None or not stored.last_contact_ms)
         silent_ms = self.clock.now_ms() - self.contacts.silent_since(site)
         return SiteState.LOST if never or silent_ms > self.settings.site_lost_ms else wish
+
+    def gone(self, site: str, stored: SiteStatus | None) -> bool:
+        """Whether nobody waits for a site any more that is to run a leg again."""
+        away = (SiteState.LOST, SiteState.WITHDRAWN, SiteState.DRAINED)
+        return site not in self.federation.sites or self.site_state(site, stored) in away
 
     def takes_legs(self, site: Site, stored: SiteStatus | None) -> bool:
         """Whether a leg may be offered to the site now."""
