@@ -105,13 +105,23 @@ class Core:
         return Epoch(incarnation=self.incarnation, counter=next_counter(connection))
 
     def site_state(self, site: str, stored: SiteStatus | None) -> SiteState:
-        """Return a site's state now: what its operator wished, or `lost` where it is silent."""
+        """Return a site's state now: what its operator wished, or `lost` where it is silent or unhealthy for long."""
         wish = SiteState.ACTIVE if stored is None else stored.state
         if wish is SiteState.WITHDRAWN:
             return wish
         never = self.contacts.site(site) is None and (stored is None or not stored.last_contact_ms)
-        silent_ms = self.clock.now_ms() - self.contacts.silent_since(site)
-        return SiteState.LOST if never or silent_ms > self.settings.site_lost_ms else wish
+        unfit_ms = self.clock.now_ms() - self.contacts.unfit_since(site)
+        return SiteState.LOST if never or unfit_ms > self.settings.site_lost_ms else wish
+
+    def silent(self, site: str) -> bool:
+        """Whether a site has not called for so long that it counts as lost."""
+        return self.clock.now_ms() - self.contacts.silent_since(site) > self.settings.site_lost_ms
+
+    def ailment(self, site: str, stored: SiteStatus | None) -> str:
+        """Return what is wrong with a site by its own word; empty where it is silent, or was taken out of service."""
+        if stored is None or stored.state in (SiteState.DRAINED, SiteState.WITHDRAWN) or self.silent(site):
+            return ""
+        return stored.unhealthy
 
     def gone(self, site: str, stored: SiteStatus | None) -> bool:
         """Whether nobody waits for a site any more that is to run a leg again."""

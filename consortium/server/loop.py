@@ -160,7 +160,7 @@ def _count_out(core: Core) -> None:
     for leg in live:
         if not core.lease_over(leg.id, leg.epoch, leg.updated_ms):
             continue
-        silent = core.site_state(leg.site, stored.get(leg.site)) is SiteState.LOST
+        silent = core.silent(leg.site)
         unanswered_ms = core.clock.now_ms() - leg.updated_ms
         if leg.state is LegState.OFFERED and not silent and unanswered_ms < OFFER_PATIENCE_MS:
             continue

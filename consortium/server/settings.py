@@ -34,7 +34,7 @@ class ServerSettings:
     """How long a leg may run after its site's last contact with the server."""
     max_skew_ms: int = 2_000
     site_lost_ms: int = 20_000
-    """Silence after which a site counts as lost."""
+    """How long a site is silent, or calls itself unhealthy, until it counts as lost."""
     cycle_ms: int = 250
     round_grace_ms: int = 60_000
     """How long a round waits for its last commits once a quorum has committed."""
