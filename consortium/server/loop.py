@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -42,11 +42,15 @@ DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
 
 
 class Loop(threading.Thread):
-    """Runs cycles until stopped. A cycle that fails is logged and the next one tries again."""
+    """Runs cycles until stopped. A cycle that fails is logged and the next one tries again.
 
-    def __init__(self, core: Core) -> None:
+    It ends, and calls `taken_over`, where another server has taken the state: two must not decide on one.
+    """
+
+    def __init__(self, core: Core, taken_over: Callable[[], None] = lambda: None) -> None:
         super().__init__(name="scheduler-loop", daemon=True)
         self._core = core
+        self._taken_over = taken_over
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -62,6 +66,10 @@ class Loop(threading.Thread):
         while not self._stopping.is_set():
             self._core.bell.clear()
             try:
+                if not self._core.db.keep():
+                    log.error("another server has taken the state over; this one ends")
+                    self._taken_over()
+                    return
                 if not begun:
                     rounds.restart_deadlines(self._core)
                     begun = True

@@ -36,6 +36,8 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = _engine(url)
         self._turn = threading.Lock()
+        self._incarnation = 0
+        self._taken_over = False
         self._lock: StateLock | None = None
         try:
             self._lock = self._take_lock()
@@ -51,7 +53,12 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One durable transaction, the only one that writes meanwhile; rolled back on any exception."""
+        """One durable transaction, the only one that writes meanwhile; rolled back on any exception.
+
+        Raises UnreachableError once another server has the state.
+        """
+        if self._taken_over:
+            raise UnreachableError("another server has taken the state over", fix="call that one")
         with self._turn, self.engine.connect() as connection:
             connection = connection.execution_options(consortium_write=True)
             with connection.begin():
@@ -62,8 +69,11 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """One consistent snapshot."""
-        with self.engine.connect() as connection, connection.begin():
-            yield connection
+        with self.engine.connect() as connection:
+            if not self.sqlite:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
 
     def new_incarnation(self, now_ms: int) -> int:
         """Return and store a server incarnation higher than any before.
@@ -75,7 +85,21 @@ class Database:
             incarnation = max(stored + 1, now_ms)
             put_meta(connection, "incarnation", str(incarnation))
             put_meta(connection, "counter", "0")
-            return incarnation
+        self._incarnation = incarnation
+        return incarnation
+
+    def keep(self) -> bool:
+        """Whether the state is this server's still; its lock is taken anew where the connection that held it was lost.
+
+        False where another server has it, or had it meanwhile: from then on nothing is written here any more. Raises
+        sqlalchemy's DBAPIError where the database does not answer.
+        """
+        if self._lock is None or not self._lock.keep():
+            self._taken_over = True
+        elif not self.sqlite and self._incarnation:
+            with self.read() as connection:
+                self._taken_over = get_meta(connection, "incarnation", "") != str(self._incarnation)
+        return not self._taken_over
 
     def close(self) -> None:
         """Let go of the state."""

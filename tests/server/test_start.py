@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from consortium.state import Database
+
 pytestmark = pytest.mark.integration
 
 
@@ -39,6 +41,30 @@ def test_a_second_server_on_the_same_state_is_refused_and_sigterm_ends_cleanly(q
     assert quiet_fed.kill(signal.SIGTERM) == 0
     assert "Traceback" not in quiet_fed.log()
     quiet_fed.start()
+
+
+def test_a_server_whose_state_on_postgresql_was_taken_over_ends_and_says_so(
+    quiet_fed: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pgserver = pytest.importorskip("pgserver", reason="the wheel pgserver is not installed")
+    postgres = pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
+    try:
+        quiet_fed.settings["database_url"] = postgres.get_uri()
+        quiet_fed.start()
+        quiet_fed.process.send_signal(signal.SIGSTOP)  # or it takes its lock anew at once
+        others = "pid <> pg_backend_pid() AND datname = current_database() AND backend_type = 'client backend'"
+        postgres.psql(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {others};")
+        other = Database(postgres.get_uri())
+        other.new_incarnation(1)
+        quiet_fed.process.send_signal(signal.SIGCONT)
+        assert quiet_fed.process.wait(30) == 2
+        quiet_fed.process = None
+        assert "another server took this state over" in quiet_fed.log()
+        other.close()
+        quiet_fed.start()
+        assert quiet_fed.kill(signal.SIGTERM) == 0
+    finally:
+        postgres.cleanup()
 
 
 def test_half_written_or_wrong_settings_name_the_file_and_the_key(quiet_fed: Any) -> None:
