@@ -22,7 +22,7 @@ from consortium.server.contacts import Contacts
 from consortium.server.federation import Federation, FederationFiles, kept_documents, record_documents
 from consortium.server.logs import LogAmounts
 from consortium.server.settings import ServerSettings
-from consortium.state import Database, records
+from consortium.state import Database, records, times
 from consortium.state.database import next_counter
 from consortium.state.sites import SiteStatus
 
@@ -84,6 +84,11 @@ class Core:
             with db.write() as connection:
                 record_documents(connection, key, files.current, clock.now_ms())
                 lost = records.refill_outbox(connection, ledger.size)
+                ahead_ms = times.bring_back(connection, core.clock.now_ms())
+            if ahead_ms:
+                log.warning(
+                    "the clock was set back by %d s at least; what was noted later counts as now", ahead_ms // 1000
+                )
             if lost:
                 log.warning("the ledger lost %d records (an old backup?); they are appended again", lost)
             return core

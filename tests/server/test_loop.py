@@ -21,6 +21,7 @@ from consortium.server import evictions, faults, loop
 from consortium.server.app import make_app
 from consortium.server.core import Core
 from consortium.server.routes import upkeep
+from consortium.server.settings import ServerSettings
 from consortium.state import jobs, nodes
 from consortium.state.database import Database
 from consortium.state.sites import SiteStatus, all_sites, update_site
@@ -206,3 +207,20 @@ def test_a_database_that_is_away_at_the_start_does_not_end_the_loop_and_health_t
         assert http.get("/v1/health").json()["last_cycle_ms"] > 0
     finally:
         running.stop()
+
+
+def test_a_lease_runs_out_when_it_should_though_the_clock_was_set_back_by_an_hour(parts: Parts) -> None:
+    core, fed = parts
+    job = at_work(core, fed)
+    assert job.attempt is not None
+    leg = job.attempt.legs[0]
+    with core.db.write() as connection:
+        jobs.set_leg(connection, leg, LegState.RUNNING, core.clock.now_ms() + 3_600_000)
+    core.close()
+    again = Core.open(ServerSettings.load(fed.config))
+    try:
+        again.clock._wall_ms += again.settings.lease_ms + again.settings.max_skew_ms + 60_000
+        loop._count_out(again)
+        assert states(again, job) == {"fr-1": LegState.LOST}
+    finally:
+        again.close()
