@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from consortium.errors import ConfigError, UsageError
+from consortium.server.settings import ServerSettings
 from consortium.state import Database
 
 pytestmark = pytest.mark.integration
@@ -73,6 +76,29 @@ def test_half_written_or_wrong_settings_name_the_file_and_the_key(quiet_fed: Any
     quiet_fed.settings.pop("surprise")
     quiet_fed.settings["database_url"] = "mysql://nowhere"
     said(quiet_fed.start(expect=2), 2, "mysql")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("lease_ms", 10**9, "lease_ms must be"),
+        ("max_skew_ms", -1, "max_skew_ms must be"),
+        ("cycle_ms", 10**13, "cycle_ms must be"),
+        ("round_grace_ms", 0, "round_grace_ms must be"),
+        ("site_lost_ms", 1_000, "a leg could run twice"),
+    ],
+)
+def test_settings_have_the_bounds_of_the_embedded_federations(quiet_fed: Any, key: str, value: int, word: str) -> None:
+    quiet_fed.settings[key] = value
+    quiet_fed.write_settings()
+    with pytest.raises(UsageError, match=word):
+        ServerSettings.load(quiet_fed.config)
+
+
+def test_settings_that_are_not_text_are_said(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        ServerSettings.load(tmp_path / "config.json")
 
 
 def test_a_document_changed_by_somebody_else_stops_the_start_with_7(quiet_fed: Any) -> None:
