@@ -173,9 +173,12 @@ class FederationFiles:
         self._dir = documents_dir
         self._trust = trust
         self._seen = fingerprint(documents_dir)
+        self.fault: ConsortiumError | None = None
+        """Why the files as they lie there are not in force; None where they are."""
         try:
             self.current = load(documents_dir, trust, now_ms)
         except ConsortiumError as fault:
+            self.fault = fault
             if not kept or not Path(documents_dir).is_dir():
                 raise
             for document in kept:
@@ -192,8 +195,9 @@ class FederationFiles:
             return False
         self._seen = seen
         try:
-            self.current = load(self._dir, self._trust, now_ms)
+            self.current, self.fault = load(self._dir, self._trust, now_ms), None
         except ConsortiumError as fault:
+            self.fault = fault
             log.error("the signed documents changed and do not hold; the last good ones stay in force: %s", fault)
             return False
         finally:
