@@ -9,6 +9,7 @@ from typing import Any
 
 from anyio import CapacityLimiter
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from consortium.domain.job import Epoch
 from consortium.domain.partner import Site, SiteState
@@ -92,6 +93,9 @@ class Core:
             if lost:
                 log.warning("the ledger lost %d records (an old backup?); they are appended again", lost)
             return core
+        except DBAPIError as fault:
+            db.close()
+            raise db.fault(fault) from fault
         except BaseException:
             db.close()
             raise

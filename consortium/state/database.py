@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,9 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select, text
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 
-from consortium.errors import ConfigError, ConsortiumError, UnreachableError
+from consortium.errors import ConfigError, ConsortiumError, UnreachableError, of_sqlite
 from consortium.state import tables as t
 from consortium.state.lock import WRITE_KEY, AdvisoryLock, FileLock, StateLock
 
@@ -24,6 +25,10 @@ __all__ = ["Connection", "Database"]
 
 POOL = {"pool_size": 5, "max_overflow": 65}
 """One connection for each thread of the server: who waits for one would wait for somebody else's slow request."""
+
+
+PATIENCE_S = 30.0
+"""How long a transaction waits for another program that holds a SQLite file."""
 
 
 class Database:
@@ -113,12 +118,8 @@ class Database:
             return FileLock(Path(str(self.engine.url.database)))
         try:
             return AdvisoryLock(self.engine)
-        except OperationalError as fault:
-            raise UnreachableError(
-                f"the state database does not answer: {_first_line(fault)}",
-                where=self.engine.url.render_as_string(hide_password=True),
-                fix="start PostgreSQL, or mend database_url",
-            ) from fault
+        except DBAPIError as fault:
+            raise self.fault(fault) from fault
 
     def _migrate(self) -> None:
         config = Config()
@@ -133,12 +134,22 @@ class Database:
                     where=self.engine.url.render_as_string(hide_password=True),
                     fix="run the newer version, or restore a backup from before it",
                 ) from fault
-            except DatabaseError as fault:
-                raise ConfigError(
-                    f"the state cannot be opened: {_first_line(fault)}",
-                    where=self.engine.url.render_as_string(hide_password=True),
-                    fix="restore the database from a backup",
-                ) from fault
+            except DBAPIError as fault:
+                raise self.fault(fault) from fault
+
+    def fault(self, fault: DBAPIError) -> ConsortiumError:
+        """Return the error that says what is wrong with the database, and what to do."""
+        where = self.engine.url.render_as_string(hide_password=True)
+        what, damaged = "the state cannot be opened", "restore the database from a backup"
+        if isinstance(fault.orig, sqlite3.Error):
+            return of_sqlite(fault.orig, what, where=where, damaged=damaged)
+        if isinstance(fault, OperationalError | InterfaceError):
+            return UnreachableError(
+                f"the state database does not answer: {_first_line(fault)}",
+                where=where,
+                fix="start PostgreSQL, or mend database_url",
+            )
+        return ConfigError(f"{what}: {_first_line(fault)}", where=where, fix=damaged)
 
 
 def get_meta(connection: Connection, key: str, default: str) -> str:
@@ -176,7 +187,7 @@ def _engine(url: str) -> Engine:
         if parsed.get_backend_name() == "sqlite":
             if not parsed.database or parsed.database == ":memory:":
                 raise ConfigError("the state must be a file", where=url, fix="sqlite:////path/state.db")
-            engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False}, **POOL)
+            engine = create_engine(parsed, connect_args={"timeout": PATIENCE_S, "check_same_thread": False}, **POOL)
             event.listen(engine, "connect", _sqlite_connect)
             event.listen(engine, "begin", _sqlite_begin)
             return engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -54,8 +54,9 @@ class FileLock:
                 where=str(database),
                 fix="stop it first, or give this server a database_url of its own",
             ) from fault
-        os.ftruncate(self._fd, 0)
-        os.write(self._fd, f"{os.getpid()}\n".encode())
+        with suppress(OSError):  # on a full disk the next message names no process
+            os.ftruncate(self._fd, 0)
+            os.write(self._fd, f"{os.getpid()}\n".encode())
 
     def keep(self) -> bool:
         """Whether it is held still: as long as this process lives."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +17,14 @@ from sqlalchemy.exc import OperationalError
 from consortium.domain.data import ArtifactClass
 from consortium.domain.job import Fault, Job, JobKind, LegState, Resources
 from consortium.domain.partner import Role, SiteState
+from consortium.errors import UnreachableError
 from consortium.keys.tokens import Claims
 from consortium.server import evictions, faults, loop
 from consortium.server.app import make_app
 from consortium.server.core import Core
 from consortium.server.routes import upkeep
 from consortium.server.settings import ServerSettings
-from consortium.state import jobs, nodes
+from consortium.state import database, jobs, nodes
 from consortium.state.database import Database
 from consortium.state.sites import SiteStatus, all_sites, update_site
 from tests.server.conftest import Fed
@@ -224,3 +226,16 @@ def test_a_lease_runs_out_when_it_should_though_the_clock_was_set_back_by_an_hou
         assert states(again, job) == {"fr-1": LegState.LOST}
     finally:
         again.close()
+
+
+def test_a_server_that_starts_while_another_program_holds_its_state_says_so(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, fed = parts
+    core.close()
+    monkeypatch.setattr(database, "PATIENCE_S", 0.05)
+    with closing(sqlite3.connect(str(core.db.engine.url.database), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UnreachableError, match="locked"):
+            Core.open(ServerSettings.load(fed.config))
+    Core.open(ServerSettings.load(fed.config)).close()
