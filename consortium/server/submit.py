@@ -198,11 +198,11 @@ def _stable(spec: JobSpec) -> dict[str, Any]:
 
 
 def _same_deadline(one: JobSpec, other: JobSpec) -> bool:
-    """Whether two specs name one deadline: a moment, or a span from when each was signed (`deadline=2h`)."""
-    if one.deadline_ms == other.deadline_ms:
-        return True
-    spans = [spec.deadline_ms - spec.submitted_ms for spec in (one, other) if spec.deadline_ms]
-    return len(spans) == 2 and spans[0] == spans[1]
+    """Whether two specs name one deadline: a moment, or, to the second, a span from when each was signed."""
+    if not one.deadline_ms or not other.deadline_ms or one.deadline_ms == other.deadline_ms:
+        return one.deadline_ms == other.deadline_ms
+    spans_ms = [spec.deadline_ms - spec.submitted_ms for spec in (one, other)]
+    return abs(spans_ms[0] - spans_ms[1]) < 1_000
 
 
 def _known(
