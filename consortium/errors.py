@@ -6,6 +6,7 @@ the system (`consortium.domain.decision`); they become errors only at the edge, 
 
 from __future__ import annotations
 
+import sqlite3
 from typing import ClassVar
 
 
@@ -116,6 +117,29 @@ class VerificationError(ConsortiumError):
     exit_code = 7
     status = 409
     slug = "verification-failed"
+
+
+_PASSING = {
+    sqlite3.SQLITE_BUSY: "end the other program that holds it, such as a copy that is being made, and start again",
+    sqlite3.SQLITE_LOCKED: "end the other program that holds it, such as a copy that is being made, and start again",
+    sqlite3.SQLITE_FULL: "make room on its disk, and start again",
+    sqlite3.SQLITE_IOERR: "see that its disk works and has room, and start again",
+    sqlite3.SQLITE_READONLY: "let this program write to it and to its folder, and start again",
+    sqlite3.SQLITE_CANTOPEN: "let this program write to it and to its folder, and start again",
+    sqlite3.SQLITE_NOMEM: "give this program more memory, and start again",
+}
+
+
+def of_sqlite(fault: sqlite3.Error, what: str, *, where: str, damaged: str) -> ConsortiumError:
+    """Return the error for a SQLite file that cannot be used.
+
+    UnreachableError with what mends it where nothing is wrong with the file itself; else ConfigError, with the fix
+    `damaged`.
+    """
+    fix = _PASSING.get(getattr(fault, "sqlite_errorcode", 0) & 0xFF)
+    if fix is None:
+        return ConfigError(f"{what}: {fault}", where=where, fix=damaged)
+    return UnreachableError(f"{what}: {fault}", where=where, fix=fix)
 
 
 _LEAVES: tuple[type[ConsortiumError], ...] = (

@@ -83,10 +83,13 @@ def sign_document(
 
 
 def save_document(document: SignedDocument, path: str | Path) -> None:
-    """Write the document as JSON, whole or not at all."""
+    """Write the document as JSON, durably and whole or not at all."""
     target = Path(path)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
-    draft.write_text(json.dumps(to_json(document), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with draft.open("w", encoding="utf-8") as out:
+        out.write(json.dumps(to_json(document), indent=2, ensure_ascii=False) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
     draft.replace(target)
 
 

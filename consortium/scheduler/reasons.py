@@ -175,10 +175,11 @@ def _refused(case: Case) -> Reason:
 
 
 def _site_state(case: Case) -> Reason:
-    state = case.board.views[case.site].state.value
+    view = case.board.views[case.site]
+    state = view.state.value
     return Reason(
         code=ReasonCode.SITE_STATE,
-        message=f"{case.site} is {state} and takes no new legs",
+        message=f"{case.site} is {view.why or state} and takes no new legs",
         numbers={"state": state},
         site=case.site,
         fix=f"wait until {case.site} is active again"

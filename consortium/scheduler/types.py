@@ -68,10 +68,14 @@ class Window:
 class SiteView:
     """A site and whether it takes new legs; its capacity is its nodes but those cordoned."""
 
+    __left_out__ = frozenset({"why"})
+
     site: Site
     state: SiteState
     cordoned: tuple[str, ...] = ()
     """Nodes that take no new legs."""
+    why: str = ""
+    """Why it counts as lost, where that is not its silence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,11 @@ import logging
 import signal
 import socket
 import sys
+import threading
 
 import uvicorn
 
-from consortium.errors import ConfigError, ConsortiumError
+from consortium.errors import ConfigError, ConflictError, ConsortiumError
 from consortium.server.app import make_app
 from consortium.server.core import Core
 from consortium.server.loop import Loop
@@ -58,12 +59,21 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(core: Core, listener: socket.socket) -> None:
-    """Serve until a signal, then end cleanly: requests first, then the loop, then the state."""
-    loop, tracking = Loop(core), TrackingWorker(core)
+    """Serve until a signal, then end cleanly: requests first, then the loop, then the state.
+
+    Raises ConflictError where another server took the state over meanwhile.
+    """
     config = uvicorn.Config(
         make_app(core), log_level="warning", access_log=False, timeout_graceful_shutdown=5, lifespan="off",
         timeout_keep_alive=30,
     )  # fmt: skip
+    server, lost = uvicorn.Server(config), threading.Event()
+
+    def taken_over() -> None:
+        lost.set()
+        server.should_exit = True
+
+    loop, tracking = Loop(core, taken_over), TrackingWorker(core)
     # uvicorn ends on these signals and raises them again afterwards; a clean end is no death by signal.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -71,11 +81,17 @@ def serve(core: Core, listener: socket.socket) -> None:
         loop.start()
         tracking.start()
         log.info("listening on %s:%d, incarnation %d", *listener.getsockname()[:2], core.incarnation)
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
         tracking.stop()
         loop.stop()
         core.close()
+    if lost.is_set():
+        raise ConflictError(
+            "another server took this state over while the connection that held its lock was lost",
+            where=core.db.engine.url.render_as_string(hide_password=True),
+            fix="let that one go on, or stop it and start this one again",
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The server's clock: wall time once at the start, the monotonic clock from then on, so that it never goes back."""
+"""The server's clock: wall time once at the start, the monotonic clock from then on, so that it never goes back.
+
+A start may find times in the state that lie ahead of it: `consortium.state.times` sees to them.
+"""
 
 from __future__ import annotations
 

@@ -19,14 +19,17 @@ class Contacts:
         self._start_ms = start_ms
         self._mutex = threading.Lock()
         self._sites: dict[str, int] = {}
+        self._fit: dict[str, int] = {}
         self._legs: dict[tuple[str, Epoch], int] = {}
         self._reports: dict[tuple[str, Epoch], str] = {}
         self._stops: set[tuple[str, Epoch]] = set()
 
-    def heard_site(self, site: str, now_ms: int) -> None:
-        """A site called."""
+    def heard_site(self, site: str, now_ms: int, *, healthy: bool = True) -> None:
+        """A site called, and said whether it can run legs."""
         with self._mutex:
             self._sites[site] = now_ms
+            if healthy:
+                self._fit[site] = now_ms
 
     def site(self, site: str) -> int | None:
         """When the site last called since this server started; None if it has not."""
@@ -37,6 +40,11 @@ class Contacts:
         """The latest moment the site can have been heard of: its last call, or this server's start."""
         with self._mutex:
             return self._sites.get(site, self._start_ms)
+
+    def unfit_since(self, site: str) -> int:
+        """The latest moment the site can have been fit to run legs: its last healthy call, or this server's start."""
+        with self._mutex:
+            return self._fit.get(site, self._start_ms)
 
     def renew(self, leg: str, epoch: Epoch, now_ms: int) -> None:
         """A poll renewed the lease of a leg's epoch."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from anyio import CapacityLimiter
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from consortium.domain.job import Epoch
 from consortium.domain.partner import Site, SiteState
@@ -19,10 +20,10 @@ from consortium.keys.trust import Trust
 from consortium.ledger.log import Ledger
 from consortium.server.clock import Clock
 from consortium.server.contacts import Contacts
-from consortium.server.federation import Federation, FederationFiles, record_documents
+from consortium.server.federation import Federation, FederationFiles, kept_documents, record_documents
 from consortium.server.logs import LogAmounts
 from consortium.server.settings import ServerSettings
-from consortium.state import Database, records
+from consortium.state import Database, records, times
 from consortium.state.database import next_counter
 from consortium.state.sites import SiteStatus
 
@@ -54,6 +55,8 @@ class Core:
     log_amounts: LogAmounts = field(default_factory=LogAmounts)
     folded_to: int = 0
     """Number of the last inbox item folded in."""
+    last_cycle_ms: int = 0
+    """When the loop last came to the end of a cycle; 0 until it has."""
 
     @classmethod
     def open(cls, settings: ServerSettings) -> Core:
@@ -61,9 +64,11 @@ class Core:
         clock = Clock()
         key = SigningKey.load(settings.signing_key_path)
         trust = Trust.load(settings.trust_path)
-        files = FederationFiles(settings.documents_dir, trust, clock.now_ms())
         db = Database(settings.database_url)
         try:
+            with db.read() as connection:
+                kept = kept_documents(connection)
+            files = FederationFiles(settings.documents_dir, trust, clock.now_ms(), kept)
             ledger = Ledger(settings.ledger_dir, key, trust.log_name)
             _refuse_older_state(db, ledger, settings)
             core = cls(
@@ -80,9 +85,17 @@ class Core:
             with db.write() as connection:
                 record_documents(connection, key, files.current, clock.now_ms())
                 lost = records.refill_outbox(connection, ledger.size)
+                ahead_ms = times.bring_back(connection, core.clock.now_ms())
+            if ahead_ms:
+                log.warning(
+                    "the clock was set back by %d s at least; what was noted later counts as now", ahead_ms // 1000
+                )
             if lost:
                 log.warning("the ledger lost %d records (an old backup?); they are appended again", lost)
             return core
+        except DBAPIError as fault:
+            db.close()
+            raise db.fault(fault) from fault
         except BaseException:
             db.close()
             raise
@@ -101,13 +114,28 @@ class Core:
         return Epoch(incarnation=self.incarnation, counter=next_counter(connection))
 
     def site_state(self, site: str, stored: SiteStatus | None) -> SiteState:
-        """Return a site's state now: what its operator wished, or `lost` where it is silent."""
+        """Return a site's state now: what its operator wished, or `lost` where it is silent or unhealthy for long."""
         wish = SiteState.ACTIVE if stored is None else stored.state
         if wish is SiteState.WITHDRAWN:
             return wish
         never = self.contacts.site(site) is None and (stored is None or not stored.last_contact_ms)
-        silent_ms = self.clock.now_ms() - self.contacts.silent_since(site)
-        return SiteState.LOST if never or silent_ms > self.settings.site_lost_ms else wish
+        unfit_ms = self.clock.now_ms() - self.contacts.unfit_since(site)
+        return SiteState.LOST if never or unfit_ms > self.settings.site_lost_ms else wish
+
+    def silent(self, site: str) -> bool:
+        """Whether a site has not called for so long that it counts as lost."""
+        return self.clock.now_ms() - self.contacts.silent_since(site) > self.settings.site_lost_ms
+
+    def ailment(self, site: str, stored: SiteStatus | None) -> str:
+        """Return what is wrong with a site by its own word; empty where it is silent, or was taken out of service."""
+        if stored is None or stored.state in (SiteState.DRAINED, SiteState.WITHDRAWN) or self.silent(site):
+            return ""
+        return stored.unhealthy
+
+    def gone(self, site: str, stored: SiteStatus | None) -> bool:
+        """Whether nobody waits for a site any more that is to run a leg again."""
+        away = (SiteState.LOST, SiteState.WITHDRAWN, SiteState.DRAINED)
+        return site not in self.federation.sites or self.site_state(site, stored) in away
 
     def takes_legs(self, site: Site, stored: SiteStatus | None) -> bool:
         """Whether a leg may be offered to the site now."""

@@ -71,7 +71,7 @@ def clear_sites(core: Core) -> None:
         held = snapshots.held_legs(connection) if concerned else ()
     for status in stored.values():
         if status.withdraw_ms and status.withdraw_ms <= now_ms and status.state is not SiteState.WITHDRAWN:
-            _withdraw(core, status)
+            _withdraw(core, status.id)
     for leg, window in concerned:
         with core.db.write() as connection:
             _make_way(core, connection, leg.id, window, held)
@@ -81,6 +81,8 @@ def _make_way(core: Core, connection: Connection, leg_id: str, window: Window, h
     leg, now_ms = jobs.find_leg(connection, leg_id), core.clock.now_ms()
     if leg is None or leg.state not in legs.AT_WORK:
         return
+    if window not in nodes.all_windows(core, connection, all_sites(connection)):
+        return  # called off at the last moment
     job, attempt = jobs.find_job(connection, leg.job), jobs.attempt_row(connection, leg.attempt)
     leaves = window.id == nodes.recall(SiteStatus(id=leg.site)).id
     goes_on = attempt.started_ms > 0 and len(legs.others(connection, leg)) >= max(1, job.spec.min_sites)
@@ -130,9 +132,12 @@ def _back_ms(core: Core, connection: Connection, leg: Leg) -> int:
     return 0 if leaves or (status is not None and status.withdraw_ms) else max(ends, default=0)
 
 
-def _withdraw(core: Core, status: SiteStatus) -> None:
+def _withdraw(core: Core, site: str) -> None:
     with core.db.write() as connection:
-        update_site(connection, status.id, state=SiteState.WITHDRAWN)
-        body = {"site": status.id, "state": SiteState.WITHDRAWN.value, "by": "server", "reason": "its notice is over"}
+        status = all_sites(connection)[site]
+        if not 0 < status.withdraw_ms <= core.clock.now_ms() or status.state is SiteState.WITHDRAWN:
+            return  # called off, or put off, at the last moment
+        update_site(connection, site, state=SiteState.WITHDRAWN)
+        body = {"site": site, "state": SiteState.WITHDRAWN.value, "by": "server", "reason": "its notice is over"}
         core.record(connection, RecordType.DOWNTIME, body)
-    log.info("%s is withdrawn", status.id)
+    log.info("%s is withdrawn", site)

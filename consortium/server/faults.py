@@ -88,7 +88,7 @@ def offer_again(core: Core, connection: Connection, leg: Leg) -> None:
 
 
 def without_site(core: Core, connection: Connection, leg: Leg) -> None:
-    """Settle a job one of whose legs waits at a site that is lost or withdrawn.
+    """Settle a job one of whose legs waits at a site that is gone.
 
     Where no other leg is at work, nor soon to be, and the job has not ended with that, it goes back in line: a leg that
     waits keeps its GPUs and quota.
@@ -100,7 +100,8 @@ def without_site(core: Core, connection: Connection, leg: Leg) -> None:
     waiting = [row for row in jobs.waiting_legs(connection) if row.attempt == leg.attempt]
     if any(legs.awaited(core, row, stored.get(row.site)) for row in waiting):
         return
-    message = f"{leg.site} is gone, where it was to be tried again; last: {leg.reason}"
+    away = core.ailment(leg.site, stored.get(leg.site)) or "gone"
+    message = f"{leg.site} is {away}, where it was to be tried again; last: {leg.reason}"
     reason = Reason(code=ReasonCode.HELD, message=message, site=leg.site)
     legs.release(core, connection, leg.job, reason, core.clock.now_ms())
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, select
 
 from consortium.config.federation import parse_policy_text, parse_quota_text, parse_site_text
-from consortium.domain.codec import to_json
+from consortium.domain.codec import from_json, to_json
 from consortium.domain.partner import Site
 from consortium.domain.quota import Account, Budget, Pledge
 from consortium.domain.records import RecordType
 from consortium.errors import ConfigError, ConsortiumError, NotFoundError
 from consortium.keys.canonical import digest as text_digest
 from consortium.keys.canonical import digest_json
-from consortium.keys.documents import DocumentKind, SignedDocument, load_document
+from consortium.keys.documents import DocumentKind, SignedDocument, check_document, load_document
 from consortium.keys.roster import Roster, Rosters
 from consortium.keys.signing import SigningKey
 from consortium.keys.trust import Trust
@@ -65,10 +66,22 @@ class Federation:
         return self.accounts[account]
 
 
+def document_files(documents_dir: str) -> list[Path]:
+    """Return the files of documents, by name: not those that begin with a dot, such as an editor's links and drafts."""
+    return sorted(path for path in Path(documents_dir).glob("*.json") if not path.name.startswith("."))
+
+
 def fingerprint(documents_dir: str) -> tuple[tuple[str, int, int], ...]:
-    """Return what changes when a file in the directory does."""
-    files = sorted(Path(documents_dir).glob("*.json"))
-    return tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    """Return what changes when a file in the directory does; one that cannot be looked at counts as empty."""
+    return tuple((path.name, *_looks(path)) for path in document_files(documents_dir))
+
+
+def _looks(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0  # a dangling link, or gone meanwhile: `load` says so
+    return stat.st_mtime_ns, stat.st_size
 
 
 def load(documents_dir: str, trust: Trust, now_ms: int) -> Federation:
@@ -80,7 +93,10 @@ def load(documents_dir: str, trust: Trust, now_ms: int) -> Federation:
     folder = Path(documents_dir)
     if not folder.is_dir():
         raise ConfigError("there is no directory of signed documents", where=str(folder), fix="mend documents_dir")
-    documents = [load_document(path, trust, 0) for path in sorted(folder.glob("*.json"))]
+    return _federation([load_document(path, trust, 0) for path in document_files(documents_dir)], folder, trust, now_ms)
+
+
+def _federation(documents: Sequence[SignedDocument], folder: Path, trust: Trust, now_ms: int) -> Federation:
     kinds: dict[DocumentKind, list[SignedDocument]] = {kind: [] for kind in DocumentKind}
     for document in documents:
         kinds[document.kind].append(document)
@@ -104,23 +120,28 @@ def load(documents_dir: str, trust: Trust, now_ms: int) -> Federation:
     )
 
 
+def kept_documents(connection: Connection) -> tuple[SignedDocument, ...]:
+    """Return the documents that were last loaded, as the state keeps them."""
+    docs = connection.execute(select(t.documents.c.doc).order_by(t.documents.c.kind, t.documents.c.partner))
+    return tuple(from_json(SignedDocument, doc, where="documents of the state") for doc in docs.scalars())
+
+
 def record_documents(connection: Connection, key: SigningKey, federation: Federation, now_ms: int) -> int:
-    """Put documents that are new or changed into the ledger; return how many."""
-    changed = 0
+    """Put documents that are new or changed into the ledger; return how many. Those that were taken away are let go."""
+    changed, loaded = 0, {_key(document) for document in federation.documents}
+    for row in list(connection.execute(select(t.documents))):
+        if (row.kind, row.partner, row.file) not in loaded:
+            connection.execute(t.documents.delete().where(_same(row.kind, row.partner, row.file)))
     for document in federation.documents:
-        name = Path(document.file).name
-        same = (
-            (t.documents.c.kind == document.kind.value)
-            & (t.documents.c.partner == document.partner)
-            & (t.documents.c.file == name)
-        )
+        kind, partner, name = _key(document)
+        same = _same(kind, partner, name)
         digest = digest_json(document)
         known = connection.execute(select(t.documents.c.digest).where(same)).scalar()
         if known == digest:
             continue
         values = {"version": document.version, "digest": digest, "doc": to_json(document), "recorded_ms": now_ms}
         if known is None:
-            keys = {"kind": document.kind.value, "partner": document.partner, "file": name}
+            keys = {"kind": kind, "partner": partner, "file": name}
             connection.execute(t.documents.insert().values(**keys, **values))
         else:
             connection.execute(t.documents.update().where(same).values(**values))
@@ -133,14 +154,37 @@ def record_documents(connection: Connection, key: SigningKey, federation: Federa
     return changed
 
 
-class FederationFiles:
-    """The loaded federation, kept up to date with its directory and with the documents' expiry."""
+def _key(document: SignedDocument) -> tuple[str, str, str]:
+    return document.kind.value, document.partner, Path(document.file).name
 
-    def __init__(self, documents_dir: str, trust: Trust, now_ms: int) -> None:
+
+def _same(kind: str, partner: str, file: str) -> ColumnElement[bool]:
+    return (t.documents.c.kind == kind) & (t.documents.c.partner == partner) & (t.documents.c.file == file)
+
+
+class FederationFiles:
+    """The loaded federation, kept up to date with its directory and with the documents' expiry.
+
+    Where a file does not hold at the start, `kept`, what was last loaded, is in force instead, as in a server that ran
+    on. Raises what `load` raises where nothing was kept, or does not hold by now.
+    """
+
+    def __init__(self, documents_dir: str, trust: Trust, now_ms: int, kept: Sequence[SignedDocument] = ()) -> None:
         self._dir = documents_dir
         self._trust = trust
         self._seen = fingerprint(documents_dir)
-        self.current = load(documents_dir, trust, now_ms)
+        self.fault: ConsortiumError | None = None
+        """Why the files as they lie there are not in force; None where they are."""
+        try:
+            self.current = load(documents_dir, trust, now_ms)
+        except ConsortiumError as fault:
+            self.fault = fault
+            if not kept or not Path(documents_dir).is_dir():
+                raise
+            for document in kept:
+                check_document(document, trust, 0, where="documents of the state")
+            self.current = _federation(kept, Path(documents_dir), trust, now_ms)
+            log.error("the signed documents do not hold; the last good ones of the state stay in force: %s", fault)
         self._until_ms = self._next_expiry(now_ms)
 
     def refresh(self, now_ms: int) -> bool:
@@ -151,8 +195,9 @@ class FederationFiles:
             return False
         self._seen = seen
         try:
-            self.current = load(self._dir, self._trust, now_ms)
+            self.current, self.fault = load(self._dir, self._trust, now_ms), None
         except ConsortiumError as fault:
+            self.fault = fault
             log.error("the signed documents changed and do not hold; the last good ones stay in force: %s", fault)
             return False
         finally:

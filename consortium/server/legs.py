@@ -12,7 +12,6 @@ from sqlalchemy import Connection, Row, select
 
 from consortium.domain.decision import Denial, Reason, ReasonCode
 from consortium.domain.job import Job, JobKind, JobState, Leg, LegState
-from consortium.domain.partner import SiteState
 from consortium.domain.records import RecordType
 from consortium.server import tasks
 from consortium.server.core import Core
@@ -123,9 +122,8 @@ def whole(job: Job) -> bool:
 
 def awaited(core: Core, row: Row[Any], site: SiteStatus | None) -> bool:
     """Whether the next epoch of a waiting leg is to come soon: its job's end and its rounds wait for it."""
-    now_ms = core.clock.now_ms()
-    gone = core.site_state(row.site, site) in (SiteState.LOST, SiteState.WITHDRAWN)
-    return not gone and row.retry_at_ms <= now_ms + core.settings.retry.max_backoff_ms
+    soon_ms = core.clock.now_ms() + core.settings.retry.max_backoff_ms
+    return row.retry_at_ms <= soon_ms and not core.gone(row.site, site)
 
 
 def others(connection: Connection, leg: Leg) -> list[Leg]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -42,11 +42,15 @@ DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
 
 
 class Loop(threading.Thread):
-    """Runs cycles until stopped. A cycle that fails is logged and the next one tries again."""
+    """Runs cycles until stopped. A cycle that fails is logged and the next one tries again.
 
-    def __init__(self, core: Core) -> None:
+    It ends, and calls `taken_over`, where another server has taken the state: two must not decide on one.
+    """
+
+    def __init__(self, core: Core, taken_over: Callable[[], None] = lambda: None) -> None:
         super().__init__(name="scheduler-loop", daemon=True)
         self._core = core
+        self._taken_over = taken_over
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -58,11 +62,19 @@ class Loop(threading.Thread):
 
     def run(self) -> None:
         """Cycle at least every `cycle_ms`, at once when the bell rings."""
-        rounds.restart_deadlines(self._core)
+        begun = False
         while not self._stopping.is_set():
             self._core.bell.clear()
             try:
+                if not self._core.db.keep():
+                    log.error("another server has taken the state over; this one ends")
+                    self._taken_over()
+                    return
+                if not begun:
+                    rounds.restart_deadlines(self._core)
+                    begun = True
                 cycle(self._core)
+                self._core.last_cycle_ms = self._core.clock.now_ms()
             except Exception:
                 log.exception("a cycle failed; the next one tries again")
                 time.sleep(min(1.0, self._core.settings.cycle_ms / 1000))
@@ -156,7 +168,7 @@ def _count_out(core: Core) -> None:
     for leg in live:
         if not core.lease_over(leg.id, leg.epoch, leg.updated_ms):
             continue
-        silent = core.site_state(leg.site, stored.get(leg.site)) is SiteState.LOST
+        silent = core.silent(leg.site)
         unanswered_ms = core.clock.now_ms() - leg.updated_ms
         if leg.state is LegState.OFFERED and not silent and unanswered_ms < OFFER_PATIENCE_MS:
             continue
@@ -170,26 +182,42 @@ def _count_out(core: Core) -> None:
     for status in stored.values():
         if status.state is SiteState.DRAINING and status.id not in busy:
             with core.db.write() as connection:
-                update_site(connection, status.id, state=SiteState.DRAINED)
-                core.record(connection, RecordType.DOWNTIME, {"site": status.id, "state": SiteState.DRAINED.value})
+                _drained(core, connection, status.id)
+
+
+def _drained(core: Core, connection: Connection, site: str) -> None:
+    """Note that a site has drained, unless it finishes legs still, or its admin resumed it meanwhile."""
+    status = all_sites(connection)[site]
+    coming = [row for row in jobs.waiting_legs(connection) if row.site == site and legs.awaited(core, row, status)]
+    if status.state is SiteState.DRAINING and not coming and not jobs.legs_in(connection, jobs.LIVE, site=site):
+        update_site(connection, site, state=SiteState.DRAINED)
+        core.record(connection, RecordType.DOWNTIME, {"site": site, "state": SiteState.DRAINED.value})
 
 
 def _offer_again(core: Core) -> None:
     """Give waiting legs their next epoch, once their backoff is over and their site is there."""
     with core.db.read() as connection:
         due = [row.id for row in jobs.waiting_legs(connection) if row.retry_at_ms <= core.clock.now_ms()]
-        stored = all_sites(connection)
     for leg_id in due:
-        with core.db.write() as connection:
-            leg = jobs.leg_of(jobs.leg_row(connection, leg_id))
-            status = stored.get(leg.site)
-            gone = core.site_state(leg.site, status) in (SiteState.LOST, SiteState.WITHDRAWN)
-            if gone:
-                faults.without_site(core, connection, leg)
-            elif status is None or not status.healthy:
-                legs.settle(core, connection, leg.job)
-            else:
-                faults.offer_again(core, connection, leg)
+        try:
+            with core.db.write() as connection:
+                _offer_due(core, connection, leg_id)
+        except Exception:
+            # One leg must not keep everybody else's from being offered.
+            log.exception("leg %s cannot be offered again", leg_id)
+
+
+def _offer_due(core: Core, connection: Connection, leg_id: str) -> None:
+    row, stored = jobs.leg_row(connection, leg_id), all_sites(connection)
+    if not row.retry_at_ms:
+        return  # its attempt ended with a leg before it
+    leg, status = jobs.leg_of(row), stored.get(row.site)
+    if core.gone(leg.site, status):
+        faults.without_site(core, connection, leg)
+    elif status is None or not status.healthy:
+        legs.settle(core, connection, leg.job)
+    else:
+        faults.offer_again(core, connection, leg)
 
 
 def _place(core: Core) -> None:

@@ -40,7 +40,7 @@ def poll(core: Core, site: str, request: PollRequest) -> PollResponse:
             fix="install the consortium's current release at the site",
         )
     now_ms = core.clock.now_ms()
-    core.contacts.heard_site(site, now_ms)
+    core.contacts.heard_site(site, now_ms, healthy=request.healthy)
     _take_in(core, site, request, _news(core, site, request), now_ms)
     with core.db.read() as connection:
         return _answer(core, connection, site, request)

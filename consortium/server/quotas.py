@@ -18,7 +18,7 @@ from consortium.domain.ids import partner_of
 from consortium.domain.partner import Role
 from consortium.domain.quota import QuotaApproval
 from consortium.domain.records import RecordType
-from consortium.errors import ConfigError, ConflictError, ForbiddenError
+from consortium.errors import ConfigError, ConflictError, ConsortiumError, ForbiddenError
 from consortium.keys.canonical import canonical, digest, digest_json
 from consortium.keys.documents import DocumentKind, SignedDocument, load_document, save_document, sign_document
 from consortium.keys.signing import verify
@@ -27,6 +27,7 @@ from consortium.keys.trust import CONSORTIUM
 from consortium.scheduler import Snapshot, forecast, schedule
 from consortium.server import snapshots
 from consortium.server.core import Core
+from consortium.server.federation import document_files, load
 from consortium.state import approvals
 from consortium.state.approvals import Approval
 
@@ -110,7 +111,8 @@ def apply(core: Core, claims: Claims, text: str, replaces: str, signature: str) 
     """Give an admin's consent to a text; once all have, put it in force.
 
     Raises ConflictError where the quotas changed since it was signed, ForbiddenError where it is not theirs to change
-    or the notice of a pledge is not kept, VerificationError where the signature does not hold.
+    or the notice of a pledge is not kept, VerificationError where the signature does not hold, ConfigError where it
+    cannot come into force.
     """
     proposal = propose(core, text)
     if proposal.replaces != replaces:
@@ -181,7 +183,10 @@ def _check_consent(proposal: Proposal, claims: Claims) -> None:
 
 
 def _put_in_force(core: Core, proposal: Proposal, text: str) -> int:
-    """Sign the text as the next version, write it where the documents lie, and wait until it is loaded."""
+    """Sign the text as the next version, write it where the documents lie, and wait until it is loaded.
+
+    Raises ConfigError where another document does not hold (nothing is written then), or the new one is not loaded.
+    """
     old, now_ms = proposal.document, core.clock.now_ms()
     document = sign_document(
         core.key,
@@ -197,6 +202,7 @@ def _put_in_force(core: Core, proposal: Proposal, text: str) -> int:
     with core.db.write():  # one change at a time
         if digest_json(load_document(path, core.trust, 0)) != proposal.replaces:
             raise ConflictError("another change came first", where=old.file, fix="plan again, then apply")
+        _check_others(core)
         try:
             save_document(document, path)
         except OSError as fault:
@@ -205,12 +211,32 @@ def _put_in_force(core: Core, proposal: Proposal, text: str) -> int:
     until = time.monotonic() + LOAD_S
     while in_force(core).version < document.version and time.monotonic() < until:
         time.sleep(0.02)
+    if in_force(core).version < document.version:
+        kept_out = core.files.fault
+        raise ConfigError(
+            f"version {document.version} of the quotas is written, but not in force"
+            + (f": {kept_out.what}" if kept_out is not None else ", and the server's log says why"),
+            where=str(path) if kept_out is None else kept_out.where,
+            fix="mend that: what is written then comes into force",
+        )
     return document.version
+
+
+def _check_others(core: Core) -> None:
+    """Raise ConfigError where the documents as they lie there would not be loaded: no new one comes into force then."""
+    try:
+        load(core.settings.documents_dir, core.trust, core.clock.now_ms())
+    except ConsortiumError as fault:
+        raise ConfigError(
+            f"the new quotas cannot come into force and are not written: another document does not hold: {fault.what}",
+            where=fault.where,
+            fix="have that document mended, then apply again: consents that were given stand",
+        ) from fault
 
 
 def _path(core: Core) -> Path:
     """Where the quota document lies."""
-    for path in sorted(Path(core.settings.documents_dir).glob("*.json")):
+    for path in document_files(core.settings.documents_dir):
         if load_document(path, core.trust, 0).kind is DocumentKind.QUOTA:
             return path
     raise ConfigError("the quota document is gone", where=core.settings.documents_dir, fix="put it back")

@@ -34,6 +34,8 @@ from consortium.train.votes import majority
 
 log = logging.getLogger(__name__)
 _MOST_CHARS = 80
+_MOST_DIGITS = 9
+"""Of a round's number: the database keeps no larger ones."""
 _DONE = (RoundPhase.CERTIFIED, RoundPhase.CLOSED)
 
 
@@ -281,7 +283,7 @@ def check_agreement(connection: Connection, job: str, topic: str, digest: str) -
     What holds is read from what sites published, so who publishes late must not change it.
     """
     room, _, number = topic.partition("/")
-    if room != "outer" or not (number.isascii() and number.isdigit()):
+    if room != "outer" or not (number.isascii() and number.isdigit()) or len(number) > _MOST_DIGITS:
         return
     found = rounds.read(connection, job, int(number))
     if found is not None and found.phase is RoundPhase.CLOSED and digest != (holds := disputes.holding(found)):

@@ -99,7 +99,9 @@ def _site_views(core: Core, connection: Connection, stored: Mapping[str, SiteSta
         state = core.site_state(site.id, status)
         if state is SiteState.ACTIVE and (status is None or not status.healthy):
             state = SiteState.LOST
-        views.append(SiteView(site=site, state=state, cordoned=tuple(sorted(known.cordoned.get(site.id, ())))))
+        why = core.ailment(site.id, status) if state is SiteState.LOST else ""
+        cordoned = tuple(sorted(known.cordoned.get(site.id, ())))
+        views.append(SiteView(site=site, state=state, cordoned=cordoned, why=why))
     return tuple(views)
 
 

@@ -34,8 +34,8 @@ MAX_SPEC_BYTES = 256 * 1024
 def submit(core: Core, claims: Claims, signed: SignedSpec, idempotency_key: str) -> dict[str, Any]:
     """Store a job, pending or denied, and return it as JSON.
 
-    The same idempotency key with the same spec (nonce and time of signing apart) returns the job it made before. Raises
-    ConflictError for a spec that was submitted before, and the errors of `judge`.
+    The same idempotency key with the same spec (nonce and time of signing apart, and a deadline that counts from it)
+    returns the job it made before. Raises ConflictError for a spec that was submitted before, and what `judge` raises.
     """
     made = _submit(core, claims, (signed,), idempotency_key)
     return made[0]
@@ -60,13 +60,13 @@ def submit_array(
 def _submit(core: Core, claims: Claims, signed: tuple[SignedSpec, ...], idempotency_key: str) -> list[dict[str, Any]]:
     spec_digest = digest_json([_stable(item.spec) for item in signed] if len(signed) > 1 else _stable(signed[0].spec))
     with core.db.read() as connection:
-        known = _known(connection, claims.subject, idempotency_key, spec_digest)
+        known = _known(connection, claims.subject, idempotency_key, spec_digest, signed)
         if known is not None:
             return [render(connection, job) for job in known]
         view = snapshots.take(core, connection)
         made = [judge(core, connection, claims, item, view) for item in signed]
     with core.db.write() as connection:
-        known = _known(connection, claims.subject, idempotency_key, spec_digest)
+        known = _known(connection, claims.subject, idempotency_key, spec_digest, signed)
         if known is not None:
             return [render(connection, job) for job in known]
         for job in made:
@@ -192,12 +192,22 @@ def consent_over(inputs: tuple[Dataset, ...], now_ms: int) -> Reason | None:
 
 
 def _stable(spec: JobSpec) -> dict[str, Any]:
-    """What makes two submissions the same: everything but nonce, time of signing and the array's id."""
-    said: dict[str, Any] = to_json(replace(spec, nonce="", submitted_ms=0))
+    """What makes two submissions the same: everything but nonce, time of signing, the array's id; not the deadline."""
+    said: dict[str, Any] = to_json(replace(spec, nonce="", submitted_ms=0, deadline_ms=0))
     return said if spec.array is None else said | {"array": said["array"] | {"id": ""}}
 
 
-def _known(connection: Connection, subject: str, key: str, spec_digest: str) -> list[str] | None:
+def _same_deadline(one: JobSpec, other: JobSpec) -> bool:
+    """Whether two specs name one deadline: a moment, or, to the second, a span from when each was signed."""
+    if not one.deadline_ms or not other.deadline_ms or one.deadline_ms == other.deadline_ms:
+        return one.deadline_ms == other.deadline_ms
+    spans_ms = [spec.deadline_ms - spec.submitted_ms for spec in (one, other)]
+    return abs(spans_ms[0] - spans_ms[1]) < 1_000
+
+
+def _known(
+    connection: Connection, subject: str, key: str, spec_digest: str, signed: tuple[SignedSpec, ...]
+) -> list[str] | None:
     """Return the jobs that this idempotency key made before. Raises ConflictError where it was for another spec."""
     if not key:
         return None
@@ -205,11 +215,15 @@ def _known(connection: Connection, subject: str, key: str, spec_digest: str) -> 
     row = connection.execute(select(t.idempotency).where(same)).one_or_none()
     if row is None:
         return None
-    if row.spec_digest != spec_digest:
+    made = waits.array_members(connection, row.job) if is_id(row.job, "arr") else [str(row.job)]
+    specs = (jobs.find_job(connection, job).spec for job in made)
+    if row.spec_digest != spec_digest or not all(
+        _same_deadline(item.spec, spec) for item, spec in zip(signed, specs, strict=False)
+    ):
         raise ConflictError(
             f"the idempotency key {key!r} was used for another submission", where=row.job, fix="use a new key"
         )
-    return waits.array_members(connection, row.job) if is_id(row.job, "arr") else [str(row.job)]
+    return made
 
 
 def check_spec(core: Core, claims: Claims, spec: JobSpec) -> None:

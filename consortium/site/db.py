@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from consortium.errors import ConfigError
+from consortium.errors import ConfigError, of_sqlite
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -92,6 +92,10 @@ _ADDED = ("calls", "listens", "stop_by_ms", "seen_ms")
 """Columns of `legs` that databases of earlier versions lack."""
 
 
+PATIENCE_S = 30.0
+"""How long a transaction waits for another program that holds the file."""
+
+
 class SiteDb:
     """Connections to `site.db`, one per thread. Writes go through `write()`, reads through `read()`."""
 
@@ -111,17 +115,14 @@ class SiteDb:
                         write.execute(f"ALTER TABLE legs ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
                 write.execute("INSERT OR IGNORE INTO meta VALUES ('leg_secret', ?)", (secrets.token_hex(32),))
         except sqlite3.DatabaseError as fault:
-            raise ConfigError(
-                f"cannot use the site's database: {fault}",
-                where=str(self.path),
-                fix="see that its disk has room; else restore it from a copy",
-            ) from fault
+            what, damaged = "cannot use the site's database", "restore it from a copy"
+            raise of_sqlite(fault, what, where=str(self.path), damaged=damaged) from fault
 
     def read(self) -> sqlite3.Connection:
         """Return this thread's connection."""
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
+            connection = sqlite3.connect(self.path, timeout=PATIENCE_S, isolation_level=None)
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")

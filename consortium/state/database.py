@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,9 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select, text
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 
-from consortium.errors import ConfigError, ConsortiumError, UnreachableError
+from consortium.errors import ConfigError, ConsortiumError, UnreachableError, of_sqlite
 from consortium.state import tables as t
 from consortium.state.lock import WRITE_KEY, AdvisoryLock, FileLock, StateLock
 
@@ -24,6 +25,10 @@ __all__ = ["Connection", "Database"]
 
 POOL = {"pool_size": 5, "max_overflow": 65}
 """One connection for each thread of the server: who waits for one would wait for somebody else's slow request."""
+
+
+PATIENCE_S = 30.0
+"""How long a transaction waits for another program that holds a SQLite file."""
 
 
 class Database:
@@ -36,6 +41,8 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = _engine(url)
         self._turn = threading.Lock()
+        self._incarnation = 0
+        self._taken_over = False
         self._lock: StateLock | None = None
         try:
             self._lock = self._take_lock()
@@ -51,7 +58,12 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One durable transaction, the only one that writes meanwhile; rolled back on any exception."""
+        """One durable transaction, the only one that writes meanwhile; rolled back on any exception.
+
+        Raises UnreachableError once another server has the state.
+        """
+        if self._taken_over:
+            raise UnreachableError("another server has taken the state over", fix="call that one")
         with self._turn, self.engine.connect() as connection:
             connection = connection.execution_options(consortium_write=True)
             with connection.begin():
@@ -62,8 +74,11 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """One consistent snapshot."""
-        with self.engine.connect() as connection, connection.begin():
-            yield connection
+        with self.engine.connect() as connection:
+            if not self.sqlite:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
 
     def new_incarnation(self, now_ms: int) -> int:
         """Return and store a server incarnation higher than any before.
@@ -75,7 +90,21 @@ class Database:
             incarnation = max(stored + 1, now_ms)
             put_meta(connection, "incarnation", str(incarnation))
             put_meta(connection, "counter", "0")
-            return incarnation
+        self._incarnation = incarnation
+        return incarnation
+
+    def keep(self) -> bool:
+        """Whether the state is this server's still; its lock is taken anew where the connection that held it was lost.
+
+        False where another server has it, or had it meanwhile: from then on nothing is written here any more. Raises
+        sqlalchemy's DBAPIError where the database does not answer.
+        """
+        if self._lock is None or not self._lock.keep():
+            self._taken_over = True
+        elif not self.sqlite and self._incarnation:
+            with self.read() as connection:
+                self._taken_over = get_meta(connection, "incarnation", "") != str(self._incarnation)
+        return not self._taken_over
 
     def close(self) -> None:
         """Let go of the state."""
@@ -89,12 +118,8 @@ class Database:
             return FileLock(Path(str(self.engine.url.database)))
         try:
             return AdvisoryLock(self.engine)
-        except OperationalError as fault:
-            raise UnreachableError(
-                f"the state database does not answer: {_first_line(fault)}",
-                where=self.engine.url.render_as_string(hide_password=True),
-                fix="start PostgreSQL, or mend database_url",
-            ) from fault
+        except DBAPIError as fault:
+            raise self.fault(fault) from fault
 
     def _migrate(self) -> None:
         config = Config()
@@ -109,12 +134,22 @@ class Database:
                     where=self.engine.url.render_as_string(hide_password=True),
                     fix="run the newer version, or restore a backup from before it",
                 ) from fault
-            except DatabaseError as fault:
-                raise ConfigError(
-                    f"the state cannot be opened: {_first_line(fault)}",
-                    where=self.engine.url.render_as_string(hide_password=True),
-                    fix="restore the database from a backup",
-                ) from fault
+            except DBAPIError as fault:
+                raise self.fault(fault) from fault
+
+    def fault(self, fault: DBAPIError) -> ConsortiumError:
+        """Return the error that says what is wrong with the database, and what to do."""
+        where = self.engine.url.render_as_string(hide_password=True)
+        what, damaged = "the state cannot be opened", "restore the database from a backup"
+        if isinstance(fault.orig, sqlite3.Error):
+            return of_sqlite(fault.orig, what, where=where, damaged=damaged)
+        if isinstance(fault, OperationalError | InterfaceError):
+            return UnreachableError(
+                f"the state database does not answer: {_first_line(fault)}",
+                where=where,
+                fix="start PostgreSQL, or mend database_url",
+            )
+        return ConfigError(f"{what}: {_first_line(fault)}", where=where, fix=damaged)
 
 
 def get_meta(connection: Connection, key: str, default: str) -> str:
@@ -152,7 +187,7 @@ def _engine(url: str) -> Engine:
         if parsed.get_backend_name() == "sqlite":
             if not parsed.database or parsed.database == ":memory:":
                 raise ConfigError("the state must be a file", where=url, fix="sqlite:////path/state.db")
-            engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False}, **POOL)
+            engine = create_engine(parsed, connect_args={"timeout": PATIENCE_S, "check_same_thread": False}, **POOL)
             event.listen(engine, "connect", _sqlite_connect)
             event.listen(engine, "begin", _sqlite_begin)
             return engine

@@ -25,6 +25,11 @@ class SiteStatus:
     withdraw_ms: int = 0
     """When the notice of its recall ends; 0 where it is not recalled."""
 
+    @property
+    def unhealthy(self) -> str:
+        """What is wrong by its last word; empty where it called itself healthy, or never called."""
+        return "" if self.healthy or not self.last_contact_ms else f"unhealthy ({self.unhealthy_reason[:200]})"
+
 
 def all_sites(connection: Connection) -> dict[str, SiteStatus]:
     """Return every site that was ever heard of or set, by id."""

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -317,3 +319,20 @@ class TestCode:
         assert code_digest(package, jobs) != before
         with pytest.raises(ConfigError, match="no Python files"):
             code_digest(package, tmp_path / "none")
+
+
+def test_a_document_is_on_disk_before_it_takes_the_place_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new, path = document(SigningKey.generate()), document(SigningKey.generate()), tmp_path / "d.json"
+    save_document(old, path)
+    synced, fsync = [], os.fsync
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append((os.fstat(descriptor).st_size, json.loads(path.read_text())["signature"]))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    save_document(new, path)
+    assert synced == [(path.stat().st_size, old.signature)]
+    assert json.loads(path.read_text())["signature"] == new.signature

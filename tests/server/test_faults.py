@@ -10,9 +10,10 @@ import pytest
 from consortium.domain.data import ArtifactClass
 from consortium.domain.job import Fault, JobKind, LegState, Resources
 from consortium.domain.partner import SiteState
-from consortium.server import faults, loop, snapshots
+from consortium.scheduler import explain
+from consortium.server import awaited, faults, loop, snapshots
 from consortium.state import jobs
-from consortium.state.sites import update_site
+from consortium.state.sites import all_sites, update_site
 from tests.server.placed import at_work
 
 pytestmark = pytest.mark.integration
@@ -279,6 +280,50 @@ def test_a_leg_in_backoff_whose_site_does_not_go_away_keeps_its_gpus(parts: Any)
         update_site(connection, "fr-1", healthy=False)
     loop._offer_again(core)
     assert ways(core, job) == ("pending", True, ["fr-1"])
+
+
+def unhealthy(core: Any, *sites: str, for_ms: int) -> None:
+    """The sites' agents live and call, and their Ray has been away for so long."""
+    now_ms = core.clock.now_ms()
+    for site in sites:
+        core.contacts.heard_site(site, now_ms - for_ms)
+        core.contacts.heard_site(site, now_ms, healthy=False)
+        with core.db.write() as connection:
+            update_site(connection, site, healthy=False, unhealthy_reason="Ray is away", last_contact_ms=now_ms)
+
+
+def test_nobody_waits_for_a_site_whose_agent_lives_and_whose_ray_is_away_for_long(parts: Any) -> None:
+    core, fed = parts
+    job = backing_off(core, fed, "fr-1", "de-1")
+    unhealthy(core, "fr-1", for_ms=core.settings.site_lost_ms // 2)
+    with core.db.read() as connection:
+        found = jobs.find_job(connection, job.id)
+        assert awaited.expected(core, connection, found, 1) == ["de-1", "fr-1"]
+    unhealthy(core, "fr-1", for_ms=core.settings.site_lost_ms + 1_000)
+    with core.db.read() as connection:
+        assert awaited.expected(core, connection, found, 1) == ["de-1"]
+        assert core.site_state("fr-1", all_sites(connection)["fr-1"]) is SiteState.LOST
+    core.contacts.heard_site("fr-1", core.clock.now_ms())
+    with core.db.read() as connection:
+        assert awaited.expected(core, connection, found, 1) == ["de-1", "fr-1"], "its Ray is back"
+
+
+def test_a_job_whose_only_site_is_unhealthy_for_long_waits_in_line_and_explain_says_why(parts: Any) -> None:
+    core, fed = parts
+    job = backing_off(core, fed, "fr-1")
+    unhealthy(core, "fr-1", for_ms=core.settings.site_lost_ms + 1_000)
+    loop._offer_again(core)
+    assert ways(core, job) == ("pending", False, [])
+    with core.db.write() as connection:
+        reason = jobs.find_job(connection, job.id).reason
+        for leg in job.attempt.legs:
+            jobs.set_leg(connection, leg, LegState.STOPPED, core.clock.now_ms())
+    assert reason is not None
+    assert reason.message == "fr-1 is unhealthy (Ray is away), where it was to be tried again; last: the Ray head died"
+    with core.db.read() as connection:
+        told = explain(snapshots.take(core, connection).snapshot, job.id)
+    dropped = [drop.reason for step in told.steps for drop in step.dropped if step.rule == "site_state"]
+    assert [one.message for one in dropped] == ["fr-1 is unhealthy (Ray is away) and takes no new legs"]
 
 
 def test_a_federated_job_goes_on_without_the_site_that_went_away_while_another_leg_is_at_work(parts: Any) -> None:

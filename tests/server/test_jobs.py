@@ -349,6 +349,26 @@ def test_what_a_clean_job_says_of_its_inputs_is_checked_when_it_is_submitted(fed
     assert refused([fr, quiz, de, exam], ("quiz-fr", exam.id), ("de", "fr")) == ("", "", "")
 
 
+def test_an_idempotency_key_holds_for_a_deadline_that_counts_from_the_submission(parts: Any) -> None:
+    core, fed = parts
+    laws = fed.new_dataset("fr-1", "laws-fr")
+    with core.db.write() as connection:
+        data.insert_dataset(connection, laws, now_ms=1, signer="fr/amelie", signature="x")
+    now_ms, hours = core.clock.now_ms(), 3_600_000
+
+    def submit_at(submitted_ms: int, deadline_ms: int, key: str) -> str:
+        spec = fed.spec([laws], submitted_ms=submitted_ms, deadline_ms=deadline_ms)
+        signed = SignedSpec(spec=spec, signature=fed.people["fr/amelie"].sign(canonical(spec)))
+        return str(submit.submit(core, ME, signed, key)["id"])
+
+    first = submit_at(now_ms, now_ms + 2 * hours, "in-two-hours")
+    assert submit_at(now_ms + 5_000, now_ms + 5_000 + 2 * hours, "in-two-hours") == first
+    assert submit_at(now_ms + 5_000, now_ms + 2 * hours, "in-two-hours") == first, "the same moment"
+    for other in (now_ms + 3 * hours, 0):
+        with pytest.raises(ConflictError, match="another submission"):
+            submit_at(now_ms + 5_000, other, "in-two-hours")
+
+
 def test_an_idempotency_key_makes_one_job_and_a_replayed_spec_none(fed: Any) -> None:
     laws = fed.dataset("uy-1", "laws-es")
     spec = fed.spec([laws], account="uy", submitter="uy/alma", resources=Resources(gpus=64, walltime_s=60))

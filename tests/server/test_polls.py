@@ -17,7 +17,7 @@ from consortium.domain.codec import to_json
 from consortium.domain.job import Epoch, JobState, LegState
 from consortium.domain.partner import Role
 from consortium.domain.protocol import LegReport, PollRequest
-from consortium.server import folding, loop, polls
+from consortium.server import folding, loop, polls, rounds
 from consortium.server.app import make_app
 from consortium.server.core import Core
 from consortium.state import inbox, jobs
@@ -210,3 +210,10 @@ def test_a_poll_is_answered_while_others_keep_all_their_threads_busy(
             return (await poll).status_code if done else 0
 
     assert asyncio.run(call()) == 200
+
+
+def test_a_topic_with_a_number_that_no_round_has_is_a_topic_like_any_other(parts: Parts) -> None:
+    core, fed = parts
+    job = at_work(core, fed)
+    with core.db.read() as connection:
+        rounds.check_agreement(connection, job.id, "outer/" + "9" * 90, "sha256:x")

@@ -10,9 +10,13 @@ import pytest
 from consortium.accounting.periods import period_of
 from consortium.config.quota_edit import edit_quota
 from consortium.domain.job import LegState, Resources
+from consortium.domain.partner import Role
 from consortium.domain.quota import QuotaApproval
 from consortium.domain.records import UsageRow
-from consortium.keys.canonical import canonical, digest
+from consortium.errors import ConfigError
+from consortium.keys.canonical import canonical, digest, digest_json
+from consortium.keys.tokens import Claims
+from consortium.server import quotas
 
 pytestmark = pytest.mark.integration
 MINUTE, HOUR = 60_000, 3_600_000
@@ -50,6 +54,39 @@ def submitted(fed: Any, inputs: list[Any], **changes: Any) -> Any:
 
 def cancel(fed: Any, job: Any) -> None:
     assert fed.call(job["spec"]["submitter"], "POST", f"/v1/jobs/{job['id']}/cancel").status_code == 200
+
+
+def test_quotas_that_cannot_come_into_force_beside_a_broken_document_are_not_said_to_be(fed: Any) -> None:
+    path = fed.home / "documents" / "site-de-1.json"
+    whole, before = path.read_text(), fed.get("/v1/quota")["document"]
+    assert nominal(fed, "fr/health") == 2
+    path.write_text(whole[:200])
+    try:
+        refused = apply(fed, f"{NOMINAL}=1")
+        assert refused.status_code == 422, refused.text
+        assert "not written" in refused.json()["detail"]
+        assert "site-de-1.json" in refused.text
+    finally:
+        path.write_text(whole)
+    assert fed.get("/v1/quota")["document"] == before
+    assert apply(fed, f"{NOMINAL}=1").status_code == 200, "once that is mended"
+    assert nominal(fed, "fr/health") == 1
+    assert apply(fed, f"{NOMINAL}=2").status_code == 200
+    assert nominal(fed, "fr/health") == 2
+
+
+def test_quotas_that_were_written_and_are_not_loaded_are_not_said_to_be_in_force(
+    parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, fed = parts  # no loop loads anything here
+    monkeypatch.setattr(quotas, "LOAD_S", 0.05)
+    document = quotas.in_force(core)
+    text = edit_quota(document.text, (f"{NOMINAL}=3",), document.file)
+    replaces, person = digest_json(document), "fr/bruno"
+    said = QuotaApproval(federation=core.trust.log_name, person=person, change=digest(text.encode()), replaces=replaces)
+    claims = Claims(subject=person, partner="fr", roles=(Role.ADMIN,), expires_ms=1 << 47)
+    with pytest.raises(ConfigError, match="version 2 of the quotas is written, but not in force"):
+        quotas.apply(core, claims, text, replaces, fed.people[person].sign(canonical(said)))
 
 
 def test_an_admin_divides_its_own_and_it_holds_at_once_without_a_restart(fed: Any) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from consortium.errors import ConfigError, UsageError
+from consortium.server.settings import ServerSettings
+from consortium.state import Database
 
 pytestmark = pytest.mark.integration
 
@@ -41,12 +46,59 @@ def test_a_second_server_on_the_same_state_is_refused_and_sigterm_ends_cleanly(q
     quiet_fed.start()
 
 
+def test_a_server_whose_state_on_postgresql_was_taken_over_ends_and_says_so(
+    quiet_fed: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pgserver = pytest.importorskip("pgserver", reason="the wheel pgserver is not installed")
+    postgres = pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
+    try:
+        quiet_fed.settings["database_url"] = postgres.get_uri()
+        quiet_fed.start()
+        quiet_fed.process.send_signal(signal.SIGSTOP)  # or it takes its lock anew at once
+        others = "pid <> pg_backend_pid() AND datname = current_database() AND backend_type = 'client backend'"
+        postgres.psql(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {others};")
+        other = Database(postgres.get_uri())
+        other.new_incarnation(1)
+        quiet_fed.process.send_signal(signal.SIGCONT)
+        assert quiet_fed.process.wait(30) == 2
+        quiet_fed.process = None
+        assert "another server took this state over" in quiet_fed.log()
+        other.close()
+        quiet_fed.start()
+        assert quiet_fed.kill(signal.SIGTERM) == 0
+    finally:
+        postgres.cleanup()
+
+
 def test_half_written_or_wrong_settings_name_the_file_and_the_key(quiet_fed: Any) -> None:
     quiet_fed.settings["surprise"] = 1
     said(quiet_fed.start(expect=2), 2, "surprise", "config.json")
     quiet_fed.settings.pop("surprise")
     quiet_fed.settings["database_url"] = "mysql://nowhere"
     said(quiet_fed.start(expect=2), 2, "mysql")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("lease_ms", 10**9, "lease_ms must be"),
+        ("max_skew_ms", -1, "max_skew_ms must be"),
+        ("cycle_ms", 10**13, "cycle_ms must be"),
+        ("round_grace_ms", 0, "round_grace_ms must be"),
+        ("site_lost_ms", 1_000, "a leg could run twice"),
+    ],
+)
+def test_settings_have_the_bounds_of_the_embedded_federations(quiet_fed: Any, key: str, value: int, word: str) -> None:
+    quiet_fed.settings[key] = value
+    quiet_fed.write_settings()
+    with pytest.raises(UsageError, match=word):
+        ServerSettings.load(quiet_fed.config)
+
+
+def test_settings_that_are_not_text_are_said(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        ServerSettings.load(tmp_path / "config.json")
 
 
 def test_a_document_changed_by_somebody_else_stops_the_start_with_7(quiet_fed: Any) -> None:

@@ -3,14 +3,17 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from consortium.domain.data import ArtifactClass, Crossing, CrossingSide
 from consortium.domain.records import RecordType
+from consortium.errors import ConfigError, UnreachableError
 from consortium.keys.signing import SigningKey
 from consortium.ledger.origins import check_chain
+from consortium.site import db as db_room
 from consortium.site.db import SiteDb
 from consortium.site.metering import SiteClock, cut_at_months, end_of_usage, usage_rows
 from consortium.site.outbox import Outbox, period_of
@@ -116,8 +119,6 @@ def test_the_database_is_for_its_owner_only_and_survives_reopening(tmp_path: Pat
 
 
 def test_a_damaged_database_is_a_clear_error(tmp_path: Path) -> None:
-    from consortium.errors import ConfigError
-
     (tmp_path / "site.db").write_bytes(b"not a database at all" * 100)
     with pytest.raises(ConfigError, match="cannot use the site's database") as caught:
         SiteDb(tmp_path)
@@ -159,3 +160,12 @@ def test_the_sites_clock_follows_the_monotonic_clock_alone() -> None:
     clock = SiteClock(JUNE, lambda: next(ticks))
     assert clock.now_ms() == JUNE
     assert clock.now_ms() == JUNE + 1500
+
+
+def test_a_locked_site_database_is_no_broken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db_room, "PATIENCE_S", 0.05)
+    with closing(sqlite3.connect(tmp_path / "site.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UnreachableError, match="locked"):
+            SiteDb(tmp_path)
+    SiteDb(tmp_path).close()

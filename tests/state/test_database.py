@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,10 @@ from sqlalchemy import create_engine, inspect, select, text
 from consortium import state
 from consortium.domain.codec import to_json
 from consortium.domain.protocol import Voucher
-from consortium.errors import ConfigError, ConflictError, UnreachableError
+from consortium.errors import ConfigError, ConflictError, UnreachableError, of_sqlite
 from consortium.keys.canonical import canonical
 from consortium.keys.signing import SigningKey
-from consortium.state import Database, data
+from consortium.state import Database, data, database
 from consortium.state import tables as t
 from consortium.state.database import get_meta, next_counter, put_meta
 from tests import builders
@@ -162,3 +163,33 @@ def test_a_missing_folder_an_absent_server_and_a_newer_schema_are_said(tmp_path:
         raw.execute("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(ConfigError, match="another version"):
         Database(f"sqlite:///{tmp_path}/state.db")
+
+
+def test_a_locked_state_is_no_broken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "PATIENCE_S", 0.05)
+    path = tmp_path / "state.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UnreachableError, match="locked") as told:
+            Database(f"sqlite:///{path}")
+        assert "other program" in told.value.render()
+        assert "backup" not in told.value.render()
+    Database(f"sqlite:///{path}").close()
+
+
+def test_a_file_that_is_no_database_is_to_be_restored(tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_bytes(b"this is not a database, at all" * 100)
+    with pytest.raises(ConfigError, match="restore the database from a backup"):
+        Database(f"sqlite:///{tmp_path}/state.db")
+
+
+def test_a_full_disk_asks_for_room(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "small.db", isolation_level=None)) as small:
+        small.execute("CREATE TABLE t (x)")
+        small.execute("PRAGMA max_page_count=2")
+        with pytest.raises(sqlite3.OperationalError, match="full") as full:
+            small.execute("INSERT INTO t VALUES (zeroblob(100000))")
+    told = of_sqlite(full.value, "the state cannot be opened", where="state.db", damaged="restore it")
+    assert isinstance(told, UnreachableError)
+    assert told.fix is not None
+    assert told.fix.startswith("make room")

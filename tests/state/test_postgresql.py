@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from consortium.domain.records import RecordType
-from consortium.errors import ConflictError
+from consortium.errors import ConflictError, UnreachableError
 from consortium.keys.signing import SigningKey
 from consortium.state import Database, inbox, records
+from consortium.state.database import get_meta, put_meta
 
 pytestmark = pytest.mark.integration
 
@@ -50,3 +52,60 @@ def test_state_lock_transactions_and_records_hold_on_postgresql(url: str) -> Non
     finally:
         db.close()
     Database(url).close()
+
+
+@pytest.fixture
+def db(url: str) -> Iterator[Database]:
+    found = Database(url)
+    yield found
+    found.close()
+
+
+def cut(db: Database) -> None:
+    """End all connections to the database but the one that does it, as a restart of PostgreSQL does."""
+    one = create_engine(db.engine.url)
+    with one.connect() as connection:
+        others = "pid <> pg_backend_pid() AND datname = current_database() AND backend_type = 'client backend'"
+        connection.execute(text(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {others}"))
+        connection.commit()
+    one.dispose()
+
+
+def test_a_reader_sees_one_snapshot(db: Database) -> None:
+    with db.write() as connection:
+        put_meta(connection, "n", "0")
+    with db.read() as reader:
+        assert get_meta(reader, "n", "") == "0"
+        with db.write() as connection:
+            put_meta(connection, "n", "1")
+        assert get_meta(reader, "n", "") == "0"
+    with db.read() as reader:
+        assert get_meta(reader, "n", "") == "1"
+
+
+def test_the_lock_is_taken_anew_where_its_connection_was_lost(url: str, db: Database) -> None:
+    db.new_incarnation(5)
+    assert db.keep()
+    cut(db)
+    assert db.keep()
+    with pytest.raises(ConflictError, match="another server"):
+        Database(url)
+    cut(db)
+    db.close()
+    Database(url).close()
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["still there", "gone again"])
+def test_who_lost_the_state_to_another_server_writes_no_more(url: str, db: Database, gone: bool) -> None:
+    db.new_incarnation(5)
+    cut(db)
+    other = Database(url)
+    try:
+        other.new_incarnation(5)
+        if gone:
+            other.close()
+        assert not db.keep()
+        with pytest.raises(UnreachableError, match="taken the state over"), db.write():
+            pass
+    finally:
+        other.close()

@@ -21,9 +21,10 @@ router = APIRouter(tags=["operation"])
 
 @router.get("/health")
 def health(core: CoreArg) -> dict[str, Any]:
-    """Whether the server is up; needs no token."""
+    """Whether the server is up, and when its loop last ended a cycle well (0: not yet); needs no token."""
     return {
         "status": "ok",
+        "last_cycle_ms": core.last_cycle_ms,
         "version": __version__,
         "protocol": PROTOCOL_VERSION,
         "incarnation": core.incarnation,
