@@ -79,7 +79,8 @@ def told(progress: dict[str, Any]) -> str:
 def round_line(one: Round) -> str:
     """Return a closed round in a line: who counted, tokens, losses, who was refused and why."""
     counted = {} if one.certificate is None else {part.site: part for part in one.certificate.contributions}
-    losses = {commit.site: float.fromhex(commit.loss) for commit in one.commits if commit.site in counted}
+    told = {commit.site: commit.mean_loss for commit in one.commits if commit.site in counted}
+    losses = {site: loss for site, loss in told.items() if loss is not None}
     tokens = sum(part.tokens for part in counted.values())
     shown = ", ".join(f"{site} {loss:.4f}" for site, loss in sorted(losses.items()))
     line = f"round {one.number} closed: {tokens:,} tokens" + (f", loss {fmean(losses.values()):.4f}" if losses else "")

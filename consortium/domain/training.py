@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+MAX_LOSS = 1e6
+"""Nats per token, in either direction: far beyond any training."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
@@ -28,6 +31,15 @@ class Commit:
     train_ms: int = 0
     """Milliseconds the steps took; stated where the pace is measured."""
     signature: str = ""
+
+    @property
+    def mean_loss(self) -> float | None:
+        """`loss` as a number; None where it is none that a training has. Nobody can check it, but that."""
+        try:
+            loss = float.fromhex(self.loss)
+        except (ValueError, OverflowError):
+            return None
+        return loss if abs(loss) <= MAX_LOSS else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

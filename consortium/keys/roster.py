@@ -59,9 +59,13 @@ class Roster:
             raise ConfigError(f"not a roster: {fault}", where=document.file) from fault
         if roster.partner != document.partner:
             raise ConfigError(f"a roster of {roster.partner} signed by {document.partner}", where=document.file)
+        named: set[str] = set()
         for person in roster.people:
             if not person.id.startswith(f"{roster.partner}/"):
                 raise ConfigError(f"{person.id} is not {roster.partner}'s to vouch for", where=document.file)
+            if person.id in named:
+                raise ConfigError(f"{person.id} stands in the roster twice", where=document.file)
+            named.add(person.id)
         return roster
 
 

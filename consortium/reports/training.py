@@ -21,7 +21,7 @@ from consortium.domain.job import JobKind, JobSpec
 from consortium.domain.partner import Role
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.records import Evidence, Record, RecordType, ReExecution
-from consortium.domain.training import Commit, Round
+from consortium.domain.training import MAX_LOSS, Commit, Round
 from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.keys.canonical import digest_json
 from consortium.keys.roster import Rosters
@@ -34,8 +34,6 @@ from consortium.train.sizes import flops_per_token, parameter_count
 
 _SIZE = re.compile(r"[1-9][0-9]{0,8}\Z")
 _ROUND = re.compile(r"[0-9]{1,9}\Z")
-MAX_LOSS = 1e6
-"""Nats per token: no vocabulary has more."""
 UNKNOWN = "unknown"
 """Stands in a lineage for what nobody can say: the trainings behind a file that `start.weights` names."""
 

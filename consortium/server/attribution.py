@@ -95,7 +95,8 @@ def metrics(found: Attributed) -> dict[int, dict[str, float]]:
         by_round.setdefault(share.round, {}).update(known)
     for item in found.run.rounds:
         for commit in item.commits:
-            by_round.setdefault(item.number, {})[f"loss.{commit.site}"] = float.fromhex(commit.loss)
+            if (loss := commit.mean_loss) is not None:
+                by_round.setdefault(item.number, {})[f"loss.{commit.site}"] = loss
     return by_round
 
 

@@ -21,7 +21,7 @@ from consortium.errors import NotFoundError, VerificationError
 from consortium.train.book import RoundBook
 from consortium.train.codes import Code
 from consortium.train.fragments import Plan
-from consortium.train.keep import Keep
+from consortium.train.keep import Keep, OuterState
 from consortium.train.outer import Vector, cosine_of, difference, digest_of, norm_of
 from consortium.train.schedule import Pace, Rounds
 from consortium.train.shared import Sharing
@@ -84,15 +84,15 @@ def re_execute(keep: Keep, inner: Inner, params: PretrainConfig, number: int, si
     made = keep.contribution(number, size, part.size)
     if made is None or made.previous_outer != before.digest:
         raise NotFoundError(f"no contribution to round {number} from that outer state is kept here")
+    begin, usual = rounds.before(number), rounds.steps(number)
+    pace = None if made.steps == usual else Pace(begin, usual, made.steps)
     if before.moments is not None:
         inner.restore(before.moments)
-    ahead = before.ahead
     local, over, position = before.outer, 0, before.position
-    if ahead is not None:
-        local, over, position = ahead.local, ahead.steps, ahead.position
+    if before.ahead is not None:
+        over = plan.delay(number - 1) * made.steps // params.outer.inner_steps
+        local, over, position = _gone_on(keep, inner, plan, before, over=over, begin=begin, pace=pace)
     if made.steps > over:
-        begin, usual = rounds.before(number), rounds.steps(number)
-        pace = None if made.steps == usual else Pace(begin, usual, made.steps)
         done = inner.run(local, position=position, step=begin + over, count=made.steps - over, pace=pace)
         local, position = done.local, done.position
     again = difference(part.take(before.outer), part.take(local))
@@ -116,6 +116,36 @@ def re_execute(keep: Keep, inner: Inner, params: PretrainConfig, number: int, si
         distance=max(_apart(ours, theirs), left, shared),
         cosine=cosine_of(ours, theirs),
     )
+
+
+def _gone_on(
+    keep: Keep, inner: Inner, plan: Plan, before: OuterState, *, over: int, begin: int, pace: Pace | None
+) -> tuple[Vector, int, int]:
+    """Do the `over` steps again that this site did of a round before the one `before` it was applied.
+
+    Returns its own parameters with that applied, the steps, and the data position. It went on from the parameters that
+    are kept with its contribution to the round before: they are its own word, as the position is. Raises
+    VerificationError where sites of this job do not go on so, NotFoundError where that contribution is not kept.
+    """
+    number, ahead = before.round, before.ahead
+    assert ahead is not None
+    if not plan.carries or ahead.steps != (over if number else min(ahead.steps, plan.streaming.delay)):
+        raise VerificationError(
+            f"the state kept before it says that {ahead.steps} of its steps were done already; this job does {over} so"
+        )
+    if not number:  # it goes on from another job
+        return ahead.local, ahead.steps, ahead.position
+    size = len(before.outer)
+    sent = keep.contribution(number, size, plan.fragment(number).size)
+    if sent is None or sent.local is None:
+        raise NotFoundError(f"of the contribution to round {number} no parameters are kept, from which it goes on")
+    local, position = sent.local, sent.position
+    if sent.moments is not None:
+        inner.restore(sent.moments)
+    if over:
+        done = inner.run(local, position=position, step=begin, count=over, pace=pace)
+        local, position = done.local, done.position
+    return plan.mix(number, local, before.outer), over, position
 
 
 def check_start(store: ObjectStore, job: str, params: PretrainConfig, number: int) -> bool:

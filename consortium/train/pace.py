@@ -5,8 +5,9 @@ are those of an earlier round: steps over milliseconds of training, as its accep
 number follows from what every site keeps of the round, and an auditor knows it too. Weights go by tokens, so more steps
 count for more. The learning rate follows rounds, not steps: a site that does more comes down no faster.
 
-A site that lies about its speed changes how long others train before the next exchange, within the bound, and nothing
-else.
+A site that lies about its speed changes how long others train before the next exchange, and how many steps it may
+commit to itself, both within the bound: of sites that are equally fast one that calls itself faster counts for up to
+`MOST_PACE` times as much as each other, whether it did those steps or not. Doing them again by sample finds that out.
 """
 
 from __future__ import annotations

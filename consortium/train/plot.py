@@ -73,9 +73,9 @@ def points(rounds: Iterable[Round]) -> tuple[Point, ...]:
             continue
         counted = {part.site: part.digest for part in one.certificate.contributions}
         losses = {
-            commit.site: float.fromhex(commit.loss)
+            commit.site: loss
             for commit in one.commits
-            if counted.get(commit.site) == commit.digest
+            if counted.get(commit.site) == commit.digest and (loss := commit.mean_loss) is not None
         }
         tokens = sum(part.tokens for part in one.certificate.contributions)
         found.append(Point(round=one.number, tokens=tokens, losses=dict(sorted(losses.items()))))

@@ -279,7 +279,7 @@ def _check(commit: Commit, data: bytes | memoryview | None, fault: str, size: in
         vector = code.decode(data, size)
     except VerificationError:
         return Screened(commit=commit, reason="shape")
-    if not finite(vector):
+    if not finite(vector) or commit.mean_loss is None:
         return Screened(commit=commit, reason="finite", vector=vector)
     norm = norm_of(vector)
     try:

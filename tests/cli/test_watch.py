@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -76,3 +77,5 @@ def test_a_round_says_who_counted_and_who_was_refused_and_why():
         ),
     )  # fmt: skip
     assert round_line(one) == ("round 2 closed: 200 tokens, loss 2.5000 (de-1 2.0000, fr-1 3.0000; uy-1 refused: norm)")
+    wild = [replace(commit, loss=(1.7e308).hex()) if commit.site == "fr-1" else commit for commit in commits]
+    assert "loss 2.0000 (de-1 2.0000;" in round_line(replace(one, commits=tuple(wild)))

@@ -277,6 +277,13 @@ class TestRoster:
             ("partner: fr\npeople: []\nextra: 1", "extra"),
             ("partner: fr\npeople: [{id: de/x, name: X, roles: [engineer], signing_key: k}]", "vouch"),
             ("!!python/object/apply:os.getcwd []", "not valid YAML"),
+            ("partner: fr\npeople: [&a {id: fr/x, name: X, roles: [engineer], signing_key: k}, *a]", "aliases"),
+            (
+                "partner: fr\npeople: [{id: fr/x, name: X, roles: [], signing_key: k}, {id: fr/x, name: Y, roles: [], "
+                "signing_key: k}]",
+                "twice",
+            ),
+            ("people: 2024-13-45", "not a roster"),
         ],
     )
     def test_bad_rosters_are_named(self, root: SigningKey, text: str, message: str) -> None:

@@ -32,11 +32,13 @@ def put(world: World, kind: str, partner: str, text: str, name: str, version: in
     save_document(document, world.documents / f"{name}.json")
 
 
+TWICE = "partner: de\npeople:\n" + "- {id: de/x, name: X, roles: [engineer], signing_key: k}\n" * 2
 BOMB = "x: &a [1]\npartner: de\npeople: [*a, *a]\n"
 
 
 @pytest.mark.parametrize(
-    "text", ["people: 2024-13-45\n", "[" * 5000, BOMB, "partner: fr\npeople: []\n", "people: [", "a: " + "9" * 5000]
+    "text",
+    [TWICE, "people: 2024-13-45\n", "[" * 5000, BOMB, "partner: fr\npeople: []\n", "people: [", "a: " + "9" * 5000],
 )
 @pytest.mark.parametrize("kind", ["roster", "site"])
 def test_a_file_of_another_partner_that_says_nothing_keeps_no_other_from_being_read(

@@ -40,6 +40,11 @@ def test_a_refused_contribution_and_an_open_round_are_no_part_of_the_curve():
     )
 
 
+def test_a_loss_that_is_none_is_no_point():
+    (one,) = points([closed(1, {"de-1": 3.0, "fr-1": float("nan"), "uy-1": 1e300})])
+    assert one.losses == {"de-1": 3.0}
+
+
 def test_a_round_that_was_logged_twice_counts_as_it_was_last_and_half_a_round_does_not():
     history = {
         "training_s": [(1, 1000, 5.0), (1, 2000, 6.0), (2, 3000, 7.0)],

@@ -17,7 +17,7 @@ from consortium.domain.pretraining import OuterConfig, PretrainConfig
 from consortium.domain.protocol import LegOffer
 from consortium.domain.records import ReExecution
 from consortium.domain.screening import ScreenRule
-from consortium.errors import NotFoundError
+from consortium.errors import NotFoundError, VerificationError
 from consortium.keys.signing import SigningKey, verify_value
 from consortium.keys.trust import SiteKeys, Trust
 from consortium.site.db import SiteDb
@@ -28,6 +28,7 @@ from consortium.train.again import draw, re_execute
 from consortium.train.book import RoundBook, cost_bytes
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
+from consortium.train.outer import from_bytes
 from consortium.train.replay import kept_params, replay
 from consortium.train.tokens import open_sequences
 from tests import builders
@@ -172,6 +173,27 @@ def test_inner_steps_done_again_give_the_same_bits(sites, tmp_path):
     wrong = re_execute(keep, worker, other, 3, worker.layout.size)
     assert not wrong.holds, "other data, and it shows"
     assert wrong.distance > wrong.tolerance
+
+
+def test_steps_that_no_site_of_the_job_does_before_a_round_are_no_steps(sites, tmp_path):
+    """A site may write into its own store that the parameters it contributed were there before the round began."""
+    site, key = sites[0], f"jobs/{JOB}/outer/1/state.json"
+    params, keep = PretrainConfig.of(site.context.params), Keep(site.store, JOB)
+    size, whole = keep.origin(1).layout.size, site.store.get(key)
+    before, made = keep.outer(1, size), keep.contribution(2, size)
+    local = keep._put_vector(f"jobs/{JOB}/outer/1", before.outer - from_bytes(made.data, size, what="it"))
+    forged = {
+        "local": {"key": local.key, "digest": local.digest}, "steps": made.steps, "loss": (0.0).hex(),
+        "ahead_tokens": made.tokens, "ahead_position": made.position,
+    }  # fmt: skip
+    text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
+    worker = InnerWorker(params, VOCAB, text, site.context.site)
+    site.store.put(key, json.dumps(json.loads(whole) | forged).encode())
+    try:
+        with pytest.raises(VerificationError, match="were done already"):
+            re_execute(keep, worker, params, 2, size)
+    finally:
+        site.store.put(key, whole)
 
 
 def test_only_as_many_rounds_of_peers_are_retained_as_asked(sites):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import time
 import weakref
 from functools import partial
@@ -109,6 +110,31 @@ def test_an_auditor_recomputes_fragments_and_the_steps_between_them(leg, calm, t
         worker = InnerWorker(params, VOCAB, text, site.context.site)
         done = re_execute(Keep(site.store, JOB), worker, params, number, worker.layout.size)
         assert (done.same_bits, done.holds) == (True, True)
+
+
+def test_steps_that_a_site_says_it_did_before_are_done_again_too(leg, calm, tmp_path):
+    site = undisturbed(leg, calm)["sites"][1]
+    params = PretrainConfig.of(site.context.params)
+    text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
+    keep, key = Keep(site.store, JOB), f"jobs/{JOB}/outer/3/state.json"
+    state, whole = keep.outer(3, sum(keep.origin(3).layout.sizes)), site.store.get(key)
+    elsewhere = keep._put_vector(f"jobs/{JOB}/outer/3", state.ahead.local + np.float32(1))
+    told = json.loads(whole)
+    try:
+        for forged, holds in (
+            ({"local": {"key": elsewhere.key, "digest": elsewhere.digest}}, True),  # nobody asks for them
+            ({"steps": 4}, False),
+            ({"steps": 0}, False),
+        ):
+            site.store.put(key, json.dumps(told | forged).encode())
+            worker = InnerWorker(params, VOCAB, text, site.context.site)
+            if holds:
+                assert re_execute(Keep(site.store, JOB), worker, params, 4, worker.layout.size).same_bits
+                continue
+            with pytest.raises(VerificationError, match="were done already"):
+                re_execute(Keep(site.store, JOB), worker, params, 4, worker.layout.size)
+    finally:
+        site.store.put(key, whole)
 
 
 @pytest.mark.parametrize(
