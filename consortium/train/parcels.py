@@ -149,12 +149,32 @@ def offers(
                 break
 
 
+def wholes(announced: Iterable[tuple[str, str, str]], digests: Iterable[str]) -> dict[tuple[str, str], str]:
+    """Return which of the bytes with these digests a part is of, by its sender and its own digest.
+
+    `announced` are senders, names and digests of artifacts; who sends a part of something names it, and signs the name.
+    """
+    by_short = {_short(digest): digest for digest in digests}
+    found = {}
+    for sender, name, part in announced:
+        place = _part(name)
+        if place is not None and place[0] in by_short:
+            found[sender, part] = by_short[place[0]]
+    return found
+
+
 def _place(name: str, digest: str) -> tuple[int, int] | None:
     """Return the number of a part and of all parts of these bytes; None for the name of something else."""
+    short, *place = _part(name) or ("", 0, 0)
+    return (place[0], place[1]) if short == _short(digest) else None
+
+
+def _part(name: str) -> tuple[str, int, int] | None:
+    """Return the whole's digest in short, the number of a part and of all; None for the name of no part."""
     *_, short, number, count = ["", "", "", *name.split(".")]
-    if short != _short(digest) or not (_is_number(number) and _is_number(count)) or int(number) > int(count):
+    if not (short and _is_number(number) and _is_number(count)) or int(number) > int(count):
         return None
-    return int(number), int(count)
+    return short, int(number), int(count)
 
 
 def _is_number(text: str) -> bool:
