@@ -128,11 +128,21 @@ class Received:
         return _Here(self, {commit.site: commit.digest for commit in commits if commit.digest in self}, own)
 
     def announced(self, commits: Iterable[Commit], size: int) -> list[Commit]:
-        """Return those of a round's commits of which somebody announced the bytes to this site."""
+        """Return those of a round's commits of which their own sites announced the bytes to this site.
+
+        A commit's digest is known before its bytes are announced: what another site announces under it may be anything,
+        and must not be all that is looked at.
+        """
         asked = list(commits)
         inbox = self._exchange.inbox(asked[0].round) if asked else []
         kind, most_bytes = self._code.kind, self._most_bytes(size)
-        return [one for one in asked if any(parcels.offers(inbox, kind, one.digest, one.round, most_bytes=most_bytes))]
+        senders = {
+            one: [
+                parts[0].sender for parts in parcels.offers(inbox, kind, one.digest, one.round, most_bytes=most_bytes)
+            ]
+            for one in asked
+        }
+        return [one for one in asked if one.site in senders[one]]
 
     def take_all(self, commits: Iterable[Commit], size: int) -> Asked:
         """Return the contributions that are not here, to be fetched."""
