@@ -6,7 +6,7 @@ Reports compute them from leaves with proofs; this answers `show` and fills MLfl
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, String, cast, select
@@ -48,7 +48,7 @@ def attribute(connection: Connection, job: str) -> Attributed:
     records = _records(connection, job, lineage)
     runs, redone = read_runs(records, rounds), read_redone(records)
     run, by_commit = runs[job], _works(rounds, job)
-    crossings = _crossings(connection, job)
+    crossings = crossings_of(connection, job, run.rounds)
     shares = shares_of(run, crossings)
     founded = tuple((shares[key], Work.of(by_commit[key], redone)) for key in sorted(shares))
     partners = sorted({share.partner for share, _ in founded})
@@ -132,11 +132,21 @@ def _works(rounds: Iterable[Round], job: str) -> dict[tuple[int, str], Commit]:
     return found
 
 
-def _crossings(connection: Connection, job: str) -> list[Crossing]:
+def crossings_of(connection: Connection, job: str, rounds: Iterable[Round]) -> list[Crossing]:
+    """Return what contributions took across borders, parts under the digest of the contribution that they are of."""
+    from consortium.train.parcels import wholes
+
     columns = [column for column in t.crossings.c if column.name in Crossing.__dataclass_fields__]
     wanted = (t.crossings.c.job == job) & t.crossings.c.artifact_class.in_([one.value for one in CONTRIBUTIONS])
     rows = connection.execute(select(*columns).where(wanted).order_by(t.crossings.c.id))
-    return [from_json(Crossing, dict(row._mapping), where="crossings") for row in rows]
+    found = [from_json(Crossing, dict(row._mapping), where="crossings") for row in rows]
+    named = t.artifacts.c.sender, t.artifacts.c.name, t.artifacts.c.digest
+    announced = connection.execute(select(*named).where(t.artifacts.c.job == job).order_by(t.artifacts.c.id))
+    whole = wholes(
+        [(row.sender, row.name, row.digest) for row in announced],
+        [commit.digest for item in rounds for commit in item.commits],
+    )
+    return [replace(one, digest=whole.get((one.sender, one.digest), one.digest)) for one in found]
 
 
 def _records(connection: Connection, job: str, lineage: list[str]) -> list[Record]:

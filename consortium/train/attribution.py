@@ -50,7 +50,8 @@ class Share:
     weight: float
     """As applied: certified weight times clip scale; 0 where it was refused."""
     bytes_sent: int | None
-    """What its pseudo-gradient took across borders, each recipient counted; None where no crossing was recorded."""
+    """What its pseudo-gradient took across borders, each recipient counted; None where no crossing of that digest was
+    recorded, as of one that crossed in parts, unless the crossings name the whole (`parcels.wholes`)."""
     bytes_received: int | None
     """What others' pseudo-gradients of the round took coming in; None where no crossing was recorded."""
     loss_share: float | None

@@ -17,6 +17,7 @@ from consortium.train.exchange import Exchange
 from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.outer import Vector, to_bytes, vector_digest, zeros_like
 from consortium.train.peers import INITIAL
+from consortium.train.screen import Work
 from consortium.train.sharded import placed
 from consortium.train.start import resumed, starting_point
 from consortium.train.talk import Talk
@@ -31,6 +32,7 @@ class Beginning:
         self._keep = keep
         self._joining = talk.joining
         self._peers = talk.peers
+        self._params = params
         self._start = params.start
         self._origin = origin
         self._site = exchange.context.site
@@ -41,7 +43,8 @@ class Beginning:
         if late:
             state = self._keep.placed(self._joining.join())
         elif self._start.resume:
-            state = resumed(self._exchange.store(), self._start, self._origin, self._keep.holders)
+            step_tokens = Work.of(self._params, self._exchange.context, 1).tokens_per_step
+            state = resumed(self._exchange.store(), self._params, self._origin, step_tokens, self._keep.holders)
         else:
             state = self._drawn(draw)
         self._keep.save_outer(state, self._origin)

@@ -285,7 +285,7 @@ def _warnings(
 def _smaller(params: PretrainConfig, vocab_size: int, workers: int, room: float) -> str:
     """Say what makes a step fit into `room` bytes, the cheapest first: it fits then, by the same count."""
     parts = [part for part in range(1, params.data.batch_size + 1) if params.data.batch_size % part == 0]
-    shared = ["fsdp"] if workers > 1 and params.optim.name == "adamw" else []
+    shared = ["fsdp"] if workers > 1 else []
     for parallel, recompute, part in product(
         dict.fromkeys([params.parallel, *shared]), dict.fromkeys([params.model.recompute, True]), parts
     ):

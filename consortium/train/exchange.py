@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from consortium.domain.data import Artifact, ArtifactClass, Dataset
 from consortium.domain.protocol import LegContext
@@ -50,8 +50,8 @@ class Exchange(Protocol):
     def inbox(self, round: int | None = None) -> list[Artifact]:
         """Return the artifacts of this job, or of one round, addressed to this site, oldest first."""
 
-    def receive(self, artifact: Artifact) -> bytes:
-        """Return an artifact's plaintext, its sender's signature and digest checked."""
+    def receive_into(self, artifact: Artifact, file: BinaryIO) -> int:
+        """Write an artifact's plaintext to a file, its sender's signature and digest checked; return its bytes."""
 
     def commit(
         self, round: int, *, tokens: int, steps: int, digest: str, norm: str, loss: str, train_ms: int = 0

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from consortium.domain.data import Artifact, ArtifactClass
 from consortium.train.exchange import Exchange
@@ -89,21 +89,21 @@ class Meter:
         self.counts.sent_bytes += len(data) * len(sent.recipients)
         return sent
 
-    def receive(self, artifact: Artifact) -> bytes:
+    def receive_into(self, artifact: Artifact, file: BinaryIO) -> int:
         """Fetch, and count bytes and seconds; of several calls at once, the seconds in which there was one."""
         with self._lock:
             self._fetching_since_s = self._now_s() if not self._fetching else self._fetching_since_s
             self._fetching += 1
-        data = b""
+        size_bytes = 0
         try:
-            data = self._exchange.receive(artifact)
+            size_bytes = self._exchange.receive_into(artifact, file)
         finally:
             with self._lock:
                 self._fetching -= 1
-                self.counts.received_bytes += len(data)
+                self.counts.received_bytes += size_bytes
                 if not self._fetching:
                     self.counts.fetching_s += self._now_s() - self._fetching_since_s
-        return data
+        return size_bytes
 
     def commit(self, round: int, *, tokens: int, steps: int, digest: str, norm: str, loss: str, **more: Any) -> None:
         """Commit; loss and speed of the round are known by now."""

@@ -1,19 +1,20 @@
 """What peers sent to a round: fetched side by side and kept on disk while the round lasts.
 
-There are as many vectors as sites, and one of a large model is gigabytes. So bytes are written as they are received,
-once they hash to what was committed, and a vector that they stand for is decoded into a file and read through the page
-cache: of all sites' vectors only the one at work takes memory that cannot be given back. A peer whose store hangs keeps
-nobody waiting but who waits for its own bytes. The files lie in the temporary directory and have no names: they go with
-who holds them, or with the process.
+There are as many vectors as sites, and one of a large model is gigabytes. So bytes are written as they come in, are
+used once they hash to what was committed, and a vector that they stand for is decoded into a file and read through the
+page cache: however many are fetched at once, only the vector at work takes memory that cannot be given back. A peer
+whose store hangs keeps nobody waiting but who waits for its own bytes. The files lie in the temporary directory and
+have no names: they go with who holds them, or with the process.
 """
 
 from __future__ import annotations
 
+import os
 import queue
 import tempfile
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ from consortium.train.sharded import Holding, by_slices
 
 Bytes = npt.NDArray[np.uint8]
 Number = TypeVar("Number", np.uint8, np.float32)
+_PREFIX = "consortium-round-"
 SMALLEST_BYTES = 1024
 """What may be fetched whatever the code: a header that says that a vector is not finite."""
 
@@ -48,7 +50,7 @@ class Asked:
 
     def look(self) -> None:
         """Begin to fetch what is announced by now."""
-        for commit in self._received.announced(self.absent.values()):
+        for commit in self._received.announced(self.absent.values(), self._size):
             del self.absent[commit.site]
             fetch = threading.Thread(target=self._take, args=(commit,), name=f"fetch {commit.site}", daemon=True)
             fetch.start()
@@ -102,30 +104,45 @@ class Received:
     def take(self, number: int, site: str, digest: str, size: int) -> None:
         """Fetch a contribution to round `number` unless it is here, from its site or from who passes it on.
 
-        Raises what `parcels.fetch` raises.
+        Raises what `parcels.fetch_into` raises.
         """
         if digest in self:
             return
-        data = parcels.fetch(
-            self._exchange,
-            self._code.kind,
-            digest,
-            round=number,
-            first=site,
-            most_bytes=max(self._code.bytes_for(size), SMALLEST_BYTES),
-        )
-        self._held[digest] = _on_disk(np.frombuffer(data, dtype=np.uint8))
+        with tempfile.TemporaryFile(prefix=_PREFIX) as file:
+            parcels.fetch_into(
+                self._exchange,
+                file,
+                self._code.kind,
+                digest,
+                round=number,
+                first=site,
+                most_bytes=self._most_bytes(size),
+            )
+            self._held[digest] = _mapped(file, np.dtype(np.uint8))
+
+    def _most_bytes(self, size: int) -> int:
+        return max(self._code.bytes_for(size), SMALLEST_BYTES)
 
     def of(self, commits: Iterable[Commit], own: Mapping[str, bytes]) -> Mapping[str, bytes | memoryview]:
         """Return by site what commits stand for and is here; `own` first."""
         return _Here(self, {commit.site: commit.digest for commit in commits if commit.digest in self}, own)
 
-    def announced(self, commits: Iterable[Commit]) -> list[Commit]:
-        """Return those of a round's commits of which somebody announced the bytes to this site."""
+    def announced(self, commits: Iterable[Commit], size: int) -> list[Commit]:
+        """Return those of a round's commits of which their own sites announced the bytes to this site.
+
+        A commit's digest is known before its bytes are announced: what another site announces under it may be anything,
+        and must not be all that is looked at.
+        """
         asked = list(commits)
         inbox = self._exchange.inbox(asked[0].round) if asked else []
-        kind = self._code.kind
-        return [one for one in asked if next(parcels.offers(inbox, kind, one.digest, one.round), None) is not None]
+        kind, most_bytes = self._code.kind, self._most_bytes(size)
+        senders = {
+            one: [
+                parts[0].sender for parts in parcels.offers(inbox, kind, one.digest, one.round, most_bytes=most_bytes)
+            ]
+            for one in asked
+        }
+        return [one for one in asked if one.site in senders[one]]
 
     def take_all(self, commits: Iterable[Commit], size: int) -> Asked:
         """Return the contributions that are not here, to be fetched."""
@@ -150,15 +167,20 @@ class Received:
 
 
 @by_slices
-def _on_disk(array: npt.NDArray[Number]) -> npt.NDArray[Number]:
+def _on_disk(vector: Vector) -> Vector:
     """Return the same values, to be read from a file."""
-    if not len(array):
-        return array
-    with tempfile.TemporaryFile(prefix="consortium-round-") as file:
-        array.tofile(file)
-        file.flush()
-        mapped = np.memmap(file, dtype=array.dtype, mode="r", shape=array.shape)
-        return np.asarray(mapped)
+    with tempfile.TemporaryFile(prefix=_PREFIX) as file:
+        vector.tofile(file)
+        return _mapped(file, vector.dtype)
+
+
+def _mapped(file: BinaryIO, dtype: np.dtype[Number]) -> npt.NDArray[Number]:
+    """Return what a file holds, to be read from it; it may be closed."""
+    file.flush()
+    if not file.seek(0, os.SEEK_END):
+        return np.empty(0, dtype=dtype)
+    mapped = np.memmap(file, dtype=dtype, mode="r")
+    return np.asarray(mapped)
 
 
 class _Here(Mapping[str, bytes | memoryview]):

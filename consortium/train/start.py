@@ -16,9 +16,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from consortium.domain.codec import from_json
-from consortium.domain.pretraining import ModelConfig, StartConfig
+from consortium.domain.pretraining import ModelConfig, PretrainConfig, StartConfig
 from consortium.errors import ConsortiumError, NotFoundError, UsageError, VerificationError
-from consortium.train.keep import Keep, Origin, OuterState
+from consortium.train.fragments import Plan
+from consortium.train.keep import Begun, Keep, Origin, OuterState
 from consortium.train.outer import Vector, finite
 from consortium.train.sharded import Holding
 
@@ -41,13 +42,17 @@ def starting_point(store: ObjectStore, start: StartConfig, wanted: Origin) -> Ve
     return vector
 
 
-def resumed(store: ObjectStore, start: StartConfig, wanted: Origin, holders: Holding | None = None) -> OuterState:
+def resumed(
+    store: ObjectStore, params: PretrainConfig, wanted: Origin, step_tokens: int, holders: Holding | None = None
+) -> OuterState:
     """Return this site's state after the round that a training goes on from, as the state before round 1.
 
-    Its vectors lie in slices where there are `holders`.
+    Its vectors lie in slices where there are `holders`. Steps of the next round that were done already are kept where
+    they read `step_tokens` each, as the job's will; where the site had other workers they are done again.
 
     Raises NotFoundError where this site does not keep it, and what `starting_point` raises.
     """
+    start = params.start
     keep = Keep(store, start.job, holders)
     kept = keep.rounds()
     if start.round not in kept:
@@ -59,8 +64,37 @@ def resumed(store: ObjectStore, start: StartConfig, wanted: Origin, holders: Hol
         )
     check_same(keep.origin(start.round), wanted, _where(start))
     state = keep.outer(start.round, wanted.layout.size)
+    if state.ahead is not None and state.ahead.tokens != state.ahead.steps * step_tokens:
+        state = _with_steps_undone(keep, state, params, wanted)
     ahead = None if state.ahead is None else replace(state.ahead, round=1)
     return replace(state, round=0, tokens=0, ahead=ahead)
+
+
+def _with_steps_undone(keep: Keep, state: OuterState, params: PretrainConfig, wanted: Origin) -> OuterState:
+    """Return a state as it would be had its round been applied before any step of the next one was done.
+
+    A commit states the tokens of just its steps, which are those of as many workers in each.
+    """
+    size, plan = wanted.layout.size, Plan.of(wanted.layout, params.outer)
+    made = keep.contribution(state.round, size, plan.fragment(state.round).size)
+    if made is None or made.local is None or made.position != state.position:
+        raise NotFoundError(
+            f"this site does not keep what it contributed to round {state.round} of {params.start.job}, and did steps "
+            "of the next round with other workers than the job gives it",
+            where=_where(params.start),
+            fix="resume with as many workers as before: the same gpus and gpus_per_worker",
+        )
+    ahead = Begun(
+        round=state.round + 1,
+        previous_outer=state.digest,
+        local=plan.mix(state.round, made.local, state.outer),
+        steps=0,
+        loss_sum=0.0,
+        tokens=0,
+        position=made.position,
+        moments=made.moments,
+    )
+    return replace(state, moments=made.moments, ahead=ahead)
 
 
 def _of_job(store: ObjectStore, start: StartConfig, wanted: Origin) -> Vector:

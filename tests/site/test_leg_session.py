@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
 from typing import Any
 
 import pytest
 
 from consortium.client import leg as module
 from consortium.client.leg import LegSession, run
+from consortium.domain.data import Artifact, ArtifactClass
 from consortium.errors import ConfigError, NotFoundError, UnreachableError, UsageError, VerificationError
 from tests.site.http import App, Serving
 
@@ -31,6 +34,46 @@ def test_a_gateway_that_is_away_for_a_moment_is_waited_for() -> None:
 def test_one_that_stays_away_is_named() -> None:
     with pytest.raises(UnreachableError, match="the gateway does not answer"):
         LegSession("http://127.0.0.1:9", "t", patience_s=0.3).inbox()
+
+
+def test_an_artifact_that_breaks_off_is_fetched_again_from_its_beginning() -> None:
+    data, tries = bytes(range(256)) * 4096, iter([256_000, None])
+
+    class Breaking(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: next(tries)])
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = HTTPServer(("127.0.0.1", 0), Breaking)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    file = BytesIO(b"before")
+    file.seek(6)
+    try:
+        session = LegSession(f"http://127.0.0.1:{server.server_port}", "t")
+        assert session.receive_into(artifact(), file) == len(data)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=10)
+    assert file.getvalue() == b"before" + data
+
+
+def test_an_artifact_that_is_not_announced_leaves_nothing_in_the_file() -> None:
+    file = BytesIO()
+    with Serving(App()) as server, pytest.raises(NotFoundError):
+        LegSession(server.url, "t").receive_into(artifact(), file)
+    assert file.getvalue() == b""
+
+
+def artifact() -> Artifact:
+    return Artifact(job="job-1", artifact_class=ArtifactClass.PSEUDO_GRADIENT, name="x", round=1, sender="de-1",
+                    recipients=("fr-1",), digest="sha256:ab", key="k", size_bytes=1)  # fmt: skip
 
 
 def test_a_problem_document_becomes_the_error_it_names_and_is_not_repeated() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from consortium.domain.codec import to_json
@@ -208,7 +208,11 @@ class Line:
         return self.hub.inbox(self.site, round)
 
     def receive(self, artifact: Artifact) -> bytes:
+        """What a test may replace."""
         return self.hub.receive(self.site, artifact.digest)
+
+    def receive_into(self, artifact: Artifact, file: BinaryIO) -> int:
+        return file.write(self.receive(artifact))
 
     def commit(
         self, round: int, *, tokens: int, steps: int, digest: str, norm: str, loss: str, train_ms: int = 0

@@ -97,11 +97,18 @@ def test_what_does_not_fit_is_said_with_what_makes_it_fit(sites):
     assert "more than it has; it fits with data.accumulate=" in said
     mended = said.rpartition("it fits with ")[2].split(" and ")
     assert not any(text.startswith("fr-1: ") for text in asked(sites, *large, *mended)[1].warnings)
-    (hopeless, *_) = asked(sites, "model=7b", "optim=muon", "outer.rounds=1")[1].warnings
+    (hopeless, *_) = asked(sites, "model=7b", "model.layers=400", "outer.rounds=1")[1].warnings
     assert "no batch is small enough" in hopeless
-    (sharded, *_) = asked(sites, "model=7b", "outer.rounds=1")[1].warnings
-    assert sharded.endswith("parallel=fsdp")
     assert asked(sites, "model=1m", at=("fr-1",))[1].warnings == ()
+
+
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+def test_workers_share_a_model_that_fits_on_none_of_them(sites, optim):
+    given = ["model=7b", f"optim={optim}", "data.batch_size=1", "outer.rounds=1"]
+    (said, *_) = asked(sites, *given, at=("fr-1",))[1].warnings
+    assert said.endswith("parallel=fsdp")
+    mended = said.rpartition("it fits with ")[2].split(" and ")
+    assert not any(text.startswith("fr-1: ") for text in asked(sites, *given, *mended, at=("fr-1",))[1].warnings)
 
 
 def test_a_walltime_that_ends_before_the_last_round_is_said_with_one_that_does_not(sites):

@@ -218,6 +218,7 @@ def test_vectors_that_cross_in_parts_train_the_same(line, monkeypatch):
 
     _, whole = trained()
     monkeypatch.setitem(parcels.send.__kwdefaults__, "part_bytes", 100)
+    monkeypatch.setattr(parcels, "PART_BYTES", 100)
     hub, cut = trained()
     assert cut == whole
     assert len(hub.artifacts) == 3 * (1 + 2 * 3), "the initial state, and two contributions in each of three rounds"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_speed_loss_bytes_and_waiting_of_a_round_are_told(tmp_path):
     clock.now_s = 52
     line(hub, "de-1", clock).send("pseudo_gradient", "g", b"y" * 70, round=1)
     (theirs,) = leg.inbox()
-    leg.receive(theirs)
+    assert leg.receive_into(theirs, BytesIO()) == 70
     leg.progress(phase="round closed", round=1, tokens=17_000)
     said = hub.progress[-1]
     assert (said["tokens_s"], said["loss"], said["tokens"]) == (1000, 3.0, 17_000)
@@ -91,13 +92,13 @@ def test_seconds_in_which_several_things_are_fetched_at_once_count_once():
 
     def beside(artifact: Any) -> bytes:
         at.receive = plain  # type: ignore[method-assign]
-        other = threading.Thread(target=meter.receive, args=(theirs[1],))
+        other = threading.Thread(target=meter.receive_into, args=(theirs[1], BytesIO()))
         other.start()
         other.join()
         return plain(artifact)
 
     at.receive = beside  # type: ignore[method-assign]
-    meter.receive(theirs[0])
+    meter.receive_into(theirs[0], BytesIO())
     assert (meter.counts.fetching_s, meter.counts.received_bytes) == (4.0, 140)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -82,11 +83,11 @@ def test_a_leg_that_waits_for_the_server_can_be_told_to_stop():
         def round(self, number: int) -> Any:
             raise UnreachableError("the server is away")
 
-        def receive(self, artifact: Any) -> bytes:
+        def receive_into(self, artifact: Any, file: Any) -> int:
             raise UnreachableError("the sender's store is away")
 
     line = Outlasting(Gone(), lambda _: None).exchange  # type: ignore[arg-type]
     with pytest.raises(Stopped):
         line.round(1)
     with pytest.raises(UnreachableError, match="sender's store"):
-        line.receive(None)  # type: ignore[arg-type]
+        line.receive_into(None, BytesIO())  # type: ignore[arg-type]

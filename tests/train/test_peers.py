@@ -14,7 +14,7 @@ from consortium.domain.data import ArtifactClass
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.protocol import LegContext, StoreAccess
 from consortium.domain.screening import ScreenRule
-from consortium.domain.training import Round, RoundPhase
+from consortium.domain.training import Commit, Round, RoundPhase
 from consortium.errors import PolicyDeniedError, UsageError, VerificationError
 from consortium.train.book import RoundBook
 from consortium.train.codes import FP32
@@ -171,6 +171,21 @@ def test_what_is_received_lies_on_disk_and_leaves_nothing_there(hub: Hub, tmp_pa
     found.clear({made("uy-1").digest})
     assert (made("de-1").digest in found, made("uy-1").digest in found) == (False, True)
     assert to_bytes(vector) == made("uy-1").data, "who holds it can still read it"
+
+
+def test_nobody_spoils_a_contribution_by_announcing_something_else_before_its_sender_does():
+    hub, one = Hub(SITES), made("de-1")
+    short = one.digest.removeprefix("sha256:")[:16]
+    commit = Commit(job=JOB, round=1, site="de-1", tokens=10, steps=1, digest=one.digest, norm=one.norm, loss=one.loss)
+    line(hub, "uy-1").send(ArtifactClass.PSEUDO_GRADIENT, f"x.{short}.1.1", b"else", round=1)
+    asked = Received(line(hub, "fr-1"), FP32).take_all([commit], SIZE)
+    asked.look()
+    asked.wait(0.1)
+    assert (asked.absent.keys(), asked.faults) == ({"de-1"}, {})
+    line(hub, "de-1").send(ArtifactClass.PSEUDO_GRADIENT, "x", one.data, round=1)
+    asked.look()
+    asked.wait(60)
+    assert (asked.waiting, asked.faults) == (set(), {})
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from consortium.train.keep import Keep
 from consortium.train.replay import kept_params, replay
 from tests.train.conftest import PARAMS
 from tests.train.hub import JOB, Hub
-from tests.train.test_leg import CrashError, Site, digests, federation, together
+from tests.train.test_leg import CrashError, Site, SpoilingWorker, digests, federation, together
 
 EARLIER = JOB[:-1] + "c"
 NAMES = ("de-1", "fr-1")
@@ -78,6 +78,70 @@ def test_it_ends_where_it_would_have_ended_with_no_token_read_twice_or_left_out(
     replayed = replay(again[0].store, JOB, kept_params(again[0].store, JOB))
     assert {one.result for one in replayed} == {"verified"}
     assert all("the momentum it starts from is this site's own word" in one.what for one in replayed)
+
+
+class Workers(SpoilingWorker):
+    """Reads in one process what as many workers as there are GPUs would."""
+
+    gpus = 1
+
+    def __init__(self, params: PretrainConfig, *given: Any) -> None:
+        data = replace(params.data, batch_size=params.data.batch_size * self.gpus)
+        super().__init__(replace(params, data=data), *given)
+
+
+LATE = {"fragments": 2, "delay": 2, "mix": 0.25}
+
+
+@pytest.fixture
+def resumed_on(leg, monkeypatch) -> Any:
+    """A federation that was cut off with one GPU at each site, and is resumed with so many."""
+    monkeypatch.setattr("tests.train.test_leg.SpoilingWorker", Workers)
+
+    def make(gpus: int) -> list[Site]:
+        monkeypatch.setattr(Workers, "gpus", 1)
+        hub = Hub(NAMES)
+        first = [CutOff(hub, *leg(name, NAMES, params=params(4, **LATE))) for name in NAMES]
+        together(first)
+        hub = Hub(NAMES)
+        for site in first:
+            renamed(site.store)
+        monkeypatch.setattr(Workers, "gpus", gpus)
+        context = {"params": resuming(2, 2, **LATE), "gpus": gpus}
+        return [Site(hub, replace(site.context, **context), site.store) for site in first]
+
+    return make
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("gpus", "kept"), [(1, 2), (2, 0)])
+def test_steps_done_already_are_kept_where_as_many_workers_did_them_and_else_done_again(resumed_on, gpus, kept):
+    sites = resumed_on(gpus)
+    size = Keep(sites[0].store, EARLIER).origin(2).layout.size
+    before = [Keep(site.store, EARLIER).outer(2, size) for site in sites]
+    together(sites)
+    assert len(digests(sites)) == 1
+    for number in (1, 2):
+        found = sites[0].hub.rounds[number]
+        assert [part.site for part in found.certificate.contributions] == list(NAMES), found.verdicts
+        assert {(one.steps, one.tokens) for one in found.commits} == {(4, 4 * 64 * gpus)}
+    for site, state in zip(sites, before, strict=True):
+        begun = Keep(site.store, JOB).outer(0, size)
+        assert begun.ahead.steps == kept
+        assert begun.ahead.position == state.position + 4 * kept, "no sequence is left out, and none counts twice"
+        assert begun.moments.steps == state.moments.steps - 2 + kept
+        assert site.final.position == state.position + 2 * 4 * 4 * gpus
+        assert (begun.ahead.local == state.ahead.local).all() == (kept > 0)
+
+
+@pytest.mark.integration
+def test_who_lost_what_it_contributed_cannot_undo_the_steps_after_it(resumed_on):
+    sites = resumed_on(2)
+    for site in sites:
+        site.store.delete(f"jobs/{EARLIER}/rounds/2/contribution.json")
+    together(sites)
+    assert {type(site.fault) for site in sites} == {NotFoundError}
+    assert "the same gpus" in str(sites[0].fault.fix)
 
 
 @pytest.mark.integration
