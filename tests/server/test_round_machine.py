@@ -200,7 +200,7 @@ class Play:
     def read(self, number: int) -> Round:
         with self.core.db.read() as connection:
             stored = rounds.read(connection, self.job, number)
-            return stored or machine.read_round(self.core, connection, self.job, number)
+            return stored or machine.read_round(self.core, connection, self.job, number, "")
 
 
 def advance(core: Any) -> None:
@@ -267,6 +267,31 @@ def test_a_leg_that_was_started_anew_changes_nothing_of_a_commit_once_the_set_is
         with pytest.raises(ConflictError, match="takes no commits"):
             play.write(machine.take_commit, "fr-1", lie)
     assert play.read(1).commits == fixed
+
+
+def test_nobody_commits_to_what_another_committed_but_for_what_honest_sites_have_in_common(core):
+    play = Play(core, random.Random(0), 0)
+    made = play.commit("de-1", 1)
+    play.write(machine.take_commit, "de-1", made)
+    copy = sign_value(KEYS["uy-1"], replace(made, site="uy-1"))
+    with pytest.raises(ConflictError, match="de-1 committed"):
+        play.write(machine.take_commit, "uy-1", copy)
+    with core.db.read() as connection:
+        seen = {who: machine.read_round(core, connection, play.job, 1, who) for who in ("de-1", "uy-1", "fr/bruno")}
+    assert {who: one.commits for who, one in seen.items()} == {"de-1": (made,), "uy-1": (), "fr/bruno": ()}
+    assert {one.committed for one in seen.values()} == {("de-1",)}
+    play.write(machine.take_commit, "uy-1", play.commit("uy-1", 1))
+    with core.db.write() as connection:
+        connection.execute(tables.legs.update().where(tables.legs.c.job == play.job).values(incarnation=8))
+    with pytest.raises(ConflictError, match="de-1 committed"):
+        play.write(machine.take_commit, "uy-1", copy)
+    for site in SITES:
+        same = replace(play.commit(site, 1), digest="sha256:not-finite", norm="nan")
+        play.write(machine.take_commit, site, sign_value(KEYS[site], same))
+    advance(core)
+    with core.db.read() as connection:
+        fixed = machine.read_round(core, connection, play.job, 1, "uy-1")
+    assert (fixed.phase, len(fixed.commits), fixed.committed) == (RoundPhase.JUDGING, 3, ())
 
 
 def test_who_says_nothing_of_its_outer_state_is_waited_for_until_the_grace_is_over(core):
