@@ -289,15 +289,21 @@ def _close(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
 def check_agreement(connection: Connection, job: str, topic: str, digest: str) -> None:
     """Raise ConflictError for another outer state of a closed round than the one it was closed with.
 
-    What holds is read from what sites published, so who publishes late must not change it.
+    And for another state before round 1 than that one began with, once it is closed. What holds is read from what sites
+    published, so who publishes late must not change it.
     """
     room, _, number = topic.partition("/")
     if room != "outer" or not (number.isascii() and number.isdigit()) or len(number) > _MOST_DIGITS:
         return
-    found = rounds.read(connection, job, int(number))
-    if found is not None and found.phase is RoundPhase.CLOSED and digest != (holds := disputes.holding(found)):
+    found = rounds.read(connection, job, int(number) or 1)
+    if found is None or found.phase is not RoundPhase.CLOSED:
+        return
+    begun = found.certificate.previous_outer if found.certificate is not None else ""
+    holds = disputes.holding(found) if int(number) else begun or digest
+    if digest != holds:
+        said = f"round {number} is closed with" if int(number) else "round 1 began with"
         raise ConflictError(
-            f"round {number} is closed with the outer state {holds}, not {digest}",
+            f"{said} the outer state {holds}, not {digest}",
             where=f"job {job}",
             fix="replay the round (`consortium audit replay`) to find who differs",
         )
