@@ -104,7 +104,7 @@ def summary(round_: Round) -> dict[str, Any]:
         "round": round_.number,
         "phase": round_.phase.value,
         "expected": list(round_.expected),
-        "committed": [commit.site for commit in round_.commits],
+        "committed": list(round_.committed) or [commit.site for commit in round_.commits],
         "weights": {part.site: float.fromhex(part.weight) for part in parts},
         "clips": {part.site: float.fromhex(part.clip) for part in parts},
         "tokens": {part.site: part.tokens for part in parts},

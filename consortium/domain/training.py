@@ -172,7 +172,7 @@ class RoundPhase(StrEnum):
 class Round:
     """A round as the server keeps it and legs read it."""
 
-    __left_out__ = frozenset({"rulings", "settlement"})
+    __left_out__ = frozenset({"rulings", "settlement", "committed"})
 
     job: str
     number: int
@@ -180,6 +180,7 @@ class Round:
     expected: tuple[str, ...]
     """Sites whose commits the round waits for."""
     commits: tuple[Commit, ...] = ()
+    """While the round is open everybody is shown its own alone."""
     verdicts: tuple[Verdict, ...] = ()
     certificate: Certificate | None = None
     outer_digests: dict[str, str] | None = None
@@ -189,3 +190,5 @@ class Round:
     """What admins ruled for this round or an earlier one."""
     settlement: Settlement | None = None
     """Where sites published different outer states: how that was settled."""
+    committed: tuple[str, ...] = ()
+    """Sites that have committed, while the round is open; `commits` says it from then on."""

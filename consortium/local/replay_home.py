@@ -10,7 +10,9 @@ from consortium.keys.roster import Rosters
 from consortium.keys.trust import Trust
 from consortium.local.paths import FederationDir
 from consortium.local.steward import private_store
+from consortium.site.db import SiteDb
 from consortium.site.documents import Documents
+from consortium.site.rulings import VerifiedRulings
 from consortium.site.settings import SiteSettings
 from consortium.train.book import RoundBook
 from consortium.train.replay import Replayed, kept_params, replay
@@ -22,7 +24,7 @@ def replay_at_home(
     """Return what replaying `job` came to at each site on this machine that keeps rounds of it, or at `site` alone.
 
     Signatures are checked against `trust`, by default the keys pinned by the federation here, and admins' against the
-    rosters that the site holds. Raises NotFoundError where no site here keeps any.
+    rosters that the site holds, but for what its gateway verified. Raises NotFoundError where no site here keeps any.
     """
     home = directory or FederationDir.current()
     pinned = trust or (Trust.load(home.trust_file) if home.trust_file.exists() else None)
@@ -32,7 +34,12 @@ def replay_at_home(
         store = private_store(settings)
         if RoundBook(store, job).numbers():
             found[path.parent.name] = replay(
-                store, job, kept_params(store, job), trust=pinned, rosters=_rosters(settings, pinned)
+                store,
+                job,
+                kept_params(store, job),
+                trust=pinned,
+                rosters=_rosters(settings, pinned),
+                verified=_verified(settings, job),
             )
     if not found:
         raise NotFoundError(
@@ -49,3 +56,14 @@ def _rosters(settings: SiteSettings, trust: Trust | None) -> Rosters | None:
         return None
     documents = Documents(settings.documents_dir, settings.site.partner, trust)
     return documents.rosters(time.time_ns() // 1_000_000)
+
+
+def _verified(settings: SiteSettings, job: str) -> frozenset[str]:
+    """The rulings on a job that the site's gateway verified; none without its book."""
+    if not (Path(settings.home) / "site.db").exists():
+        return frozenset()
+    db = SiteDb(settings.home)
+    try:
+        return VerifiedRulings(db).of(job)
+    finally:
+        db.close()

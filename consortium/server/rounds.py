@@ -28,7 +28,7 @@ from consortium.state import tables as t
 from consortium.state.data import agreements, newest_agreement, signed_agreements
 from consortium.state.rounds import RoundRow
 from consortium.train import disputes
-from consortium.train.rounds import certify, left_out
+from consortium.train.rounds import certify, copied_from, left_out, shown_to
 from consortium.train.schedule import Rounds
 from consortium.train.votes import majority
 
@@ -48,14 +48,17 @@ def restart_deadlines(core: Core) -> None:
                 rounds.change(connection, row.job, row.number, deadline_ms=until_ms)
 
 
-def read_round(core: Core, connection: Connection, job_id: str, number: int) -> Round:
-    """Return a round as legs read it; one that nobody committed to yet is open and empty."""
+def read_round(core: Core, connection: Connection, job_id: str, number: int, reader: str) -> Round:
+    """Return a round as its `reader`, a site or a person, may see it; what nobody committed to yet is open and empty.
+
+    While it is open nobody reads another's commit.
+    """
     if number < 1:
         raise UsageError(f"rounds count from 1, got {number}")
     job = jobs.find_job(connection, job_id)
     found = rounds.read(connection, job_id, number)
     if found is not None:
-        return found
+        return shown_to(reader, found)
     return Round(
         job=job_id,
         number=number,
@@ -66,7 +69,10 @@ def read_round(core: Core, connection: Connection, job_id: str, number: int) -> 
 
 
 def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -> None:
-    """Keep a site's commit. Raises ConflictError where the round no longer takes any, or is not open yet."""
+    """Keep a site's commit.
+
+    Raises ConflictError where the round no longer takes any, is not open yet, or has another site's commit to the same.
+    """
     leg = live_leg(connection, commit.job, site)
     if commit.site != site:
         raise ForbiddenError(f"{site} cannot commit for {commit.site}")
@@ -96,6 +102,9 @@ def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -
         raise ConflictError(
             f"round {commit.round} is {row.phase.value} and takes no commits", where=where, fix="join the next round"
         )
+    found = rounds.read(connection, commit.job, commit.round)
+    if twin := copied_from(commit, found.commits if found is not None else ()):
+        raise ConflictError(f"{twin} committed {commit.digest} to the round: it is not {site}'s", where=where)
     rounds.add_commit(connection, commit, str(leg.epoch), core.clock.now_ms())
 
 
@@ -280,15 +289,21 @@ def _close(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
 def check_agreement(connection: Connection, job: str, topic: str, digest: str) -> None:
     """Raise ConflictError for another outer state of a closed round than the one it was closed with.
 
-    What holds is read from what sites published, so who publishes late must not change it.
+    And for another state before round 1 than that one began with, once it is closed. What holds is read from what sites
+    published, so who publishes late must not change it.
     """
     room, _, number = topic.partition("/")
     if room != "outer" or not (number.isascii() and number.isdigit()) or len(number) > _MOST_DIGITS:
         return
-    found = rounds.read(connection, job, int(number))
-    if found is not None and found.phase is RoundPhase.CLOSED and digest != (holds := disputes.holding(found)):
+    found = rounds.read(connection, job, int(number) or 1)
+    if found is None or found.phase is not RoundPhase.CLOSED:
+        return
+    begun = found.certificate.previous_outer if found.certificate is not None else ""
+    holds = disputes.holding(found) if int(number) else begun or digest
+    if digest != holds:
+        said = f"round {number} is closed with" if int(number) else "round 1 began with"
         raise ConflictError(
-            f"round {number} is closed with the outer state {holds}, not {digest}",
+            f"{said} the outer state {holds}, not {digest}",
             where=f"job {job}",
             fix="replay the round (`consortium audit replay`) to find who differs",
         )

@@ -87,6 +87,10 @@ CREATE TABLE IF NOT EXISTS receipts (
 CREATE TABLE IF NOT EXISTS refusals (
     job TEXT NOT NULL, what TEXT NOT NULL, PRIMARY KEY (job, what)
 ) STRICT;
+
+CREATE TABLE IF NOT EXISTS rulings (
+    job TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (job, digest)
+) STRICT;
 """
 _ADDED = ("calls", "listens", "stop_by_ms", "seen_ms")
 """Columns of `legs` that databases of earlier versions lack."""

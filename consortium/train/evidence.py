@@ -6,10 +6,11 @@ site's gateway, the reader of a report, and who computes a training again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
-from consortium.domain.training import Round
+from consortium.domain.training import Round, Ruling
 from consortium.errors import VerificationError
+from consortium.keys.canonical import digest_json
 from consortium.keys.roster import Rosters, verify_ruling
 from consortium.keys.signing import verify_value
 from consortium.keys.trust import Trust
@@ -57,10 +58,16 @@ def check_agreed(trust: Trust, job: str, topic: str, signed: Mapping[str, Mappin
     return {site: said["digest"] for site, said in signed.items()}
 
 
-def check_rulings(found: Round, people: Rosters, account: str = "") -> None:
+def new_rulings(found: Round, verified: Collection[str]) -> dict[str, Ruling]:
+    """Return a round's rulings by digest, signature included, but for those `verified` before."""
+    by_digest = {digest_json(ruling): ruling for ruling in found.rulings}
+    return {digest: ruling for digest, ruling in by_digest.items() if digest not in verified}
+
+
+def check_rulings(rulings: Iterable[Ruling], people: Rosters, account: str = "") -> None:
     """Raise VerificationError unless each ruling was signed by an admin among `people` who may rule so.
 
     `account` is whose job it is; empty where that is not known.
     """
-    for ruling in found.rulings:
+    for ruling in rulings:
         verify_ruling(ruling, people, account)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from consortium.domain.data import ArtifactClass
@@ -24,9 +25,12 @@ from consortium.train.exchange import Exchange
 from consortium.train.keep import OuterState
 from consortium.train.outer import Vector, finite, from_bytes, to_bytes, vector_digest
 from consortium.train.parcels import fetch, send
-from consortium.train.peers import PASS_ON_S, Peers
+from consortium.train.peers import PASS_ON_S, Peers, commit_of
 from consortium.train.rounds import check_certificate, check_standing, standing_before
 from consortium.train.votes import chosen
+
+MOST_GIVEN = 3
+"""How many rounds' states one leg gives to a site that joins: it begins with one, and may not get as far at once."""
 
 
 class Joining:
@@ -52,6 +56,8 @@ class Joining:
         self._strangers: frozenset[str] | None = None
         self._seen: dict[int, float] = {}
         self._given: set[tuple[str, int, str]] = set()
+        self._looked_through = 0
+        """The newest kept round whose commits were looked through for who is no stranger any more."""
 
     # -- the site that joins --------------------------------------------------------------------------------------
 
@@ -89,20 +95,30 @@ class Joining:
         raise AssertionError("waiting ends only with a result")
 
     def _catch_up(self, past: list[Round]) -> None:
-        """Check and keep the closed rounds after those of `past`, and add them to it."""
+        """Check and keep the closed rounds after those of `past`, and add them to it.
+
+        Raises VerificationError where this site took part in one: to who did the others send no state to join with.
+        """
         while len(past) < self._outer.rounds:
             current = self._peers.look(len(past) + 1)
             if current is None or current.phase is not RoundPhase.CLOSED:
                 return
             self._check(current, past)
+            if commit_of(current, self._peers.site) is not None:
+                raise VerificationError(
+                    f"{self._peers.site} committed to round {current.number}, but keeps no state of the job",
+                    where=f"job {self._peers.job}",
+                    fix="restore the site's private store, or start the job anew",
+                )
             self._book.save(current)
             past.append(current)
 
     def _check(self, current: Round, past: list[Round]) -> None:
         if past:
             previous = holding(past[-1])
-        else:  # the first of the sites that began draws the parameters
-            began = self._exchange.agreements("outer/0")
+        else:  # what somebody publishes who came later says nothing
+            committed = {commit.site for commit in current.commits}
+            began = {site: said for site, said in self._exchange.agreements("outer/0").items() if site in committed}
             previous = began.get(min(began, default=""), "")
         certificate = check_certificate(current, previous)
         rule, number = self._outer, len(past) + 1
@@ -136,7 +152,7 @@ class Joining:
         Sites take turns, in order, so that usually one of them sends the state. What is not taken is said on stderr.
         """
         number = state.round
-        asking = self._asking(state) if number and self._newcomers() else set[str]()
+        asking = self._asking(state) if number and self._newcomers(number) else set[str]()
         if not asking:
             return
         since_s = self._seen.get(number)
@@ -155,22 +171,29 @@ class Joining:
         except ConflictError as fault:
             sys.stderr.write(f"the momentum after round {state.round} is another one now: {fault.what}\n")
 
-    def _newcomers(self) -> frozenset[str]:
-        """The peers that did not begin this training: none, for most."""
+    def _newcomers(self, number: int) -> frozenset[str]:
+        """The peers that did not begin this training, nor committed to a kept round up to `number`: mostly none."""
         if self._strangers is None:
             began = self._exchange.agreements("outer/0")
             self._strangers = frozenset(self._peers.sites) - began.keys() - {self._peers.site}
+        while self._strangers and self._looked_through < number:
+            self._looked_through += 1
+            with suppress(VerificationError):  # a damaged round says nothing
+                kept = self._book.round(self._looked_through)
+                self._strangers -= {commit.site for commit in kept.commits} if kept is not None else set()
         return self._strangers
 
     def _asking(self, state: OuterState) -> set[str]:
         said = self._exchange.agreements(_asked(state.round))
-        asking = {site for site, digest in said.items() if digest == state.digest and site in self._newcomers()}
+        asking = {
+            site for site, digest in said.items() if digest == state.digest and site in self._newcomers(state.round)
+        }
         if not asking:
             return asking
         return asking - self._exchange.agreements(f"outer/{state.round}").keys()
 
     def _give(self, name: str, number: int, asking: set[str], data: Callable[[], bytes]) -> None:
-        to = sorted(site for site in asking if (name, number, site) not in self._given)
+        to = sorted(site for site in asking if (name, number, site) not in self._given and self._may_have(site, number))
         if not to:
             return
         self._given |= {(name, number, site) for site in to}
@@ -178,6 +201,10 @@ class Joining:
             send(self._exchange, ArtifactClass.OUTER_STATE, f"{name}-{number}", data(), round=number, recipients=to)
         except ConsortiumError as fault:
             sys.stderr.write(f"{name}-{number} was not sent to {', '.join(to)}, which join: {fault.what}\n")
+
+    def _may_have(self, site: str, number: int) -> bool:
+        """Whether a site was not given the states of too many other rounds: who joins goes on from one."""
+        return len({given for _, given, to in self._given if to == site} - {number}) < MOST_GIVEN
 
 
 def _asked(number: int) -> str:

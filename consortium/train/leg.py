@@ -391,6 +391,7 @@ class FederatedLeg:
             self._keep.drop_outer(state.round)
             raise
         self._book.save(closed)
+        self._peers.forget()
         if holds.digest != state.digest:
             self._keep.save_outer(replace(holds, ahead=None), self._origin)
             raise UnreachableError(

@@ -17,6 +17,7 @@ from consortium.train.exchange import Exchange
 from consortium.train.keep import Contribution
 from consortium.train.outer import Vector, finite, from_bytes
 from consortium.train.received import Asked, Received
+from consortium.train.rounds import withdrawn
 from consortium.train.screen import Gates, Screened, screen
 from consortium.train.sharded import Holding
 from consortium.train.within import Stopped
@@ -40,13 +41,18 @@ _SHORT_S, _LONG_S, _GROWTH = 0.2, 2.0, 1.1
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class _Debt:
-    """A contribution that a judge could not have."""
+    """A contribution that a judge could not have, or another site may still need."""
 
     round: int
     judge: str
+    """Or another site that the round counts or waited for."""
     digest: str
     turn: int
     """How many other sites that have it send it before this one."""
+    withheld: bool
+    """Whether it said that it could not have it."""
+    behind: bool
+    """Whether it has no commit in the round: its steps may just take longer."""
 
 
 class Peers:
@@ -80,7 +86,7 @@ class Peers:
         self._received = Received(exchange, code, holders)
         """Contributions to the round at hand: judged first, applied later."""
         self._owed: dict[_Debt, float] = {}
-        """What judges could not have, and since when it is known."""
+        """What is owed, and since when that is known; where nobody asked for it, since the round is closed."""
 
     def forget(self) -> None:
         """Let go of the contributions of a round that is over, but for those owed to somebody."""
@@ -236,42 +242,61 @@ class Peers:
         }
 
     def owe(self, current: Round, certificate: Certificate) -> None:
-        """Note what the certificate counts and some judge could not have: without it that site comes no further.
+        """Note what the certificate counts and another site may not have: without it that site comes no further.
 
-        What was owed before still is, for some rounds.
+        Some judge could not have it, or lost it with its leg, and its sender may have taken it back since. Who has the
+        round's new state needs nothing: `pass_on` then forgets it. What was owed before still is, for some rounds.
         """
         self._owed = {debt: s for debt, s in self._owed.items() if current.number - OWED_ROUNDS < debt.round}
-        counted = {part.site: part.digest for part in certificate.contributions}
-        for verdict in current.verdicts:
-            digest = counted.get(verdict.site, "")
-            if (
-                verdict.reason in WITHHELD
-                and verdict.judge not in (self.site, verdict.site)
-                and digest in self._received
-            ):
-                had = {v.judge for v in current.verdicts if v.site == verdict.site and v.reason not in WITHHELD}
-                had -= {verdict.site}
-                turn = sum(site < self.site for site in had) if self.site in had else len(had)
-                self._owed[_Debt(round=current.number, judge=verdict.judge, digest=digest, turn=turn)] = self._now_s()
+        committed = {commit.site for commit in current.commits}
+        others = committed.union(current.expected, (verdict.judge for verdict in current.verdicts))
+        others = (others & set(self.sites)) - withdrawn(current.number, current.rulings) - {self.site}
+        for part in certificate.contributions:
+            if part.site == self.site or part.digest not in self._received:
+                continue
+            reasons = {one.judge: one.reason for one in current.verdicts if one.site == part.site}
+            for judge in others - {part.site}:
+                had = {site for site, reason in reasons.items() if reason not in WITHHELD} - {part.site, judge}
+                debt = _Debt(
+                    round=current.number,
+                    judge=judge,
+                    digest=part.digest,
+                    turn=sum(site < self.site for site in had) if self.site in had else len(had),
+                    withheld=reasons.get(judge, "") in WITHHELD,
+                    behind=judge not in committed,
+                )
+                self._owed[debt] = self._now_s()
 
-    def pass_on(self, current: Round) -> None:
-        """Send what is owed to judges that still have not their round's new state: a sender may have left them out.
+    def pass_on(self, current: Round, *, last: bool = False) -> None:
+        """Send what is owed to sites that still have not their round's new state: a sender may have left them out.
 
         Holders take turns, in order of sites, so that usually one of them sends: the first after a while, or as soon as
-        the round is closed, because then nobody waits for the judge any more.
+        the round is closed, because then nobody waits for the judge any more. Who did not say that it could not have it
+        is left a while from then on, or some rounds where it is behind; after the `last` round nobody is left to.
         """
+        said: dict[int, Mapping[str, str]] = {current.number: current.outer_digests or {}}
         for debt, since_s in sorted(self._owed.items()):
-            here = debt.round == current.number
-            said = (current.outer_digests or {}) if here else self._exchange.agreements(f"outer/{debt.round}")
-            if debt.judge not in said:
-                first = debt.turn == 0 and (not here or current.phase is RoundPhase.CLOSED)
-                if not first and self._now_s() - since_s < (debt.turn + 1) * PASS_ON_S:
+            if debt.round not in said:
+                said[debt.round] = self._exchange.agreements(f"outer/{debt.round}")
+            if debt.judge not in said[debt.round]:
+                if not self._due(debt, since_s, current, last=last):
                     continue
                 self._pass_on(debt.round, debt.judge, bytes(self._received[debt.digest]))
             del self._owed[debt]
 
+    def _due(self, debt: _Debt, since_s: float, current: Round, *, last: bool) -> bool:
+        closed = debt.round != current.number or current.phase is RoundPhase.CLOSED
+        if debt.turn == 0 and closed and (debt.withheld or last):
+            return True
+        if not debt.withheld and not closed:
+            self._owed[debt] = self._now_s()
+            return False
+        if debt.behind and not debt.withheld and current.number - debt.round < OWED_ROUNDS - 1:
+            return False
+        return self._now_s() - since_s >= (debt.turn + 1) * PASS_ON_S
+
     def _pass_on(self, number: int, judge: str, data: bytes) -> None:
-        sys.stderr.write(f"round {number}: {judge} is passed on a contribution that it could not have\n")
+        sys.stderr.write(f"round {number}: {judge} is passed on a contribution that it may not have\n")
         try:
             name = f"pseudo-gradient-{number}"
             parcels.send(self._exchange, self.kind, name, data, round=number, recipients=[judge])

@@ -6,7 +6,8 @@ What it finds of a round is one of
 - `verified`: signatures hold, the certificate follows from its commits, verdicts, rulings and the round before, every
   contribution hashes to what was committed, and the outer step gives the digest that all sites published, or that
   holds since a dispute was settled (who published another is named);
-- `cannot`: something needed is not kept, and it is named; what could be checked did hold;
+- `cannot`: something needed is not kept, or an admin's ruling can be checked no longer, and it is named; what could be
+  checked did hold;
 - `differs`: something does not hold; `who` names whose word it is that the recomputation contradicts.
 
 States are recomputed one from the other as far as contributions are kept; where the chain breaks it is taken up from
@@ -16,7 +17,7 @@ so a round replayed from it says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from consortium.keys.roster import Rosters
 from consortium.train.book import RoundBook
 from consortium.train.codes import Code
 from consortium.train.combine import combine
-from consortium.train.evidence import check_parts, check_rulings, check_signatures
+from consortium.train.evidence import check_parts, check_rulings, check_signatures, new_rulings
 from consortium.train.fragments import Plan
 from consortium.train.keep import Keep
 from consortium.train.outer import Layout, Vector, vector_digest
@@ -77,6 +78,7 @@ class Replay:
         *,
         trust: Trust | None = None,
         rosters: Rosters | None = None,
+        verified: Collection[str] = (),
         decode: Decode | None = None,
     ) -> None:
         self._keep = Keep(store, job)
@@ -84,6 +86,7 @@ class Replay:
         self._params = params
         self._trust = trust
         self._rosters = rosters
+        self._verified = verified
         self._decode = decode
         self._size = 0
         self._plan = Plan.of(Layout((), ()), replace(params, fragments=1))
@@ -117,6 +120,7 @@ class Replay:
         if current is None:
             missing = "the round's commits and verdicts"
             return Replayed(round=number, result="cannot", what=(missing,)), self._kept_state(number), None
+        unchecked = self._unchecked(current)
         chain = chain or self._kept_state(number - 1)
         given = current.certificate
         previous = vector_digest(chain.outer) if chain else given.previous_outer if given else ""
@@ -136,13 +140,15 @@ class Replay:
         if damaged:
             return _differs(number, damaged, ["kept"]), self._kept_state(number), current
         if chain is None or missing_parts:
-            what = [*missing_parts, *([] if chain else [f"the outer state after round {number - 1}"])]
+            what = [*unchecked, *missing_parts, *([] if chain else [f"the outer state after round {number - 1}"])]
             return Replayed(round=number, result="cannot", what=tuple(what)), self._kept_state(number), current
         after = self._step(chain, certificate, vectors)
         one = self._compared(number, current, after)
         if one.result == "verified" and not known:
             note = "what it may clip by is its own word: the round that says so is not kept"
             one = replace(one, what=(*one.what, note))
+        if one.result == "verified" and unchecked:
+            one = replace(one, result="cannot", what=(*unchecked, *one.what))
         return one, after, current
 
     def _signatures(self, current: Round) -> None:
@@ -151,8 +157,22 @@ class Replay:
         where = f"round {current.number}"
         check_parts(current, where)
         check_signatures(current, self._trust, where)
-        if self._rosters is not None:
-            check_rulings(current, self._rosters)
+
+    def _unchecked(self, current: Round) -> list[str]:
+        """Return in words the rulings that neither the site's gateway verified nor today's rosters bear out.
+
+        That accuses nobody: an admin may have left since, or have another key or role.
+        """
+        if self._trust is None or self._rosters is None:
+            return []
+        found = []
+        for ruling in new_rulings(current, self._verified).values():
+            try:
+                check_rulings([ruling], self._rosters)
+            except VerificationError as fault:
+                what = f"{ruling.by}'s ruling to {ruling.action} {ruling.site} from round {ruling.round} on"
+                found.append(f"{what} can be checked no longer: {fault.what}")
+        return found
 
     def _vectors(self, certificate: Certificate) -> tuple[dict[str, Vector], list[str], list[str]]:
         """Return the accepted contributions, in words those that are missing, and those that are not what they were."""
@@ -227,15 +247,17 @@ def replay(
     *,
     trust: Trust | None = None,
     rosters: Rosters | None = None,
+    verified: Collection[str] = (),
     decode: Decode | None = None,
 ) -> tuple[Replayed, ...]:
     """Recompute all rounds of `job` from a site's private store, in order.
 
-    `params` are the job's; with `trust` signatures are checked too, admins' with `rosters`; `decode` turns a
-    contribution as it was committed into a vector of the model's size, by default with the job's code. Raises
-    NotFoundError where nothing of the job is kept.
+    `params` are the job's; with `trust` signatures are checked too, and with `rosters` admins', unless their rulings'
+    digests are among those that the site's gateway `verified`; `decode` turns a contribution as it was committed into a
+    vector of the model's size, by default with the job's code. Raises NotFoundError where nothing of the job is kept.
     """
-    return Replay(store, job, params, trust=trust, rosters=rosters, decode=decode).run()
+    made = Replay(store, job, params, trust=trust, rosters=rosters, verified=verified, decode=decode)
+    return made.run()
 
 
 def as_json(found: tuple[Replayed, ...]) -> list[dict[str, Any]]:

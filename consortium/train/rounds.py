@@ -37,7 +37,7 @@ from typing import Any
 from consortium.domain.codec import from_json
 from consortium.domain.ids import partner_of
 from consortium.domain.screening import ScreenRule
-from consortium.domain.training import Certificate, Commit, Contribution, Round, Ruling, Standing, Verdict
+from consortium.domain.training import Certificate, Commit, Contribution, Round, RoundPhase, Ruling, Standing, Verdict
 from consortium.errors import VerificationError
 from consortium.keys.canonical import digest_json
 from consortium.train.votes import majority
@@ -58,6 +58,28 @@ def counted_commits(job: str, number: int, commits: Iterable[Commit]) -> tuple[C
         if replace(known, signature="") != replace(commit, signature=""):
             contradicted.add(commit.site)
     return tuple(by_site[site] for site in sorted(by_site) if site not in contradicted)
+
+
+def copied_from(commit: Commit, commits: Iterable[Commit]) -> str:
+    """Return the other site that committed the same bytes to the round; empty where none did.
+
+    What honest sites can have in common is left out: vectors of zeros or that are not finite. No commit that states
+    such a norm can stand for another vector, as judges hold the one against the other.
+    """
+    if not stated_norm(commit):
+        return ""
+    return next((one.site for one in commits if one.site != commit.site and one.digest == commit.digest), "")
+
+
+def shown_to(reader: str, round_: Round) -> Round:
+    """Return a round as a site or a person may read it: while it takes commits, of others' only whose they are.
+
+    Who could read the rest could commit to a digest that is another's (`docs/adr/0013`).
+    """
+    if round_.phase is not RoundPhase.OPEN:
+        return round_
+    own = tuple(commit for commit in round_.commits if commit.site == reader)
+    return replace(round_, commits=own, committed=tuple(sorted({commit.site for commit in round_.commits})))
 
 
 def accepted_commits(counted: tuple[Commit, ...], verdicts: Iterable[Verdict]) -> tuple[Commit, ...]:

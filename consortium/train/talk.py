@@ -156,8 +156,9 @@ class Talk:
         Where sites published different states the round is computed `again` (`consortium.train.settle`), and so it is
         where it was closed with another than this site's. Raises VerificationError where that left it undecided.
         """
+        last = after.round == self._params.outer.rounds
         for current in self.peers.follow(after.round):
-            self.peers.pass_on(current)
+            self.peers.pass_on(current, last=last)
             if current.phase is RoundPhase.CLOSED:
                 if current.settlement is not None:
                     return current, self._settling.settled(current, after)

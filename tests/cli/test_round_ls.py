@@ -40,3 +40,8 @@ def test_a_round_with_a_refusal_a_ruling_and_a_settled_dispute() -> None:
     assert _cells(shown) == (
         3, "closed", "de-1 0.500 fr-1 0.500", "uy-1: outlier", "zz-1", "settled: fr-1 differed"
     )  # fmt: skip
+
+
+def test_an_open_round_names_whom_it_waits_for() -> None:
+    current = Round(job=JOB, number=3, phase=RoundPhase.OPEN, expected=SITES, committed=("de-1",))
+    assert _cells(summary(current))[1] == "open, waits for fr-1,uy-1"

@@ -11,6 +11,7 @@ import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -200,7 +201,7 @@ class Play:
     def read(self, number: int) -> Round:
         with self.core.db.read() as connection:
             stored = rounds.read(connection, self.job, number)
-            return stored or machine.read_round(self.core, connection, self.job, number)
+            return stored or machine.read_round(self.core, connection, self.job, number, "")
 
 
 def advance(core: Any) -> None:
@@ -267,6 +268,31 @@ def test_a_leg_that_was_started_anew_changes_nothing_of_a_commit_once_the_set_is
         with pytest.raises(ConflictError, match="takes no commits"):
             play.write(machine.take_commit, "fr-1", lie)
     assert play.read(1).commits == fixed
+
+
+def test_nobody_commits_to_what_another_committed_but_for_what_honest_sites_have_in_common(core):
+    play = Play(core, random.Random(0), 0)
+    made = play.commit("de-1", 1)
+    play.write(machine.take_commit, "de-1", made)
+    copy = sign_value(KEYS["uy-1"], replace(made, site="uy-1"))
+    with pytest.raises(ConflictError, match="de-1 committed"):
+        play.write(machine.take_commit, "uy-1", copy)
+    with core.db.read() as connection:
+        seen = {who: machine.read_round(core, connection, play.job, 1, who) for who in ("de-1", "uy-1", "fr/bruno")}
+    assert {who: one.commits for who, one in seen.items()} == {"de-1": (made,), "uy-1": (), "fr/bruno": ()}
+    assert {one.committed for one in seen.values()} == {("de-1",)}
+    play.write(machine.take_commit, "uy-1", play.commit("uy-1", 1))
+    with core.db.write() as connection:
+        connection.execute(tables.legs.update().where(tables.legs.c.job == play.job).values(incarnation=8))
+    with pytest.raises(ConflictError, match="de-1 committed"):
+        play.write(machine.take_commit, "uy-1", copy)
+    for site in SITES:
+        same = replace(play.commit(site, 1), digest="sha256:not-finite", norm="nan")
+        play.write(machine.take_commit, site, sign_value(KEYS[site], same))
+    machine.advance_all(core)
+    with core.db.read() as connection:
+        fixed = machine.read_round(core, connection, play.job, 1, "uy-1")
+    assert (fixed.phase, len(fixed.commits), fixed.committed) == (RoundPhase.JUDGING, 3, ())
 
 
 def test_who_says_nothing_of_its_outer_state_is_waited_for_until_the_grace_is_over(core):
@@ -465,6 +491,31 @@ def test_what_recomputation_does_not_decide_fails_the_job(core, said):
         job = jobs.find_job(connection, play.job)
     assert job.state is JobState.FAILED
     assert "undecided" in job.reason.message
+
+
+def test_who_comes_later_says_nothing_of_what_training_began_with(core):
+    play = Play(core, random.Random(0), 0)
+    for site in SITES:
+        play.publish(site, "outer/0", "sha256:begun")
+        play.write(machine.take_commit, site, play.commit(site, 1))
+    machine.advance_all(core)
+    for site in SITES:
+        play.write(machine.take_verdicts, site, play.job, play.judge(site, 1))
+    machine.advance_all(core)
+    check = partial(_checked, core, play.job, "outer/0")
+    check("sha256:else")
+    for site in SITES:
+        play.publish(site, "outer/1", "sha256:one")
+    machine.advance_all(core)
+    assert play.read(1).phase is RoundPhase.CLOSED
+    check("sha256:begun")
+    with pytest.raises(ConflictError, match="round 1 began with the outer state sha256:begun, not sha256:else"):
+        check("sha256:else")
+
+
+def _checked(core: Core, job: str, topic: str, digest: str) -> None:
+    with core.db.read() as connection:
+        machine.check_agreement(connection, job, topic, digest)
 
 
 def test_a_word_that_differs_leaves_everybody_the_whole_grace_however_late_it_comes(core):

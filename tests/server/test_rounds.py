@@ -112,6 +112,8 @@ def test_two_rounds_from_commits_to_a_closed_round_on_record(fed: Any, person: A
         assert job.judge(name, 1).status_code == 409, "nothing is judged before the commits are fixed"
         assert job.commit(name, 1).status_code == 200
         assert job.commit(name, 1).status_code == 200, "a commit may be repeated"
+        if name == "de-1":
+            _is_not_seen(fed, job)
     job.phase(1, "judging")
     assert job.judge("de-1", 1, ("fr-9",)).status_code == 422
     late = job.commit("de-1", 1, "sha256:else")
@@ -149,6 +151,17 @@ def test_two_rounds_from_commits_to_a_closed_round_on_record(fed: Any, person: A
     _who_brought_what(fed, job, person)
     job.cancel()
     _resumed(fed, person, job.job)
+
+
+def _is_not_seen(fed: Any, job: Training) -> None:
+    """While the round takes commits the first one is shown to nobody but who made it."""
+    for who in ("fr/amelie", *NAMES):
+        for path in ("rounds/1", "rounds"):
+            found = fed.get(f"/v1/jobs/{job.job}/{path}", who=who)
+            found = found if path == "rounds/1" else found[0]
+            assert [one["site"] for one in found["commits"]] == (["de-1"] if who == "de-1" else [])
+            assert found["committed"] == ["de-1"]
+    assert job.commit("uy-1", 1, "sha256:de-11").status_code == 409, "it is another's"
 
 
 def _resumed(fed: Any, person: As, job: str) -> None:

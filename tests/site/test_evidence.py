@@ -13,7 +13,9 @@ from consortium.domain.training import Commit, Round, RoundPhase, Ruling
 from consortium.errors import VerificationError
 from consortium.keys.roster import Rosters
 from consortium.keys.signing import SigningKey, sign_value
+from consortium.site.db import SiteDb
 from consortium.site.gateway.evidence import check_round
+from consortium.site.rulings import VerifiedRulings
 from tests.site.world import World
 
 BRUNO, AMELIE, BERND = (SigningKey.generate() for _ in range(3))
@@ -52,6 +54,46 @@ def test_only_rulings_of_admins_who_may_reach_a_leg(tmp_path: Path) -> None:
     ):
         with pytest.raises(VerificationError, match=why):
             relayed(true, false)
+
+
+def test_a_ruling_that_was_verified_once_holds_whatever_becomes_of_who_ruled(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    offer = world.offer(peers=("de-1", "fr-1"))
+    draft = Ruling(job=offer.job, round=2, site="de-1", action="reject", reason="broken disks", by="fr/bruno")
+    true, people = sign_value(BRUNO, draft), ROSTERS.person("fr/bruno")
+    home = tmp_path / "home"
+    home.mkdir()
+
+    def relayed(rosters: Rosters, *rulings: Ruling, job: str = offer.job) -> tuple[Ruling, ...]:
+        told = Round(job=job, number=40, phase=RoundPhase.OPEN, expected=("fr-1",), rulings=rulings)
+        db = SiteDb(home)  # as after a restart
+        try:
+            theirs = replace(offer, job=job)
+            return check_round(world.trust, theirs, 40, to_json(told), lambda: rosters, VerifiedRulings(db)).rulings
+        finally:
+            db.close()
+
+    left = [
+        Rosters({}),
+        Rosters({people.id: replace(people, signing_key=BERND.public)}),
+        Rosters({people.id: replace(people, roles=(Role.ENGINEER,))}),
+    ]
+    for rosters in left:
+        with pytest.raises(VerificationError):
+            relayed(rosters, true)
+    assert relayed(ROSTERS, true) == (true,)
+    for rosters in left:
+        assert relayed(rosters, true) == (true,)
+        never = [
+            sign_value(BRUNO, replace(draft, round=3)),
+            replace(true, site="fr-1"),
+            replace(true, signature=sign_value(AMELIE, draft).signature),
+        ]
+        for false in never:
+            with pytest.raises(VerificationError):
+                relayed(rosters, true, false)
+        with pytest.raises(VerificationError):
+            relayed(rosters, replace(true, job="job-0000000000000000000000000b"), job="job-0000000000000000000000000b")
 
 
 def test_a_leg_that_catches_up_reads_what_a_site_committed_that_has_left_since(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Artifact, ArtifactClass
 from consortium.domain.job import LegState
 from consortium.domain.protocol import MAX_REQUEST_BYTES, LegOffer, PollRequest
-from consortium.domain.training import Commit, Round, RoundPhase, Verdict
+from consortium.domain.training import Commit, Round, RoundPhase, Ruling, Verdict
 from consortium.errors import ConsortiumError, UnreachableError
 from consortium.keys.canonical import digest
 from consortium.keys.signing import SigningKey, sign_value, verify_value
@@ -387,6 +387,20 @@ def test_a_round_reaches_a_leg_only_with_signatures_that_hold(border: Border) ->
         told["round"] = signed_round(border, **forged)
         answer = border.http.get("/leg/rounds/1", headers=border.leg)
         assert answer.json()["type"] == "urn:consortium:verification-failed", answer.text
+
+
+def test_a_ruling_that_reached_a_leg_once_does_so_after_who_ruled_has_left(border: Border) -> None:
+    world, bruno, told = border.world, SigningKey.generate(), dict[str, Any]()
+    border.server.route("GET", r"/v1/jobs/[^/]+/rounds/1")(lambda body, query: told["round"])
+    people = f"{world.roster()}  - {{id: fr/bruno, name: Bruno, roles: [admin], signing_key: '{bruno.public}'}}\n"
+    draft = Ruling(job=border.offer.job, round=1, site="de-1", action="reject", reason="broken disks", by="fr/bruno")
+    told["round"] = signed_round(border) | {"rulings": to_json((sign_value(bruno, draft),))}
+    for roster, status in ((world.roster(), 409), (people, 200), (world.roster(), 200)):
+        world.sign("roster", "fr", roster, "roster-fr")
+        assert border.http.get("/leg/rounds/1", headers=border.leg).status_code == status
+    other = sign_value(bruno, replace(draft, reason="another"))
+    told["round"]["rulings"].append(to_json(other))
+    assert border.http.get("/leg/rounds/1", headers=border.leg).status_code == 409
 
 
 def test_an_agreement_reaches_a_leg_only_if_its_site_signed_it(border: Border) -> None:

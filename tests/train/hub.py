@@ -23,7 +23,7 @@ from consortium.errors import ConflictError, ConsortiumError, NotFoundError
 from consortium.keys.canonical import digest
 from consortium.storage.objects import ObjectStore
 from consortium.train import disputes
-from consortium.train.rounds import certify, left_out, standing_before
+from consortium.train.rounds import certify, copied_from, left_out, shown_to, standing_before
 
 JOB = "job-0000000000000000000000000a"
 
@@ -91,6 +91,8 @@ class Hub:
                 raise ConflictError(f"round {commit.round} takes no more commits")
             if known is not None and known != commit:
                 raise ConflictError(f"{commit.site} committed something else before")
+            if twin := copied_from(commit, current.commits):
+                raise ConflictError(f"{twin} committed that to the round")
             if known is None:
                 commits = sorted((*current.commits, commit), key=lambda one: one.site)
                 current = replace(current, commits=tuple(commits))
@@ -235,7 +237,7 @@ class Line:
         self.hub.verdicts(round, [Verdict(job=JOB, round=round, judge=self.site, **one) for one in verdicts])
 
     def round(self, number: int) -> Round:
-        return self.hub.round(number)
+        return shown_to(self.site, self.hub.round(number))
 
     def agree(self, topic: str, digest: str) -> None:
         self.hub.agree(self.site, topic, digest)

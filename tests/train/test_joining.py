@@ -5,17 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.screening import ScreenRule
-from consortium.domain.training import RoundPhase
+from consortium.domain.training import Commit, Round, RoundPhase
 from consortium.train import joining
-from consortium.train.keep import Keep
+from consortium.train.book import RoundBook
+from consortium.train.joining import MOST_GIVEN, Joining
+from consortium.train.keep import Keep, OuterState
+from consortium.train.peers import Peers
 from consortium.train.replay import kept_params, replay
 from tests.train.conftest import PARAMS
-from tests.train.hub import JOB, Hub
+from tests.train.hub import JOB, Hub, Line
 from tests.train.test_disputes import damage_momentum
-from tests.train.test_leg import SITES, CrashError, Site, digests, replace_site, together
+from tests.train.test_leg import SITES, CrashError, Site, digests, federation, replace_site, together
 
 pytestmark = pytest.mark.integration
 FOUR = ("at-1", *SITES)
@@ -137,3 +142,48 @@ def test_a_site_that_joins_believes_no_certificate_that_does_not_follow(leg):
     together([new])
     assert "does not follow from the verdicts" in str(new.fault)
     assert not Keep(new.store, JOB).rounds()
+
+
+def test_a_site_that_asks_after_every_round_is_given_few_states_and_none_once_it_committed(leg):
+    (site,) = federation(leg, ("fr-1",))
+    hub, line = site.hub, Line(site.hub, *leg("fr-1", ("at-1", "fr-1")))
+    line.agree("outer/0", "sha256:begun")
+    book, params = RoundBook(line.store(), JOB), PretrainConfig.of(PARAMS)
+
+    def given(commits: int) -> list[int]:
+        hub.artifacts.clear()
+        giver = Joining(line, Peers(line, 4), book, params, 4)
+        for number in range(1, 9):
+            state = OuterState(
+                round=number, digest=f"sha256:{number}", outer=np.ones(4, np.float32), momentum=np.ones(4, np.float32),
+                position=0, tokens=0, moments=None,
+            )  # fmt: skip
+            made = Commit(
+                job=JOB, round=number, site="at-1", tokens=1, steps=1, digest=f"sha256:a{number}", norm="0x1p+0",
+                loss="0x1p+0",
+            )  # fmt: skip
+            made_here = (made,) if number == commits else ()
+            book.save(Round(job=JOB, number=number, phase=RoundPhase.CLOSED, expected=(), commits=made_here))
+            hub.agree("at-1", f"joining/{number}", state.digest)
+            giver.welcome(state)
+            giver.welcome(state)
+        return [one.round for one, _ in hub.artifacts if one.name.startswith("outer-")]
+
+    assert given(commits=0) == [1, 2, 3] == list(range(1, MOST_GIVEN + 1))
+    assert given(commits=2) == [1]
+
+
+def test_what_sites_that_came_later_say_of_the_beginning_keeps_nobody_from_joining(leg):
+    sites = trained(leg)
+    sites[0].hub.agree("aa-1", "outer/0", "sha256:" + "0" * 64)
+    sites = joined(leg, sites)
+    together(sites)
+    assert len(digests(sites)) == 1
+
+
+def test_a_site_that_took_part_and_keeps_nothing_does_not_join(leg):
+    sites = joined(leg, trained(leg))
+    together(sites)
+    lost = Site(sites[0].hub, *leg("at-1", FOUR, params=sites[0].context.params))
+    together([lost])
+    assert "at-1 committed to round 3, but keeps no state" in str(lost.fault)

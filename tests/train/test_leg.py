@@ -233,6 +233,28 @@ def test_nothing_of_a_round_can_be_seen_while_it_takes_commits(leg):
     assert len([one for one, _ in hub.artifacts if one.round]) == 3 * 3
 
 
+class CopyingLine(CrashingLine):
+    """Commits to what it can see of another, where it can see any, and says what it could not."""
+
+    def commit(self, round: int, **values: Any) -> None:
+        others = [one for one in self.hub.rounds[round].commits if one.site != self.site]
+        assert others, "the others are ahead"
+        assert self.round(round).commits == ()
+        with pytest.raises(ConflictError, match=f"{others[0].site} committed that"):
+            super().commit(round, **values | {"digest": others[0].digest, "norm": others[0].norm})
+        super().commit(round, **values)
+
+
+def test_a_site_that_commits_last_can_neither_see_nor_take_what_another_committed(leg):
+    sites = federation(leg, ("de-1", "fr-1"))
+    hub = sites[0].hub
+    with pytest.raises(CrashError):
+        sites[0]._run(("commit", 1, "after"))
+    line = CopyingLine(hub, sites[1].context, sites[1].store)
+    line.commit(1, tokens=10, steps=1, digest="sha256:own", norm="0x1p+0", loss="0x1p+0")
+    assert [one.site for one in hub.rounds[1].commits] == ["de-1", "fr-1"]
+
+
 @pytest.mark.parametrize("asked", [1, 2, 3, 4, 6, 8])
 def test_legs_that_are_told_to_stop_go_on_where_they_were_and_change_no_bit(leg, undisturbed, asked):
     if not undisturbed:

@@ -21,7 +21,7 @@ from consortium.train.codes import FP32
 from consortium.train.joining import Joining
 from consortium.train.keep import Contribution, OuterState
 from consortium.train.outer import digest_of, norm_of, to_bytes, vector_digest
-from consortium.train.peers import INITIAL, PASS_ON_S, Peers
+from consortium.train.peers import INITIAL, OWED_ROUNDS, PASS_ON_S, Peers
 from consortium.train.received import Asked, Received
 from consortium.train.screen import Gates
 from consortium.train.settle import Settling
@@ -245,6 +245,59 @@ def test_a_judge_is_passed_what_it_could_not_have_rounds_later_too_unless_it_has
         sent = len(hub.artifacts)
         helper.pass_on(following)
         assert len(hub.artifacts) == sent + (not had)
+
+
+def test_a_site_that_lost_what_it_had_is_passed_it_after_a_while_whatever_its_sender_does_since(hub: Hub):
+    hub.send("uy-1", ArtifactClass.PSEUDO_GRADIENT, "pseudo-gradient-1", made("uy-1").data, 1, ["de-1"])
+    for last in (False, True):
+        now = [0.0]
+        helper = owing(hub, "fr-1", now)
+        assert all(verdict.accept for verdict in hub.round(1).verdicts)
+        current, sent = hub.round(1), len(hub.artifacts)
+        now[0] = 9 * PASS_ON_S
+        helper.pass_on(current, last=last)
+        closed = replace(current, phase=RoundPhase.CLOSED, outer_digests={"fr-1": "y", "uy-1": "y"})
+        helper.pass_on(closed, last=last)
+        assert len(hub.artifacts) == sent + last, "it has a while from when the round is closed, if anybody stays"
+        helper.forget()
+        now[0] += PASS_ON_S
+        hub.agreed["outer/1"] = closed.outer_digests
+        following = Round(job=JOB, number=2, phase=RoundPhase.OPEN, expected=SITES)
+        helper.pass_on(following)
+        helper.pass_on(following)
+        told = [one for one, _ in hub.artifacts[sent:]]
+        assert [(one.sender, one.recipients, one.digest) for one in told] == [("fr-1", ("de-1",), made("uy-1").digest)]
+
+
+def test_a_site_that_is_only_behind_is_passed_nothing_until_what_it_may_need_is_let_go(hub: Hub):
+    hub.sites, now = (*SITES, "zz-1"), [0.0]
+    at = line(hub, "fr-1")
+    at.context = replace(at.context, peers=hub.sites)
+    helper = Peers(at, SIZE, sleep=lambda _: None, now_s=lambda: now[0])
+    judged(hub)
+    current = replace(
+        hub.round(1), expected=hub.sites, phase=RoundPhase.CLOSED, outer_digests=dict.fromkeys(SITES, "y")
+    )
+    helper.gather(current.certificate, made("fr-1"), SIZE)
+    helper.owe(current, current.certificate)
+    hub.agreed["outer/1"], sent, told = current.outer_digests, len(hub.artifacts), []
+    for number in range(1, 2 + OWED_ROUNDS):
+        later = replace(current, number=number, outer_digests={})
+        now[0] += 9 * PASS_ON_S
+        helper.pass_on(current if number == 1 else later)
+        told.append(len(hub.artifacts) - sent)
+        if number > 1:
+            helper.owe(later, replace(current.certificate, round=number, contributions=()))
+    assert told == [0, 0, 0, 2, 2]
+
+
+def test_where_all_have_the_new_state_nothing_is_held_for_anybody(hub: Hub):
+    helper = owing(hub, "fr-1", [0.0])
+    sent, closed = len(hub.artifacts), replace(hub.round(1), phase=RoundPhase.CLOSED)
+    helper.pass_on(replace(closed, outer_digests=dict.fromkeys(SITES, "y")), last=True)
+    helper.forget()
+    assert len(hub.artifacts) == sent
+    assert not [site for site in SITES if made(site).digest in helper._received]
 
 
 def test_the_only_site_that_has_it_is_the_first_to_pass_it_on():

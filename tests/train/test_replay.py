@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +13,16 @@ import pytest
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.job import Epoch, SignedSpec
+from consortium.domain.partner import Person, Role
 from consortium.domain.pretraining import OuterConfig, PretrainConfig
 from consortium.domain.protocol import LegOffer
 from consortium.domain.records import ReExecution
 from consortium.domain.screening import ScreenRule
+from consortium.domain.training import Ruling
 from consortium.errors import NotFoundError, VerificationError
-from consortium.keys.signing import SigningKey, verify_value
+from consortium.keys.canonical import digest_json
+from consortium.keys.roster import Rosters
+from consortium.keys.signing import SigningKey, sign_value, verify_value
 from consortium.keys.trust import SiteKeys, Trust
 from consortium.site.db import SiteDb
 from consortium.site.legs import LegTable, new_leg
@@ -320,3 +324,39 @@ def test_with_trusted_keys_unsigned_words_do_not_pass(sites):
     assert [one.result for one in found] == ["differs"] * 3
     assert "signature of de-1's commit" in found[0].what[0]
     assert found[0].who == ("kept",), "a leg's gateway lets no unsigned word in: it is not the server's"
+
+
+def test_a_ruling_whose_admin_has_left_since_accuses_nobody(sites):
+    store, server, bruno = sites[0].store, SigningKey.generate(), SigningKey.generate()
+    keys = {site: SigningKey.generate() for site in ("de-1", "fr-1", "uy-1")}
+    trust = Trust(
+        log_name="log", log_key="", server_key=server.public, partners={},
+        sites={site: SiteKeys(signing=key.public, sealing="") for site, key in keys.items()},
+    )  # fmt: skip
+    ruling = sign_value(
+        bruno, Ruling(job=JOB, round=2, site="de-1", action="readmit", reason="repaired", by="fr/bruno")
+    )
+    admin = Person(id="fr/bruno", name="Bruno", roles=(Role.ADMIN,), signing_key=bruno.public)
+
+    def told(rosters: Rosters, *verified: str) -> list[tuple[str, int, tuple[str, ...]]]:
+        params = kept_params(store, JOB)
+        found = replay(store, JOB, params, trust=trust, rosters=rosters, verified=verified)
+        return [(one.result, len([what for what in one.what if "no longer" in what]), one.who) for one in found]
+
+    with ExitStack() as stack:
+        for number in (1, 2, 3):
+            current = RoundBook(store, JOB).round(number)
+            signed = replace(
+                current,
+                commits=tuple(sign_value(keys[one.site], one) for one in current.commits),
+                verdicts=tuple(sign_value(keys[one.judge], one) for one in current.verdicts),
+                certificate=sign_value(server, current.certificate),
+                rulings=(ruling,) if number > 1 else (),
+            )
+            data = json.dumps(to_json(signed)).encode()
+            stack.enter_context(changed(store, f"jobs/{JOB}/rounds/{number}/round.json", data))
+        fine = [("verified", 0, ())] * 3
+        assert told(Rosters({admin.id: admin})) == fine
+        assert told(Rosters({})) == [fine[0], ("cannot", 1, ()), ("cannot", 1, ())]
+        assert told(Rosters({}), digest_json(ruling)) == fine
+    assert results(sites[0]) == VERIFIED

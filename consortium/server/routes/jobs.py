@@ -25,6 +25,7 @@ from consortium.server.rulings import take_ruling
 from consortium.state import data, inbox
 from consortium.state import jobs as store
 from consortium.state import rounds as round_store
+from consortium.train.rounds import shown_to
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -161,11 +162,14 @@ def logs(job: str, core: CoreArg, claims: UserArg, site: str = "", after: int = 
 
 @router.get("/{job}/rounds")
 def all_rounds(job: str, core: CoreArg, claims: ReaderArg, after: int = 0) -> list[dict[str, Any]]:
-    """List a job's rounds after number `after`, with commits, verdicts, certificates and outer digests."""
+    """List a job's rounds after number `after`, with commits, verdicts, certificates and outer digests.
+
+    Of a round that takes commits it says only whose they are, but for the caller's own.
+    """
     with core.db.read() as connection:
         store.find_job(connection, job)
-        found: list[dict[str, Any]] = to_json(rounds.job_rounds(connection, job, after))
-    return found
+        found = [shown_to(claims.subject, one) for one in rounds.job_rounds(connection, job, after)]
+    return [dict(to_json(one)) for one in found]
 
 
 @router.get("/{job}/attribution")

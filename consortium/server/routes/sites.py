@@ -123,9 +123,9 @@ def announced(job: str, recipient: str, core: CoreArg, caller: SiteArg, round: i
 
 @router.get("/jobs/{job}/rounds/{number}")
 def round_(job: str, number: int, core: CoreArg, claims: ReaderArg) -> Json:
-    """Return a round."""
+    """Return a round; while it takes commits, only whose the others' are."""
     with core.db.read() as connection:
-        found: Json = to_json(rounds.read_round(core, connection, job, number))
+        found: Json = to_json(rounds.read_round(core, connection, job, number, claims.subject))
     return found
 
 

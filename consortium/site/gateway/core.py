@@ -25,6 +25,7 @@ from consortium.site.gateway.traffic import Traffic
 from consortium.site.legs import LegTable, SiteLeg
 from consortium.site.metering import SiteClock
 from consortium.site.outbox import Outbox
+from consortium.site.rulings import VerifiedRulings
 from consortium.site.settings import SiteSettings, StoreSettings
 from consortium.storage.objects import ObjectStore
 
@@ -44,6 +45,7 @@ class Gateway:
         self.clock = SiteClock(time.time_ns() // 1_000_000, time.monotonic)
         self.db = SiteDb(settings.home)
         self.table = LegTable(self.db)
+        self.verified = VerifiedRulings(self.db)
         self.key = SigningKey.load(settings.signing_key_path)
         self.sealing = SealingKey.load(settings.sealing_key_path)
         self.outbox = Outbox(self.db, self.site.id, self.key)

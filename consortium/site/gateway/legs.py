@@ -345,7 +345,14 @@ def verdicts(gateway: At, leg: Leg, number: Number, body: Json) -> Any:
 def read_round(gateway: At, leg: Leg, number: Number) -> Any:
     """Return a round as the server keeps it, once every signature in it holds."""
     answer = gateway.call("GET", f"/v1/jobs/{leg.offer.job}/rounds/{number}", job=leg.offer.job)
-    found = check_round(gateway.trust, leg.offer, number, answer, lambda: gateway.documents.rosters(gateway.now_ms()))
+    found = check_round(
+        gateway.trust,
+        leg.offer,
+        number,
+        answer,
+        lambda: gateway.documents.rosters(gateway.now_ms()),
+        gateway.verified,
+    )
     if found.outer_digests:
         found = replace(found, outer_digests=_agreements(gateway, leg, f"outer/{number}"))
     return to_json(found)
