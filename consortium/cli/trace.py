@@ -155,15 +155,20 @@ def _branch(
         _branch(other, nodes, following, depth + 1, seen)
 
 
+def _line(text: object) -> str:
+    """Return what somebody wrote as a piece of a line: nobody's words look like another line of the trace."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in str(text))
+
+
 def _job_text(job: dict[str, Any]) -> str:
     outer = f", outer state {job['outer_digest']}" if job["outer_digest"] else ""
-    facts = f"{job['kind']} job {job['name']} by {job['submitter']}, purpose {job['purpose']}, {job['state']}"
+    facts = f"{job['kind']} job {job['name']} by {job['submitter']}, purpose {_line(job['purpose'])}, {job['state']}"
     return f"{facts}{outer}  ({job['id']})"
 
 
 def _dataset_text(facts: dict[str, Any], nodes: dict[str, dict[str, Any]]) -> str:
     text = f"{facts.get('name', '')}@{facts.get('version', '')} at {facts.get('site', '')}"
-    text += f", {facts.get('artifact_class', '')}, licence {facts.get('licence', '')}"
+    text += f", {facts.get('artifact_class', '')}, licence {_line(facts.get('licence', ''))}"
     if facts.get("manifest_digest"):
         text += f", rules {facts['manifest_digest']}"
     if facts.get("made_by"):

@@ -182,7 +182,7 @@ def _read(spec: JobSpec, item: Dataset, host: Site) -> Request:
         owner=item.partner,
         owner_territory=item.territory,
         artifact_class=item.artifact_class.value,
-        categories=tuple(sorted(set(item.categories))),
+        categories=item.categories,
     )
 
 
@@ -223,7 +223,7 @@ def _hosted(
         owner=owner,
         owner_territory=owner_territory,
         artifact_class=artifact_class,
-        categories=categories,
+        categories=tuple(sorted({name.strip().lower() for name in categories})),  # as rules name them
         destination_partner=destination_partner,
         destination_territory=destination_territory,
     )

@@ -21,6 +21,7 @@ from consortium.domain.records import RecordType
 from consortium.errors import ConsortiumError
 from consortium.server import evictions, faults, legs, tasks
 from consortium.server.core import Core
+from consortium.server.descriptions import check_output
 from consortium.state import data, jobs
 from consortium.state import tables as t
 
@@ -155,13 +156,15 @@ def _register_outputs(
 ) -> list[str]:
     outputs = from_json(tuple[Dataset, ...], result.get("outputs", ()), where=f"result of {leg.id}")
     site = core.federation.site(leg.site)
-    families = {name_family(data.find_dataset(connection, item).name) for item in leg.inputs} if outputs else set()
+    read = [data.find_dataset(connection, item) for item in leg.inputs] if outputs else []
+    families = {name_family(item.name) for item in read}
     for output in outputs:
         if output.site != leg.site or output.territory != site.territory:
             raise ValueError(f"dataset {output.name} names {output.site} in {output.territory!r} as its home")
-        known = connection.execute(select(t.datasets.c.job).where(t.datasets.c.id == output.id)).scalar()
-        if known == job.id:
+        known = connection.execute(select(t.datasets.c.leg).where(t.datasets.c.id == output.id)).scalar()
+        if known == leg.id:
             continue
+        check_output(output, read)
         if name_family(output.name) not in families:  # no name that a program gives, and perhaps another partner's
             data.check_family(connection, output)
         dataset = replace(output, version=data.next_version(connection, output.name))

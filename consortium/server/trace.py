@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import Connection, String, cast, or_, select
+from sqlalchemy import Connection, String, case, cast, or_, select
 
 from consortium.domain import ids
 from consortium.domain.codec import to_json
@@ -19,6 +19,7 @@ from consortium.domain.records import RecordType
 from consortium.errors import NotFoundError, UsageError
 from consortium.state import data, jobs
 from consortium.state import tables as t
+from consortium.state.records import SERVER
 
 MIN_HEX = 12
 """Digits of a digest that stand for the whole, where no other shard begins with them."""
@@ -172,7 +173,10 @@ def _place(holder: Dataset, digest: str) -> dict[str, Any]:
 
 
 def _records(connection: Connection, graph: _Graph) -> dict[str, list[dict[str, Any]]]:
-    """Return by node what the ledger has of it: of a dataset its registration, of a job all but earlier rounds."""
+    """Return by node what the ledger has of it: of a dataset its registration, of a job all but earlier rounds.
+
+    What a site wrote of a job that it had no part in is left out.
+    """
     of_datasets = t.records.c.payload[("body", "dataset", "id")].as_string()
     of_jobs = t.records.c.payload[("body", "job")].as_string()
     types = [kind.value for kind in _OF_JOBS]
@@ -180,13 +184,16 @@ def _records(connection: Connection, graph: _Graph) -> dict[str, list[dict[str, 
         (t.records.c.type == RecordType.DATASET.value) & of_datasets.in_(sorted(graph.datasets)),
         t.records.c.type.in_(types) & of_jobs.in_(sorted(graph.jobs)),
     )
-    columns = (t.records.c.record_id, t.records.c.type, t.records.c.ledger_index, t.records.c.payload)
+    node = case((t.records.c.type == RecordType.DATASET.value, of_datasets), else_=of_jobs).label("node")
+    columns = (t.records.c.record_id, t.records.c.type, t.records.c.ledger_index, t.records.c.origin, node)
+    parts = select(t.legs.c.site, t.legs.c.job).where(t.legs.c.job.in_(sorted(graph.jobs)))
+    theirs = {tuple(row) for row in connection.execute(parts)}
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in connection.execute(select(*columns).where(wanted).order_by(t.records.c.at_ms, t.records.c.record_id)):
-        body = row.payload["body"]
-        node = body["dataset"]["id"] if row.type == RecordType.DATASET.value else body["job"]
+        if row.origin != SERVER and (row.origin, row.node) not in theirs:
+            continue
         kept = "round" if row.type == RecordType.ROUND.value else row.record_id  # of the rounds, the last
-        found.setdefault(node, {})[kept] = {"record": row.record_id, "type": row.type, "leaf": row.ledger_index}
+        found.setdefault(row.node, {})[kept] = {"record": row.record_id, "type": row.type, "leaf": row.ledger_index}
     return {node: list(found[node].values()) for node in sorted(found)}
 
 

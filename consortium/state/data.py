@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from sqlalchemy import Connection, func, select
@@ -109,7 +110,7 @@ def find_dataset(connection: Connection, id_or_name: str) -> Dataset:
     """Return a dataset by id, by `name@version`, or the latest version of a name; raises NotFoundError."""
     query = select(t.datasets.c.doc).order_by(t.datasets.c.version.desc()).limit(1)
     name, _, version = id_or_name.partition("@")
-    if version.isdigit():
+    if re.fullmatch(r"[0-9]{1,9}", version):
         wanted = (t.datasets.c.name == name) & (t.datasets.c.version == int(version))
     else:
         wanted = (t.datasets.c.id == id_or_name) | (t.datasets.c.name == id_or_name)

@@ -58,6 +58,8 @@ def check_form(connection: Connection, record: Record) -> None:
         _check_usage(connection, record, where)
     elif record.type is RecordType.CROSSING:
         _check_crossings(connection, record, where)
+    elif record.type is RecordType.MANIFEST:
+        _check_manifest(connection, record, where)
     elif record.type is RecordType.RE_EXECUTION:
         redone = from_json(ReExecution, record.body, where=where)
         if redone.site != record.origin:
@@ -68,6 +70,14 @@ def _children(item: Any) -> Iterable[Any]:
     if isinstance(item, dict):
         return item.values()
     return item if isinstance(item, list | tuple) else ()
+
+
+def _check_manifest(connection: Connection, record: Record, where: str) -> None:
+    """Refuse a manifest of another's leg; not one of a leg that nobody knows, which a restored server may have lost."""
+    legs = select(t.legs.c.site, t.legs.c.job).where(t.legs.c.id == str(record.body.get("leg")))
+    known = connection.execute(legs).first()
+    if known is not None and tuple(known) != (record.origin, record.body.get("job")):
+        raise UsageError(f"{record.origin} wrote the manifest of a leg that is not its own", where=where)
 
 
 def _check_usage(connection: Connection, record: Record, where: str) -> None:

@@ -372,3 +372,12 @@ def test_equal_requests_are_decided_once_and_fast() -> None:
     for _ in range(10_000):
         assert book.decide(request) is first
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("name", ["Health-Records", " health-records", "HEALTH-RECORDS\n"])
+def test_a_category_is_the_rules_own_however_it_is_written(name: str) -> None:
+    hosts = {"fr-1": SITES["fr-1"]}
+    plain, odd = (
+        requests_for_job(spec(), [data("fr-1", categories=(each,))], hosts) for each in ("health-records", name)
+    )
+    assert odd == plain

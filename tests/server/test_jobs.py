@@ -81,7 +81,9 @@ def test_an_offer_says_who_vouches_for_each_input(fed: Any) -> None:
     voucher = offer.vouchers[laws.id]
     assert (voucher.person, voucher.leg) == ("fr/amelie", "")
     verify(fed.people["fr/amelie"].public, canonical(offer.inputs[0]), voucher.signature, what="laws-fr")
-    output = replace(laws, id=fed.new_id("ds"), name="laws-fr-clean", artifact_class=ArtifactClass.CLEAN)
+    output = replace(
+        laws, id=fed.new_id("ds"), name="laws-fr-clean", artifact_class=ArtifactClass.CLEAN, parents=(laws.id,)
+    )
     site.succeed(offer, outputs=fed.to_json([output]))
     job = submitted(fed, [output], kind=JobKind.TOKENIZE, params=fed.params("tokenize"))
     later = site.run(job["id"])

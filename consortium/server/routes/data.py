@@ -14,6 +14,7 @@ from consortium.domain.records import RecordType
 from consortium.errors import ForbiddenError, UsageError
 from consortium.keys.roster import verify_dataset
 from consortium.server.auth import CoreArg, ReaderArg, UserArg, need
+from consortium.server.descriptions import check_description
 from consortium.server.trace import trace as walk
 from consortium.state import data
 
@@ -44,6 +45,7 @@ def register(body: Registration, core: CoreArg, claims: UserArg) -> dict[str, An
         )
     if not dataset.shards:
         raise UsageError("a dataset needs at least one shard", where=dataset.name)
+    check_description(dataset)
     if body.person not in ("", claims.subject):
         raise ForbiddenError(f"{claims.subject} cannot register in the name of {body.person}", where=dataset.name)
     person = verify_dataset(dataset, claims.subject, body.signature, core.federation.rosters)
