@@ -104,7 +104,11 @@ def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -
         )
     found = rounds.read(connection, commit.job, commit.round)
     if twin := copied_from(commit, found.commits if found is not None else ()):
-        raise ConflictError(f"{twin} committed {commit.digest} to the round: it is not {site}'s", where=where)
+        raise ConflictError(
+            f"{twin} committed {commit.digest} to the round: it does not count for {site} as well",
+            where=where,
+            fix="where both trained: they read the same text in the same order; leave one of them out, or shuffle",
+        )
     rounds.add_commit(connection, commit, str(leg.epoch), core.clock.now_ms())
 
 

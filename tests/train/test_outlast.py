@@ -49,7 +49,14 @@ def trained(leg: Any, line: type[Line]) -> tuple[set[str], list[Line]]:
             context, store = leg(site, hub.sites, params=params)
             lines.append(mine := line(hub, context, store))
             origin = Origin(model={}, vocab_size=1, tokenizer_digest="", names=("a",), shapes=((8,),))
-            parts = (mine, Keep(store, JOB), Simulated(1.0), PretrainConfig.of(params), origin, Silent())
+            parts = (
+                mine,
+                Keep(store, JOB),
+                Simulated(1.0 + hub.sites.index(site)),
+                PretrainConfig.of(params),
+                origin,
+                Silent(),
+            )
             pause = threading.Event()
             final = FederatedLeg(*parts, sleep=lambda _: pause.wait(0.002)).run()
             digests.add(final.digest if final else "")

@@ -61,7 +61,7 @@ def test_a_commit_that_states_no_time_reads_and_signs_as_before():
 
 
 class Simulated:
-    """Inner steps that take `step_s` each on a clock of their own."""
+    """Inner steps that take `step_s` each on a clock of their own, and go as far as that: no two sites do the same."""
 
     layout = Layout.of({"a": (8,)})
 
@@ -82,7 +82,7 @@ class Simulated:
         self.rates += [pace.at(step + at) if pace else step + at for at in range(count)]
         if start is not None:
             self._local, self._since = start.copy(), (position, 0)
-        self._local = self._local - np.float32(count * 1e-3)
+        self._local = self._local - np.float32(count * 1e-3 * self.step_s)
         done = position + count - self._since[0]
         tokens = done * PARAMS["data"]["batch_size"] * PARAMS["model"]["context"]
         return InnerResult(local=self._local, loss=1.0, tokens=tokens, position=position + count)
