@@ -433,9 +433,11 @@ def test_a_leg_takes_no_name_that_goes_with_another_partners_dataset(parts: Any)
     (leg,) = job.attempt.legs
     with core.db.write() as connection:
         data.insert_dataset(connection, fed.new_dataset("de-1", "laws-de"), now_ms=1)
-        squat = fed.new_dataset("fr-1", "laws-de-clean", artifact_class=ArtifactClass.CLEAN)
+        squat = fed.new_dataset("fr-1", "laws-de-clean", artifact_class=ArtifactClass.CLEAN, parents=leg.inputs)
         with pytest.raises(ConflictError, match="goes with laws-de"):
             folding._register_outputs(core, connection, job, leg, {"outputs": fed.to_json([squat])}, 2)
         (read,) = (data.find_dataset(connection, name) for name in leg.inputs)
-        made = replace(read, id=fed.new_id("ds"), name=read.name + "-clean", artifact_class=ArtifactClass.CLEAN)
+        made = replace(
+            read, id=fed.new_id("ds"), name=read.name + "-clean", artifact_class=ArtifactClass.CLEAN, parents=leg.inputs
+        )
         assert folding._register_outputs(core, connection, job, leg, {"outputs": fed.to_json([made])}, 2) == [made.id]
