@@ -51,6 +51,8 @@ _MOST_IN_BUCKET = 10**6
 """Pairs between states that share one band. At home near-duplicates are gone, so honest buckets are small."""
 _MOST_PAIRS, _MOST_PER_DOCUMENT = 10**8, 100
 """Of all bands together, whichever allows more: one pair per band for every document that two states have is honest."""
+_COMPARED = 1 << 16
+"""Pairs whose minima are in memory at a time."""
 NO_DATE = 0xFFFFFFFF
 
 
@@ -172,8 +174,10 @@ def decide(offers: Mapping[str, Offer], details: Mapping[str, bytes], near: Near
     components = Components(len(owner))
     for band in range(near.bands):
         for pairs in pairs_apart(*_buckets(offers, names, band), lambda these: owner[these]):
-            equal = np.count_nonzero(minima.of(pairs[:, 0]) == minima.of(pairs[:, 1]), axis=1) / near.minima
-            components.join(pairs[(equal - _CHANCE) / (1 - _CHANCE) >= near.threshold])
+            for first in range(0, len(pairs), _COMPARED):
+                part = pairs[first : first + _COMPARED]
+                equal = np.count_nonzero(minima.of(part[:, 0]) == minima.of(part[:, 1]), axis=1) / near.minima
+                components.join(part[(equal - _CHANCE) / (1 - _CHANCE) >= near.threshold])
     roots = components.roots(np.arange(len(owner)))
     dates = np.concatenate([offers[name].published for name in names])
     order = np.lexsort((owner, dates, roots))
