@@ -185,7 +185,7 @@ def test_two_sites_keep_one_copy_of_what_both_have(
         texts[site] = register_collection(
             [file], store, "laws", site, dataset_id=new_id("ds", number), languages=("fr",), shard_text_bytes=50_000
         )
-    config = replace(CLEAN, dedup="near", across=AcrossConfig(order=("fr", "de"), min_words=10))
+    config = replace(CLEAN, dedup="near", across=AcrossConfig(order=("fr", "de")))
     stages = on_ray(both, texts, config, store)
     alone = {
         site: on_ray(clean.clean_dataset, dataset, replace(CLEAN, dedup="near"), store, f"jobs/alone-{site}")
