@@ -76,6 +76,14 @@ def test_params_from_the_network_are_checked() -> None:
     assert fault.value.where == "params.outer.rounds"
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "bound"), [("min_count", 2, "3"), ("min_documents", 1, "2"), ("max_word_chars", 65, "64")]
+)
+def test_no_job_loosens_what_word_counts_may_tell(key: str, value: int, bound: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} must be .*{bound}"):
+        validate_params("tokenize", compose_job("tokenize").params | {key: value})
+
+
 BETWEEN_KEYS = (
     ("clean", ["languages=[french]"], 1, "'french' is not", "such as fr"),
     ("clean", ["min_chars=300", "max_chars=200"], 1, "min_chars (300) must be at most max_chars (200)", None),
