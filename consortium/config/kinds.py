@@ -14,6 +14,7 @@ from consortium.domain.cleaning import CleanConfig
 from consortium.domain.job import JobKind, Priority, check_throughput
 from consortium.domain.pretraining import EvaluateConfig, PretrainConfig, StartConfig
 from consortium.domain.units import moment_ms
+from consortium.domain.wordcounts import LEAST_COUNT, LEAST_DOCUMENTS, MOST_CHARS
 from consortium.errors import ConfigError
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
@@ -39,9 +40,9 @@ class TokenizeConfig:
     shard_tokens: int = 1 << 25
 
     def __post_init__(self) -> None:
-        within(self, vocab_size=(320, 1_000_000), min_count=(2, 1_000_000))
-        within(self, max_word_chars=(4, 256), held_out_percent=(0, 50))
-        within(self, max_per_document=(1, 1_000_000), min_documents=(1, 1_000_000))
+        within(self, vocab_size=(320, 1_000_000), min_count=(LEAST_COUNT, 1_000_000))
+        within(self, max_word_chars=(4, MOST_CHARS), held_out_percent=(0, 50))
+        within(self, max_per_document=(1, 1_000_000), min_documents=(LEAST_DOCUMENTS, 1_000_000))
         within(self, seed=(0, 2**53 - 1), shard_tokens=(1 << 10, 1 << 25))
 
 

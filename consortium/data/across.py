@@ -17,11 +17,12 @@ A second exchange over what is left drops nothing: one state remains of each gro
 What this does not hide. A recipient without the key learns how many documents there are, which of them are alike, and
 no content. A holder of the key, so every partner in the exchange and whoever steals it, can sign any text it has or can
 guess and learn whether an offer holds a near-duplicate; where few words are unknown (a form with a name in it) it can
-try them all, and equal details confirm the guess. It cannot read a text out of an offer that it does not guess. So: a
-new key for every exchange, destroyed after it; `min_words` keeps forms and single sentences out; collections that must
-not be testable at all do not take part. A state may also lie: claim documents it does not have, or early dates, so that
-others drop theirs. Similarity is estimated: with 112 minima, that of a pair at the threshold of 0.8 is off by 0.04 (one
-standard deviation), so pairs near the threshold fall on either side. At home the texts decide.
+try them all, and equal details confirm the guess. It cannot read a text out of an offer that it does not guess, within
+the bounds of `domain.cleaning.check_exchange`. So: a new key for every exchange; `min_words` keeps forms and single
+sentences out; collections that must not be testable at all do not take part. A state may also lie: claim documents it
+does not have, or early dates, so that others drop theirs. Similarity is estimated: with 112 minima, that of a pair at
+the threshold of 0.8 is off by 0.04 (one standard deviation), so pairs near the threshold fall on either side. At home
+the texts decide.
 
 Two states whose offers repeat one band could make every site compare for days. Over a million pairs of one band, or
 the larger of 10^8 and 100 per document in all, nothing is compared and the job fails, naming both. Over a thousand
@@ -51,6 +52,8 @@ _MOST_IN_BUCKET = 10**6
 """Pairs between states that share one band. At home near-duplicates are gone, so honest buckets are small."""
 _MOST_PAIRS, _MOST_PER_DOCUMENT = 10**8, 100
 """Of all bands together, whichever allows more: one pair per band for every document that two states have is honest."""
+_COMPARED = 1 << 16
+"""Pairs whose minima are in memory at a time."""
 NO_DATE = 0xFFFFFFFF
 
 
@@ -172,8 +175,10 @@ def decide(offers: Mapping[str, Offer], details: Mapping[str, bytes], near: Near
     components = Components(len(owner))
     for band in range(near.bands):
         for pairs in pairs_apart(*_buckets(offers, names, band), lambda these: owner[these]):
-            equal = np.count_nonzero(minima.of(pairs[:, 0]) == minima.of(pairs[:, 1]), axis=1) / near.minima
-            components.join(pairs[(equal - _CHANCE) / (1 - _CHANCE) >= near.threshold])
+            for start in range(0, len(pairs), _COMPARED):
+                part = pairs[start : start + _COMPARED]
+                equal = np.count_nonzero(minima.of(part[:, 0]) == minima.of(part[:, 1]), axis=1) / near.minima
+                components.join(part[(equal - _CHANCE) / (1 - _CHANCE) >= near.threshold])
     roots = components.roots(np.arange(len(owner)))
     dates = np.concatenate([offers[name].published for name in names])
     order = np.lexsort((owner, dates, roots))

@@ -78,7 +78,8 @@ def clean_datasets(
     """Clean datasets on the connected Ray cluster; output `clean` of each stage, by dataset id, are the clean shards.
 
     Datasets that `config.decontaminate.against` names are evaluation sets: read, not cleaned. With an order in
-    `config.across`, all datasets together are compared with the `peers'`. `progress` says who hears of a dataset.
+    `config.across`, all datasets together are compared with the `peers'`, and nothing is returned before every site has
+    written what it keeps. `progress` says who hears of a dataset.
     `shared` (default: the prefix) is where jobs keep what others can use again.
 
     Raises ConfigError for unknown languages or an evaluation set that is not here, VerificationError where a shard's
@@ -96,8 +97,9 @@ def clean_datasets(
     done = {work.dataset.id: manifest.finished(store, work.marker) for work in works}
     found = {name: stage for name, stage in done.items() if stage is not None}
     if len(found) == len(works):
-        if together is not None:
-            between.forget(store, prefix)
+        if together is not None and found:
+            decision = next(iter(found.values())).manifest["across"]["decision"]
+            between.conclude(together, decision, store, prefix)
         return found
     if together is None:
         for work in works:
@@ -122,7 +124,7 @@ def clean_datasets(
     for work, fates, first, last in zip(works, decided, starts[:-1], starts[1:], strict=True):
         here = agreed.gives_up[(agreed.gives_up >= first) & (agreed.gives_up < last)] - first
         found[work.dataset.id] = work.finish(_without(fates, here, config), agreed)
-    between.forget(store, prefix)
+    between.conclude(together, agreed.digest, store, prefix)
     return found
 
 

@@ -54,6 +54,7 @@ def clean_output(source: Dataset, stage: Stage, new_id: str) -> Dataset:
         categories=source.categories,
         parents=(source.id,),
         manifest_digest=stage.manifest_digest,
+        held_out=source.held_out,
         attributes={"manifest_key": stage.manifest_key},
         about=inherited([source.about]),
     )
@@ -78,7 +79,7 @@ def token_outputs(
             categories=source.categories,
             parents=(source.id,),
             manifest_digest=stage.manifest_digest,
-            held_out=split == "heldout",
+            held_out=source.held_out or split == "heldout",
             attributes={**vocabulary.attributes(), "manifest_key": stage.manifest_key},
             about=inherited([source.about]),
         )

@@ -17,7 +17,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from consortium.errors import VerificationError
+from consortium.domain.wordcounts import LEAST_COUNT, LEAST_DOCUMENTS, MOST_CHARS
+from consortium.errors import ConfigError, VerificationError
 
 WORD = re.compile(r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
 MAX_WORDS = 100_000
@@ -31,12 +32,25 @@ _SURROGATE = re.compile("[\ud800-\udfff]")  # of half a character: no text has o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordsConfig:
-    """What of the counts may be sent."""
+    """What of the counts may be sent. No job can loosen it below what `domain.wordcounts` says: ConfigError."""
 
     min_count: int
     max_word_chars: int
     max_per_document: int = 100
     min_documents: int = 2
+
+    def __post_init__(self) -> None:
+        for name, fits, bound in (
+            ("min_count", self.min_count >= LEAST_COUNT, f"at least {LEAST_COUNT}"),
+            ("min_documents", self.min_documents >= LEAST_DOCUMENTS, f"at least {LEAST_DOCUMENTS}"),
+            ("max_word_chars", self.max_word_chars <= MOST_CHARS, f"at most {MOST_CHARS}"),
+        ):
+            if not fits:
+                raise ConfigError(
+                    f"{name} must be {bound}, or word counts would tell what single documents hold,"
+                    f" got {getattr(self, name):,}",
+                    where=name,
+                )
 
 
 @dataclass(slots=True)
@@ -114,7 +128,7 @@ def unpack(data: bytes, sender: str, config: WordsConfig) -> dict[str, int]:
     for word, number in counts.items():
         whole = isinstance(number, int) and not isinstance(number, bool)
         fits = whole and config.min_count <= number <= MAX_COUNT and 0 < len(word) <= config.max_word_chars
-        if not fits or _SURROGATE.search(word):
+        if not fits or not WORD.fullmatch(word) or _SURROGATE.search(word):
             raise VerificationError(
                 f"{sender} sent a word that must not be sent: {len(word)} characters, counted {number!r:.40}",
                 where=sender,

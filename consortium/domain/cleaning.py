@@ -23,6 +23,8 @@ MAX_NGRAM = 64
 MAX_CHARS = 8_000_000
 """Of a document that stays: looking for near-duplicates takes 60 bytes per character, and a worker has a gigabyte."""
 _MOST_MINIMA = 4096
+LEAST_NGRAM_ACROSS, LEAST_ROWS_ACROSS, LEAST_WORDS_ACROSS, MOST_MINIMA_ACROSS = 5, 8, 50, 256
+"""Of what sites tell each other with `across`, whoever submits: see `check_exchange`."""
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
 
@@ -193,6 +195,34 @@ class AcrossConfig:
             raise FieldError(f"across.min_words must be at least 1, got {self.min_words:,}", "min_words")
 
 
+def check_exchange(near: NearConfig, across: AcrossConfig) -> None:
+    """Raise FieldError where what sites tell each other under these settings would let its readers spell out texts.
+
+    A partner in the exchange can sign any n-gram. One number per single n-gram (few words, few minima in a band) is
+    looked up like a word in a dictionary; a band of several minima meets only what is alike as a whole. Many numbers
+    per document, or few words in it, make the same possible by trying.
+    """
+    for key, value, least in (
+        ("near.ngram", near.ngram, LEAST_NGRAM_ACROSS),
+        ("near.rows", near.rows, LEAST_ROWS_ACROSS),
+        ("across.min_words", across.min_words, LEAST_WORDS_ACROSS),
+    ):
+        if value < least:
+            raise FieldError(
+                f"{key} must be at least {least} between sites, or others could read words out of signatures,"
+                f" got {value:,}",
+                key, "across.order",
+                fix=f"{key}={least}, or no across.order",
+            )  # fmt: skip
+    if near.minima > MOST_MINIMA_ACROSS:
+        raise FieldError(
+            f"near.bands times near.rows must be at most {MOST_MINIMA_ACROSS} between sites, or others could read words"
+            f" out of signatures, got {near.bands} times {near.rows}",
+            "near.bands", "near.rows", "across.order",
+            fix="the defaults are 14 and 8",
+        )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleanConfig:
     """Params of `clean`."""
@@ -252,3 +282,5 @@ class CleanConfig:
                 "dedup", "across.order",
                 fix="dedup=near, or no across.order",
             )  # fmt: skip
+        if self.across.order:
+            check_exchange(self.near, self.across)

@@ -76,12 +76,24 @@ def test_params_from_the_network_are_checked() -> None:
     assert fault.value.where == "params.outer.rounds"
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "bound"), [("min_count", 2, "3"), ("min_documents", 1, "2"), ("max_word_chars", 65, "64")]
+)
+def test_no_job_loosens_what_word_counts_may_tell(key: str, value: int, bound: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} must be .*{bound}"):
+        validate_params("tokenize", compose_job("tokenize").params | {key: value})
+
+
 BETWEEN_KEYS = (
     ("clean", ["languages=[french]"], 1, "'french' is not", "such as fr"),
     ("clean", ["min_chars=300", "max_chars=200"], 1, "min_chars (300) must be at most max_chars (200)", None),
     ("clean", ["max_chars=10"], 1, "min_chars (40) must be at most max_chars (10)", None),
     ("clean", ["across.order=[fr,fr]"], 1, "got ['fr', 'fr']", None),
     ("clean", ["dedup=exact", "across.order=[fr,de]"], 1, "got exact", "dedup=near"),
+    ("clean", ["dedup=near", "across.order=[fr,de]", "near.ngram=4"], 3, "others could read words", "near.ngram=5"),
+    ("clean", ["dedup=near", "near.rows=7", "across.order=[fr,de]"], 2, "others could read words", "near.rows=8"),
+    ("clean", ["dedup=near", "across.order=[fr,de]", "near.bands=33"], 3, "at most 256", "14 and 8"),
+    ("clean", ["dedup=near", "across.order=[fr,de]", "across.min_words=49"], 3, "at least 50", "across.min_words=50"),
     ("pretrain", ["optim.betas=[0.99,0.95]", "outer=shared"], 1, "got [0.99, 0.95]", "outer.share=none"),
     ("pretrain", ["outer=shared", "outer.delay=3"], 2, "delay must be 0, got 3", "set delay to 0"),
     ("pretrain", ["outer=shared", "outer.screen.aggregate=median"], 2, "got median", "share to none"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -147,6 +148,22 @@ def test_many_buckets_that_each_would_pass_are_too_many_together(monkeypatch: py
     monkeypatch.setattr(across, "_MOST_PAIRS", 14 * 90 * 80 - 1)
     with pytest.raises(VerificationError, match="fr and de offered"):
         decide(offers, none_of(offers), NEAR, KEEP)
+
+
+def test_a_large_bucket_is_compared_in_parts_that_fit_into_memory() -> None:
+    numbers = np.random.default_rng(1)
+    offers = {}
+    for state in KEEP.states[:2]:
+        bands = numbers.integers(1, 2**63, (NEAR.bands, 1000), dtype=np.uint64)
+        bands[0] = 7
+        offers[state] = Offer(bands, np.full(1000, NO_DATE, dtype=np.uint32))
+    details = {state: numbers.bytes(1000 * NEAR.minima) for state in offers}
+    tracemalloc.start()
+    decision = decide(offers, details, NEAR, replace(KEEP, states=KEEP.states[:2]))
+    most_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most_bytes < 128 << 20, "a million pairs' minima are 224 MB"
+    assert not any(len(places) for places in decision.gives_up.values())
 
 
 def test_nothing_leaves_without_a_secret_key() -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.integration
 CONFIG = CleanConfig(
     languages=("fr",), min_language_confidence=0.5, min_chars=40, max_chars=1_000_000, dedup="near", quarantine=True
 )
-TOKENS = tokenize.TokenizeConfig(vocab_size=400, min_count=2, max_word_chars=24, held_out_percent=10)
+TOKENS = tokenize.TokenizeConfig(vocab_size=400, min_count=3, max_word_chars=24, held_out_percent=10)
 SHARED = "shared/clean"
 
 

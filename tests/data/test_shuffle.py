@@ -31,7 +31,7 @@ from tests.s3 import S3
 
 pytestmark = pytest.mark.integration
 
-CONFIG = TokenizeConfig(vocab_size=400, min_count=2, max_word_chars=24, held_out_percent=10, shard_tokens=5_000)
+CONFIG = TokenizeConfig(vocab_size=400, min_count=3, max_word_chars=24, held_out_percent=10, shard_tokens=5_000)
 SPECIAL = "<|endoftext|>"
 
 

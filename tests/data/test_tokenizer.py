@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from consortium.data import bpe, words
 from consortium.data.sample import generate
 from consortium.data.tokenize import COUNTS, TOPIC, TokenizeConfig, agree_on_tokenizer
 from consortium.domain.data import ArtifactClass
-from consortium.errors import UsageError, VerificationError
+from consortium.errors import ConfigError, UsageError, VerificationError
 
 CONFIG = TokenizeConfig(vocab_size=600, min_count=3, max_word_chars=16, held_out_percent=5)
 
@@ -58,8 +61,8 @@ def test_a_word_keeps_the_space_before_it_and_nothing_is_lost() -> None:
 
 
 def test_rare_and_long_words_stay_at_home() -> None:
-    texts = ["rare " * 2 + "often most " * 3, "x" * 17 + " most" * 6]
-    config = replace(CONFIG.words, min_documents=1)
+    texts = ["rare " + "often most " * 2, "x" * 17 + " rare often" + " most" * 7, "x" * 17]
+    config = CONFIG.words
     assert words.threshold(words.count(texts, config), config) == {" most": 9, " often": 3}
 
 
@@ -69,7 +72,14 @@ def test_what_one_document_repeats_stays_at_home_and_does_not_decide() -> None:
     tally = words.count(texts, config)
     assert (tally.times[" Dupont"], tally.times[" loi"], tally.documents[" loi"]) == (49, 102, 3)
     assert words.threshold(tally, config) == {" loi": 102}
-    assert " Dupont" in words.threshold(tally, replace(config, min_documents=1))
+    tally.documents[" Dupont"] = 2
+    assert " Dupont" in words.threshold(tally, config)
+
+
+@pytest.mark.parametrize("loose", [{"min_count": 2}, {"min_documents": 1}, {"max_word_chars": 65}])
+def test_no_job_makes_a_site_tell_of_single_documents(loose: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(loose))} must be .*, or word counts would tell"):
+        _ = replace(CONFIG, **loose).words
 
 
 def test_counts_do_not_depend_on_who_counted_what() -> None:
@@ -94,6 +104,9 @@ def test_counts_survive_packing_to_the_byte() -> None:
         words.pack({"rare": 2}),
         words.pack({"x" * 17: 5}),
         words.pack({"": 5}),
+        words.pack({"to be or not": 5}),
+        words.pack({"<|endoftext|>": 5}),
+        words.pack({"abc123": 5}),
         words.pack({"f": 5.5}),
         words.pack({"f": "x" * 1000}),
         words.pack({"most": words.MAX_COUNT + 1}),
@@ -111,6 +124,13 @@ def test_counts_that_must_not_have_been_sent_are_refused(data: bytes) -> None:
         words.unpack(data, "de-1", CONFIG.words)
 
 
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_every_word_that_is_counted_may_be_sent(text: str) -> None:
+    config = replace(CONFIG.words, max_word_chars=64)
+    counts = dict.fromkeys(words.WORD.findall(text), 3)
+    assert words.unpack(words.pack(counts), "de-1", config) == counts
+
+
 def test_no_more_of_a_peers_counts_is_unpacked_than_may_be_sent() -> None:
     bomb = gzip.compress(b" " * (1 << 28), compresslevel=1)
     tracemalloc.start()
@@ -121,7 +141,8 @@ def test_no_more_of_a_peers_counts_is_unpacked_than_may_be_sent() -> None:
 
 
 def test_the_most_that_may_be_sent_is_read() -> None:
-    most = {f"{number:05}".rjust(16, "\x1f"): words.MAX_COUNT for number in range(words.MAX_WORDS)}
+    blank = itertools.islice(itertools.product("\x1c\x1d\x1e\x1f", repeat=16), words.MAX_WORDS)
+    most = {"".join(signs): words.MAX_COUNT for signs in blank}
     assert words.unpack(words.pack(most), "de-1", CONFIG.words) == most
     tally = words.Tally()
     tally.times["of"], tally.documents["of"] = 10**12, 10**9

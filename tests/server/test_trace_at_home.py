@@ -30,7 +30,7 @@ from tests.server.test_trace import run
 pytestmark = pytest.mark.integration
 EMAIL = "Écrire à jean.dupont@example.fr avant la fin du mois de mars, faute de quoi la demande est réputée rejetée."
 TOKENIZE = tokenize.TokenizeConfig(
-    vocab_size=400, min_count=2, max_word_chars=24, held_out_percent=10, shard_tokens=8_000
+    vocab_size=400, min_count=3, max_word_chars=24, held_out_percent=10, shard_tokens=8_000
 )
 
 
