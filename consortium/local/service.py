@@ -39,6 +39,8 @@ class Running:
 
     prepared: Prepared
     process: subprocess.Popen[bytes]
+    home: Path
+    """Where it was started, whatever `$CONSORTIUM_HOME` says later."""
 
     def __enter__(self) -> Running:
         return self
@@ -73,8 +75,8 @@ class Running:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        with contextlib.suppress(ConflictError), lock.start_lock(home()):  # who holds that lock sees to leftovers
-            _clear(self.directory)
+        with contextlib.suppress(ConflictError), lock.start_lock(self.home):  # who holds that lock sees to leftovers
+            _clear(self.directory, self.home)
 
 
 def start(directory: FederationDir, say: Say, *, server_port: int | None = None) -> Running:
@@ -104,7 +106,7 @@ def start(directory: FederationDir, say: Say, *, server_port: int | None = None)
             start_new_session=True,
             pass_fds=(starting,),
         )
-    return Running(prepared=prepared, process=process)
+    return Running(prepared=prepared, process=process, home=here)
 
 
 def await_ready(running: Running, say: Say, timeout_s: float = START_S) -> None:
@@ -147,7 +149,7 @@ def stop(say: Say) -> bool:
                 directory = FederationDir.current()
             except NotFoundError:
                 return False
-        left = _clear(directory)
+        left = _clear(directory, here)
     if left:
         say(f"stopped {len(left)} processes that a killed supervisor left behind")
     return bool(running or left)
@@ -175,12 +177,12 @@ def _supervisor_environment() -> dict[str, str]:
     return clean_environment() | kept
 
 
-def _clear(directory: FederationDir) -> list[int]:
+def _clear(directory: FederationDir, here: Path) -> list[int]:
     """Kill what an ended supervisor left of a federation, unless another works on it; return the pids.
 
     Only while holding the start lock: nobody must begin to start it meanwhile.
     """
-    running = lock.holder(home())
+    running = lock.holder(here)
     if running and (not running[0] or running[1] == str(directory.root)):
         return []
     if not directory.federation_file.exists():
@@ -226,8 +228,8 @@ def _supervisor_of(pid: int, root: str) -> psutil.Process | None:
 def _check_alive(running: Running, status: dict[str, dict[str, Any]], waited_s: float, timeout_s: float) -> None:
     log = running.directory.log
     if running.process.poll() is not None:
-        if lock.holder(home()):
-            raise lock.running_already(home())
+        if lock.holder(running.home):
+            raise lock.running_already(running.home)
         path = log("supervisor")
         raise JobFailedError(f"the supervisor ended:\n{tail(path)}", where=str(path))
     failing = [name for name, row in sorted(status.items()) if row["restarts"] >= 3 and row["state"] != "ready"]

@@ -108,8 +108,10 @@ def test_a_supervisor_that_comes_second_leaves_the_processes_of_the_first_alone(
     try:
         assert child.poll() is None
         assert Path(directory.federation()["ray_tmp"]).is_dir()
-        ended = Running(prepared=running.prepared, process=running.process)
-        ended.stop()
+        ended = Running(prepared=running.prepared, process=running.process, home=running.home)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CONSORTIUM_HOME", str(own_home / "elsewhere"))
+            ended.stop()
         child.wait(5)  # nobody holds the lock any more: what is left is buried
         assert not Path(directory.federation()["ray_tmp"]).exists()
     finally:
