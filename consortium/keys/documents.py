@@ -93,6 +93,24 @@ def save_document(document: SignedDocument, path: str | Path) -> None:
     draft.replace(target)
 
 
+def document_files(folder: str | Path) -> list[Path]:
+    """Return the files of documents, by name: not those that begin with a dot, such as an editor's links and drafts."""
+    return sorted(path for path in Path(folder).glob("*.json") if not path.name.startswith("."))
+
+
+def folder_stamp(folder: str | Path) -> tuple[tuple[str, int, int], ...]:
+    """Return what changes when a document's file in the folder does; one that cannot be looked at counts as empty."""
+    return tuple((path.name, *_looks(path)) for path in document_files(folder))
+
+
+def _looks(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0  # a dangling link, or gone meanwhile: who reads it says so
+    return stat.st_mtime_ns, stat.st_size
+
+
 def load_document(path: str | Path, trust: Trust, now_ms: int) -> SignedDocument:
     """Read a document, check its signature and that it holds at `now_ms`.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from consortium.domain import ids
 from consortium.domain.codec import to_json
 from consortium.domain.data import Dataset, inherited
+from consortium.domain.units import MAX_SAFE_INTEGER
 from consortium.errors import UsageError
 
 MAX_CHARS = 500
@@ -16,7 +17,6 @@ MAX_DESCRIPTION_CHARS = 100_000
 """Of all that is said but the shards."""
 MAX_SHARD_CHARS = 500
 """Of a shard's key, and its digest."""
-MAX_COUNT = 1 << 53
 
 
 def check_description(dataset: Dataset) -> None:
@@ -38,8 +38,10 @@ def check_description(dataset: Dataset) -> None:
     if len(json.dumps(said)) > MAX_DESCRIPTION_CHARS:
         raise UsageError(f"it describes itself in more than {MAX_DESCRIPTION_CHARS:,} characters", where=dataset.name)
     for shard in dataset.shards:
-        if not all(0 <= number <= MAX_COUNT for number in (shard.size_bytes, shard.documents, shard.tokens)):
-            raise UsageError(f"shard {shard.key} counts less than nothing, or more than 2^53", where=dataset.name)
+        if not all(0 <= number <= MAX_SAFE_INTEGER for number in (shard.size_bytes, shard.documents, shard.tokens)):
+            raise UsageError(
+                f"shard {shard.key} counts less than nothing, or more than {MAX_SAFE_INTEGER:,}", where=dataset.name
+            )
 
 
 def check_output(output: Dataset, inputs: Iterable[Dataset]) -> None:

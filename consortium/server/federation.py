@@ -17,7 +17,14 @@ from consortium.domain.records import RecordType
 from consortium.errors import ConfigError, ConsortiumError, NotFoundError
 from consortium.keys.canonical import digest as text_digest
 from consortium.keys.canonical import digest_json
-from consortium.keys.documents import DocumentKind, SignedDocument, check_document, load_document
+from consortium.keys.documents import (
+    DocumentKind,
+    SignedDocument,
+    check_document,
+    document_files,
+    folder_stamp,
+    load_document,
+)
 from consortium.keys.roster import Roster, Rosters
 from consortium.keys.signing import SigningKey
 from consortium.keys.trust import Trust
@@ -64,24 +71,6 @@ class Federation:
             known = ", ".join(sorted(name for name in self.accounts if name))
             raise NotFoundError(f"there is no account {account!r}", fix=f"accounts: {known}")
         return self.accounts[account]
-
-
-def document_files(documents_dir: str) -> list[Path]:
-    """Return the files of documents, by name: not those that begin with a dot, such as an editor's links and drafts."""
-    return sorted(path for path in Path(documents_dir).glob("*.json") if not path.name.startswith("."))
-
-
-def fingerprint(documents_dir: str) -> tuple[tuple[str, int, int], ...]:
-    """Return what changes when a file in the directory does; one that cannot be looked at counts as empty."""
-    return tuple((path.name, *_looks(path)) for path in document_files(documents_dir))
-
-
-def _looks(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return 0, 0  # a dangling link, or gone meanwhile: `load` says so
-    return stat.st_mtime_ns, stat.st_size
 
 
 def load(documents_dir: str, trust: Trust, now_ms: int) -> Federation:
@@ -172,7 +161,7 @@ class FederationFiles:
     def __init__(self, documents_dir: str, trust: Trust, now_ms: int, kept: Sequence[SignedDocument] = ()) -> None:
         self._dir = documents_dir
         self._trust = trust
-        self._seen = fingerprint(documents_dir)
+        self._seen = folder_stamp(documents_dir)
         self.fault: ConsortiumError | None = None
         """Why the files as they lie there are not in force; None where they are."""
         try:
@@ -190,7 +179,7 @@ class FederationFiles:
     def refresh(self, now_ms: int) -> bool:
         """Load again if a file changed or expired; a file that does not hold leaves the last good state in force, and
         is said."""
-        seen = fingerprint(self._dir)
+        seen = folder_stamp(self._dir)
         if seen == self._seen and now_ms < self._until_ms:
             return False
         self._seen = seen

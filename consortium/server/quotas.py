@@ -20,14 +20,21 @@ from consortium.domain.quota import QuotaApproval
 from consortium.domain.records import RecordType
 from consortium.errors import ConfigError, ConflictError, ConsortiumError, ForbiddenError
 from consortium.keys.canonical import canonical, digest, digest_json
-from consortium.keys.documents import DocumentKind, SignedDocument, load_document, save_document, sign_document
+from consortium.keys.documents import (
+    DocumentKind,
+    SignedDocument,
+    document_files,
+    load_document,
+    save_document,
+    sign_document,
+)
 from consortium.keys.signing import verify
 from consortium.keys.tokens import Claims
 from consortium.keys.trust import CONSORTIUM
 from consortium.scheduler import Snapshot, forecast, schedule
 from consortium.server import snapshots
 from consortium.server.core import Core
-from consortium.server.federation import document_files, load
+from consortium.server.federation import load
 from consortium.state import approvals
 from consortium.state.approvals import Approval
 

@@ -10,7 +10,14 @@ from consortium.domain.ids import partner_of
 from consortium.domain.partner import Site
 from consortium.errors import ConfigError, ConsortiumError, VerificationError
 from consortium.keys.canonical import digest
-from consortium.keys.documents import DocumentKind, SignedDocument, check_unexpired, load_document
+from consortium.keys.documents import (
+    DocumentKind,
+    SignedDocument,
+    check_unexpired,
+    document_files,
+    folder_stamp,
+    load_document,
+)
 from consortium.keys.roster import Roster, Rosters
 from consortium.keys.trust import Trust
 
@@ -48,12 +55,11 @@ class Documents:
         """Read changed files; return what is wrong, by file name."""
         if not self.folder.is_dir():
             raise ConfigError("there is no folder of signed documents", where=str(self.folder))
-        paths = sorted(path for path in self.folder.glob("*.json") if not path.name.startswith("."))
-        stamp = [_stamp(path) for path in paths]
+        stamp = folder_stamp(self.folder)
         with self._mutex:
             if stamp != self._stamp:
                 newest, self._faults, self._book = dict[tuple[str, ...], _Held](), {}, None
-                for path in paths:
+                for path in document_files(self.folder):
                     try:
                         held = self._read(path)
                     except ConsortiumError as fault:
@@ -137,12 +143,3 @@ class Documents:
 
     def _suspects(self, now_ms: int) -> str:
         return "".join(f"; {name}: {what}" for name, what in sorted(self.refresh(now_ms).items()))
-
-
-def _stamp(path: Path) -> tuple[str, int, int]:
-    """Return what changes when a file does; that of a link to nowhere says so."""
-    try:
-        found = path.stat()
-    except OSError:
-        return path.name, 0, -1
-    return path.name, found.st_mtime_ns, found.st_size

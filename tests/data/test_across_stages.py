@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from consortium.data import between, clean, cluster
+from consortium.data import between, clean
 from consortium.data.manifest import Stage
 from consortium.data.register import register_collection
 from consortium.data.sample import generate
@@ -22,22 +20,12 @@ from consortium.storage.objects import ObjectStore
 from tests.builders import new_id
 from tests.data.test_between import At, KilledError, Post
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("no_cluster")]
 CONFIG = CleanConfig(
     languages=("fr",), min_language_confidence=0.5, min_chars=40, max_chars=1_000_000, dedup="near",
     across=AcrossConfig(order=("fr", "de")),
 )  # fmt: skip
 SITES = ("de-1", "fr-1")
-
-
-@pytest.fixture(autouse=True)
-def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Call the tasks here, one after another; `test_on_ray` has the cluster."""
-
-    def each(function: Callable[..., Any], rows: Any, arguments: Any, **_: Any) -> list[cluster.Row]:
-        return [function(dict(row), **arguments) for row in rows]
-
-    monkeypatch.setattr(cluster, "each", each)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,12 @@ from consortium.errors import NotFoundError, VerificationError
 from consortium.storage.objects import ObjectStore
 from tests.builders import new_id
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("no_cluster")]
 CONFIG = CleanConfig(
     languages=("fr",), min_language_confidence=0.5, min_chars=40, max_chars=1_000_000, dedup="near", quarantine=True
 )
 TOKENS = tokenize.TokenizeConfig(vocab_size=400, min_count=3, max_word_chars=24, held_out_percent=10)
 SHARED = "shared/clean"
-
-
-@pytest.fixture(autouse=True)
-def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Call the tasks here, one after another; `test_on_ray` has the cluster."""
-
-    def each(function: Callable[..., Any], rows: Any, arguments: Any, **_: Any) -> list[cluster.Row]:
-        return [function(dict(row), **arguments) for row in rows]
-
-    monkeypatch.setattr(cluster, "each", each)
 
 
 @pytest.fixture

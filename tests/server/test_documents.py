@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from consortium.errors import ConfigError, VerificationError
+from consortium.keys.documents import folder_stamp
 from consortium.server import loop
 from consortium.server.core import Core
-from consortium.server.federation import FederationFiles, fingerprint, kept_documents, load
+from consortium.server.federation import FederationFiles, kept_documents, load
 from consortium.server.settings import ServerSettings
 
 
@@ -22,10 +23,10 @@ def folder_of(fed: Any) -> Path:
 
 def test_what_editors_put_beside_the_documents_is_none(parts: Any) -> None:
     core, fed = parts
-    before = fingerprint(str(folder_of(fed)))
+    before = folder_stamp(str(folder_of(fed)))
     os.symlink("anna@host.4711:1795000000", folder_of(fed) / ".#policy-de.json")
     (folder_of(fed) / ".draft.json").write_text("{half")
-    assert fingerprint(str(folder_of(fed))) == before
+    assert folder_stamp(str(folder_of(fed))) == before
     assert load(str(folder_of(fed)), core.trust, core.clock.now_ms()).partners == core.federation.partners
 
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 
+from consortium.domain.units import MAX_SAFE_INTEGER
 from consortium.errors import UsageError
 
-MAX_COUNT = 1 << 53
-"""Of a whole number: what a JSON number keeps exactly."""
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _CODE = re.compile(r"[a-z_]{0,40}\Z")
 _TOPIC = re.compile(r"[a-z0-9_-]{1,40}(/[a-z0-9_-]{1,40}){0,3}\Z")
@@ -39,9 +38,9 @@ def hexadecimal(text: str, where: str) -> str:
 
 
 def count(number: int, where: str) -> int:
-    """Return a whole number from 0 to 2^53; raises UsageError for any other."""
-    if not 0 <= number <= MAX_COUNT:
-        raise UsageError("a whole number is below 0 or above 2^53", where=where)
+    """Return a whole number that every JSON reader keeps, from 0; raises UsageError for any other."""
+    if not 0 <= number <= MAX_SAFE_INTEGER:
+        raise UsageError(f"a whole number is below 0 or above {MAX_SAFE_INTEGER:,}", where=where)
     return number
 
 
