@@ -32,6 +32,7 @@ from consortium.ledger.origins import check_chain
 from consortium.site.gateway.app import create_app
 from consortium.site.gateway.core import Gateway
 from consortium.site.gateway.peers import LANES, PeerStore
+from consortium.site.gateway.spent import EVERY_S, Spent
 from consortium.site.legs import new_leg
 from consortium.site.settings import StoreSettings
 from consortium.storage import envelope
@@ -205,6 +206,41 @@ def test_a_release_the_policy_forbids_is_refused_with_its_clause_and_recorded_on
     assert refusal["reason"] == "weights to de-1"
     assert border.records("crossing") == []
     assert list(border.gateway.egress.list("")) == []
+
+
+def test_envelopes_go_when_the_server_says_that_the_job_has_ended_and_no_leg_runs_here(border: Border) -> None:
+    job, egress, script = border.offer.job, border.gateway.egress, border.script
+    now_s = 0.0
+    spent = Spent(border.gateway, now_s=lambda: now_s)
+
+    def after_a_while() -> list[str]:
+        nonlocal now_s
+        now_s += EVERY_S
+        spent.clear_if_due()
+        return list(egress.list(""))
+
+    border.send(b"counts")
+    border.send(b"gradient", **{"class": "pseudo_gradient", "name": "pseudo-gradient-1", "round": 1})
+    egress.put(f"jobs/{job}/statistic/never-recorded.env", b"left by a crash")
+    egress.put("jobs/job-other/statistic/x.env", b"another job's")
+    everything = list(egress.list(""))
+    script.job = {"state": "succeeded"}
+    assert after_a_while() == everything, "a leg is active here"
+    (leg,) = border.gateway.table.active()
+    border.gateway.table.change(leg, state="succeeded")
+    spent.clear_if_due()
+    assert list(egress.list("")) == everything, "not due yet"
+    for unsaid in ({"state": "running"}, {"state": "pending"}, {"state": 7}, {}, None, []):
+        script.job = unsaid
+        assert after_a_while() == everything, unsaid
+    script.job, script.away = {"state": "cancelled"}, True
+    assert after_a_while() == everything
+    script.away = False
+    assert after_a_while() == ["jobs/job-other/statistic/x.env"]
+    asked = len(border.server.heard)
+    assert after_a_while() == ["jobs/job-other/statistic/x.env"]
+    assert len(border.server.heard) == asked, "nobody is asked about a job that left nothing"
+    assert len(border.records("crossing")) == 2
 
 
 @pytest.mark.parametrize("text", ["raw", "clean"])

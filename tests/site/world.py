@@ -185,6 +185,8 @@ class Script:
     artifacts: list[Any] = field(default_factory=list)
     logs: list[Any] = field(default_factory=list)
     polls: list[PollRequest] = field(default_factory=list)
+    job: Any = None
+    """What is said of any job that is asked about."""
     away: bool = False
     hang_s: dict[str, int] = field(default_factory=dict)
     head: dict[str, ChainHead] = field(default_factory=dict)
@@ -256,6 +258,10 @@ def consortium_server(script: Script) -> Serving:
     def announced(body: Any, query: dict[str, str]) -> Any:
         to = [artifact for artifact in script.artifacts if query["recipient"] in artifact["recipients"]]
         return [artifact for artifact in to if query.get("round", str(artifact["round"])) == str(artifact["round"])]
+
+    @app.route("GET", r"/v1/jobs/[^/]+")
+    def job(body: Any, query: dict[str, str]) -> Any:
+        return script.job
 
     @app.route("POST", r"/v1/jobs/[^/]+/logs")
     def logs(body: Any, query: dict[str, str]) -> Any:

@@ -18,6 +18,7 @@ from consortium.errors import ConflictError, ConsortiumError, NotFoundError, Usa
 from consortium.site.gateway import legs, tracking, upstream
 from consortium.site.gateway.border import Border, prune_received
 from consortium.site.gateway.core import Gateway
+from consortium.site.gateway.spent import Spent
 
 CHORES_S = 2.0
 log = logging.getLogger(__name__)
@@ -84,12 +85,16 @@ def listen(port: int, host: str = "127.0.0.1") -> socket.socket:
 
 
 class _Chores(threading.Thread):
-    """What must be done in time: counts recorded, releases announced. What nobody foresaw ends the whole process."""
+    """What must be done in time: counts recorded, releases announced, spent envelopes deleted.
+
+    What nobody foresaw ends the whole process.
+    """
 
     def __init__(self, gateway: Gateway, border: Border, stopping: threading.Event, server: uvicorn.Server) -> None:
         super().__init__(name="chores")
         self.gateway = gateway
         self.border = border
+        self.spent = Spent(gateway)
         self.stopping = stopping
         self.server = server
         self.fault: Exception | None = None
@@ -101,6 +106,7 @@ class _Chores(threading.Thread):
                 self.gateway.traffic.flush_if_due()
                 prune_received(self.gateway)
                 self.border.announce()
+                self.spent.clear_if_due()
                 said = ""
             except ConsortiumError as fault:
                 if fault.what != said:
