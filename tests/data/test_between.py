@@ -175,7 +175,7 @@ def test_a_site_whose_key_is_forgotten_draws_no_other_and_says_what_to_do(stores
 def test_a_site_that_repeats_anothers_messages_is_refused_by_name(stores: dict[str, ObjectStore]) -> None:
     post = Post(sites=3)
     with ThreadPoolExecutor(len(SITES)) as pool:
-        honest = {site: pool.submit(leg, site, post, stores[site], timeout_s=10) for site in ("de-1", "uy-1")}
+        honest = {site: pool.submit(leg, site, post, stores[site], timeout_s=60) for site in ("de-1", "uy-1")}
         pool.submit(repeating, post, list(honest))
         for each in honest.values():
             with pytest.raises(VerificationError, match="the across-offer of fr-1 is not the one") as fault:
@@ -188,7 +188,7 @@ def test_nobody_shows_a_message_before_all_have_committed_to_theirs(stores: dict
     post = Post()
     post.at("fr-1").send(ArtifactClass.MINHASH, "across-key", bytes(32), recipients=["de-1", "uy-1"])
     with ThreadPoolExecutor(len(SITES)) as pool:
-        waiting = [pool.submit(leg, site, post, stores[site], timeout_s=1) for site in ("de-1", "uy-1")]
+        waiting = [pool.submit(leg, site, post, stores[site], timeout_s=4) for site in ("de-1", "uy-1")]
         for each in waiting:
             with pytest.raises(UnreachableError, match="across-offer-commitment"):
                 each.result()
@@ -278,7 +278,7 @@ def test_a_peer_with_another_order_or_none_is_named(stores: dict[str, ObjectStor
     other = AcrossConfig(order=ORDER.order, min_words=60)
     with ThreadPoolExecutor(len(SITES)) as pool:
         started = {
-            site: pool.submit(leg, site, post, stores[site], other if site == "uy-1" else ORDER, timeout_s=3)
+            site: pool.submit(leg, site, post, stores[site], other if site == "uy-1" else ORDER, timeout_s=60)
             for site in SITES
         }
         with pytest.raises(VerificationError, match="uy-1 made its offer with other settings"):

@@ -114,7 +114,7 @@ def test_a_supervisor_that_comes_second_leaves_the_processes_of_the_first_alone(
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CONSORTIUM_HOME", str(own_home / "elsewhere"))
             ended.stop()
-        child.wait(5)  # nobody holds the lock any more: what is left is buried
+        child.wait(30)  # nobody holds the lock any more: what is left is buried
         assert not Path(directory.federation()["ray_tmp"]).exists()
     finally:
         child.kill()
@@ -125,7 +125,7 @@ def test_stopping_waits_for_one_that_is_just_starting(built: Prepared, first: su
     built.directory.make_current()
     threading.Timer(0.5, _go_on, [first]).start()
     assert stop(print)
-    first.wait(5)
+    first.wait(30)
     assert leftovers.find(built.federation["id"]) == []
 
 

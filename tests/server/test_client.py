@@ -46,7 +46,7 @@ def test_an_engineers_day(fed: Any, amelie: Client) -> None:
     assert amelie.shares()
     assert amelie.quota()["accounts"]
     site.succeed(offer)
-    assert amelie.wait(job.id, timeout_s=10).state is JobState.SUCCEEDED
+    assert amelie.wait(job.id, timeout_s=60).state is JobState.SUCCEEDED
     with pytest.raises(ConflictError, match="cannot be cancelled"):
         amelie.cancel(job.id)
     with pytest.raises(NotFoundError):
