@@ -7,6 +7,7 @@ Objects that must not change are stored under keys that hold their SHA-256 (`put
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from consortium.errors import AuthError, NotFoundError, UnreachableError, UsageE
 _ABSENT = {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
 _BEYOND = {"416", "InvalidRange"}
 _REFUSED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+_WHOLE_BYTES = 1 << 30
+"""A larger object is sent in parts: S3 takes 5 GB in one piece at most, and vectors of large models are larger."""
+_PART_BYTES = 64 << 20
 _CLIENTS = threading.Lock()
 """boto3's default session is not safe to build clients from in several threads at once."""
 
@@ -112,9 +116,15 @@ class ObjectStore:
                 self._client.create_bucket(Bucket=self.bucket)
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object whole."""
+        """Write an object whole; a large one arrives in parts, and is there once the last one is."""
         with self._translated(key):
-            self._client.put_object(Bucket=self.bucket, Key=_checked(key), Body=data)
+            if len(data) <= _WHOLE_BYTES:
+                self._client.put_object(Bucket=self.bucket, Key=_checked(key), Body=data)
+                return
+            from boto3.s3.transfer import TransferConfig
+
+            parts = TransferConfig(multipart_threshold=1, multipart_chunksize=_PART_BYTES, max_concurrency=4)
+            self._client.upload_fileobj(io.BytesIO(data), self.bucket, _checked(key), Config=parts)
 
     def put_addressed(self, prefix: str, data: bytes, suffix: str = "", *, digest: str = "") -> Addressed:
         """Write `data` under `prefix/<hex of its SHA-256><suffix>`; writes nothing where it already stands there.
