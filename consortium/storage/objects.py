@@ -21,7 +21,7 @@ from consortium.errors import AuthError, NotFoundError, UnreachableError, UsageE
 _ABSENT = {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
 _BEYOND = {"416", "InvalidRange"}
 _REFUSED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
-_WHOLE_BYTES = 1 << 30
+_WHOLE_BYTES = 1 << 32
 """A larger object is sent in parts: S3 takes 5 GB in one piece at most, and vectors of large models are larger."""
 _PART_BYTES = 64 << 20
 _CLIENTS = threading.Lock()
@@ -227,9 +227,9 @@ class ObjectStore:
             self._client.delete_object(Bucket=self.bucket, Key=_checked(key))
 
     def _has(self, key: str, data: bytes) -> bool:
-        """Tell whether the key holds `data`, by its size and, where the ETag is an MD5, by that.
+        """Tell whether the key holds `data`, by its size and, where the ETag is an MD5, or one of parts, by that.
 
-        It is of what was written whole and is not encrypted with a key of the store's or the client's.
+        It is where it is not encrypted with a key of the store's or the client's.
         """
         try:
             with self._translated(key):
@@ -237,9 +237,10 @@ class ObjectStore:
         except NotFoundError:
             return False
         etag = str(found["ETag"]).strip('"')
-        hashed = len(etag) == 32 and found.get("ServerSideEncryption", "AES256") == "AES256"
+        hashed = len(etag) == 32 or (len(etag) > 32 and etag[32:] == _parts_of(data))
+        hashed = hashed and found.get("ServerSideEncryption", "AES256") == "AES256"
         hashed = hashed and "SSECustomerAlgorithm" not in found
-        same = not hashed or etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
+        same = not hashed or etag == _etag(data, in_parts=len(etag) > 32)
         return bool(found["ContentLength"] == len(data) and same)
 
     @contextmanager
@@ -275,6 +276,21 @@ class ObjectStore:
                 f"the object store refused the credentials: {message}", where=where, fix="check the store's key files"
             )
         return UnreachableError(f"the object store failed: {code} {message}", where=where, fix="try again")
+
+
+def _parts_of(data: bytes) -> str:
+    """Return how the ETag of an object ends that was sent in parts."""
+    return f"-{-(-len(data) // _PART_BYTES)}"
+
+
+def _etag(data: bytes, *, in_parts: bool) -> str:
+    """Return an object's MD5; of one that was sent in parts, the MD5 of their MD5s, and their number."""
+    if not in_parts:
+        return hashlib.md5(data, usedforsecurity=False).hexdigest()
+    view, whole = memoryview(data), hashlib.md5(usedforsecurity=False)
+    for start in range(0, len(data), _PART_BYTES):
+        whole.update(hashlib.md5(view[start : start + _PART_BYTES], usedforsecurity=False).digest())
+    return whole.hexdigest() + _parts_of(data)
 
 
 @lru_cache(maxsize=16)

@@ -70,6 +70,9 @@ def test_a_large_object_is_sent_in_parts(store: ObjectStore, monkeypatch: pytest
         assert store.get(address.key, digest=address.digest) == data
     assert called.count("PutObject") == 1
     assert called.count("UploadPart") == 4
+    store.put(address.key, bytes(len(large)))
+    store.put_addressed("vectors", large, ".f32")
+    assert store.get(address.key, digest=address.digest) == large, "bytes that changed are written again"
 
 
 def test_an_absent_key_and_an_absent_bucket_are_not_found(s3, store: ObjectStore, tmp_path: Path) -> None:
