@@ -25,7 +25,6 @@ one shard.
 from __future__ import annotations
 
 import json
-import mmap
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -164,7 +163,7 @@ class _Work:
 
     @contextmanager
     def screened(self) -> Iterator[list[Part]]:
-        """Screen all shards and yield what is small of them; signatures are memory maps of files that go with it."""
+        """Screen all shards and yield what is small of them; signatures are memory maps of files without a name."""
         rows = [{"index": i, "key": s.key, "digest": s.digest} for i, s in enumerate(self.dataset.shards)]
         arguments = {"store": self.store, "work": self.work, "config": self.config, "sets": self.sets}
         cluster.each(screen_task, rows, arguments, phase="screen", progress=self.progress)
@@ -340,8 +339,9 @@ def _side_rows(store: ObjectStore, summary: Mapping[str, Any]) -> I64:
 def _mapped(store: ObjectStore, key: str, digest: str, file: Path) -> memoryview:
     with markers.reading(store, key):
         store.get_file(key, file)
-        with file.open("rb") as opened:
-            view = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+        with pa.memory_map(str(file)) as opened:  # keeps no file open, as Python's own map does: one for each shard
+            view = memoryview(opened.read_buffer())
+        file.unlink()
         if sha256(view) != digest:
             raise VerificationError("the signatures are not those that were written")
     return view

@@ -133,7 +133,12 @@ class _Kept:
         """The indexes' digests, in the order of the stage's input shards or, of tokens, of the dataset's shards."""
         found = self.manifest.get("index") or []
         if self.dataset.artifact_class is ArtifactClass.TOKENS:
-            found = dict(found).get("heldout" if self.dataset.held_out else "tokens", [])
+            # By its shards: of a held-out dataset both splits are held out.
+            mine = [shard.digest for shard in self.dataset.shards]
+            splits = {
+                name: [line["digest"] for line in lines] for name, lines in self.manifest.get("outputs", {}).items()
+            }
+            found = next((found[name] for name, digests in splits.items() if digests == mine and name in found), [])
         return [str(digest) for digest in found]
 
     def index(self, number: int) -> pa.Table:

@@ -89,8 +89,11 @@ class Vocabulary:
 def count_datasets(
     datasets: Sequence[Dataset], config: TokenizeConfig, store: ObjectStore, *, progress: Progress | None = None
 ) -> dict[str, int]:
-    """Count the words of all training documents of `datasets` on the connected cluster; thresholded."""
-    shards = [shard for dataset in datasets for shard in dataset.shards]
+    """Count the words of all training documents of `datasets` on the connected cluster; thresholded.
+
+    A held-out dataset has none.
+    """
+    shards = [shard for dataset in datasets if not dataset.held_out for shard in dataset.shards]
     arguments = {"store": store, "config": config}
     tally = words.Tally()
     for row in _waves(count_task, _rows(shards), arguments, "count", progress):

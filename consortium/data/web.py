@@ -23,7 +23,7 @@ from consortium.data.parts import Parts, duplicates
 from consortium.data.rules import Rule
 from consortium.domain.cleaning import C4, FineWeb
 
-SENTENCE_BREAK = re.compile(r"""[.!?…。！？]["'»”’)\]]*[ \t\u00a0]+(?![a-zß-öø-ÿ\d\s])""")  # noqa: RUF001  signs of all scripts
+SENTENCE_BREAK = re.compile(r"""[.!?…。！？؟۔।॥።։]["'»”’)\]]*[ \t\u00a0]+(?![a-zß-öø-ÿ\d\s])""")  # noqa: RUF001  signs of all scripts
 """Inside a line: terminal punctuation, closing signs, blanks, and no small letter or digit after them."""
 _LOREM_IPSUM = "lorem ipsum"
 

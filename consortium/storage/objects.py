@@ -7,6 +7,7 @@ Objects that must not change are stored under keys that hold their SHA-256 (`put
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from consortium.errors import AuthError, NotFoundError, UnreachableError, UsageE
 _ABSENT = {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
 _BEYOND = {"416", "InvalidRange"}
 _REFUSED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+_WHOLE_BYTES = 1 << 32
+"""A larger object is sent in parts: S3 takes 5 GB in one piece at most, and vectors of large models are larger."""
+_PART_BYTES = 64 << 20
 _CLIENTS = threading.Lock()
 """boto3's default session is not safe to build clients from in several threads at once."""
 
@@ -112,9 +116,15 @@ class ObjectStore:
                 self._client.create_bucket(Bucket=self.bucket)
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object whole."""
+        """Write an object whole; a large one arrives in parts, and is there once the last one is."""
         with self._translated(key):
-            self._client.put_object(Bucket=self.bucket, Key=_checked(key), Body=data)
+            if len(data) <= _WHOLE_BYTES:
+                self._client.put_object(Bucket=self.bucket, Key=_checked(key), Body=data)
+                return
+            from boto3.s3.transfer import TransferConfig
+
+            parts = TransferConfig(multipart_threshold=1, multipart_chunksize=_PART_BYTES, max_concurrency=4)
+            self._client.upload_fileobj(io.BytesIO(data), self.bucket, _checked(key), Config=parts)
 
     def put_addressed(self, prefix: str, data: bytes, suffix: str = "", *, digest: str = "") -> Addressed:
         """Write `data` under `prefix/<hex of its SHA-256><suffix>`; writes nothing where it already stands there.
@@ -217,9 +227,9 @@ class ObjectStore:
             self._client.delete_object(Bucket=self.bucket, Key=_checked(key))
 
     def _has(self, key: str, data: bytes) -> bool:
-        """Tell whether the key holds `data`, by its size and, where the ETag is an MD5, by that.
+        """Tell whether the key holds `data`, by its size and, where the ETag is an MD5, or one of parts, by that.
 
-        It is of what was written whole and is not encrypted with a key of the store's or the client's.
+        It is where it is not encrypted with a key of the store's or the client's.
         """
         try:
             with self._translated(key):
@@ -227,9 +237,10 @@ class ObjectStore:
         except NotFoundError:
             return False
         etag = str(found["ETag"]).strip('"')
-        hashed = len(etag) == 32 and found.get("ServerSideEncryption", "AES256") == "AES256"
+        hashed = len(etag) == 32 or (len(etag) > 32 and etag[32:] == _parts_of(data))
+        hashed = hashed and found.get("ServerSideEncryption", "AES256") == "AES256"
         hashed = hashed and "SSECustomerAlgorithm" not in found
-        same = not hashed or etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
+        same = not hashed or etag == _etag(data, in_parts=len(etag) > 32)
         return bool(found["ContentLength"] == len(data) and same)
 
     @contextmanager
@@ -265,6 +276,21 @@ class ObjectStore:
                 f"the object store refused the credentials: {message}", where=where, fix="check the store's key files"
             )
         return UnreachableError(f"the object store failed: {code} {message}", where=where, fix="try again")
+
+
+def _parts_of(data: bytes) -> str:
+    """Return how the ETag of an object ends that was sent in parts."""
+    return f"-{-(-len(data) // _PART_BYTES)}"
+
+
+def _etag(data: bytes, *, in_parts: bool) -> str:
+    """Return an object's MD5; of one that was sent in parts, the MD5 of their MD5s, and their number."""
+    if not in_parts:
+        return hashlib.md5(data, usedforsecurity=False).hexdigest()
+    view, whole = memoryview(data), hashlib.md5(usedforsecurity=False)
+    for start in range(0, len(data), _PART_BYTES):
+        whole.update(hashlib.md5(view[start : start + _PART_BYTES], usedforsecurity=False).digest())
+    return whole.hexdigest() + _parts_of(data)
 
 
 @lru_cache(maxsize=16)

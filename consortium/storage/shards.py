@@ -19,7 +19,6 @@ Token shard: little-endian, made to be memory-mapped.
 from __future__ import annotations
 
 import io
-import mmap
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,7 +135,7 @@ def join_tokens(bodies: Sequence[Tokens], lengths: npt.ArrayLike, *, eos: int, v
     return b"".join([header, offsets.tobytes(), *(body.data for body in plain)])
 
 
-def read_tokens(data: bytes | memoryview | mmap.mmap, *, where: str = "shard") -> TokenShard:
+def read_tokens(data: bytes | memoryview, *, where: str = "shard") -> TokenShard:
     """View a token shard's bytes; raises VerificationError where lengths and header do not agree."""
     view = memoryview(data)
     if len(view) < _HEADER.size or bytes(view[:8]) != _MAGIC:
@@ -156,6 +155,9 @@ def read_tokens(data: bytes | memoryview | mmap.mmap, *, where: str = "shard") -
 
 
 def map_tokens(path: str | Path) -> TokenShard:
-    """Memory-map a token shard in a file: pages are read when they are touched."""
-    with open(path, "rb") as file:
-        return read_tokens(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), where=str(path))
+    """Memory-map a token shard in a file: pages are read when they are touched.
+
+    Arrow's map keeps no file open, as Python's own does: a worker maps more shards than it may have open files.
+    """
+    with pa.memory_map(str(path)) as file:
+        return read_tokens(memoryview(file.read_buffer()), where=str(path))

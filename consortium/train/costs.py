@@ -273,6 +273,7 @@ def _warnings(
         if site.passes > 4:
             # Repeated text is worth as much as new text for about four passes (https://arxiv.org/abs/2305.16264).
             found.append(f"{site.site}: its data is read {site.passes:,.1f} times; beyond 4 it teaches ever less")
+    found += _of_rate(params)
     if walltime_s < hours[1] * 3600:
         stopped = "is stopped" if walltime_s < hours[0] * 3600 else "may be stopped"
         enough = _up(hours[1] * 3600)
@@ -280,6 +281,16 @@ def _warnings(
             f"it {stopped} after {walltime_s / 3600:,.1f} h, before its last round; walltime_s={enough} is enough"
         )
     return tuple(found)
+
+
+def _of_rate(params: PretrainConfig) -> list[str]:
+    """Say that the warm-up lasts into the steps over which the rate comes down, or as long as the training."""
+    total, optim = params.all_rounds * params.outer.inner_steps, params.optim
+    down = total - (round(optim.decay_share * total) if optim.schedule == "wsd" else 1)
+    if optim.warmup_steps <= down or optim.final_lr_share == 1:
+        return []
+    warmup = f"optim.warmup_steps is {optim.warmup_steps:,} of {total:,} steps"
+    return [f"the rate still goes up when it is to come down: {warmup}"]
 
 
 def _smaller(params: PretrainConfig, vocab_size: int, workers: int, room: float) -> str:

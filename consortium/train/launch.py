@@ -141,11 +141,11 @@ def _worker(config: Mapping[str, Any]) -> None:
         sequences = open_sequences(
             exchange.store(), context.inputs, params.model.context, words.size, Path(directory), params.data.weights
         )
-        worker = InnerWorker(params, words.size, sequences, context.site, rank=rank, world=world, device=device)
-        if rank == 0:
-            lead(exchange, worker, params, words.size, words.tokenizer_digest)
-        else:
-            worker.follow()
+    worker = InnerWorker(params, words.size, sequences, context.site, rank=rank, world=world, device=device)
+    if rank == 0:
+        lead(exchange, worker, params, words.size, words.tokenizer_digest)
+    else:
+        worker.follow()
 
 
 def lead(exchange: Exchange, worker: Any, params: PretrainConfig, vocab_size: int, tokenizer_digest: str) -> None:

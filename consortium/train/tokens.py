@@ -85,6 +85,8 @@ def open_sequences(
 ) -> Sequences:
     """Download the datasets' shards into `directory` and return their sequences, in order of dataset id and shard.
 
+    A file has no name any more once it is mapped: tokens are texts, and a worker that is killed must not leave them on
+    a disk of the cluster. Its room is free when the sequences are gone.
     With `weights`, those of `DataConfig`, only datasets whose weight is above 0, one source after another.
 
     Raises VerificationError where a shard's bytes do not hash to its digest or it holds a token outside the vocabulary,
@@ -93,7 +95,9 @@ def open_sequences(
     arrays, ends = [], set()
     mixed = _mixed(datasets, weights or {})
     for _, shard in _in_order(datasets, mixed):
-        mapped = map_tokens(_fetched(store, shard, directory))
+        path = _fetched(store, shard, directory)
+        mapped = map_tokens(path)
+        path.unlink()
         tokens = mapped.tokens
         if len(tokens) and int(tokens.max()) >= vocab_size:
             raise VerificationError(f"a token lies outside the vocabulary of {vocab_size}", where=shard.key)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from consortium.data.documents import Document
 from consortium.data.readers import Quarantined, apart, find, read
 from consortium.data.readers.apart import Reader
+from consortium.data.readers.pages import decoded
 from consortium.data.register import register_collection
 from consortium.domain.codec import to_json
 from consortium.errors import JobFailedError, UsageError
@@ -165,6 +166,22 @@ def test_a_page_is_read_in_its_own_encoding_and_day_and_language_are_taken_from_
     assert [item.reason for item in items(tmp_path, "x.html", binary)[1]] == ["utf8"]
     assert [item.reason for item in items(tmp_path, "x.html", b"")[1]] == ["html"]
     assert [item.reason for item in items(tmp_path, "x.html", b"<a>" * 500_000)[1]] == ["html"]
+
+
+@pytest.mark.parametrize(
+    ("label", "codec", "text"),
+    [
+        ("cp1251", "cp1251", "Гражданство"),
+        ("iso-8859-8-i", "iso-8859-8", "חוק האזרחות"),
+        ("iso8859-2", "iso-8859-2", "ustawa o obywatelstwie łódź"),
+        ("UTF-16LE", "utf-16-le", "Gesetz"),
+        ("euc-kr", "cp949", "똠방각하"),
+        ("big5", "big5hkscs", "香港法例 嘅"),
+        ("EUC-JP", "euc_jis_2004", "①国籍法"),
+    ],
+)
+def test_a_label_means_what_browsers_take_it_for(label: str, codec: str, text: str) -> None:
+    assert decoded(text.encode(codec), label) == text
 
 
 def test_nothing_that_a_page_names_is_fetched(tmp_path: Path) -> None:

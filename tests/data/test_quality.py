@@ -85,6 +85,20 @@ def test_c4(text: str, removed: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "उन्हें बुद्धि प्राप्त है। यह घोषणा है। सबको अधिकार है।",
+        "وہ آزاد ہیں\u06d4 یہ اعلان ہے\u06d4 کیا سب کو حق ہے؟",
+        "هل هم أحرار؟ هذا إعلان. للجميع حق.",
+        "ነጻ ነው። ይህ ነው። እውነት ነው።",
+    ],
+)
+def test_sentences_end_in_their_own_scripts_signs(text: str) -> None:
+    found = scores(text, "und")
+    assert (found["c4.min_sentences"], found["fineweb.terminal_lines"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
     ("text", "removed"),
     [
         (GOOD, None),

@@ -121,6 +121,7 @@ def test_every_document_stands_once_and_the_index_leads_from_any_token_back_to_i
             for position in {start, start + len(tokens)}:  # its first token, and the mark of its end
                 place = lineage.locate(made, shard.digest, position, store)
                 assert (place.document, place.offset) == (text_digest(text), position - start)
+                assert lineage.locate(replace(made, held_out=True), shard.digest, position, store) == place
                 [home] = [one for one in source.shards if one.digest == place.source]
                 row = read_table(store.get(home.key)).slice(place.row, 1).to_pylist()[0]
                 assert (row["text"], row["id"], row["contributor"]) == (text, place.id, place.contributor)
@@ -129,6 +130,14 @@ def test_every_document_stands_once_and_the_index_leads_from_any_token_back_to_i
     assert sorted(found["tokens"] + found["heldout"]) == sorted(texts)
     assert len(stage.outputs["tokens"]) > 3
     assert not list(store.list("jobs/j1/runs/")), "what the passes handed on is gone"
+
+
+def test_words_of_a_held_out_dataset_are_not_counted(store: ObjectStore) -> None:
+    source = dataset_of(store, texts_of(), rows=400)
+    counted = tokenize.count_datasets([source], CONFIG, store)
+    assert counted
+    held_out = replace(dataset_of(store, ["withheld words here"] * 20, rows=20), id=new_id("ds", 2), held_out=True)
+    assert tokenize.count_datasets([source, held_out], CONFIG, store) == counted
 
 
 def test_neighbours_are_spread_and_the_seed_decides_how(store: ObjectStore, vocabulary: Vocabulary) -> None:

@@ -66,6 +66,26 @@ def test_spanish_and_portuguese_are_told_apart() -> None:
     assert annotation.value.startswith("pt ")
 
 
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("hi", "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है।"),
+        ("mr", "सर्व मानवी व्यक्ति जन्मतःच स्वतंत्र आहेत व त्यांना समान प्रतिष्ठा व समान अधिकार आहेत."),
+        ("ne", "सबै व्यक्तिहरू जन्मजात स्वतन्त्र हुन् ती सबैको समान अधिकार र महत्व छ।"),
+    ],
+)
+def test_languages_of_one_script_are_told_apart_by_their_vowel_signs(code: str, text: str) -> None:
+    kept, notes = outcome(language(LanguageConfig(languages=("hi", "mr", "ne"), min_confidence=0.8)), text)
+    assert [one.language for one in kept] == [code], notes.annotations
+
+
+def test_marks_on_no_letter_are_no_text() -> None:
+    kept, notes = outcome(
+        language(LanguageConfig(languages=("hi",), min_confidence=0.5)), "❤\ufe0f 1\ufe0f\u20e3 👩\u200d👧"
+    )
+    assert (kept, list(notes.removed)) == ([], ["language.none"])
+
+
 def test_an_uncertain_language_goes_with_value_and_threshold() -> None:
     kept, notes = outcome(
         language(LanguageConfig(languages=("fr",), min_confidence=0.999_999)), "Dispositions diverses"

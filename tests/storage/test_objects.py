@@ -59,6 +59,22 @@ def test_files_travel_in_parts(store: ObjectStore, tmp_path: Path) -> None:
     assert source.read_bytes() == target.read_bytes()
 
 
+def test_a_large_object_is_sent_in_parts(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consortium.storage.objects._WHOLE_BYTES", 6 << 20)
+    monkeypatch.setattr("consortium.storage.objects._PART_BYTES", 5 << 20)
+    called: list[str] = []
+    store._client.meta.events.register("before-call.s3", lambda model, **_: called.append(model.name))
+    small, large = secrets.token_bytes(6 << 20), secrets.token_bytes(16 << 20)
+    for data in (small, large, large):
+        address = store.put_addressed("vectors", data, ".f32")
+        assert store.get(address.key, digest=address.digest) == data
+    assert called.count("PutObject") == 1
+    assert called.count("UploadPart") == 4
+    store.put(address.key, bytes(len(large)))
+    store.put_addressed("vectors", large, ".f32")
+    assert store.get(address.key, digest=address.digest) == large, "bytes that changed are written again"
+
+
 def test_an_absent_key_and_an_absent_bucket_are_not_found(s3, store: ObjectStore, tmp_path: Path) -> None:
     for call in (store.get, store.size, lambda key: store.get_file(key, tmp_path / "x")):
         with pytest.raises(NotFoundError, match="nowhere"):

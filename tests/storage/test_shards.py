@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,21 @@ def test_tokens_take_the_least_width_and_come_back(vocab: int, dtype: str, tmp_p
     assert [document.tolist() for document in shard] == documents
     (tmp_path / "t").write_bytes(data)
     assert map_tokens(tmp_path / "t").tokens.tolist() == shard.tokens.tolist()
+
+
+def test_more_shards_are_mapped_than_files_may_be_open(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, len(os.listdir("/proc/self/fd")) + 50), hard))
+    try:
+        for number in range(100):
+            path = tmp_path / "t"
+            path.write_bytes(write_tokens([[number]], eos=0, vocab_size=256))
+            held.append(map_tokens(path))
+            path.unlink()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [int(shard.tokens[0]) for shard in held] == list(range(100))
 
 
 def test_an_empty_token_shard_is_a_token_shard() -> None:

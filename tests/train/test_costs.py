@@ -102,6 +102,22 @@ def test_what_does_not_fit_is_said_with_what_makes_it_fit(sites):
     assert asked(sites, "model=1m", at=("fr-1",))[1].warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        ((), False),
+        (("optim.warmup_steps=99",), False),
+        (("optim.warmup_steps=100",), True),
+        (("optim.warmup_steps=80", "optim.schedule=wsd"), False),
+        (("optim.warmup_steps=81", "optim.schedule=wsd"), True),
+        (("optim.warmup_steps=100", "optim.final_lr_share=1"), False),
+    ],
+)
+def test_a_warm_up_that_leaves_the_rate_no_steps_to_come_down_is_said(sites, given, warned):
+    _, found = asked(sites, "model=1m", "outer.rounds=10", "outer.inner_steps=10", *given, at=("fr-1",))
+    assert any("warmup_steps" in text for text in found.warnings) is warned
+
+
 @pytest.mark.parametrize("optim", ["adamw", "muon"])
 def test_workers_share_a_model_that_fits_on_none_of_them(sites, optim):
     given = ["model=7b", f"optim={optim}", "data.batch_size=1", "outer.rounds=1"]

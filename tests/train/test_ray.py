@@ -36,6 +36,7 @@ def cluster() -> Iterator[dict[str, str]]:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "OMP_NUM_THREADS": "1"}
+        env["TMPDIR"] = directory
         env.pop("RAY_ADDRESS", None)
         head = subprocess.Popen(
             [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}",
@@ -149,6 +150,7 @@ def test_a_worker_that_is_lost_is_not_the_programs_fault(cluster, s3):
     assert len(failures) == 1
     assert "was lost" in failures[0][0]
     assert failures[0][1] == "site"
+    assert not list(Path(cluster["TMPDIR"]).glob("consortium-tokens-*")), "it leaves no tokens on the disk"
 
 
 def _is_worker(process: psutil.Process, env: dict[str, str]) -> bool:

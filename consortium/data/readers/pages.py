@@ -25,19 +25,57 @@ _MAX_ELEMENTS = 200_000
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s{0,9}=\s{0,9}["']?\s{0,9}([A-Za-z0-9_:.-]{2,40})""", re.IGNORECASE)
 _LANGUAGE = re.compile(r"""<html\b[^>]{0,500}?\blang\s{0,9}=\s{0,9}["']?([A-Za-z]{2,3})(?![A-Za-z])""", re.IGNORECASE)
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-_LATIN = ("ascii", "us-ascii", "iso-8859-1", "iso8859-1", "latin1", "latin-1", "iso_8859-1", "l1", "cp1252")
-_ENCODINGS = {
-    **{name: name for name in ("utf-8", "utf-16-le", "utf-16-be", "koi8-r", "koi8-u", "big5", "euc-jp", "euc-kr")},
-    **{name: name for name in ("iso-2022-jp", "gbk", "gb18030", "hz")},
-    **{f"iso-8859-{part}": f"iso-8859-{part}" for part in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)},
-    **{f"windows-{page}": f"cp{page}" for page in (874, *range(1250, 1259))},
-    **dict.fromkeys(_LATIN, "cp1252"),
-    "utf8": "utf-8", "utf-16": "utf-16-le", "unicode-1-1-utf-8": "utf-8", "iso-8859-9": "cp1254",
-    "latin2": "iso-8859-2",
-        "shift_jis": "cp932", "shift-jis": "cp932", "sjis": "cp932", "gb2312": "gbk", "iso-8859-11": "cp874",
-    "macintosh": "mac-roman", "ibm866": "cp866", "ks_c_5601-1987": "euc-kr", "tis-620": "cp874",
-}  # fmt: skip
-"""WHATWG's labels that are in use, and Python's codec for each. Others (`idna`, `unicode_escape`) are refused."""
+
+
+def _labels() -> dict[str, str]:
+    """Return the labels of the WHATWG's Encoding Standard (section 4.2), and Python's codec for each.
+
+    Where the standard takes an encoding for a larger one, so does this: EUC-KR is Windows' code page 949.
+    Others (`idna`, `unicode_escape`) are refused.
+    """
+    found = {label: codec for codec, labels in _CODECS.items() for label in labels.split()}
+    for part in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16):
+        found |= dict.fromkeys(_iso(part), f"iso-8859-{part}")
+    found |= dict.fromkeys(_iso(1), "cp1252") | dict.fromkeys(_iso(9), "cp1254") | dict.fromkeys(_iso(11), "cp874")
+    for number in range(1250, 1259):
+        found |= dict.fromkeys((f"cp{number}", f"windows-{number}", f"x-cp{number}"), f"cp{number}")
+    return found
+
+
+def _iso(part: int) -> tuple[str, ...]:
+    return f"iso-8859-{part}", f"iso8859-{part}", f"iso8859{part}", f"iso_8859-{part}"
+
+
+_CODECS = {
+    "utf-8": "utf-8 utf8 unicode-1-1-utf-8 unicode11utf8",
+    "utf-16-le": "utf-16 utf-16le utf-16-le unicode ucs-2 iso-10646-ucs-2",
+    "utf-16-be": "utf-16be utf-16-be",
+    "cp1252": "ascii us-ascii latin1 latin-1 l1 cp819 iso_8859-1:1987 iso-ir-100",
+    "iso-8859-2": "latin2 l2 iso_8859-2:1987 iso-ir-101",
+    "iso-8859-3": "latin3 l3 iso_8859-3:1988 iso-ir-109",
+    "iso-8859-4": "latin4 l4 iso_8859-4:1988 iso-ir-110",
+    "iso-8859-5": "cyrillic iso_8859-5:1988 iso-ir-144",
+    "iso-8859-6": "arabic asmo-708 ecma-114 iso-8859-6-e iso-8859-6-i iso_8859-6:1987 iso-ir-127",
+    "iso-8859-7": "greek greek8 ecma-118 elot_928 iso_8859-7:1987 iso-ir-126",
+    "iso-8859-8": "hebrew visual logical iso-8859-8-e iso-8859-8-i iso_8859-8:1988 iso-ir-138",
+    "iso-8859-10": "latin6 l6 iso-ir-157",
+    "iso-8859-15": "l9",
+    "cp1254": "latin5 l5 iso_8859-9:1989 iso-ir-148",
+    "cp866": "ibm866 cp866 866",
+    "cp874": "windows-874 dos-874 tis-620",
+    "koi8-r": "koi8-r koi8_r koi8 koi",
+    "koi8-u": "koi8-u koi8-ru",
+    "mac-roman": "macintosh mac x-mac-roman",
+    "mac-cyrillic": "x-mac-cyrillic x-mac-ukrainian",
+    "gb18030": "gb18030 gbk x-gbk gb2312 gb_2312 gb_2312-80 chinese iso-ir-58",
+    "hz": "hz",
+    "big5hkscs": "big5 big5-hkscs cn-big5 x-x-big5",
+    "euc_jis_2004": "euc-jp x-euc-jp",
+    "iso-2022-jp": "iso-2022-jp",
+    "cp932": "shift_jis shift-jis sjis x-sjis ms_kanji ms932 windows-31j",
+    "cp949": "euc-kr korean windows-949 ksc5601 ksc_5601 ks_c_5601-1987 ks_c_5601-1989 iso-ir-149",
+}
+_ENCODINGS = _labels()
 
 
 def page(data: bytes, name: str, row: int, values: Mapping[str, Any], charset: str = "") -> Item:
