@@ -482,6 +482,7 @@ def test_ray_must_answer_before_anything_is_offered(world: World) -> None:
     ("job", "failure", "fault"),
     [
         (RayJob(status=RayStatus.FAILED, exit_code=1), None, Fault.USER),
+        (RayJob(status=RayStatus.FAILED, exit_code=UnreachableError.exit_code), None, Fault.SITE),
         (RayJob(status=RayStatus.FAILED, exit_code=-9), None, Fault.NODE),
         (RayJob(status=RayStatus.FAILED, exit_code=137), None, Fault.NODE),
         (RayJob(status=RayStatus.FAILED, message="runtime_env setup failed"), None, Fault.SITE),

@@ -297,10 +297,16 @@ def _let_go(folder: Path, before: int) -> None:
 
 
 def _keep(path: Path, data: bytes) -> None:
-    for folder in (path.parent.parent, path.parent):
-        folder.mkdir(mode=0o700, exist_ok=True)
+    """Keep a plaintext, whole or not at all. Raises UnreachableError where the disk does not take it."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as out:
-        out.write(data)
-    draft.replace(path)
+    try:
+        for folder in (path.parent.parent, path.parent):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(data)
+        draft.replace(path)
+    except OSError as fault:
+        draft.unlink(missing_ok=True)  # the next try must not find still less room
+        what = f"what came in cannot be kept: {fault.strerror}"
+        raise UnreachableError(what, where=str(path.parent), fix="make room on its disk") from fault
