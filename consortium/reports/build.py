@@ -73,7 +73,7 @@ def build_report(
     payloads = [(entry, entry.payload) for entry in entries if entry.payload is not None]
     records = [(entry, from_json(Record, payload, where=entry.record_id)) for entry, payload in payloads]
     chosen = choose(records, partner, period)
-    facts = _sites(sites, [record for _, record in chosen])
+    facts = _sites(sites, [record for _, record in chosen], trust)
     origins = {record.origin for _, record in chosen}
     report = Report(
         format=FORMAT,
@@ -210,13 +210,15 @@ def _check_asked(partner: str, period: str, sites: Sequence[Site]) -> None:
         raise UsageError(f"{partner!r} is no partner with a site", fix=f"partners: {', '.join(known)}")
 
 
-def _sites(sites: Sequence[Site], records: Iterable[Record]) -> tuple[SiteFacts, ...]:
-    """Return the sites as their signed files say, or as the server has them where the log holds no file."""
+def _sites(sites: Sequence[Site], records: Iterable[Record], trust: Trust) -> tuple[SiteFacts, ...]:
+    """Return the sites as their signed files say, or as the server has them where the log holds no file.
+
+    Those that have left are among them, where their keys are known: what they delivered is still counted.
+    """
     files = newest_files(records)
-    return tuple(
-        site_facts(files[site.id]) if site.id in files else _site_facts(site)
-        for site in sorted(sites, key=lambda site: site.id)
-    )
+    known = {site for site in files if site in trust.sites and partner_of(site) in trust.partners}
+    told = {site.id: _site_facts(site) for site in sites} | {site: site_facts(files[site]) for site in sorted(known)}
+    return tuple(told[site] for site in sorted(told))
 
 
 def _site_facts(site: Site) -> SiteFacts:

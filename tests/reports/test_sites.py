@@ -71,6 +71,21 @@ def test_the_newest_file_holds_whatever_the_server_has(tmp_path: Path) -> None:
     assert factor == "0.9"
 
 
+def test_what_ran_at_a_site_that_has_left_still_counts_by_its_file(tmp_path: Path) -> None:
+    world = b.example()
+    for site in b.FACTORS:
+        site_file(world, site)
+    whole = world.report(tmp_path / "before")
+    left = [site for site in world.sites if site.partner != "de"]
+    with world.log(tmp_path / "after") as log:
+        made = build_report(partner="fr", period=b.PERIOD, log=log, sites=left, trust=world.trust,
+                            key=world.keys["server"], made_ms=1_777_000_000_123)  # fmt: skip
+    assert made["figures"] == whole["figures"]
+    assert made["sites"] == whole["sites"]
+    assert made["figures"]["consumed"]["total"]["reference_gpu_hours"] == "10.4960"
+    verify_report(made, world.trust)
+
+
 @pytest.mark.parametrize(
     "signed", [{"key": SigningKey.generate()}, {"partner": "de", "key": "de-1"}, {"partner": "consortium"}]
 )
