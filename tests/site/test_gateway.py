@@ -328,6 +328,19 @@ def test_a_receipt_that_a_crash_left_without_its_record_is_recorded(border: Bord
     assert len(border.records("crossing")) == 1
 
 
+@pytest.mark.parametrize("left", [b"", b"from", None])
+def test_what_was_kept_and_is_not_whole_any_more_is_fetched_anew(border: Border, left: bytes | None) -> None:
+    artifact = receive_from_de(border, b"from de")
+    path, asked = f"/leg/artifacts/{artifact.digest}", {"sender": "de-1"}
+    assert border.http.get(path, params=asked, headers=border.leg).content == b"from de"
+    (kept,) = [file for file in border.gateway.received.rglob("*") if file.is_file()]
+    kept.unlink() if left is None else kept.write_bytes(left)
+    for _ in range(2):
+        assert border.http.get(path, params=asked, headers=border.leg).content == b"from de"
+    assert kept.read_bytes() == b"from de"
+    assert len(border.records("crossing")) == 1
+
+
 def test_a_full_disk_is_waited_for_and_leaves_nothing_half_kept(border: Border) -> None:
     data = secrets.token_bytes(1 << 20)
     artifact = receive_from_de(border, data)

@@ -206,8 +206,8 @@ class Border:
             raise UsageError(f"no digest, or no site: {wanted[:80]!r} of {sender[:80]!r}", where=leg.offer.job)
         folder = self.gateway.received / leg.offer.job
         kept = (folder / str(round) if round else folder) / f"{sender or 'any'}-{wanted.removeprefix('sha256:')}"
-        if kept.is_file() and self._recorded(leg.offer.job, sender, wanted):
-            return kept.read_bytes()
+        if self._recorded(leg.offer.job, sender, wanted) and (known := _kept(kept, wanted)) is not None:
+            return known
         for artifact in self.inbox(leg, round):
             if artifact.digest == wanted and sender in ("", artifact.sender) and round in (None, artifact.round):
                 break
@@ -294,6 +294,15 @@ def _let_go(folder: Path, before: int) -> None:
     for path in folder.iterdir():
         if path.is_dir() and path.name.isdecimal() and int(path.name) < before:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _kept(path: Path, wanted: str) -> bytes | None:
+    """Return what is kept; None where it is gone, or was cut when the machine lost its power."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return data if digest(data) == wanted else None
 
 
 def _keep(path: Path, data: bytes) -> None:
