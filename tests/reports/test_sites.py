@@ -107,6 +107,27 @@ def test_a_factor_is_a_decimal_number_above_zero(tmp_path: Path, factor: str) ->
         verify_report(sign_value(world.keys["server"], made | {"sites": sites}), world.trust)
 
 
+def test_a_file_by_rules_that_hold_no_more_stops_no_report(tmp_path: Path) -> None:
+    world = b.example()
+    site_file(world, "fr-1", "0.0005", version=1)
+    site_file(world, "fr-1", "0.9", version=2)
+    site_file(world, "uy-1", "5000")
+    made = build(world, tmp_path)
+    factors = {site["id"]: site["reference_factor"] for site in made["sites"]}
+    assert (factors["fr-1"], factors["uy-1"]) == ("0.9", b.FACTORS["uy-1"][1])
+    assert "1 of 3 sites are as their partners' signed files say" in verify_report(made, world.trust).checks
+
+
+def test_a_site_that_has_left_is_in_no_report_by_a_file_that_does_not_hold(tmp_path: Path) -> None:
+    world = b.example()
+    site_file(world, "uy-1", key=SigningKey.generate())
+    left = [site for site in world.sites if site.partner != "uy"]
+    with world.log(tmp_path) as log:
+        made = build_report(partner="fr", period=b.PERIOD, log=log, sites=left, trust=world.trust,
+                            key=world.keys["server"], made_ms=1)  # fmt: skip
+    assert [site["id"] for site in made["sites"]] == ["de-1", "fr-1"]
+
+
 def test_sites_are_known_and_stand_once(tmp_path: Path) -> None:
     world = b.example()
     made = build(world, tmp_path)
