@@ -37,8 +37,13 @@ def to_json(value: Any, *, exact: bool = False) -> Any:
     """Return `value` (a domain dataclass, or lists and dicts of them) as plain JSON types.
 
     JSON has no NaN and no infinity: they become null, or, where `exact`, stay what they are for the caller to refuse.
+    Raises UsageError for a key that holds half a surrogate pair.
     """
-    return _safe((_ANY_EXACT if exact else _ANY).dump_python(value, mode="json"), value)
+    try:
+        dumped = (_ANY_EXACT if exact else _ANY).dump_python(value, mode="json")
+    except UnicodeEncodeError as fault:
+        raise UsageError(f"cannot be written as JSON: a key is no text: {fault.reason}") from fault
+    return _safe(dumped, value)
 
 
 def from_json(cls: type[T], data: Any, *, where: str = "message") -> T:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from consortium.domain.data import Dataset
-from consortium.domain.job import Epoch, Fault, LegState, SignedSpec
+from consortium.domain.job import MAX_COUNT, Epoch, Fault, LegState, SignedSpec
 
 MAX_REQUEST_BYTES = 32 << 20
 """Of any request that the server takes."""
@@ -15,6 +15,8 @@ MAX_RESULT_BYTES = 24 << 20
 
 MAX_LOG_CHARS = 5_000_000
 """Of the log of one epoch of a leg: what is longer stays in the site's archive only."""
+MAX_LEASE_MS = 7 * 86_400_000
+"""No server's files make a longer lease, nor a longer time to keep progress."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,9 @@ class LegCommand:
     keep_s: int = 0
     """Of a stop: how long the program may take to keep its progress before it is made to stop. Since protocol 2."""
 
+    def __post_init__(self) -> None:
+        _within("keep_s", self.keep_s, 0, MAX_LEASE_MS // 1000)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollResponse:
@@ -132,6 +137,22 @@ class PollResponse:
     """Highest record number of this site that the server has committed."""
     hang_s: dict[str, int] = field(default_factory=dict)
     """By kind of job: after how long without a sign of life from its program a leg hangs. Since protocol 2."""
+
+    def __post_init__(self) -> None:
+        _within("incarnation", self.incarnation, 0, MAX_COUNT)
+        _within("lease_ms", self.lease_ms, 1, MAX_LEASE_MS)
+        _within("acked_seq", self.acked_seq, -1, MAX_COUNT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordsTaken:
+    """The server's answer to a site's records."""
+
+    acked_seq: int
+    """Highest record number of this site that the server has committed."""
+
+    def __post_init__(self) -> None:
+        _within("acked_seq", self.acked_seq, -1, MAX_COUNT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,3 +191,9 @@ class LegContext:
     min_sites: int = 1
     checkpoint_every_s: int = 0
     """How often the program is to keep its progress; 0: as often as it sees fit."""
+
+
+def _within(name: str, value: int, low: int, high: int) -> None:
+    """Raise ValueError for a number that a site could not keep."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be {low:,} to {high:,}")

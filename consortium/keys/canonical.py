@@ -14,7 +14,8 @@ from consortium.errors import UsageError
 def canonical(value: Any) -> bytes:
     """Return the RFC 8785 form of `value` (domain dataclasses, lists, dicts, plain JSON).
 
-    Integers above 2^53 - 1 become strings first. Raises UsageError for what JSON cannot hold, such as NaN.
+    Integers above 2^53 - 1 become strings first. Raises UsageError for what JSON cannot hold, such as NaN or half a
+    surrogate pair.
     """
     try:
         return rfc8785.dumps(to_json(value, exact=True))

@@ -100,9 +100,12 @@ def open_sealed(parts: SealedParts, site: str, key: SealingKey, aad: bytes) -> b
     try:
         wrapped = base64.b64decode(parts.wrapped[site], validate=True)
         prefix = base64.b64decode(parts.nonce, validate=True)
-    except binascii.Error as fault:
+    except ValueError as fault:  # of text that is not ASCII, too
         raise VerificationError("the envelope's header is not base64") from fault
-    box = AESGCM(key.unwrap(wrapped, _info(site, aad)))
+    try:
+        box = AESGCM(key.unwrap(wrapped, _info(site, aad)))
+    except ValueError as fault:  # the sender chose it
+        raise VerificationError("the envelope's content key is no AES key") from fault
     size, view = SEGMENT_BYTES + _TAG_BYTES, memoryview(parts.ciphertext)
     count = _segments(len(view), size)
     if len(prefix) != 7:

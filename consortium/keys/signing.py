@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from consortium.domain.codec import to_json
-from consortium.errors import VerificationError
+from consortium.errors import UsageError, VerificationError
 from consortium.keys.canonical import canonical
 from consortium.keys.files import load_key, save_key
 
@@ -81,7 +81,12 @@ def sign_value(key: SigningKey, value: V, field: str = "signature") -> V:
 def verify_value(public: str, value: Any, *, what: str = "", field: str = "signature") -> None:
     """Raise VerificationError unless the signature in `value` is `public`'s over its other fields."""
     signature = value.get(field, "") if isinstance(value, dict) else getattr(value, field)
-    verify(public, signed_bytes(value, field), str(signature), what=what or type(value).__name__)
+    called = what or type(value).__name__
+    try:
+        message = signed_bytes(value, field)
+    except UsageError as fault:
+        raise VerificationError(f"nobody signed {called}: it {fault.what}") from fault
+    verify(public, message, str(signature), what=called)
 
 
 def fingerprint(public: str) -> str:

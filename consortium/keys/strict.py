@@ -11,6 +11,8 @@ from typing import Any
 
 import rfc8785
 
+from consortium.domain.units import MAX_SAFE_INTEGER
+
 STDIN = "-"
 """Names standard input."""
 _CHUNK_BYTES = 1 << 20
@@ -111,10 +113,14 @@ def _exact(text: str) -> float:
 
 
 def _whole(text: str) -> int:
+    """Return a whole number that every reader of JSON keeps: what is signed of a larger one is its text."""
     try:
-        return int(text)
+        value = int(text)
     except ValueError as fault:  # Python reads no more than some thousand digits
         raise ValueError(f"a number has {len(text):,} digits") from fault
+    if text == "-0" or abs(value) > MAX_SAFE_INTEGER:
+        raise ValueError(f"number {text[:40]} stands there as no writer of ours writes it; above 2^53 - 1 as a string")
+    return value
 
 
 def _refuse(text: str) -> float:

@@ -61,10 +61,13 @@ class Trust:
             raise ConfigError(fault.what, where=where) from fault
 
     def save(self, path: str | Path) -> None:
-        """Write the file whole or not at all."""
+        """Write the file durably and whole or not at all."""
         target = Path(path)
         draft = target.with_name(f".{target.name}.{os.getpid()}")
-        draft.write_text(json.dumps(to_json(self), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        with draft.open("w", encoding="utf-8") as out:
+            out.write(json.dumps(to_json(self), indent=2, sort_keys=True) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
         draft.replace(target)
 
     def origin_key(self, origin: str) -> str:

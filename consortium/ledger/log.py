@@ -21,7 +21,7 @@ from consortium.keys.canonical import canonical
 from consortium.keys.signing import SigningKey
 from consortium.ledger import tiles, tree
 from consortium.ledger.notes import check_name, sign_note
-from consortium.ledger.proofs import checkpoint_text, parse_checkpoint
+from consortium.ledger.proofs import Checkpoint, checkpoint_text, parse_checkpoint
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -247,7 +247,7 @@ class Ledger:
     def _repair(self) -> None:
         path = self.dir / "checkpoint"
         if path.exists():
-            last = parse_checkpoint(path.read_text(encoding="utf-8"), self.name, self._key.public)
+            last = self._last(path)
             if last.size > self._size or self.root_at(last.size) != last.root:
                 raise VerificationError(
                     f"the ledger's database ({self._size} entries) does not extend its last checkpoint ({last.size})",
@@ -255,6 +255,17 @@ class Ledger:
                     fix="restore the whole folder from one backup; do not delete the checkpoint to get past this",
                 )
         self._publish(tiles.missing(self.dir, self._size))
+
+    def _last(self, path: Path) -> Checkpoint:
+        try:
+            return parse_checkpoint(path.read_text(encoding="utf-8"), self.name, self._key.public)
+        except (VerificationError, UnicodeDecodeError) as fault:
+            why = fault.what if isinstance(fault, VerificationError) else "it is not UTF-8 text"
+            raise VerificationError(
+                f"the ledger's last checkpoint does not hold: {why}",
+                where=str(path),
+                fix="restore the whole folder from one backup, and the key that the ledger was begun with",
+            ) from fault
 
     def _publish(self, changed: Iterator[tiles.Tile]) -> None:
         for tile in changed:
@@ -267,7 +278,8 @@ class Ledger:
             items = [row[0] for row in self._db.execute(query, (start, start + tile.width))]
             tiles.write(self.dir, tile, tiles.bundle(items) if tile.level < 0 else b"".join(items))
         self._note = sign_note(checkpoint_text(self.name, self._size, self._root), self.name, self._key)
-        tiles.replace_file(self.dir / "checkpoint", self._note.encode())
+        # Tiles are made anew from the database; a checkpoint that a loss of power left empty would stop the next start.
+        tiles.replace_file(self.dir / "checkpoint", self._note.encode(), durable=True)
         self._published = self._size
 
 

@@ -85,9 +85,13 @@ def write(folder: Path, tile: Tile, content: bytes) -> None:
             shutil.rmtree(partial)
 
 
-def replace_file(target: Path, content: bytes) -> None:
-    """Write `content` beside `target` and rename it there."""
+def replace_file(target: Path, content: bytes, *, durable: bool = False) -> None:
+    """Write `content` beside `target` and rename it there; where `durable`, it is on disk before that."""
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.new")
-    draft.write_bytes(content)
+    with draft.open("wb") as out:
+        out.write(content)
+        if durable:
+            out.flush()
+            os.fsync(out.fileno())
     os.replace(draft, target)

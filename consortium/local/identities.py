@@ -14,6 +14,7 @@ from typing import TypeVar
 import yaml
 
 from consortium.domain.partner import Partner, Person, Role, Site
+from consortium.errors import ConfigError
 from consortium.keys.documents import DocumentKind, SignedDocument, load_document, save_document, sign_document
 from consortium.keys.files import write_secret
 from consortium.keys.sealing import SealingKey
@@ -58,7 +59,10 @@ def kept_secret(path: Path, size_bytes: int = 32) -> str:
 def make_identities(
     directory: FederationDir, name: str, partners: Iterable[Partner], people: Iterable[Person], sites: Iterable[Site]
 ) -> Identities:
-    """Make or load every key and write `trust.json`."""
+    """Make or load every key and write `trust.json`.
+
+    The public keys of partners and sites that have left stay in it: what they signed stands in ledger and reports.
+    """
     server = kept(SigningKey, directory.server / "server.key")
     roots = {p.id: kept(SigningKey, directory.partner_key(p.id)) for p in partners}
     persons = {p.id: kept(SigningKey, directory.person(p.id, ".key")) for p in people}
@@ -69,15 +73,25 @@ def make_identities(
         )
         for site in sites
     }
+    before = _known(directory.trust_file)
     trust = Trust(
         log_name=f"consortium.local/{name}",
         log_key=server.public,
         server_key=server.public,
-        partners={partner: key.public for partner, key in roots.items()},
-        sites=site_keys,
+        partners=(before.partners if before else {}) | {partner: key.public for partner, key in roots.items()},
+        sites=(before.sites if before else {}) | site_keys,
     )
     trust.save(directory.trust_file)
     return Identities(server=server, partners=roots, people=persons, trust=trust)
+
+
+def _known(path: Path) -> Trust | None:
+    """Return the keys known so far, if there are any."""
+    try:
+        return Trust.load(path) if path.exists() else None
+    except ConfigError as fault:
+        fix = "restore it from a copy; where nobody has left this federation it may be deleted, and is made anew"
+        raise ConfigError(fault.what, where=fault.where, fix=fix) from fault
 
 
 def issue_tokens(

@@ -71,8 +71,8 @@ def clauses(policy: PartnerPolicy) -> tuple[Clause, ...]:
     for section, compiled in _SECTIONS.items():
         for number, rule in enumerate(getattr(policy.rules, section), start=1):
             found.append(_clause(policy, section, str(number), rule, compiled(policy.partner, rule)))
-        if section in _DEFAULTS:
-            found.append(_clause(policy, section, "default", None, _DEFAULTS[section](policy)))
+        if section in _DEFAULTS and (body := _DEFAULTS[section](policy)) is not None:
+            found.append(_clause(policy, section, "default", None, body))
     found.append(
         _clause(policy, "text", "", None, (_actions(Action.RELEASE, Action.RECEIVE), _class_in(NEVER_CROSS), ""))
     )
@@ -110,6 +110,14 @@ def _purposes(partner: str, rule: PurposeRule) -> Body:
     if rule.kinds:
         when = f"({when}) && {_any_of('job_kind', rule.kinds)}"
     return _actions(Action.RUN, Action.READ), when, _any_of("purpose", rule.allow)
+
+
+def _purposes_default(policy: PartnerPolicy) -> Body | None:
+    """Close the kinds of jobs that no rule opens; one that names no kinds opens all."""
+    if not all(rule.kinds for rule in policy.rules.purposes):
+        return None
+    kinds = {kind for rule in policy.rules.purposes for kind in rule.kinds}
+    return _actions(Action.RUN, Action.READ), _touches(policy.partner), _any_of("job_kind", kinds)
 
 
 def _embargoes(partner: str, rule: EmbargoRule) -> Body:
@@ -151,7 +159,11 @@ _SECTIONS: dict[str, Any] = {
     "artifacts": _artifacts,
     "logs": _logs,
 }
-_DEFAULTS: dict[str, Any] = {"residency": _residency_default, "artifacts": _artifacts_default}
+_DEFAULTS: dict[str, Any] = {
+    "residency": _residency_default,
+    "purposes": _purposes_default,
+    "artifacts": _artifacts_default,
+}
 
 
 def _touches(partner: str) -> str:

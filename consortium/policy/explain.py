@@ -43,6 +43,12 @@ def _embargoes(clause: Clause, partner: str, request: Request) -> tuple[str, str
 
 
 def _purposes(clause: Clause, partner: str, request: Request) -> tuple[str, str]:
+    if clause.rule is None:
+        kind = request.job_kind or "unnamed"
+        return (
+            f"{partner} lists no purpose that its data and sites serve in {kind} jobs",
+            f"{partner} would have to list one under `purposes` and sign its policy",
+        )
     kinds = f" in {_or(kind.value for kind in clause.rule.kinds)} jobs" if clause.rule.kinds else ""
     given = repr(request.purpose) if request.purpose else "no purpose"
     return (

@@ -48,7 +48,10 @@ class ResidencyRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurposeRule:
-    """The partner's data and sites serve these purposes only (for jobs of `kinds`; empty: all)."""
+    """The partner's data and sites serve these purposes only (for jobs of `kinds`; empty: all).
+
+    Jobs of a kind that no rule names, where all rules name kinds, serve none.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 

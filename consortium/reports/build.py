@@ -11,7 +11,7 @@ from consortium.domain.ids import is_partner, partner_of
 from consortium.domain.job import JobKind
 from consortium.domain.partner import Site
 from consortium.domain.records import Record, RecordType
-from consortium.errors import UsageError
+from consortium.errors import UsageError, VerificationError
 from consortium.keys.signing import SigningKey, sign_value
 from consortium.keys.trust import Trust
 from consortium.ledger.log import Entry
@@ -30,7 +30,7 @@ from consortium.reports.figures import (
 from consortium.reports.model import FORMAT, LIMITS, Erased, Leaf, Report, SiteFacts
 from consortium.reports.people import SERVER
 from consortium.reports.rounds import ruling_of
-from consortium.reports.sites import newest_files, site_facts
+from consortium.reports.sites import check_file, newest_files, site_facts
 from consortium.reports.training import ancestry, specs_of
 from consortium.reports.verify import verify_report
 
@@ -73,7 +73,7 @@ def build_report(
     payloads = [(entry, entry.payload) for entry in entries if entry.payload is not None]
     records = [(entry, from_json(Record, payload, where=entry.record_id)) for entry, payload in payloads]
     chosen = choose(records, partner, period)
-    facts = _sites(sites, [record for _, record in chosen])
+    facts = _sites(sites, [record for _, record in chosen], trust)
     origins = {record.origin for _, record in chosen}
     report = Report(
         format=FORMAT,
@@ -210,13 +210,24 @@ def _check_asked(partner: str, period: str, sites: Sequence[Site]) -> None:
         raise UsageError(f"{partner!r} is no partner with a site", fix=f"partners: {', '.join(known)}")
 
 
-def _sites(sites: Sequence[Site], records: Iterable[Record]) -> tuple[SiteFacts, ...]:
-    """Return the sites as their signed files say, or as the server has them where the log holds no file."""
-    files = newest_files(records)
-    return tuple(
-        site_facts(files[site.id]) if site.id in files else _site_facts(site)
-        for site in sorted(sites, key=lambda site: site.id)
-    )
+def _sites(sites: Sequence[Site], records: Iterable[Record], trust: Trust) -> tuple[SiteFacts, ...]:
+    """Return the sites as their signed files say, or as the server has them where the log holds no file.
+
+    Those that have left are among them, where their files hold under the keys still known: what they delivered counts.
+    """
+    files, told = newest_files(records), {site.id: _site_facts(site) for site in sites}
+    for site, record in files.items():
+        if site in told or (site in trust.sites and _holds(record, trust)):
+            told[site] = site_facts(record)
+    return tuple(told[site] for site in sorted(told))
+
+
+def _holds(record: Record, trust: Trust) -> bool:
+    try:
+        check_file(record, trust)
+    except VerificationError:
+        return False
+    return True
 
 
 def _site_facts(site: Site) -> SiteFacts:

@@ -49,9 +49,10 @@ class TestCanonical:
     def test_integers_above_what_json_readers_keep_become_strings(self) -> None:
         assert canonical({"n": 2**53}) == b'{"n":"9007199254740992"}'
 
-    def test_nan_is_refused(self) -> None:
-        with pytest.raises(UsageError, match="canonical JSON"):
-            canonical({"x": float("nan")})
+    @pytest.mark.parametrize("value", [{"x": float("nan")}, "\ud800", {"\ud800": 1}, {"a": {"\udfff": 1}}])
+    def test_what_json_does_not_hold_is_refused(self, value: object) -> None:
+        with pytest.raises(UsageError, match="cannot be written as"):
+            canonical(value)
 
     @given(
         st.recursive(
@@ -112,6 +113,11 @@ class TestSigning:
     def test_any_change_shows(self, root: SigningKey, change: dict[str, object]) -> None:
         with pytest.raises(VerificationError, match="record 7"):
             verify_value(root.public, replace(sign_value(root, record()), **change), what="record 7")
+
+    @pytest.mark.parametrize("body", [{"f": float("nan")}, {"\ud800": 1}, {"s": "\ud800"}])
+    def test_what_cannot_be_signed_is_signed_by_nobody(self, root: SigningKey, body: dict[str, object]) -> None:
+        with pytest.raises(VerificationError, match="nobody signed the record: it cannot be written as"):
+            verify_value(root.public, record(body=body, signature=root.sign(b"{}")), what="the record")
 
     def test_every_character_of_a_signature_counts(self, root: SigningKey) -> None:
         signature = root.sign(b"m")

@@ -209,6 +209,30 @@ class TestTamper:
             open_log(tmp_path)
 
 
+def test_a_checkpoint_is_on_disk_before_it_takes_the_place_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger(tmp_path, KEY, NAME) as log:
+        old, synced, fsync = log.checkpoint(), [], os.fsync
+
+        def watched(descriptor: int) -> None:
+            fsync(descriptor)
+            synced.append((os.fstat(descriptor).st_size, (tmp_path / "checkpoint").read_text()))
+
+        monkeypatch.setattr(os, "fsync", watched)
+        log.append([("a:0", {"n": 1})])
+        assert synced == [(len(log.checkpoint().encode()), old)]
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 200, b"\xff"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, left: bytes) -> None:
+    Ledger(tmp_path, KEY, NAME).close()
+    (tmp_path / "checkpoint").write_bytes(left)
+    with pytest.raises(VerificationError, match="last checkpoint does not hold") as fault:
+        Ledger(tmp_path, KEY, NAME)
+    assert fault.value.where == str(tmp_path / "checkpoint")
+
+
 def test_a_restored_backup_is_noticed_by_who_pinned_a_later_checkpoint(tmp_path: Path) -> None:
     with open_log(tmp_path / "log") as log:
         log.append(batch(0, 7))

@@ -18,6 +18,7 @@ from consortium.keys.roster import Roster, Rosters
 from consortium.keys.signing import SigningKey, sign_value
 from consortium.keys.tokens import check
 from consortium.keys.trust import Trust
+from consortium.local.identities import make_identities
 from consortium.local.layout import discard, drop_ray_tmp, prepare
 from consortium.local.paths import FederationDir
 from consortium.server.settings import ServerSettings
@@ -100,6 +101,20 @@ def test_a_second_preparation_keeps_keys_ports_and_document_versions(built) -> N
     assert {p.name: p.read_bytes() for p in directory.documents.glob("*.json")} == documents
     assert again.federation["ports"] == built.federation["ports"]
     assert again.federation["id"] == built.federation["id"]
+
+
+def test_the_keys_of_who_has_left_stay_known(built) -> None:
+    directory, config = built.directory, built.config
+    before = Trust.load(directory.trust_file)
+    partners = [partner for partner in config.partners if partner.id != "uy"]
+    sites = [site for site in config.sites if site.partner != "uy"]
+    made = make_identities(directory, directory.name, partners, (), sites)
+    assert made.trust == Trust.load(directory.trust_file) == before
+    assert "uy" not in made.partners
+    directory.trust_file.write_text("{")
+    with pytest.raises(ConfigError, match="trusted keys") as fault:
+        make_identities(directory, directory.name, partners, (), sites)
+    assert "restore it from a copy" in str(fault.value.fix)
 
 
 def test_a_taken_port_is_replaced_by_another(built) -> None:

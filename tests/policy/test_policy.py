@@ -306,6 +306,22 @@ def test_rule(name: str) -> None:
             assert [line[:-1] for line in before if line.endswith(":")][-1] == section
 
 
+def test_a_kind_of_job_that_no_purpose_opens_is_shut() -> None:
+    text = BASE.replace("  - allow: [language-model, health-research]\n", "")
+    text = text.replace("kinds: [pretrain]", "kinds: [pretrain, evaluate]")
+    book = PolicyBook.of([parse_policy_text(text, "fr.yaml")])
+    for action in (Action.RUN, Action.READ):
+        for kind in JobKind:
+            request = Request(action=action, **HOST, **OWN, job_kind=kind)  # type: ignore[arg-type]  plain table
+            opened = kind in (JobKind.PRETRAIN, JobKind.EVALUATE)
+            expected = [] if opened else ["fr/purposes/default"]
+            assert [one.clause for one in book.decide(request).denials] == expected
+    (denial,) = book.decide(Request(action=Action.RUN, **HOST, **OWN, job_kind="clean")).denials  # type: ignore[arg-type]  plain table
+    assert denial.message == "fr lists no purpose that its data and sites serve in clean jobs"
+    assert text.splitlines()[denial.line - 1] == "purposes:"
+    assert "fr/purposes/default" not in compile_policy(parse_policy_text(BASE, "fr.yaml"))
+
+
 def test_compiling_is_deterministic_whatever_the_order_of_names() -> None:
     turned = BASE.replace("[raw, clean]", "[clean, raw]").replace("[fr, de]", "[de, fr]")
     turned = turned.replace("[language-model, health-research]", "[health-research, language-model]")

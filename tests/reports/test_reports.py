@@ -273,6 +273,18 @@ def test_even_a_lie_the_server_signs_is_found(
         verify_report(resign(world, doc), world.trust)
 
 
+def test_a_number_that_readers_would_round_is_not_taken_for_its_text(tmp_path: Path) -> None:
+    world = b.World()
+    world.usage(b.row("a", "fr-1", "fr", 0, b.HOUR))
+    world.add("server", RecordType.DATASET, {"dataset": b.dataset("laws-fr", "fr-1"), "note": 2**53 + 1})
+    text = render_json(world.report(tmp_path))
+    verify_report(text, world.trust)
+    for honest, other in (('"9007199254740993"', "9007199254740993"), ('"index": 0', '"index": -0')):
+        assert honest in text
+        with pytest.raises(VerificationError, match="no writer of ours"):
+            verify_report(text.replace(honest, other, 1), world.trust)
+
+
 @pytest.mark.parametrize("change", [{"made_ms": 5}, {"limits": []}, {"signature": ""}, {"partner": "de"}, {"more": 1}])
 def test_what_no_leaf_covers_the_servers_signature_does(report: dict[str, Any], change: dict[str, Any]) -> None:
     with pytest.raises(VerificationError):

@@ -71,6 +71,21 @@ def test_the_newest_file_holds_whatever_the_server_has(tmp_path: Path) -> None:
     assert factor == "0.9"
 
 
+def test_what_ran_at_a_site_that_has_left_still_counts_by_its_file(tmp_path: Path) -> None:
+    world = b.example()
+    for site in b.FACTORS:
+        site_file(world, site)
+    whole = world.report(tmp_path / "before")
+    left = [site for site in world.sites if site.partner != "de"]
+    with world.log(tmp_path / "after") as log:
+        made = build_report(partner="fr", period=b.PERIOD, log=log, sites=left, trust=world.trust,
+                            key=world.keys["server"], made_ms=1_777_000_000_123)  # fmt: skip
+    assert made["figures"] == whole["figures"]
+    assert made["sites"] == whole["sites"]
+    assert made["figures"]["consumed"]["total"]["reference_gpu_hours"] == "10.4960"
+    verify_report(made, world.trust)
+
+
 @pytest.mark.parametrize(
     "signed", [{"key": SigningKey.generate()}, {"partner": "de", "key": "de-1"}, {"partner": "consortium"}]
 )
@@ -90,6 +105,27 @@ def test_a_factor_is_a_decimal_number_above_zero(tmp_path: Path, factor: str) ->
     sites = [site | {"reference_factor": factor} if site["id"] == "fr-1" else site for site in made["sites"]]
     with pytest.raises(VerificationError, match="reference factor of fr-1"):
         verify_report(sign_value(world.keys["server"], made | {"sites": sites}), world.trust)
+
+
+def test_a_file_by_rules_that_hold_no_more_stops_no_report(tmp_path: Path) -> None:
+    world = b.example()
+    site_file(world, "fr-1", "0.0005", version=1)
+    site_file(world, "fr-1", "0.9", version=2)
+    site_file(world, "uy-1", "5000")
+    made = build(world, tmp_path)
+    factors = {site["id"]: site["reference_factor"] for site in made["sites"]}
+    assert (factors["fr-1"], factors["uy-1"]) == ("0.9", b.FACTORS["uy-1"][1])
+    assert "1 of 3 sites are as their partners' signed files say" in verify_report(made, world.trust).checks
+
+
+def test_a_site_that_has_left_is_in_no_report_by_a_file_that_does_not_hold(tmp_path: Path) -> None:
+    world = b.example()
+    site_file(world, "uy-1", key=SigningKey.generate())
+    left = [site for site in world.sites if site.partner != "uy"]
+    with world.log(tmp_path) as log:
+        made = build_report(partner="fr", period=b.PERIOD, log=log, sites=left, trust=world.trust,
+                            key=world.keys["server"], made_ms=1)  # fmt: skip
+    assert [site["id"] for site in made["sites"]] == ["de-1", "fr-1"]
 
 
 def test_sites_are_known_and_stand_once(tmp_path: Path) -> None:

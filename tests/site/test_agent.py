@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import pytest
 
+from consortium.domain.codec import to_json
 from consortium.domain.job import Epoch, Fault, LegState
 from consortium.domain.protocol import LegCommand
-from consortium.domain.records import RecordType
-from consortium.errors import UnreachableError
+from consortium.domain.records import Record, RecordType
+from consortium.errors import UnreachableError, UsageError
 from consortium.keys.signing import SigningKey
 from consortium.ledger.log import Ledger
 from consortium.ledger.origins import check_chain
@@ -95,6 +96,42 @@ def test_a_server_that_lies_about_an_input_is_refused_and_its_lie_recorded(stage
     (record,) = stage.script.records
     assert record.body["code"] == "inputs"
     assert records.id in record.body["reason"]
+
+
+@pytest.mark.parametrize("lie", [{"lease_ms": 10**400}, {"lease_ms": 0}, {"acked_seq": 2**63}, {"incarnation": -1}])
+def test_numbers_that_no_server_sends_are_named_and_do_not_end_the_agent(stage: Stage, lie: dict[str, int]) -> None:
+    honest = stage.script.answer
+    stage.script.answer = lambda request: honest(request) | lie
+    stage.script.offers = {offer.leg: offer for offer in [stage.world.offer()]}
+    with pytest.raises(UsageError, match=next(iter(lie))):
+        stage.poll()
+    assert stage.agent.table.active() == []
+
+
+def test_a_stop_of_endless_patience_is_refused(stage: Stage) -> None:
+    offer = stage.world.offer()
+    stage.script.offers[offer.leg] = offer
+    stage.poll()
+    stop = to_json(LegCommand(leg=offer.leg, epoch=offer.epoch)) | {"keep_s": 10**30}
+    honest = stage.script.answer
+    stage.script.answer = lambda request: honest(request) | {"stops": [stop]}
+    with pytest.raises(UsageError, match="keep_s"):
+        stage.poll()
+
+
+def test_a_server_that_takes_no_record_is_not_sent_them_without_end(stage: Stage) -> None:
+    offer = stage.world.offer(purpose="border-control")
+    stage.script.offers[offer.leg] = offer
+    stage.poll()
+    asked: list[int] = []
+
+    def take(records: list[Record]) -> int:
+        asked.append(len(records))
+        return -1 if len(asked) < 10 else 10**30
+
+    stage.script.take = take  # type: ignore[method-assign]
+    stage.agent._send_records(stage.line)
+    assert asked == [1]
 
 
 def test_large_results_go_one_after_the_other_and_keep_no_lease_from_being_renewed(stage: Stage) -> None:
@@ -445,6 +482,7 @@ def test_ray_must_answer_before_anything_is_offered(world: World) -> None:
     ("job", "failure", "fault"),
     [
         (RayJob(status=RayStatus.FAILED, exit_code=1), None, Fault.USER),
+        (RayJob(status=RayStatus.FAILED, exit_code=UnreachableError.exit_code), None, Fault.SITE),
         (RayJob(status=RayStatus.FAILED, exit_code=-9), None, Fault.NODE),
         (RayJob(status=RayStatus.FAILED, exit_code=137), None, Fault.NODE),
         (RayJob(status=RayStatus.FAILED, message="runtime_env setup failed"), None, Fault.SITE),

@@ -39,6 +39,7 @@ from consortium.storage import envelope
 from consortium.storage.objects import ObjectStore
 from consortium.train.rounds import certify
 from tests import builders
+from tests.disk import no_room
 from tests.s3 import S3
 from tests.site.http import App, Serving
 from tests.site.world import CONFIGS, SITE_TOKEN, Script, World, consortium_server, now_ms, script_for
@@ -361,6 +362,36 @@ def test_a_receipt_that_a_crash_left_without_its_record_is_recorded(border: Bord
     for _ in range(2):
         assert border.http.get(path, params={"sender": "de-1"}, headers=border.leg).content == b"from de"
     assert len(border.records("crossing")) == 1
+
+
+@pytest.mark.parametrize("left", [b"", b"from", None])
+def test_what_was_kept_and_is_not_whole_any_more_is_fetched_anew(border: Border, left: bytes | None) -> None:
+    artifact = receive_from_de(border, b"from de")
+    path, asked = f"/leg/artifacts/{artifact.digest}", {"sender": "de-1"}
+    assert border.http.get(path, params=asked, headers=border.leg).content == b"from de"
+    (kept,) = [file for file in border.gateway.received.rglob("*") if file.is_file()]
+    kept.unlink() if left is None else kept.write_bytes(left)
+    for _ in range(2):
+        assert border.http.get(path, params=asked, headers=border.leg).content == b"from de"
+    assert kept.read_bytes() == b"from de"
+    assert len(border.records("crossing")) == 1
+
+
+def test_a_full_disk_is_waited_for_and_leaves_nothing_half_kept(border: Border) -> None:
+    data = secrets.token_bytes(1 << 20)
+    artifact = receive_from_de(border, data)
+    path, asked = f"/leg/artifacts/{artifact.digest}", {"sender": "de-1"}
+    with no_room(1 << 19):  # the database has room, the plaintext has none
+        for _ in range(2):
+            answer = border.http.get(path, params=asked, headers=border.leg)
+            assert (answer.status_code, answer.json()["type"]) == (503, "urn:consortium:unreachable"), answer.text
+    assert [file for file in border.gateway.received.rglob("*") if file.is_file()] == []
+    assert border.records("crossing") == []
+    with no_room():
+        for call in (border.http.get(path, params=asked, headers=border.leg), border.send(b"mine")):
+            assert (call.status_code, call.json()["type"]) == (503, "urn:consortium:unreachable"), call.text
+    assert border.http.get(path, params=asked, headers=border.leg).content == data
+    assert border.send(b"mine").status_code == 200
 
 
 def test_a_legs_words_never_become_a_path(border: Border) -> None:

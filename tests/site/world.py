@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,11 @@ class Script:
     hang_s: dict[str, int] = field(default_factory=dict)
     head: dict[str, ChainHead] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    answer: Callable[[PollRequest], Any] = field(init=False)
+    """What is sent back for a poll: `poll`'s answer, unless a test puts something else there."""
+
+    def __post_init__(self) -> None:
+        self.answer = lambda request: to_json(self.poll(request))
 
     def report(self, leg: str) -> LegReport | None:
         with self.lock:
@@ -241,7 +247,7 @@ def consortium_server(script: Script) -> Serving:
 
     @app.route("POST", r"/v1/sites/fr-1/poll")
     def poll(body: Any, query: dict[str, str]) -> Any:
-        return to_json(script.poll(from_json(PollRequest, body)))
+        return script.answer(from_json(PollRequest, body))
 
     @app.route("POST", r"/v1/sites/fr-1/records")
     def records(body: Any, query: dict[str, str]) -> Any:

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import base64
+import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from consortium.domain.codec import to_json
 from consortium.domain.data import ArtifactClass
 from consortium.errors import UsageError, VerificationError
-from consortium.keys.canonical import digest
+from consortium.keys import sealing
+from consortium.keys.canonical import canonical, digest
 from consortium.keys.sealing import SealingKey
-from consortium.keys.signing import SigningKey
+from consortium.keys.signing import SigningKey, sign_value
 from consortium.storage.envelope import EnvelopeHeader, check, pack, peek, unpack
 
 SENDER = SigningKey.generate()
@@ -56,6 +61,51 @@ def test_any_changed_byte_is_noticed() -> None:
         changed[at] ^= 1
         with pytest.raises(VerificationError):
             unpack(bytes(changed), site="de-1", sealing=BOXES["de-1"], sender_key=SENDER.public)
+
+
+def signed(outer: dict[str, Any], ciphertext: bytes) -> bytes:
+    """An envelope whose sender signs whatever stands in its header, as far as that can be signed."""
+    try:
+        outer = sign_value(SENDER, {key: value for key, value in outer.items() if key != "signature"})
+    except UsageError:
+        outer = {**outer, "signature": SENDER.sign(b"")}
+    head = json.dumps(outer).encode()
+    return b"CSENVEL1" + len(head).to_bytes(4, "little") + head + ciphertext
+
+
+def with_key(key: bytes) -> dict[str, str]:
+    """A content key of the sender's choice, wrapped for de-1 as HPKE wants it."""
+    public = sealing._public_key("de-1", BOXES["de-1"].public)
+    sealed = sealing._SUITE.encrypt(key, public, info=sealing._info("de-1", canonical(HEADER)))
+    return {"de-1": base64.b64encode(sealed).decode()}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"wrapped": {"de-1": "é"}},
+        {"wrapped": {"de-1": "=="}},
+        {"wrapped": {"de-1": ""}},
+        {"wrapped": {"de-1": "AAAA"}},
+        {"wrapped": with_key(b"five.")},
+        {"wrapped": with_key(b"")},
+        {"wrapped": with_key(b"k" * 16)},
+        {"wrapped": {"de-1": "", "\ud800": ""}},
+        {"nonce": "ééé"},
+        {"nonce": "AAAA"},
+        {"nonce": "\udfff"},
+        {"artifact": to_json(HEADER) | {"name": "\ud800"}},
+        {"artifact": to_json(HEADER) | {"round": 10**400}},
+    ],
+)
+def test_whatever_its_sender_signed_opens_or_is_named(lie: dict[str, Any]) -> None:
+    data = packed()
+    length = int.from_bytes(data[8:12], "little")
+    outer, ciphertext = json.loads(data[12 : 12 + length]), data[12 + length :]
+    honest = signed(outer, ciphertext)
+    assert unpack(honest, site="de-1", sealing=BOXES["de-1"], sender_key=SENDER.public) == (HEADER, PLAIN)
+    with pytest.raises(VerificationError):
+        unpack(signed(outer | lie, ciphertext), site="de-1", sealing=BOXES["de-1"], sender_key=SENDER.public)
 
 
 @pytest.mark.parametrize("length", [0, 4, 11, 50, -1])

@@ -230,11 +230,13 @@ class Agent:
         server.close()
 
     def _send_records(self, server: ServerLine) -> None:
-        while self._server_holds is not None:
-            records = self.outbox.after(self._server_holds)
+        while (held := self._server_holds) is not None:
+            records = self.outbox.after(held)
             if not records:
                 return
-            self._server_holds = server.send_records(records)
+            self._server_holds = taken = server.send_records(records)
+            if taken <= held:
+                return  # it took none of them: they go again in a while, not at once
 
     def _attempt(self, what: str, work: Callable[[], None]) -> None:
         """Do one round of work; a fault that may pass, such as a full disk, is said once and tried again."""

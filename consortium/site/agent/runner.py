@@ -356,6 +356,8 @@ def classify(leg: SiteLeg, job: RayJob) -> tuple[Fault, str]:
     if job.status is RayStatus.STOPPED:
         return Fault.SITE, "the job was stopped at the site, not by the consortium"
     code = job.exit_code
+    if code == UnreachableError.exit_code:  # it would have said so to the gateway
+        return Fault.SITE, "the program could not reach its site's gateway; see its log"
     if code is not None and 0 < code < 128:
         return Fault.USER, f"the program ended with exit code {code}; see its log"
     if code is not None and code != 0:

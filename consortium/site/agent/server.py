@@ -12,7 +12,7 @@ import httpx
 from consortium import PROTOCOL_VERSION
 from consortium.client.leg import problem_of
 from consortium.domain.codec import from_json, to_json
-from consortium.domain.protocol import PollRequest, PollResponse
+from consortium.domain.protocol import PollRequest, PollResponse, RecordsTaken
 from consortium.domain.records import Record
 from consortium.errors import UnreachableError
 from consortium.site.settings import SiteSettings
@@ -44,7 +44,7 @@ class ServerLine:
     def send_records(self, records: Sequence[Record]) -> int:
         """Send the next records of the chain; return the highest number the server holds."""
         answer = self._post(f"/v1/sites/{self.site}/records", {"records": to_json(list(records))}, timeout_s=30.0)
-        return int(answer["acked_seq"])
+        return from_json(RecordsTaken, answer, where="records").acked_seq
 
     def send_log(self, job: str, leg: str, offset: int, text: str) -> None:
         """Send a piece of a leg's log, `offset` in characters. Raises PolicyDeniedError where it must stay here."""

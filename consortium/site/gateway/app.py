@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import sqlite3
 import threading
 
 import uvicorn
@@ -14,7 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from consortium import PROTOCOL_VERSION
-from consortium.errors import ConflictError, ConsortiumError, NotFoundError, UsageError
+from consortium.errors import ConflictError, ConsortiumError, NotFoundError, UnreachableError, UsageError, of_sqlite
 from consortium.site.gateway import legs, tracking, upstream
 from consortium.site.gateway.border import Border, prune_received
 from consortium.site.gateway.core import Gateway
@@ -41,6 +42,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.add_exception_handler(ConsortiumError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(sqlite3.OperationalError, _full)
     app.add_exception_handler(Exception, _unforeseen)
     return app
 
@@ -108,15 +110,28 @@ class _Chores(threading.Thread):
                 self.border.announce()
                 self.spent.clear_if_due()
                 said = ""
-            except ConsortiumError as fault:
+            except Exception as problem:
+                fault = of_database(problem, self.gateway) if isinstance(problem, sqlite3.Error) else problem
+                if not isinstance(fault, ConsortiumError):
+                    self.fault = problem
+                    self.server.should_exit = True
+                    break
                 if fault.what != said:
                     log.warning("%s", fault.render().replace("\n", ";"))
                 said = fault.what
-            except Exception as fault:
-                self.fault = fault
-                self.server.should_exit = True
-                break
         self.gateway.db.close()
+
+
+def of_database(fault: sqlite3.Error, gateway: Gateway) -> UnreachableError | None:
+    """Return the error for what may pass, such as a full disk: calls are repeated. None for any other."""
+    found = of_sqlite(fault, "the site's database cannot be used", where=str(gateway.db.path), damaged="")
+    return found if isinstance(found, UnreachableError) else None
+
+
+def _full(request: Request, fault: Exception) -> JSONResponse:
+    assert isinstance(fault, sqlite3.Error)
+    found = of_database(fault, request.app.state.gateway)
+    return _unforeseen(request, fault) if found is None else problem(found)
 
 
 def _known(_: Request, fault: Exception) -> JSONResponse:

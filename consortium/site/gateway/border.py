@@ -206,8 +206,8 @@ class Border:
             raise UsageError(f"no digest, or no site: {wanted[:80]!r} of {sender[:80]!r}", where=leg.offer.job)
         folder = self.gateway.received / leg.offer.job
         kept = (folder / str(round) if round else folder) / f"{sender or 'any'}-{wanted.removeprefix('sha256:')}"
-        if kept.is_file() and self._recorded(leg.offer.job, sender, wanted):
-            return kept.read_bytes()
+        if self._recorded(leg.offer.job, sender, wanted) and (known := _kept(kept, wanted)) is not None:
+            return known
         for artifact in self.inbox(leg, round):
             if artifact.digest == wanted and sender in ("", artifact.sender) and round in (None, artifact.round):
                 break
@@ -296,11 +296,26 @@ def _let_go(folder: Path, before: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _kept(path: Path, wanted: str) -> bytes | None:
+    """Return what is kept; None where it is gone, or was cut when the machine lost its power."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return data if digest(data) == wanted else None
+
+
 def _keep(path: Path, data: bytes) -> None:
-    for folder in (path.parent.parent, path.parent):
-        folder.mkdir(mode=0o700, exist_ok=True)
+    """Keep a plaintext, whole or not at all. Raises UnreachableError where the disk does not take it."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as out:
-        out.write(data)
-    draft.replace(path)
+    try:
+        for folder in (path.parent.parent, path.parent):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(data)
+        draft.replace(path)
+    except OSError as fault:
+        draft.unlink(missing_ok=True)  # the next try must not find still less room
+        what = f"what came in cannot be kept: {fault.strerror}"
+        raise UnreachableError(what, where=str(path.parent), fix="make room on its disk") from fault
