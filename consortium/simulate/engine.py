@@ -335,6 +335,8 @@ class Engine:
         """Why the job could never start; empty where it could."""
         if job.allowed and not set(job.gang) <= set(job.allowed):
             return f"it needs sites {', '.join(job.gang)} and may run at {', '.join(job.allowed)} only"
+        if job.allowed and not job.gang:
+            empty = replace(empty, sites=tuple(view for view in empty.sites if view.site.id in job.allowed))
         reason = never_fits(empty, world.pending(job, self._borders))
         return reason.message if reason else ""
 
