@@ -21,7 +21,7 @@ from consortium.domain.units import MS_PER_HOUR
 from consortium.errors import ConfigError
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
-_PERIOD = re.compile(r"^(20[0-9]{2})-(0[1-9]|1[0-2])$")
+_PERIOD = re.compile(r"^(20[0-9]{2})-(0[1-9]|1[0-2])\Z")
 ROOT = ""
 
 
@@ -128,10 +128,14 @@ class QuotaConfig:
 def build_quota(marked: Marked, sites: tuple[Site, ...], partners: Iterable[str] = ()) -> QuotaConfig:
     """Return what the file says; nominals left out come from `sites`.
 
-    Where `partners` or `sites` are given, partners and flavors in the file must be among theirs.
-    Raises ConfigError with file and line.
+    Where `partners` or `sites` are given, partners and flavors in the file must be among theirs. Where `partners` are,
+    nothing may be listed twice; of what is in force already the last counts. Raises ConfigError with file and line.
     """
     said = build(QuotaFile, marked.data, marked)
+    partners = tuple(partners)
+    if partners:
+        _once(marked, "budgets", [(entry.account, entry.period) for entry in said.budgets])
+        _once(marked, "pledges", [(entry.partner, entry.flavor, entry.period) for entry in said.pledges])
     known = sorted(partners) or sorted(said.accounts)
     flavors = sorted({site.flavor.id for site in sites}) or sorted(
         {f for e in said.accounts.values() for f in e.quotas}
@@ -152,6 +156,18 @@ def build_quota(marked: Marked, sites: tuple[Site, ...], partners: Iterable[str]
         budgets=tuple(_budget(marked, index, entry, names) for index, entry in enumerate(said.budgets)),
         pledges=tuple(_pledge(marked, i, entry, names, flavors, sites) for i, entry in enumerate(said.pledges)),
     )
+
+
+def _once(marked: Marked, what: str, entries: list[tuple[str, ...]]) -> None:
+    seen: set[tuple[str, ...]] = set()
+    for index, entry in enumerate(entries):
+        if entry in seen:
+            raise ConfigError(
+                f"{what}: {' '.join(entry)} is listed twice",
+                where=marked.where((what, index)),
+                fix="keep one of them",
+            )
+        seen.add(entry)
 
 
 def _partner_quotas(marked: Marked, partner: str, entry: PartnerEntry, sites: tuple[Site, ...]) -> tuple[Quota, ...]:

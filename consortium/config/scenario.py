@@ -53,6 +53,11 @@ class SiteEntry:
     def __post_init__(self) -> None:
         within(self, gpus=(1, 1_000_000), node_gpus=(1, 1_024))
 
+    def nodes(self, name: str) -> dict[str, int]:
+        """Return the nodes of the site called `name`, with their GPUs: ids are unique over all sites."""
+        count = -(-self.gpus // self.node_gpus)
+        return {f"{name}-n{at:03d}": min(self.node_gpus, self.gpus - at * self.node_gpus) for at in range(count)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceEntry:
@@ -259,6 +264,12 @@ class Scenario:
         for what, entries in (("changes", self.changes), ("windows", self.windows)):
             for key, entry in entries.items():
                 _known("site", f"{what}: {key}", (entry.site,), self.sites)
+        for key, window in self.windows.items():
+            there = tuple(self.sites[window.site].nodes(window.site)) if window.nodes else ()
+            for node in window.nodes:
+                if node not in there:
+                    has = there[0] if len(there) == 1 else f"{there[0]} to {there[-1]}"
+                    raise ValueError(f"windows: {key}: {window.site} has no node {node!r}; it has {has}")
         for what, key, work in self._work():
             _known("site", f"{what}: {key}", work.sites, self.sites)
 

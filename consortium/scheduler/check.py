@@ -35,7 +35,7 @@ def violations(snapshot: Snapshot, plan: Plan) -> tuple[str, ...]:
     held = list(snapshot.held) + [_leg(jobs[p.job], p, i) for p in plan.placements if p.job in jobs for i in _legs(p)]
     found += _nodes({site: view.site for site, view in views.items()}, held, {p.job for p in plan.placements})
     started = {(jobs[p.job].account, leg.flavor) for p in plan.placements if p.job in jobs for leg in p.legs}
-    found += wrong_quotas(snapshot.accounts, held, started)
+    found += wrong_quotas(snapshot.accounts, snapshot.held, held, started)
     found += wrong_evictions(snapshot, plan)
     return tuple(found)
 

@@ -61,10 +61,18 @@ class Books:
         return own, usage
 
 
-def wrong_quotas(accounts: Iterable[Account], held: Iterable[HeldLeg], started: set[tuple[str, str]]) -> list[str]:
-    """Check every limit above an account that started something of a flavor."""
+def wrong_quotas(
+    accounts: Iterable[Account],
+    before: Iterable[HeldLeg],
+    held: Iterable[HeldLeg],
+    started: set[tuple[str, str]],
+) -> list[str]:
+    """Check every limit above an account that started something of a flavor, but where what it adds does not count.
+
+    What an account never lends counts for nobody above it.
+    """
     books = Books(accounts)
-    used = books.used(held)
+    was, used = books.used(before), books.used(held)
     found = set()
     for account, flavor in sorted(started):
         if (account, flavor) not in books.quotas:
@@ -74,7 +82,7 @@ def wrong_quotas(accounts: Iterable[Account], held: Iterable[HeldLeg], started: 
             quota = books.quotas.get((node, flavor))
             top = books.parents[node] is None
             borrowing = 0 if top else (quota.borrowing_limit if quota else None)
-            if borrowing is not None and usage > own + borrowing:
+            if borrowing is not None and usage > own + borrowing and usage > books.sums(node, flavor, was)[1]:
                 found.add(
                     f"quota: {node or 'the consortium'} holds {usage} {flavor} of {own} and {borrowing} to borrow"
                 )

@@ -58,7 +58,7 @@ def explain(snapshot: Snapshot, job: str) -> Funnel:
     steps = _steps(board, waiting, layers, answer)
     holders = _holders(board, waiting, line.usable)
     usable = line.usable
-    tried = () if aside else tuple(suggestions(board, waiting, usable, layers))
+    tried = () if aside or not usable else tuple(suggestions(board, waiting, usable, layers))
     reason = (waiting.waits_for or waits_out(waiting)) if aside else _outcome(cycle, waiting, layers, answer)
     if any(one.fix == reason.fix for one in tried):
         reason = replace(reason, fix=next((one.fix for one in tried if _starts(snapshot, one.changed)), ""))

@@ -20,6 +20,8 @@ from fractions import Fraction
 from math import log
 from typing import NamedTuple
 
+from consortium.domain import ids
+from consortium.domain.partner import SiteState
 from consortium.domain.quota import Account
 from consortium.scheduler.quota import ROOT, QuotaTree
 from consortium.scheduler.types import HeldLeg, History, Settings, SiteView
@@ -141,10 +143,11 @@ def advance(
     ms: int,
 ) -> tuple[History, ...]:
     """Return the history `ms` later, had `held` been held all that time: older parts decay, new ones are added."""
+    views = tuple(views)
     factors = {view.site.flavor.id: Fraction(view.site.flavor.reference_factor) for view in views}
     kept = 0.5 ** (ms / (settings.half_life_s * 1000))
     added_ms = settings.half_life_s * 1000 / log(2) * (1 - kept)
-    now = holdings(accounts, held)
+    now = holdings(accounts, held, views)
     old = {item.account: item for item in history}
     borrowed: dict[str, Fraction] = {}
     lent: dict[str, Fraction] = {}
@@ -173,11 +176,18 @@ class Holding(NamedTuple):
     borrowed: int
     """Held above nominal."""
     lent: int
-    """Of its unused nominal that it may lend, what others hold above theirs; where several could, in proportion."""
+    """Of its unused nominal that it may lend, what others hold above theirs; where several could, in proportion.
+
+    What lies idle at its sites because they take no new legs is lent to nobody.
+    """
 
 
-def holdings(accounts: tuple[Account, ...], held: Iterable[HeldLeg]) -> dict[tuple[str, str], Holding]:
+def holdings(
+    accounts: tuple[Account, ...], held: Iterable[HeldLeg], views: Iterable[SiteView]
+) -> dict[tuple[str, str], Holding]:
     """Return account and flavor to who holds whose GPUs, the root left out."""
+    held = tuple(held)
+    closed = _closed(held, views)
     parents = {account.id: account.parent or ROOT for account in accounts if account.id}
     lines = {account: _line(parents, account) for account in parents}
     limits = {
@@ -193,7 +203,7 @@ def holdings(accounts: tuple[Account, ...], held: Iterable[HeldLeg]) -> dict[tup
             for name in lines.get(account.id, ()):
                 nominal[name, quota.flavor] = nominal.get((name, quota.flavor), 0) + quota.nominal
     for leg in held:
-        for name in lines.get(leg.account) or _line(parents, leg.account):
+        for name in lines.get(leg.account) or _line(parents, ids.partner_of(leg.account)):  # of a removed project
             using[name, leg.flavor] = using.get((name, leg.flavor), 0) + leg.gpus
     families: dict[str, list[str]] = {}
     for account in sorted(accounts, key=lambda account: account.id):
@@ -203,8 +213,29 @@ def holdings(accounts: tuple[Account, ...], held: Iterable[HeldLeg]) -> dict[tup
     found: dict[tuple[str, str], Holding] = {}
     for flavor in sorted({key[1] for key in (*nominal, *using)}):
         for siblings in families.values():
-            found |= _family(flavor, siblings, nominal, using, limits)
+            found |= _family(flavor, siblings, nominal, using, limits, closed)
     return found
+
+
+def _closed(held: Iterable[HeldLeg], views: Iterable[SiteView]) -> dict[tuple[str, str], int]:
+    """Partner and flavor to the GPUs of its sites that nobody holds and nobody may take: nobody borrows them."""
+    at: dict[str, int] = {}
+    on: dict[tuple[str, str], int] = {}
+    for leg in held:
+        at[leg.site] = at.get(leg.site, 0) + leg.gpus
+        for node, gpus in leg.nodes.items():
+            on[leg.site, node] = on.get((leg.site, node), 0) + gpus
+    closed: dict[tuple[str, str], int] = {}
+    for view in views:
+        site = view.site
+        if view.state is SiteState.ACTIVE:
+            shut = (node for node in site.nodes if node.id in view.cordoned)
+            idle = sum(max(0, node.gpus - on.get((site.id, node.id), 0)) for node in shut)
+        else:
+            idle = max(0, site.gpus - at.get(site.id, 0))
+        key = site.partner, site.flavor.id
+        closed[key] = closed.get(key, 0) + idle
+    return closed
 
 
 def _family(
@@ -213,11 +244,17 @@ def _family(
     nominal: Mapping[tuple[str, str], int],
     using: Mapping[tuple[str, str], int],
     limits: Mapping[tuple[str, str], int],
+    closed: Mapping[tuple[str, str], int],
 ) -> dict[tuple[str, str], Holding]:
     has = {name: nominal.get((name, flavor), 0) for name in siblings}
     holds = {name: using.get((name, flavor), 0) for name in siblings}
     borrowed = sum(max(0, holds[name] - has[name]) for name in siblings)
-    idle = {name: min(max(0, has[name] - holds[name]), limits.get((name, flavor), has[name])) for name in siblings}
+    idle = {
+        name: min(
+            max(0, has[name] - holds[name] - closed.get((name, flavor), 0)), limits.get((name, flavor), has[name])
+        )
+        for name in siblings
+    }
     lent = _divide(min(borrowed, sum(idle.values())), idle)
     return {
         (name, flavor): Holding(has[name], holds[name], max(0, holds[name] - has[name]), lent[name])

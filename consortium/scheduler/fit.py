@@ -123,12 +123,13 @@ def _everywhere(
     if any(board.sites[site].free_total < job.gpus for site in sites):
         return None
     flavors = {site: board.flavors[site] for site in sites}
-    for flavor, gpus in demand(job, flavors).items():
+    need = demand(job, flavors)
+    for flavor, gpus in need.items():
         if not quota_allows(job, flavor, gpus, layers):
             return None
     legs = []
     for site in sites:
-        if site in board.claimed and on_loan(board, job, site, job.gpus * len(sites)):
+        if site in board.claimed and on_loan(board, job, site, need[flavors[site]]):
             return None
         nodes = nodes_at(job, site, layers, barred=board.barred(job, site, board.now_ms))
         if nodes is None:

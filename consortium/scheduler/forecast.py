@@ -13,6 +13,8 @@ from consortium.scheduler.types import HeldLeg, PendingJob, Plan, Snapshot
 
 HORIZON_CYCLES = 2_000
 """Cycles after which a forecast gives up on what has not started."""
+HORIZON_LOOKS = 1_000_000
+"""And how often it looks at a line of jobs of one shape: a cycle looks at each. Half a minute of work at the most."""
 
 EARLY = 8
 """A leg may well end after an eighth of the run time expected of it: run times spread over an order of magnitude."""
@@ -21,20 +23,26 @@ Run = Literal["walltime", "expected", "soon"]
 
 
 def forecast(
-    snapshot: Snapshot, *, run: Run = "walltime", jobs: Collection[str] | None = None, cycles: int = HORIZON_CYCLES
+    snapshot: Snapshot,
+    *,
+    run: Run = "walltime",
+    jobs: Collection[str] | None = None,
+    cycles: int = HORIZON_CYCLES,
+    looks: int = HORIZON_LOOKS,
 ) -> dict[str, int]:
     """Return job id to its start (UTC Unix milliseconds) in a closed run of the scheduler.
 
     Legs run for their whole walltime, for as long as they are expected to, or end soon (`EARLY`). Stops when all of
-    `jobs` (None: all that wait) have started, or after `cycles`; jobs without a start in that time are left out. An
-    evicted job waits again, and keeps its first start.
+    `jobs` (None: all that wait) have started, or after `cycles`, or the cycle in which it has looked at `looks` lines;
+    jobs without a start in that time are left out. An evicted job waits again, and keeps its first start.
     """
     closed = _Closed(snapshot, run)
     wanted = {job.id for job in snapshot.pending} if jobs is None else set(jobs)
     for _ in range(cycles):
+        looks -= closed.lines
         plan = closed.step()
         wanted.difference_update(placement.job for placement in plan.placements)
-        if not wanted or not closed.on():
+        if not wanted or looks <= 0 or not closed.on():
             break
     return closed.starts
 
@@ -54,6 +62,11 @@ class _Closed:
         for leg in scheduler.board.legs():
             self._end_at(leg, self._end_of(leg))
             self._ripens(leg)
+
+    @property
+    def lines(self) -> int:
+        """How many shapes the jobs in line have."""
+        return len(self._scheduler.queue.lines)
 
     def step(self) -> Plan:
         """One cycle, and what follows from it."""

@@ -41,7 +41,7 @@ def take_addition(core: Core, claims: Claims, job_id: str, signed: SignedSpec) -
     with core.db.read() as connection:
         job = jobs.find_job(connection, job_id)
         gone = _gone(connection, job)
-        judged = submit.judge(core, connection, claims, signed, snapshots.take(core, connection), gone)
+        judged = submit.judge(core, connection, claims, signed, snapshots.standing(core, connection), gone)
         added = _check(connection, job, signed.spec, judged, gone)
     if judged.state is JobState.DENIED and judged.reason is not None:
         raise PolicyDeniedError(
@@ -94,7 +94,7 @@ def add_due(core: Core) -> None:
     """Let amended specs take effect whose jobs are between two rounds and could be placed with the new sites."""
     with core.db.read() as connection:
         waiting = [one for one in additions.waiting(connection) if _boundary(connection, one.job)]
-        view = snapshots.take(core, connection) if waiting else None
+        view = snapshots.standing(core, connection) if waiting else None
         due = [one for one in waiting if view is not None and _fits(core, connection, one, view)]
     for one in due:
         with core.db.write() as connection:

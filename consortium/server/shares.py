@@ -70,7 +70,7 @@ def shares(snapshot: Snapshot) -> tuple[Share, ...]:
         tree.charge(leg.account, leg.flavor, leg.gpus)
     pool = Pool(snapshot.sites, snapshot.accounts, snapshot.history, snapshot.settings)
     past = {item.account: item for item in snapshot.history}
-    known = who_holds(snapshot.accounts, snapshot.held)
+    known = who_holds(snapshot.accounts, snapshot.held, snapshot.sites)
     factors: dict[str, Factors] = {account: pool.factors(account, tree) for account, _ in known}
     found = []
     for (account, flavor), holding in sorted(known.items()):

@@ -76,10 +76,13 @@ def take(core: Core, connection: Connection, federation: Federation | None = Non
     rows = [row for row in connection.execute(query) if row.id not in busy]
     specs = {row.id: from_json(JobSpec, row.spec, where=row.id) for row in rows}
     kept_out, waiting, left = waits.reasons(connection, specs), [], left_for_good(connection)
+    read: dict[tuple[str, ...], tuple[Dataset, ...]] = {}
     for row in rows:
         spec, sites, kept_ms = specs[row.id], tuple(row.sites), done_ms.get(row.id, 0)
+        if spec.inputs not in read:
+            read[spec.inputs] = inputs_of(connection, spec)
         # What lies at a site that was withdrawn from the job is read nowhere any more.
-        inputs = tuple(item for item in inputs_of(connection, spec) if item.site not in left.get(row.id, ()))
+        inputs = tuple(item for item in read[spec.inputs] if item.site not in left.get(row.id, ()))
         decisions = decide(federation, spec, inputs, sites, ancestry(connection, spec))
         job = pending_job(row.id, spec, sites, decisions, row.created_ms, stored, view.run_times, row, kept_ms)
         avoid = known.avoid(row.id, spec.resources) if row.id in known.faults else ()

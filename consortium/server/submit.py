@@ -63,7 +63,7 @@ def _submit(core: Core, claims: Claims, signed: tuple[SignedSpec, ...], idempote
         known = _known(connection, claims.subject, idempotency_key, spec_digest, signed)
         if known is not None:
             return [render(connection, job) for job in known]
-        view = snapshots.take(core, connection)
+        view = snapshots.standing(core, connection)
         made = [judge(core, connection, claims, item, view) for item in signed]
     with core.db.write() as connection:
         known = _known(connection, claims.subject, idempotency_key, spec_digest, signed)

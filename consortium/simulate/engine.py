@@ -110,8 +110,8 @@ class Engine:
         self._run_times = RunTimes()
         self._courses: dict[str, _Course] = {}
         """Jobs that were submitted and have not finished."""
-        self._held: dict[tuple[str, str], int] = {}
-        """GPUs by account and flavor."""
+        self._held: dict[tuple[str, str, str], int] = {}
+        """GPUs by account, flavor and site."""
         self._recalls: dict[str, int] = {}
         """When the notice of a site's withdrawal is over."""
         self._waiting = 0
@@ -276,7 +276,7 @@ class Engine:
         self._changed = True
 
     def _count(self, job: Job, leg: LegPlacement, gpus: int) -> None:
-        key = job.account, leg.flavor
+        key = job.account, leg.flavor, leg.site
         self._held[key] = self._held.get(key, 0) + gpus
 
     def _change_site(self, change: _Change) -> None:
@@ -305,7 +305,7 @@ class Engine:
     def _advance_history(self) -> None:
         """Bring what accounts borrowed and lent up to now, as if what is held had been held since the last time."""
         from_ms, self._history_ms = self._history_ms, self.now_ms
-        held = [_as_one_leg(account, flavor, gpus) for (account, flavor), gpus in sorted(self._held.items()) if gpus]
+        held = [_as_one_leg(*key, gpus) for key, gpus in sorted(self._held.items()) if gpus]
         self._history = fair_advance(
             self._history, self._accounts, held, self._views.values(), self._settings, self.now_ms - from_ms
         )
@@ -335,18 +335,20 @@ class Engine:
         """Why the job could never start; empty where it could."""
         if job.allowed and not set(job.gang) <= set(job.allowed):
             return f"it needs sites {', '.join(job.gang)} and may run at {', '.join(job.allowed)} only"
+        if job.allowed and not job.gang:
+            empty = replace(empty, sites=tuple(view for view in empty.sites if view.site.id in job.allowed))
         reason = never_fits(empty, world.pending(job, self._borders))
         return reason.message if reason else ""
 
 
-def _as_one_leg(account: str, flavor: str, gpus: int) -> HeldLeg:
-    """One leg that stands for all of an account's: the history asks for sums only."""
+def _as_one_leg(account: str, flavor: str, site: str, gpus: int) -> HeldLeg:
+    """One leg that stands for all of an account's at a site: the history asks for sums only."""
     return HeldLeg(
-        leg=f"{account} {flavor}",
+        leg=f"{account} {flavor} {site}",
         job="",
         account=account,
         partner=ids.partner_of(account),
-        site="",
+        site=site,
         flavor=flavor,
         nodes={"": gpus},
         priority=Priority.NORMAL,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from consortium.config import Scenario
+from consortium.errors import UsageError
 from consortium.simulate.audit import Auditor
 from consortium.simulate.engine import Engine
 from consortium.simulate.estimates import Estimates
@@ -43,7 +44,7 @@ def replay(
     """Replay a scenario through the real scheduler.
 
     `trace` is the folder of its trace where it has one. Writes the file of `events` and the `plot` where they are
-    named. Raises UsageError where a file cannot be read or written.
+    named. Raises UsageError where a file cannot be read or written, or the jobs are not told apart by their ids.
     """
     begun = time.perf_counter()
     jobs, empty = workload(scenario, trace)
@@ -87,12 +88,24 @@ def replay(
 
 
 def workload(scenario: Scenario, trace: Path | None) -> tuple[tuple[Job, ...], int]:
-    """Return the scenario's jobs in order of submission, and how many rows of its trace ask for nothing."""
-    made = make_jobs(scenario)
-    if scenario.trace is None:
-        return made, 0
-    read, empty = read_trace(scenario, find_trace(trace, scenario.trace.dataset))
-    return by_submission((*made, *read)), empty
+    """Return the scenario's jobs in order of submission, and how many rows of its trace ask for nothing.
+
+    Raises UsageError where two jobs have one id.
+    """
+    jobs, empty = make_jobs(scenario), 0
+    if scenario.trace is not None:
+        read, empty = read_trace(scenario, find_trace(trace, scenario.trace.dataset))
+        jobs = by_submission((*jobs, *read))
+    seen: set[str] = set()
+    for job in jobs:
+        if job.id in seen:
+            raise UsageError(
+                f"two jobs of the workload are called {job.id}",
+                where=scenario.name,
+                fix="rename a job or a stream: a stream's are called NAME-00001 and so on, a trace's as in its files",
+            )
+        seen.add(job.id)
+    return jobs, empty
 
 
 def _speed(totals: Totals, wall_s: float) -> dict[str, float]:

@@ -34,11 +34,7 @@ def sites(scenario: Scenario) -> tuple[Site, ...]:
     }
     found = []
     for name, entry in sorted(scenario.sites.items()):
-        count = -(-entry.gpus // entry.node_gpus)
-        nodes = tuple(
-            Node(id=f"{name}-n{at:03d}", gpus=min(entry.node_gpus, entry.gpus - at * entry.node_gpus))
-            for at in range(count)
-        )
+        nodes = tuple(Node(id=node, gpus=gpus) for node, gpus in entry.nodes(name).items())
         partner = ids.partner_of(name)
         found.append(
             Site(

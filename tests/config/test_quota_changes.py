@@ -154,6 +154,25 @@ def test_a_stranger_is_named_before_the_sums():
         parse_quota_text(text, FILE, SITES, ("de", "fr", "uy"))
 
 
+@pytest.mark.parametrize(
+    ("entries", "what"),
+    [
+        ("budgets:\n- {account: uy, period: '2027-01', reference_gpu_hours: 1}\n- {account: uy, period: '2027-01', "
+         "reference_gpu_hours: 2}", "budgets: uy 2027-01 is listed twice"),
+        ("pledges:\n- {partner: fr, flavor: h100-sxm, period: '2027-01', gpu_hours: 2, notice_days: 1}\n"
+         "- {partner: fr, flavor: h100-sxm, period: '2027-01', gpu_hours: 1, notice_days: 0}",
+         "pledges: fr h100-sxm 2027-01 is listed twice"),
+        ('budgets: [{account: fr, period: "2027-01\\n", reference_gpu_hours: 1}]', "must be a month such as 2026-11"),
+    ],
+)  # fmt: skip
+def test_an_entry_stands_once_and_its_period_is_a_month(entries, what):
+    """Of two entries the last counted, and `quota plan budgets...=` changed the first."""
+    text = f"{TEXT.partition('budgets:')[0]}{entries}\n"
+    with pytest.raises(ConfigError, match=what) as fault:
+        parse_quota_text(text, FILE, SITES, ("de", "fr", "uy"))
+    assert str(fault.value.where).startswith(FILE + ":")
+
+
 def test_a_change_that_the_file_cannot_hold_is_refused_with_its_line():
     with pytest.raises(ConfigError, match="hold 9 h100-sxm, its sites deliver 8") as fault:
         changes("accounts.fr.projects.health.quotas.h100-sxm.nominal=9")

@@ -75,6 +75,18 @@ def test_a_sound_plan_is_found_sound():
     assert violations(world(asks, windows=(CLOSED,)), Plan(placements=(placed,), reasons={})) == ()
 
 
+def test_a_limit_that_was_broken_before_is_no_fault_of_who_adds_nothing_to_it():
+    """A quota was lowered while uy held 12 of it; what de keeps to itself counts for nobody but de."""
+    accounts = (account("de", {H100: (8, None, 0)}), account("fr", {H100: 0}), account("uy", {H100: 4}))
+    over = held(1, "fr-1", {"n0": 8, "n1": 4}, account="uy")
+    for name, found in (("de", False), ("fr", True)):
+        asks = job(1, account=name)
+        placed = Placement(job=asks.id, legs=(LegPlacement(site="fr-1", flavor=H100, nodes={"n1": 1}),))
+        snapshot = world(asks, accounts=accounts, held=(over,))
+        told = [what for what in violations(snapshot, Plan(placements=(placed,), reasons={})) if "quota:" in what]
+        assert bool(told) is found
+
+
 BIG = (account("fr", {H100: 16}), account("de", {H100: 0}), account("uy", {H100: 16}))
 SITES = (site("fr-1", H100, (8, 8)), site("uy-1", H100, (8, 8)))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from consortium.domain.job import Priority
 from consortium.domain.partner import Cotenancy
-from consortium.scheduler import HeldLeg, PendingJob, Snapshot, schedule
+from consortium.scheduler import HeldLeg, PendingJob, Snapshot, schedule, violations
 from tests.builders import NOW_MS, account, site
 from tests.scheduler.worlds import A100, H100, HOUR_MS, held, job, world
 
@@ -210,6 +212,27 @@ def test_borrowers_that_come_and_go_do_not_starve_a_large_job_within_nominal():
     assert plan.evictions == ()
     assert all(plan.reasons[item.id].numbers["ahead"] == large.id for item in borrowers)
     assert "what is its own" in plan.reasons[borrowers[0].id].message
+
+
+def test_a_gang_of_two_flavors_within_its_own_of_both_starts_beside_a_claim():
+    """What is on loan at a claimed site is counted per flavor: 8 of 12 h100 are, with 8 a100, not 16 of 12."""
+    sites = (
+        site("fr-1", H100, (8, 8), Cotenancy.OPEN),
+        site("fr-2", A100, (8,), Cotenancy.OPEN),
+        site("de-1", H100, (8,)),
+    )
+    accounts = (account("fr", {H100: 12, A100: 8}), account("de", {H100: 4}))
+    young = runs("young", {"n0": 8}, started_ms=NOW_MS - 60_000)
+    claims = job(1, gpus=12, sites=("fr-1",), created_ms=NOW_MS - HOUR_MS, expected_s=1)
+    mixed = job(2, gpus=8, sites=("fr-1", "fr-2"), walltime_s=60)
+    snapshot = world(claims, mixed, sites=sites, accounts=accounts, held=(young,))
+    plan = schedule(snapshot)
+    assert [placement.job for placement in plan.placements] == [mixed.id]
+    assert violations(snapshot, plan) == ()
+    loan = replace(mixed, gpus=4, account="de", sites=("de-1", "fr-1"))
+    plan = schedule(replace(snapshot, pending=(claims, loan)))
+    assert plan.placements == ()
+    assert plan.reasons[loan.id].numbers["ahead"] == claims.id
 
 
 def gang(number: int, account_id: str) -> PendingJob:

@@ -146,8 +146,38 @@ def test_history_halves_in_a_half_life_and_what_is_held_is_added():
 )  # fmt: skip
 def test_who_lent_what_others_borrow(story, accounts, legs, lent):
     running = [held(n, "fr-1", {"n0": gpus}, account=name) for n, (name, gpus) in enumerate(legs.items())]
-    found = holdings(accounts, running)
+    found = holdings(accounts, running, ())
     assert {name: item.lent for (name, flavor), item in found.items() if flavor == H100 and item.lent} == lent, story
+
+
+@pytest.mark.parametrize(
+    ("story", "shut", "lent"),
+    [
+        ("in proportion to what is unused", {}, {"fr": 11, "de": 5}),
+        ("a drained site's GPUs are lent to nobody", {"state": SiteState.DRAINED}, {"de": 16}),
+        ("but for those that others hold there", {"state": SiteState.DRAINING}, {"fr": 5, "de": 11}),
+        ("nor is a cordoned node's", {"cordoned": ("n2", "n3")}, {"fr": 8, "de": 8}),
+    ],
+)
+def test_what_nobody_could_take_earns_no_credit(story, shut, lent):
+    accounts = (account("fr", {H100: 32}), account("de", {H100: 32}), account("uy", {H100: 0}))
+    views = (
+        SiteView(site=site("fr-1", H100, (8,) * 4), **({"state": SiteState.ACTIVE} | shut)),
+        SiteView(site=site("de-1", H100, (8,) * 4), state=SiteState.ACTIVE),
+    )
+    there = {"fr-1": 0 if shut.get("state") is SiteState.DRAINED else 8}
+    there["de-1"] = 16 - there["fr-1"]
+    legs = [held(1, name, {f"n{at}": 8 for at in range(gpus // 8)}, account="uy") for name, gpus in there.items()]
+    legs.append(held(2, "de-1", {"n2": 8, "n3": 8}, account="de"))
+    found = holdings(accounts, legs, views)
+    assert {name: item.lent for (name, _), item in found.items() if item.lent} == lent, story
+
+
+def test_gpus_of_a_removed_project_are_its_partners():
+    accounts = (account("fr", {H100: 8}), account("de", {H100: 24}))
+    legs = (held(1, "fr-1", {"n0": 8}, account="fr/gone"), held(2, "de-1", {"n0": 8}, account="fr/gone"))
+    found = holdings(accounts, legs, ())
+    assert (found["fr", H100].held, found["fr", H100].borrowed, found["de", H100].lent) == (16, 8, 8)
 
 
 @settings(max_examples=50, deadline=None)
@@ -155,7 +185,7 @@ def test_who_lent_what_others_borrow(story, accounts, legs, lent):
 def test_among_siblings_no_more_is_lent_than_borrowed_and_nobody_does_both(accounts, moves):
     names = [item.id for item in accounts]
     legs = [held(n, "fr-1", {"n0": gpus}, account=names[which % len(names)]) for n, (which, gpus) in enumerate(moves)]
-    found = holdings(accounts, legs)
+    found = holdings(accounts, legs, ())
     for parent in {item.parent for item in accounts}:
         family = [found[item.id, H100] for item in accounts if item.parent == parent and (item.id, H100) in found]
         assert sum(item.lent for item in family) <= sum(item.borrowed for item in family)

@@ -31,3 +31,14 @@ def test_a_forecast_counts_expected_run_times_where_it_is_asked_to():
     snapshot = world(asks, held=(runs,))
     assert forecast(snapshot) == {asks.id: NOW_MS + HOUR_MS}
     assert forecast(snapshot, run="expected") == {asks.id: NOW_MS + 600_000}
+
+
+def test_a_forecast_of_many_shapes_ends_before_it_keeps_its_caller_for_minutes():
+    runs = held(1, "fr-1", {"n0": 8, "n1": 8})
+    asks = [job(number, gpus=16 - number, sites=("fr-1",), walltime_s=3600) for number in range(3)]
+    snapshot = world(*asks, held=(runs,))
+    starts = forecast(snapshot)
+    assert sorted(starts.values()) == [NOW_MS + hours * HOUR_MS for hours in (1, 2, 3)]
+    first = min(starts, key=lambda name: starts[name])
+    assert forecast(snapshot, looks=3) == {}
+    assert forecast(snapshot, looks=4) == {first: starts[first]}

@@ -105,10 +105,10 @@ def test_available_is_the_most_that_breaks_no_limit(accounts, moves):
     for name in names:
         room = tree.available(name, H100).gpus
         more = [held(99, "fr-1", {"n0": room + 1}, account=name)]
-        assert wrong_quotas(accounts, legs + more, {(name, H100)})
+        assert wrong_quotas(accounts, legs, legs + more, {(name, H100)})
         if room:
             most = [held(99, "fr-1", {"n0": room}, account=name)]
-            assert not wrong_quotas(accounts, legs + most, {(name, H100)})
+            assert not wrong_quotas(accounts, legs, legs + most, {(name, H100)})
             assert tree.potential(name, H100).gpus >= room
 
 

@@ -333,6 +333,14 @@ def test_explain_tells_position_holders_and_a_range_for_the_start():
     )
 
 
+def test_explain_of_a_job_whose_site_has_left_the_consortium():
+    waits = job(1, gpus=8, sites=("fr-1", "uy-1"))
+    funnel = explain(world(waits), waits.id)
+    assert (funnel.reason.code, funnel.reason.site) == (ReasonCode.TERRITORY, "uy-1")
+    assert funnel.fix == "name one of de-1, fr-1"
+    assert funnel.estimated_start is None
+
+
 def test_explain_of_a_job_that_runs_and_of_one_nobody_knows():
     leg = held(1, "fr-1", {"n0": 8})
     funnel = explain(world(held=(leg,)), leg.job)

@@ -11,24 +11,25 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import OperationalError
 
 from consortium.domain.data import ArtifactClass
-from consortium.domain.job import Fault, Job, JobKind, LegState, Resources
+from consortium.domain.job import Fault, Job, JobKind, LegState, Resources, SignedSpec
 from consortium.domain.partner import Role, SiteState
 from consortium.errors import UnreachableError
+from consortium.keys.canonical import canonical
 from consortium.keys.tokens import Claims
-from consortium.server import evictions, faults, loop
+from consortium.server import evictions, faults, loop, snapshots, submit
 from consortium.server.app import make_app
 from consortium.server.core import Core
 from consortium.server.routes import upkeep
 from consortium.server.settings import ServerSettings
-from consortium.state import database, jobs, nodes
+from consortium.state import data, database, jobs, nodes
 from consortium.state.database import Database
 from consortium.state.sites import SiteStatus, all_sites, update_site
 from tests.server.conftest import Fed
-from tests.server.placed import at_work
+from tests.server.placed import ME, at_work
 
 ADMIN = Claims(subject="fr/bruno", partner="fr", roles=(Role.ADMIN,), expires_ms=1 << 47)
 Parts = tuple[Core, Fed]
@@ -239,3 +240,32 @@ def test_a_server_that_starts_while_another_program_holds_its_state_says_so(
         with pytest.raises(UnreachableError, match="locked"):
             Core.open(ServerSettings.load(fed.config))
     Core.open(ServerSettings.load(fed.config)).close()
+
+
+@contextmanager
+def counted(core: Core) -> Iterator[list[str]]:
+    """What the server asks of its database meanwhile."""
+    asked: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        asked.append(statement)
+
+    event.listen(core.db.engine, "before_cursor_execute", note)
+    yield asked
+    event.remove(core.db.engine, "before_cursor_execute", note)
+
+
+def test_neither_a_submission_nor_a_snapshot_asks_more_of_the_database_the_more_jobs_like_it_wait(parts: Parts) -> None:
+    core, fed = parts
+    laws = fed.new_dataset("fr-1", "laws-fr")
+    with core.db.write() as connection:
+        data.insert_dataset(connection, laws, now_ms=1, signer="fr/amelie", signature="x")
+    found: list[tuple[int, int]] = []
+    for _ in range(5):
+        spec = fed.spec([laws], resources=Resources(gpus=1, walltime_s=600))
+        with counted(core) as submitting:
+            submit.submit(core, ME, SignedSpec(spec=spec, signature=fed.people["fr/amelie"].sign(canonical(spec))), "")
+        with counted(core) as taking, core.db.read() as connection:
+            snapshots.take(core, connection)
+        found.append((len(submitting), len(taking)))
+    assert found[-1] == found[0]

@@ -106,6 +106,14 @@ def test_a_gang_over_sites_that_its_partner_does_not_own_is_told_where_nothing_i
     assert "de-1" in engine.totals.infeasible["gang"]
 
 
+def test_a_job_that_none_of_its_partners_sites_could_hold_is_told_where_another_could() -> None:
+    sites = {"fr-1": SiteEntry(gpus=2), "fr-2": SiteEntry(gpus=2), "de-1": SiteEntry(gpus=8)}
+    jobs = {"wide": _entry(gpus=4), "plain": _entry(gpus=2)}
+    engine, _ = _run(scenario(jobs=jobs, sites=sites, sharing=Sharing.NONE))
+    assert "fr-1 can never hold 4 GPUs" in engine.totals.infeasible["wide"]
+    assert (engine.unfinished(), set(engine.totals.waits_ms)) == (0, {"plain"})
+
+
 def test_a_site_that_never_returns_leaves_its_jobs_unfinished_and_the_replay_ends() -> None:
     jobs = {"bound": _entry(account="de", sites=("de-1",), at_s=7200), "plain": _entry()}
     loss = {"loss": ChangeEntry(at_h=1, site="de-1", state=SiteState.LOST)}

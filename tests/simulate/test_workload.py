@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from consortium.config import load_scenario
 from consortium.config.quota import QuotaEntry
-from consortium.config.scenario import Scenario, Sharing, SiteEntry, StreamEntry, TraceEntry
+from consortium.config.scenario import JobEntry, Scenario, Sharing, SiteEntry, StreamEntry, TraceEntry, WindowEntry
 from consortium.errors import UsageError
+from consortium.scheduler import WindowKind
+from consortium.simulate.run import workload
 from consortium.simulate.streams import make_jobs
 from consortium.simulate.trace import find_trace, read_trace
 from consortium.simulate.workload import draws, pinned, walltime_s, worker_gpus
@@ -174,6 +177,26 @@ def test_bursts_come_when_they_should() -> None:
     burst = StreamEntry(account="fr", from_h=2, until_h=20, burst_jobs=3, burst_every_h=8, gpus={"1": 1}, run_h=(1, 1))
     jobs = make_jobs(scenario(jobs={}, streams={"b": burst}))
     assert [job.submit_ms / 3_600_000 for job in jobs] == [2, 2, 2, 10, 10, 10, 18, 18, 18]
+
+
+def test_jobs_that_are_not_told_apart_by_their_ids_are_refused(folder: Path) -> None:
+    stream = StreamEntry(account="fr", until_h=8, burst_jobs=1, burst_every_h=8, gpus={"1": 1}, run_h=(1, 1))
+    twice = scenario(jobs={"b-00001": JobEntry(account="de", run_s=60, walltime_s=100, gpus=1)}, streams={"b": stream})
+    with pytest.raises(UsageError, match="two jobs of the workload are called b-00001"):
+        workload(twice, None)
+    traced = TraceEntry(dataset="some", files={"fr": "cluster01"})
+    again = scenario(jobs={"1": JobEntry(account="de", run_s=60, walltime_s=100, gpus=1)}, trace=traced)
+    with pytest.raises(UsageError, match="two jobs of the workload are called 1"):
+        workload(again, folder)
+
+
+def test_a_window_on_a_node_that_its_site_does_not_have_is_refused() -> None:
+    kept = WindowEntry(kind=WindowKind.MAINTENANCE, site="fr-1", nodes=("fr-1-n000",), from_h=1, until_h=2)
+    assert scenario(windows={"w": kept}).windows["w"] is kept
+    with pytest.raises(ValueError, match=r"windows: w: fr-1 has no node 'n0'; it has fr-1-n000$"):
+        scenario(windows={"w": replace(kept, nodes=("n0",))})
+    with pytest.raises(ValueError, match=r"it has fr-1-n000 to fr-1-n002$"):
+        scenario(windows={"w": replace(kept, nodes=("fr-1-n003",))}, sites={"fr-1": SiteEntry(gpus=20)})
 
 
 def test_a_site_smaller_than_its_nodes_say_has_a_smaller_last_node() -> None:
