@@ -106,9 +106,8 @@ def _written(kind: str, key: str, value: Any, *, typed: bool) -> str | None:
     """Return how a value of the right type is written; `typed`: at a shell, which takes plain quotes away."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     if kind == "string_type" and plain:
-        return (
-            f"""put it in quotes, and those in others: '{key}="{value}"'""" if typed else f'put it in quotes: "{value}"'
-        )
+        quoted = f'"{value}"'
+        return f"put it in quotes, and those in others: '{key}={quoted}'" if typed else f"put it in quotes: {quoted}"
     if kind in ("tuple_type", "list_type") and (plain or isinstance(value, str)):
         return f"write a list: [{str(value)[:80]}]"
     if kind == "bool_type":
