@@ -63,8 +63,8 @@ def submit(
         raise UsageError("--array-limit needs --array")
     if resume and (array is not None or kind != "pretrain"):
         raise UsageError("--resume goes with `submit pretrain`, and not with --array")
-    caller = Caller(person, partner=account[:2])
     given = overrides or []
+    caller = Caller(person, partner=(account or _account(given))[:2])
     with caller.client() as client:
         if resume:
             drafts: tuple[JobSpec, ...] = (
@@ -89,6 +89,12 @@ def submit(
         if watch:
             made = [_watch(client, job.id) if job.state.value != "denied" else job for job in made]
     _submitted(made, watch, as_json, array=array is not None)
+
+
+def _account(overrides: list[str]) -> str:
+    """Return the account that the overrides name last; empty where none does."""
+    named = [text.partition("=")[2] for text in overrides if text.startswith("account=")]
+    return named[-1] if named else ""
 
 
 def _submitted(made: list[Job], watched: bool, as_json: bool, *, array: bool) -> None:

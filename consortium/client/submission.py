@@ -65,7 +65,7 @@ class _Desk:
         if ids.partner_of(paying) != ids.partner_of(self._person):
             raise UsageError(
                 f"{self._person} cannot spend from account {paying!r}, which is not its partner's",
-                fix=f"name an account of {ids.partner_of(self._person)}; `consortium shares` lists them",
+                fix=f"name an account of {ids.partner_of(self._person)}; `consortium quota show` lists them",
             )
         inputs = [self._dataset(name) for name in composed.inputs]
         return JobSpec(

@@ -369,7 +369,8 @@ def _first_at(items: list[Dataset], site: str) -> str:
 
 def _check_kind(connection: Connection, spec: JobSpec, inputs: tuple[Dataset, ...]) -> None:
     if not inputs:
-        raise UsageError(f"a {spec.kind.value} job needs inputs", fix="name datasets: consortium data ls")
+        fix = "name datasets, such as inputs=[laws-fr]; `consortium data ls` lists them"
+        raise UsageError(f"a job of kind {spec.kind.value} needs inputs", fix=fix)
     if spec.kind is JobKind.PRETRAIN:
         held_out = [item.name for item in inputs if item.held_out]
         if held_out:
