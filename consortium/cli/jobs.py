@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from consortium.domain.job import Job, JobSpec
     from consortium.train.plot import Curves, Form
 
+_LISTED = 1_000
 JobArg = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 
 
@@ -37,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
 def submit(
     kind: Annotated[str, typer.Argument(metavar="KIND")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as inputs=[laws-fr] gpus=2.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Such as inputs=[laws-fr] gpus=2.")
     ] = None,
     account: Annotated[str, typer.Option(help="Who pays: a partner or project; default: yours.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would become of it; submit nothing.")] = False,
@@ -120,7 +121,10 @@ def jobs(
     person: As = "",
 ) -> None:
     """List jobs."""
-    found = Caller(person).client().jobs(states=_states(state), account=account, array=array)
+    found = Caller(person).client().jobs(states=_states(state), account=account, array=array, limit=_LISTED + 1)
+    if len(found) > _LISTED:
+        found = found[1:]
+        say(f"only the newest {_LISTED:,} are listed; --state, --account and --array narrow it down")
     if as_json:
         _put(found)
         return

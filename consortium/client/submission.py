@@ -166,7 +166,7 @@ def _model(client: Client, named: str) -> str:
     """
     if not named or ids.is_id(named, "job"):
         return named
-    trained = [job for job in client.jobs(states=["succeeded"]) if job.spec.kind is JobKind.PRETRAIN]
+    trained = [job for job in client.jobs(states=["succeeded"], limit=10_000) if job.spec.kind is JobKind.PRETRAIN]
     found = [job for job in trained if job.spec.name == named]
     if not found:
         right = nearest(named, {job.spec.name for job in trained}) if trained else "train one first"

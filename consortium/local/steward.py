@@ -168,6 +168,6 @@ def settings_of(directory: FederationDir, site: str) -> SiteSettings:
         raise NotFoundError(
             f"site {site!r} is not on this machine",
             where=str(directory.root / "sites"),
-            fix=f"one of {', '.join(known)}; a collection is registered where the site's store is",
+            fix=f"one of {', '.join(known) or 'none'}; what a site's store holds is reached on its own premises only",
         )
     return SiteSettings.load(path)

@@ -85,7 +85,7 @@ def test_a_dry_run_that_no_site_takes_is_not_said_to_run(fed: Any, person: As) -
     assert "nothing was submitted; it would wait: as things are uy-1 does not take it\n" in shown.out
 
 
-def test_an_array_is_submitted_listed_and_explained(fed: Any, person: As) -> None:
+def test_an_array_is_submitted_listed_and_explained(fed: Any, person: As, monkeypatch: pytest.MonkeyPatch) -> None:
     fed.dataset("fr-1", "laws-fr")
     fed.site("fr-1")
     done = person("fr/amelie", "submit", "clean", "inputs=[laws-fr]", "min_chars=1%a", "--array", "3", "--array-limit",
@@ -96,6 +96,10 @@ def test_an_array_is_submitted_listed_and_explained(fed: Any, person: As) -> Non
     array = jobs[0]["spec"]["array"]["id"]
     listed = person("fr/amelie", "jobs", "--array", array)
     assert [line.split()[2] for line in listed.out.splitlines()[1:]] == ["clean-0", "clean-1", "clean-2"]
+    monkeypatch.setattr("consortium.cli.jobs._LISTED", 2)
+    newest = person("fr/amelie", "jobs", "--array", array, "--json")
+    assert [job["id"] for job in json.loads(newest.out)] == [job["id"] for job in jobs[1:]]
+    assert newest.err.startswith("only the newest 2 are listed; ")
     last = jobs[2]["id"]
     fed.until(lambda: (fed.job(last)["reason"] or {}).get("code") == "array")
     assert "1 members of" in person("fr/amelie", "explain", last).out
