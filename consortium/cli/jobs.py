@@ -131,16 +131,16 @@ def jobs(
     rows = [
         (
             job.id,
+            job.state.value,  # early: a narrow terminal cuts the end of a line
             job.spec.kind.value,
             job.spec.name,
             job.spec.account,
-            job.state.value,
             ",".join(_sites(job)) or "-",
             job.reason.message if job.reason else "",
         )
         for job in found
     ]
-    columns = ["job", "kind", "name", "account", "state", "sites", "reason"]
+    columns = ["job", "state", "kind", "name", "account", "sites", "reason"]
     table(columns, rows, empty="no jobs; submit one with `consortium submit KIND`")
 
 

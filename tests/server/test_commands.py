@@ -95,7 +95,9 @@ def test_an_array_is_submitted_listed_and_explained(fed: Any, person: As, monkey
     assert [job["spec"]["params"]["min_chars"] for job in jobs] == [10, 11, 12]
     array = jobs[0]["spec"]["array"]["id"]
     listed = person("fr/amelie", "jobs", "--array", array)
-    assert [line.split()[2] for line in listed.out.splitlines()[1:]] == ["clean-0", "clean-1", "clean-2"]
+    rows = [line.split() for line in listed.out.splitlines()[1:]]
+    assert [row[3] for row in rows] == ["clean-0", "clean-1", "clean-2"]
+    assert all(row[1] in ("pending", "starting") for row in rows), "early: a narrow terminal cuts the end of a line"
     monkeypatch.setattr("consortium.cli.jobs._LISTED", 2)
     newest = person("fr/amelie", "jobs", "--array", array, "--json")
     assert [job["id"] for job in json.loads(newest.out)] == [job["id"] for job in jobs[1:]]
