@@ -12,7 +12,7 @@ from consortium.data.cluster import connected
 from consortium.data.progress import Meter
 from consortium.domain.cleaning import CleanConfig
 from consortium.domain.codec import from_json
-from consortium.domain.data import ArtifactClass
+from consortium.domain.job import READ, JobKind
 from consortium.tracking.tracker import Tracker
 
 
@@ -20,7 +20,7 @@ def program(session: LegSession) -> None:
     """Clean every input that is no evaluation set, then leave datasets, manifest and counts with the site."""
     context = session.context
     config = from_json(CleanConfig, context.params, where="params of the job")
-    outputs.expect_inputs(context.inputs, (ArtifactClass.RAW, ArtifactClass.CLEAN))
+    outputs.expect_inputs(context.inputs, READ[JobKind.CLEAN])
     meter = Meter(session.progress)
     session.progress(phase="connect")
     store, prefix = session.store(), context.store.prefix.rstrip("/")

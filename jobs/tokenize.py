@@ -13,7 +13,7 @@ from consortium.data import tokenize as stage_of
 from consortium.data.cluster import connected
 from consortium.data.progress import Meter
 from consortium.domain.codec import from_json
-from consortium.domain.data import ArtifactClass
+from consortium.domain.job import READ, JobKind
 from consortium.tracking.tracker import Tracker
 
 
@@ -21,7 +21,7 @@ def program(session: LegSession) -> None:
     """Count, agree, encode; then leave datasets, manifest and counts with the site."""
     context = session.context
     config = from_json(stage_of.TokenizeConfig, context.params, where="params of the job")
-    outputs.expect_inputs(context.inputs, (ArtifactClass.CLEAN,))
+    outputs.expect_inputs(context.inputs, READ[JobKind.TOKENIZE])
     meter = Meter(session.progress)
     session.progress(phase="connect")
     store, prefix = session.store(), context.store.prefix.rstrip("/")

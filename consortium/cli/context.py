@@ -24,22 +24,23 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 class Caller:
     """A person at the command line. Reads the current embedded federation, or the environment.
 
-    `$CONSORTIUM_SERVER` with `$CONSORTIUM_TOKEN` (and `$CONSORTIUM_KEY`, a key file, to sign) name any other server.
+    `$CONSORTIUM_SERVER` with `$CONSORTIUM_TOKEN` (and `$CONSORTIUM_KEY`, a key file, to sign) name any other server. A
+    token in the environment says who is calling, of the federation here too.
     """
 
     def __init__(self, person: str = "", *, partner: str = "", role: str = "engineer") -> None:
         self._server = named_server()
         self._here = None if self._server else _current()
-        self.person = self._default(self._here, partner, role) if self._here and not person else person
+        self._named_token = os.environ.get("CONSORTIUM_TOKEN", "")
+        known = self._here if not person and not self._named_token else None
+        self.person = self._default(known, partner, role) if known else person
 
     def client(self) -> Client:
         """Return the SDK's client. Raises AuthError where the token is of another person than who was named."""
         from consortium.client.api import Client
 
-        if self._here:
-            return Client(self._here.server_url, self._token())
-        client = Client(self._server, self._token())
-        if self.person:
+        client = Client(self._here.server_url if self._here else self._server, self._token())
+        if self.person and self._named_token:
             subject = str(client.whoami()["subject"])
             if subject != self.person:
                 raise AuthError(
@@ -65,9 +66,8 @@ class Caller:
         return self.person or str(self.client().whoami()["subject"])
 
     def _token(self) -> str:
-        token = os.environ.get("CONSORTIUM_TOKEN")
-        if token:
-            return _checked(token, "$CONSORTIUM_TOKEN")
+        if self._named_token:
+            return _checked(self._named_token, "$CONSORTIUM_TOKEN")
         if self._here is None:
             raise AuthError(
                 "no token", where="$CONSORTIUM_TOKEN", fix="set it to a bearer token for $CONSORTIUM_SERVER"
@@ -79,11 +79,10 @@ class Caller:
             raise AuthError(f"cannot read the token of {self.person}: {fault.strerror}", where=path) from fault
 
     def _of(self, paths: dict[str, str]) -> str:
-        if self.person not in paths:
-            raise NotFoundError(
-                f"nobody is called {self.person!r}", where="--as", fix=f"one of {', '.join(sorted(paths))}"
-            )
-        return paths[self.person]
+        person = self.name()
+        if person not in paths:
+            raise NotFoundError(f"nobody is called {person!r}", where="--as", fix=f"one of {', '.join(sorted(paths))}")
+        return paths[person]
 
     @staticmethod
     def _default(here: ClientFile, partner: str, role: str) -> str:

@@ -35,7 +35,7 @@ def add_to(app: typer.Typer) -> None:
 
 def register(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Such as laws-fr.")],
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help=_PATHS_HELP)],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help=_PATHS_HELP)],
     site: Annotated[str, typer.Option(help="The site whose private store takes it; text never leaves that territory.")],
     language: Annotated[list[str], typer.Option(help="ISO 639-1; may be repeated.")] = [],  # noqa: B006  Typer copies it
     licence: Annotated[str, typer.Option(help="Default: what the documents say.")] = "",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from consortium.domain.job import Job, JobSpec
     from consortium.train.plot import Curves, Form
 
+_LISTED = 1_000
 JobArg = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 
 
@@ -37,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
 def submit(
     kind: Annotated[str, typer.Argument(metavar="KIND")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as inputs=[laws-fr] gpus=2.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Such as inputs=[laws-fr] gpus=2.")
     ] = None,
     account: Annotated[str, typer.Option(help="Who pays: a partner or project; default: yours.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would become of it; submit nothing.")] = False,
@@ -63,8 +64,8 @@ def submit(
         raise UsageError("--array-limit needs --array")
     if resume and (array is not None or kind != "pretrain"):
         raise UsageError("--resume goes with `submit pretrain`, and not with --array")
-    caller = Caller(person, partner=account[:2])
     given = overrides or []
+    caller = Caller(person, partner=(account or _account(given))[:2])
     with caller.client() as client:
         if resume:
             drafts: tuple[JobSpec, ...] = (
@@ -91,6 +92,12 @@ def submit(
     _submitted(made, watch, as_json, array=array is not None)
 
 
+def _account(overrides: list[str]) -> str:
+    """Return the account that the overrides name last; empty where none does."""
+    named = [text.partition("=")[2] for text in overrides if text.startswith("account=")]
+    return named[-1] if named else ""
+
+
 def _submitted(made: list[Job], watched: bool, as_json: bool, *, array: bool) -> None:
     """Print what was submitted; leave with the first denial, or failure of what was watched."""
     if as_json:
@@ -114,23 +121,26 @@ def jobs(
     person: As = "",
 ) -> None:
     """List jobs."""
-    found = Caller(person).client().jobs(states=_states(state), account=account, array=array)
+    found = Caller(person).client().jobs(states=_states(state), account=account, array=array, limit=_LISTED + 1)
+    if len(found) > _LISTED:
+        found = found[1:]
+        say(f"only the newest {_LISTED:,} are listed; --state, --account and --array narrow it down")
     if as_json:
         _put(found)
         return
     rows = [
         (
             job.id,
+            job.state.value,  # early: a narrow terminal cuts the end of a line
             job.spec.kind.value,
             job.spec.name,
             job.spec.account,
-            job.state.value,
             ",".join(_sites(job)) or "-",
             job.reason.message if job.reason else "",
         )
         for job in found
     ]
-    columns = ["job", "kind", "name", "account", "state", "sites", "reason"]
+    columns = ["job", "state", "kind", "name", "account", "sites", "reason"]
     table(columns, rows, empty="no jobs; submit one with `consortium submit KIND`")
 
 

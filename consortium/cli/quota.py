@@ -177,16 +177,19 @@ def _text(client: Client, change: list[str]) -> str:
 
 @contextmanager
 def _blaming(client: Client, change: list[str]) -> Iterator[None]:
-    """Name the change at fault where the server names a line of the changed text, which its caller never sees."""
+    """Name the change at fault, or the caller's own file, where the server names a line of the text it was sent."""
     from consortium.config.quota_edit import blamed
     from consortium.errors import ConfigError
 
     try:
         yield
     except ConfigError as fault:
-        if "=" not in change[0]:
-            raise
         document = client.quota()["document"]
+        if "=" not in change[0]:
+            file, where = str(document["file"]), fault.where or ""
+            if not where.startswith(f"{file}:"):
+                raise
+            raise ConfigError(fault.what, where=change[0] + where.removeprefix(file), fix=fault.fix) from fault
         raise blamed(fault, str(document["text"]), change, str(document["file"])) from fault
 
 

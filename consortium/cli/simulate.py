@@ -20,7 +20,7 @@ def add_to(app: typer.Typer) -> None:
 def simulate(
     scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A file in configs/scenario/, such as bursts.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as cycle_s=60 seed=2.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Such as cycle_s=60 seed=2.")
     ] = None,
     trace: Annotated[
         Path | None,

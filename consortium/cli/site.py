@@ -127,7 +127,7 @@ def window(
 
 
 def windows(
-    site: Annotated[str, typer.Argument(metavar="[SITE]", help="Only this site's.")] = "",
+    site: Annotated[str, typer.Argument(metavar="SITE", help="Only this site's.")] = "",
     person: As = "",
     as_json: Json = False,
 ) -> None:

@@ -1,11 +1,14 @@
 """Standard output and error as commands write them: whoever reads them has no say in a command's exit code.
 
+Nor has their encoding: a sign that it lacks is written as JSON writes it, `\\u2026`, so that JSON stays JSON.
+
 Talk that cannot be written is lost without a word, and so is what a reader that has gone away would have got, as in
 `consortium jobs | head -1`. Data that cannot be written for another reason, such as a full disk, is an error.
 """
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
@@ -16,6 +19,9 @@ from consortium.errors import ConsortiumError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+
+_ESCAPED = "consortium.escaped"
 
 
 class Outlet(io.FileIO):
@@ -39,6 +45,7 @@ class Outlet(io.FileIO):
 
 def settle() -> None:
     """Let standard output and error be written through an `Outlet`, and to nowhere where the caller closed them."""
+    codecs.register_error(_ESCAPED, _escaped)
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -60,8 +67,17 @@ def _text(descriptor: int, was: TextIO | None, failed: Callable[[OSError], None]
     if isinstance(was, io.TextIOWrapper):
         was.flush()
         lines = lines or was.line_buffering or was.write_through
-        return io.TextIOWrapper(outlet, encoding=was.encoding, errors=was.errors, line_buffering=lines)
+        errors = _ESCAPED if was.errors == "strict" else was.errors
+        return io.TextIOWrapper(outlet, encoding=was.encoding, errors=errors, line_buffering=lines)
     return io.TextIOWrapper(outlet, encoding="utf-8", errors="backslashreplace", line_buffering=lines)
+
+
+def _escaped(fault: UnicodeError) -> tuple[str, int]:
+    """Write what an encoding lacks as escapes of JSON."""
+    assert isinstance(fault, UnicodeEncodeError)
+    units = fault.object[fault.start : fault.end].encode("utf-16-be", "surrogatepass")
+    pairs = (units[at : at + 2].hex() for at in range(0, len(units), 2))
+    return "".join(f"\\u{pair}" for pair in pairs), fault.end
 
 
 def _answer_lost(fault: OSError) -> None:

@@ -98,22 +98,23 @@ def page(job: Job, rounds: list[str]) -> RenderableType:
     from rich.text import Text
 
     reason = f": {job.reason.message}" if job.reason else ""
-    table = Table(title=Text(f"{job.id}  {job.spec.name}  {job.state.value}{reason}"), title_justify="left", box=None)
+    title = Text(f"{job.id}  {job.spec.name}  {job.state.value}{reason}")  # a table breaks its own to its width
+    table = Table(box=None, pad_edge=False)
     legs = {leg.site: leg.state.value for leg in job.attempt.legs} if job.attempt else {}
     sites = sorted({*legs, *job.target_sites})
     if any(_trains(said) for said in job.progress.values()):
         for name in ("site", "leg", "doing"):
-            table.add_column(name)
+            table.add_column(name, no_wrap=name == "site")
         for name in ("round", "step", "tokens/s", "loss", "sent", "waited"):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=True)
         for site in sites:
             table.add_row(site, legs.get(site, "-"), *_cells(job.progress.get(site, {})))
     else:
         for name in ("site", "leg", "doing"):
-            table.add_column(name)
+            table.add_column(name, no_wrap=name == "site")
         for site in sites:
             table.add_row(site, legs.get(site, "-"), Text(told(job.progress.get(site, {}))))
-    return Group(table, *(Text(line) for line in rounds))
+    return Group(title, table, *(Text(line) for line in rounds))
 
 
 def _trains(progress: dict[str, Any]) -> bool:

@@ -274,17 +274,6 @@ class LegSession:
         """Return the round as the server keeps it."""
         return from_json(Round, self._call("GET", f"/leg/rounds/{number}").json(), where=f"round {number}")
 
-    def wait_round(
-        self, number: int, ready: Callable[[Round], bool], timeout_s: float, *, poll_s: float = 0.25
-    ) -> Round:
-        """Return the round once `ready` says so. Raises UnreachableError after `timeout_s`."""
-        deadline = time.monotonic() + timeout_s
-        while not ready(current := self.round(number)):
-            if time.monotonic() > deadline:
-                raise UnreachableError(f"round {number} is still {current.phase.value} after {timeout_s:.0f} s")
-            time.sleep(poll_s)
-        return current
-
     def agree(self, topic: str, digest: str) -> None:
         """Publish this site's digest for `topic` (`tokenizer`, `outer/3`); the gateway signs it."""
         self._call("POST", f"/leg/agreements/{quote(topic)}", json={"digest": digest})

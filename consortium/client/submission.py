@@ -65,7 +65,7 @@ class _Desk:
         if ids.partner_of(paying) != ids.partner_of(self._person):
             raise UsageError(
                 f"{self._person} cannot spend from account {paying!r}, which is not its partner's",
-                fix=f"name an account of {ids.partner_of(self._person)}; `consortium shares` lists them",
+                fix=f"name an account of {ids.partner_of(self._person)}; `consortium quota show` lists them",
             )
         inputs = [self._dataset(name) for name in composed.inputs]
         return JobSpec(
@@ -166,7 +166,7 @@ def _model(client: Client, named: str) -> str:
     """
     if not named or ids.is_id(named, "job"):
         return named
-    trained = [job for job in client.jobs(states=["succeeded"]) if job.spec.kind is JobKind.PRETRAIN]
+    trained = [job for job in client.jobs(states=["succeeded"], limit=10_000) if job.spec.kind is JobKind.PRETRAIN]
     found = [job for job in trained if job.spec.name == named]
     if not found:
         right = nearest(named, {job.spec.name for job in trained}) if trained else "train one first"

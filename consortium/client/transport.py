@@ -63,6 +63,8 @@ class Transport:
                 where=self.url,
                 fix="start it with `consortium up`, or mend the server's address",
             ) from fault
+        except httpx.DecodingError as fault:
+            raise stranger(self.url) from fault
         if not answer.is_success:
             raise self._error(answer)
         if HEADER not in answer.headers:

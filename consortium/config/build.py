@@ -30,7 +30,7 @@ class Locate(Protocol):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the `fix` line for an unknown name: the nearest right one, else all of them."""
     options = sorted(known)
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.55 if len(name) > 2 else 0.5)
+    close = difflib.get_close_matches(name.lower(), options, n=1, cutoff=0.55 if len(name) > 2 else 0.5)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"one of: {', '.join(options)}" if options else "there is none"
@@ -94,12 +94,28 @@ def _translate(cls: type, error: dict[str, Any], find: Locate, also: Iterable[st
             f"{dotted}: {shown} is not allowed", where=find(path), fix=nearest(str(error["input"]), expected)
         )
     message = str(error["msg"]).removeprefix("Input ")
-    numeric = kind == "string_type" and isinstance(error.get("input"), int | float) and shown not in ("true", "false")
+    where = find(path)
     return ConfigError(
         f"{dotted}: {message[0].lower()}{message[1:]}, got {shown[:80]}",
-        where=find(path),
-        fix=f'put it in quotes: "{shown}"' if numeric else None,
+        where=where,
+        fix=_written(kind, dotted, error.get("input"), typed=where.startswith("override ")),
     )
+
+
+def _written(kind: str, key: str, value: Any, *, typed: bool) -> str | None:
+    """Return how a value of the right type is written; `typed`: at a shell, which takes plain quotes away."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind == "string_type" and plain:
+        quoted = f'"{value}"'
+        return f"put it in quotes, and those in others: '{key}={quoted}'" if typed else f"put it in quotes: {quoted}"
+    if kind in ("tuple_type", "list_type") and (plain or isinstance(value, str)):
+        return f"write a list: [{str(value)[:80]}]"
+    if kind == "bool_type":
+        return "write true or false"
+    if kind == "int_type":
+        unit = " of seconds" if key.endswith("_s") else " of milliseconds" if key.endswith("_ms") else ""
+        return f"write a whole number{unit}, such as {3600 if unit else 2}"
+    return "write a number, such as 0.7" if kind == "float_type" else None
 
 
 def _paths(parents: KeyPath, fault: FieldError) -> list[KeyPath]:

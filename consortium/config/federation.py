@@ -60,11 +60,6 @@ class FederationConfig:
     server: ServerTuning
     files: tuple[ConfigFile, ...] = field(default=())
 
-    @property
-    def people_config(self) -> tuple[PersonConfig, ...]:
-        """The people of all partners, without keys."""
-        return self.people
-
     def text(self, kind: str, owner: str) -> ConfigFile:
         """Return the file of `kind` that belongs to `owner` (a partner, a site, or `consortium`)."""
         for file in self.files:

@@ -112,7 +112,8 @@ def _accept(
             fix="write key=value",
         )
     if parsed.is_sweep_override():
-        raise ConfigError("sweeps and ranges are not allowed", where=given.where, fix="a list is written key=[a,b]")
+        fix = "a list is written key=[a,b]; a number has a point, not a comma: key=0.7"
+        raise ConfigError("sweeps and ranges are not allowed", where=given.where, fix=fix)
     if key not in known:
         raise unknown(f"key for a {what}:", key, known, given.where)
     value = parsed.value()

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from consortium.domain import ids
+from consortium.domain.data import ArtifactClass
 from consortium.domain.decision import Denial, Reason
 
 MAX_GPUS = 100_000
@@ -21,6 +22,15 @@ class JobKind(StrEnum):
     TOKENIZE = "tokenize"
     PRETRAIN = "pretrain"
     EVALUATE = "evaluate"
+
+
+READ: dict[JobKind, tuple[ArtifactClass, ...]] = {
+    JobKind.CLEAN: (ArtifactClass.RAW, ArtifactClass.CLEAN),
+    JobKind.TOKENIZE: (ArtifactClass.CLEAN,),
+    JobKind.PRETRAIN: (ArtifactClass.TOKENS,),
+    JobKind.EVALUATE: (ArtifactClass.TOKENS,),
+}
+"""Classes of datasets that the legs of a kind can take as inputs."""
 
 
 class JobState(StrEnum):

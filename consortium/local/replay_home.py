@@ -9,7 +9,7 @@ from consortium.errors import NotFoundError
 from consortium.keys.roster import Rosters
 from consortium.keys.trust import Trust
 from consortium.local.paths import FederationDir
-from consortium.local.steward import private_store
+from consortium.local.steward import private_store, settings_of
 from consortium.site.db import SiteDb
 from consortium.site.documents import Documents
 from consortium.site.rulings import VerifiedRulings
@@ -28,12 +28,13 @@ def replay_at_home(
     """
     home = directory or FederationDir.current()
     pinned = trust or (Trust.load(home.trust_file) if home.trust_file.exists() else None)
+    names = [site] if site else sorted(path.parent.name for path in (home.root / "sites").glob("*/config.json"))
     found = {}
-    for path in sorted((home.root / "sites").glob(f"{site or '*'}/config.json")):
-        settings = SiteSettings.load(path)
+    for name in names:
+        settings = settings_of(home, name)
         store = private_store(settings)
         if RoundBook(store, job).numbers():
-            found[path.parent.name] = replay(
+            found[name] = replay(
                 store,
                 job,
                 kept_params(store, job),

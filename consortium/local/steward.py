@@ -14,8 +14,9 @@ from consortium.data.in_place import describe_in_place
 from consortium.data.progress import Meter
 from consortium.data.register import Upload
 from consortium.domain.data import Dataset, Description
-from consortium.domain.ids import make_id
-from consortium.errors import NotFoundError
+from consortium.domain.ids import make_id, partner_of
+from consortium.domain.partner import Role
+from consortium.errors import ConflictError, ForbiddenError, NotFoundError
 from consortium.keys.canonical import canonical
 from consortium.keys.signing import SigningKey
 from consortium.local.paths import FederationDir
@@ -48,6 +49,7 @@ def register_at_home(
     """
     settings = settings_of(directory or FederationDir.current(), site)
     store = private_store(settings)
+    _check_registrar(client, name, site)
 
     def stores(bucket: str) -> ObjectStore:
         own = bucket == store.bucket and endpoint in ("", store.endpoint)
@@ -76,6 +78,20 @@ def register_at_home(
     registered = client.register_dataset(dataset, signature=key.sign(canonical(dataset)))
     upload.finish()
     return registered
+
+
+def _check_registrar(client: Client, name: str, site: str) -> None:
+    """Raise before anything is copied what the server would say of who registers, and of the name, afterwards."""
+    caller, partner = client.whoami(), partner_of(site)
+    if caller["partner"] != partner or not {Role.ENGINEER.value, Role.ADMIN.value} & set(caller["roles"]):
+        raise ForbiddenError(
+            f"{name} is to lie at {site}: only an engineer or admin of {partner} registers it",
+            where=str(caller["subject"]),
+            fix=f"ask one of {partner}",
+        )
+    owners = sorted({dataset.partner for dataset in client.datasets(name)} - {partner})
+    if owners:
+        raise ConflictError(f"the name {name} is {', '.join(owners)}'s", where=name, fix="choose another name")
 
 
 def register_in_place(
@@ -152,6 +168,6 @@ def settings_of(directory: FederationDir, site: str) -> SiteSettings:
         raise NotFoundError(
             f"site {site!r} is not on this machine",
             where=str(directory.root / "sites"),
-            fix=f"one of {', '.join(known)}; a collection is registered where the site's store is",
+            fix=f"one of {', '.join(known) or 'none'}; what a site's store holds is reached on its own premises only",
         )
     return SiteSettings.load(path)

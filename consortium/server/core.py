@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from consortium.domain.job import Epoch
-from consortium.domain.partner import Site, SiteState
+from consortium.domain.partner import SiteState
 from consortium.domain.records import Record, RecordType
 from consortium.errors import ConflictError
 from consortium.keys.signing import SigningKey
@@ -136,11 +136,6 @@ class Core:
         """Whether nobody waits for a site any more that is to run a leg again."""
         away = (SiteState.LOST, SiteState.WITHDRAWN, SiteState.DRAINED)
         return site not in self.federation.sites or self.site_state(site, stored) in away
-
-    def takes_legs(self, site: Site, stored: SiteStatus | None) -> bool:
-        """Whether a leg may be offered to the site now."""
-        healthy = stored is not None and stored.healthy
-        return healthy and self.site_state(site.id, stored) is SiteState.ACTIVE
 
     def lease_over(self, leg: str, epoch: Epoch, since_ms: int) -> bool:
         """Whether an epoch's lease has surely run out at its site, skew included."""

@@ -13,7 +13,7 @@ from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import CLEAN_SUFFIX, CONSENT_FIX, HELD_OUT_SUFFIX, TOKENS_SUFFIX, Dataset, base_name
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.ids import is_id, is_name
-from consortium.domain.job import Job, JobKind, JobSpec, JobState, SignedSpec
+from consortium.domain.job import READ, Job, JobKind, JobSpec, JobState, SignedSpec
 from consortium.domain.partner import Role
 from consortium.domain.records import RecordType
 from consortium.errors import ConflictError, ForbiddenError, UsageError
@@ -369,10 +369,25 @@ def _first_at(items: list[Dataset], site: str) -> str:
 
 def _check_kind(connection: Connection, spec: JobSpec, inputs: tuple[Dataset, ...]) -> None:
     if not inputs:
-        raise UsageError(f"a {spec.kind.value} job needs inputs", fix="name datasets: consortium data ls")
+        fix = "name datasets, such as inputs=[laws-fr]; `consortium data ls` lists them"
+        raise UsageError(f"a job of kind {spec.kind.value} needs inputs", fix=fix)
+    if unlike := next((item for item in inputs if item.artifact_class not in READ[spec.kind]), None):
+        classes = " or ".join(kind.value for kind in READ[spec.kind])
+        raise UsageError(
+            f"{unlike.name} is {unlike.artifact_class.value}, and a job of kind {spec.kind.value} reads {classes}",
+            where="inputs",
+            fix=f"name {classes} datasets; `consortium data ls` shows the class of each",
+        )
     if spec.kind is JobKind.PRETRAIN:
         held_out = [item.name for item in inputs if item.held_out]
         if held_out:
             raise UsageError(f"{held_out[0]} is held out: no training job may read it")
     if spec.kind is JobKind.EVALUATE:
+        seen = [item.name for item in inputs if not item.held_out]
+        if seen:
+            raise UsageError(
+                f"{seen[0]} is not held out: a model is measured on what it was not trained on",
+                where="inputs",
+                fix="name held-out datasets, such as laws-fr-tokens-heldout",
+            )
         ancestry.check_evaluated(connection, spec)

@@ -42,7 +42,7 @@ def trace(connection: Connection, root: str) -> dict[str, Any]:
         starts = [holder.id for holder in holders]
     else:
         digest = ""
-        starts = [root if ids.is_id(root, "job") else data.find_dataset(connection, root).id]
+        starts = [root if ids.is_id(root, "job") else _named(connection, root)]
     graph = _Graph(connection)
     back = graph.walk(starts, graph.sources)
     on = graph.walk(starts, graph.consumers)
@@ -61,6 +61,16 @@ def trace(connection: Connection, root: str) -> dict[str, Any]:
         "models": [item["id"] for item in models if item["kind"] == JobKind.PRETRAIN.value],
         "records": _records(connection, graph),
     }
+
+
+def _named(connection: Connection, name: str) -> str:
+    """Return the id of a dataset by its name or id; NotFoundError, also of what begins as ids of jobs do."""
+    try:
+        return data.find_dataset(connection, name).id
+    except NotFoundError:
+        if not name.startswith("job-"):
+            raise
+        raise NotFoundError(f"there is no job {name!r}", fix="list them with: consortium jobs") from None
 
 
 class _Graph:

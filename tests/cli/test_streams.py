@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -71,6 +72,22 @@ def test_bad_usage_exits_2_whoever_listens(reports: Path) -> None:
 def test_a_closed_output_is_not_the_next_file_that_is_opened(reports: Path) -> None:
     code = "import os; from consortium.cli.streams import settle; settle(); raise SystemExit(os.open('/', 0) < 3)"
     assert shell(f'{sys.executable} -c "{code}" <&- >&- 2>&-', reports).returncode == 0
+
+
+@pytest.mark.parametrize("encoding", ["iso8859-1", "ascii", "utf-8"])
+def test_a_sign_that_the_encoding_lacks_is_escaped_and_json_stays_json(reports: Path, encoding: str) -> None:
+    code = (
+        "from consortium.cli.streams import settle; settle(); "
+        "from consortium.cli.show import put_json; put_json([chr(0xe9), chr(0x2026), chr(0x1d11e)])"
+    )
+    shown = shell(f'PYTHONIOENCODING={encoding} {sys.executable} -c "{code}" | iconv -f {encoding} -t utf-8', reports)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert json.loads(shown.stdout) == ["\xe9", "\u2026", "\U0001d11e"]
+
+
+def test_help_is_shown_in_an_old_encoding(reports: Path) -> None:
+    shown = shell("PYTHONIOENCODING=latin-1 $c jobs --help", reports)
+    assert (shown.returncode, shown.stderr) == (0, "")
 
 
 def test_talk_that_cannot_be_said_changes_nothing(

@@ -33,8 +33,8 @@ def following(kind: JobKind, progress: dict[str, dict[str, Any]]) -> Job:
     )  # fmt: skip
 
 
-def shown(job: Job, rounds: list[str]) -> str:
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+def shown(job: Job, rounds: list[str], width: int = 120) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(page(job, rounds))
     return console.export_text()
 
@@ -51,6 +51,15 @@ def test_a_training_is_a_row_per_site_with_speed_loss_bytes_and_waiting():
     assert told(early) == "waiting for the initial state"
     line = changed(job)
     assert line.startswith("running    de-1: waiting 3/40; fr-1: train 3/40, step 40/100, tokens/s 12,345, loss 5.4321")
+
+
+def test_a_narrow_terminal_keeps_the_ids_and_numbers_whole():
+    lines = shown(following(JobKind.PRETRAIN, {"fr-1": TRAINING}), [], width=64).splitlines()
+    assert lines[0].startswith(f"{JOB}  ")
+    assert [line.split()[0] for line in lines[2:]] == ["de-1", "fr-1"], "one line a site"
+    assert "3/40  40/100    12,345  5.4321  25.2 MB    31 s" in lines[3]
+    early = shown(following(JobKind.PRETRAIN, {}), [], width=60).splitlines()
+    assert early[0].startswith(f"{JOB}  "), "its id is not broken to the width of a small table"
 
 
 def test_other_kinds_are_shown_in_their_own_words():

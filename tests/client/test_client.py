@@ -126,6 +126,13 @@ def test_an_answer_of_another_shape_is_no_servers(server: Any) -> None:
         assert NO_SERVER in asked(url, what).what
 
 
+def test_an_answer_that_is_not_packed_as_its_head_says_is_no_servers(server: Any) -> None:
+    url, handler = server
+    handler.sent["Content-Encoding"] = "gzip"
+    handler.laid["/v1/sites"] = (200, b"[]")
+    assert NO_SERVER in asked(url, Client.sites).what
+
+
 def test_a_proxy_without_its_server_says_that_it_is_away(server: Any) -> None:
     url, handler = server
     handler.sent.clear()

@@ -59,12 +59,13 @@ class Trained(Registry):
         super().__init__()
         self.named = named
 
-    def jobs(self, *, states):
+    def jobs(self, *, states, limit=1000):
         assert states == ["succeeded"]
-        return [
+        found = [
             SimpleNamespace(id=new_id("job", number), spec=spec(kind, name=name))
             for number, (kind, name) in enumerate(self.named)
         ]
+        return found[-limit:]
 
 
 def test_a_model_is_named_by_its_id_or_by_the_name_of_the_latest_training_that_succeeded():
@@ -74,6 +75,12 @@ def test_a_model_is_named_by_its_id_or_by_the_name_of_the_latest_training_that_s
         for model in ("laws", new_id("job", 7))
     ]
     assert named == [new_id("job", 1), new_id("job", 7)]
+
+
+def test_a_model_is_known_by_name_after_a_thousand_other_jobs():
+    server = Trained(("pretrain", "laws"), *[("clean", "laws")] * 1_500)
+    drafted = draft_spec(server, "evaluate", ["inputs=[laws-fr]", "model=laws"], person="fr/amelie")
+    assert drafted.model == new_id("job", 0)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import threading
 from pathlib import Path
 
@@ -167,6 +168,34 @@ def test_bounds_are_told_in_full(kind: str, override: str, what: str) -> None:
     with pytest.raises(ConfigError) as fault:
         compose_job(kind, [override])
     assert (fault.value.what, fault.value.where) == (what, f"override 1: {override}")
+
+
+FIXES = (
+    ("pretrain", "inputs=laws-fr", "write a list: [laws-fr]"),
+    ("pretrain", "optim.betas=0.9", "write a list: [0.9]"),
+    ("pretrain", "walltime_s=1h", "write a whole number of seconds, such as 3600"),
+    ("pretrain", "gpus=2.0", "write a whole number, such as 2"),
+    ("pretrain", "optim.lr=high", "write a number, such as 0.7"),
+    ("pretrain", "optim.lr=0,7", "a list is written key=[a,b]; a number has a point, not a comma: key=0.7"),
+    ("pretrain", "preemptible=yes", "write true or false"),
+    ("pretrain", "name=12", """put it in quotes, and those in others: 'name="12"'"""),
+    ("pretrain", "GPUS=2", "did you mean 'gpus'?"),
+    ("CLEAN", "gpus=2", "did you mean 'clean'?"),
+)
+
+
+@pytest.mark.parametrize(("kind", "override", "fix"), FIXES)
+def test_a_value_of_the_wrong_form_is_told_the_right_one(kind: str, override: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as fault:
+        compose_job(kind, [override])
+    assert fault.value.fix == fix
+
+
+def test_the_fix_for_a_number_that_should_be_a_word_survives_the_shell() -> None:
+    with pytest.raises(ConfigError) as fault:
+        compose_job("clean", ["name=12"])
+    (typed,) = shlex.split(str(fault.value.fix).rpartition(": ")[2])
+    assert compose_job("clean", [typed]).name == "12"
 
 
 def test_a_decimal_without_quotes_is_told_to_stand_in_quotes(copied: Dirs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,8 @@ import httpx
 import pytest
 
 from consortium import PROTOCOL_VERSION
-from consortium.domain.job import Resources
+from consortium.domain.data import ArtifactClass
+from consortium.domain.job import JobKind, Resources
 from consortium.domain.partner import Role
 from consortium.keys.canonical import canonical
 
@@ -96,6 +98,23 @@ def test_a_spec_that_makes_no_sense_is_refused_by_name(fed: Any, change: dict[st
     answer = fed.submit(replace(fed.spec([laws]), **change))
     assert answer.status_code in (404, 409, 422), answer.text
     assert words in answer.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        ("pretrain", "raw", "is raw, and a job of kind pretrain reads tokens"),
+        ("evaluate", "clean", "is clean, and a job of kind evaluate reads tokens"),
+        ("evaluate", "tokens", "is not held out"),
+        ("tokenize", "raw", "is raw, and a job of kind tokenize reads clean"),
+        ("clean", "tokens", "is tokens, and a job of kind clean reads raw or clean"),
+    ],
+)
+def test_inputs_that_no_leg_could_read_are_refused_at_once(fed: Any, kind: str, given: str, words: str) -> None:
+    made = fed.dataset("fr-1", f"{given}-{secrets.token_hex(3)}", ArtifactClass(given))
+    for more in ({}, {"dry_run": True}):
+        answer = fed.submit(fed.spec([made], kind=JobKind(kind), params=fed.params(kind)), **more)
+        assert words in problem(answer, 422, "bad-request")["detail"]
 
 
 def test_raw_nonsense_is_a_bad_request(fed: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,7 +85,7 @@ def test_a_dry_run_that_no_site_takes_is_not_said_to_run(fed: Any, person: As) -
     assert "nothing was submitted; it would wait: as things are uy-1 does not take it\n" in shown.out
 
 
-def test_an_array_is_submitted_listed_and_explained(fed: Any, person: As) -> None:
+def test_an_array_is_submitted_listed_and_explained(fed: Any, person: As, monkeypatch: pytest.MonkeyPatch) -> None:
     fed.dataset("fr-1", "laws-fr")
     fed.site("fr-1")
     done = person("fr/amelie", "submit", "clean", "inputs=[laws-fr]", "min_chars=1%a", "--array", "3", "--array-limit",
@@ -94,7 +95,13 @@ def test_an_array_is_submitted_listed_and_explained(fed: Any, person: As) -> Non
     assert [job["spec"]["params"]["min_chars"] for job in jobs] == [10, 11, 12]
     array = jobs[0]["spec"]["array"]["id"]
     listed = person("fr/amelie", "jobs", "--array", array)
-    assert [line.split()[2] for line in listed.out.splitlines()[1:]] == ["clean-0", "clean-1", "clean-2"]
+    rows = [line.split() for line in listed.out.splitlines()[1:]]
+    assert [row[3] for row in rows] == ["clean-0", "clean-1", "clean-2"]
+    assert all(row[1] in ("pending", "starting") for row in rows), "early: a narrow terminal cuts the end of a line"
+    monkeypatch.setattr("consortium.cli.jobs._LISTED", 2)
+    newest = person("fr/amelie", "jobs", "--array", array, "--json")
+    assert [job["id"] for job in json.loads(newest.out)] == [job["id"] for job in jobs[1:]]
+    assert newest.err.startswith("only the newest 2 are listed; ")
     last = jobs[2]["id"]
     fed.until(lambda: (fed.job(last)["reason"] or {}).get("code") == "array")
     assert "1 members of" in person("fr/amelie", "explain", last).out
@@ -109,6 +116,8 @@ def test_an_array_is_submitted_listed_and_explained(fed: Any, person: As) -> Non
     assert ended.err.count("is cancelled") == 3
     fed.until(lambda: fed.job(after.out.strip())["state"] == "cancelled")
     assert "no member" in person("fr/amelie", "cancel", array).err
+    none = person("fr/amelie", "jobs", "--array", array, "--state", "running")
+    assert (none.code, none.out) == (0, "")
 
 
 @pytest.mark.parametrize("size", ["0", "-1"])
@@ -138,6 +147,14 @@ def test_logs_and_lists_of_what_does_not_exist_are_named(fed: Any, person: As) -
     assert "there is no account 'zz'" in stranger.err
     assert "accounts: de" in stranger.err
     assert person("fr/amelie", "jobs", "--account", "uy").code == 0
+    unknown = fed.new_id("arr")
+    for command in (("jobs", "--array"), ("cancel",)):
+        stranger = person("fr/amelie", *command, unknown)
+        assert (stranger.code, stranger.out) == (5, "")
+        assert f"there is no array '{unknown}'" in stranger.err
+    stranger = person("fr/amelie", "data", "trace", "job-01m80zv")
+    assert stranger.code == 5
+    assert "there is no job 'job-01m80zv'" in stranger.err
 
 
 def test_who_is_named_must_be_the_tokens(fed: Any, person: As) -> None:
@@ -146,6 +163,57 @@ def test_who_is_named_must_be_the_tokens(fed: Any, person: As) -> None:
         assert (shown.code, shown.out) == (2, "")
         assert shown.err.startswith("error: the token is that of fr/amelie, not of de/anna\n")
     assert person("fr/amelie", "jobs", "--as", "fr/amelie").code == 0
+
+
+def test_a_token_says_who_calls_the_federation_here_too(
+    fed: Any, person: As, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def paths(suffix: str) -> dict[str, str]:
+        return {who: str(tmp_path / f"{who.replace('/', '_')}{suffix}") for who in ("fr/amelie", "fr/bruno", "de/anna")}
+
+    person("fr/bruno", "sites")  # sets the environment
+    monkeypatch.delenv("CONSORTIUM_SERVER")
+    monkeypatch.delenv("CONSORTIUM_KEY")
+    known = {
+        "server_url": fed.url,
+        "token_paths": paths(".token"),
+        "key_paths": paths(".key"),
+        "roles": {who: ["engineer"] for who in paths("")},
+        "default_person": "de/anna",
+    }
+    (tmp_path / "client.json").write_text(json.dumps(known))
+    (tmp_path / "current").symlink_to(tmp_path)
+    fed.people["fr/bruno"].save(paths(".key")["fr/bruno"])
+    assert call("site", "drain", "fr-1", home=tmp_path).code == 0
+    shown = call("site", "drain", "fr-1", "--as", "fr/amelie", home=tmp_path)
+    assert (shown.code, shown.out) == (2, "")
+    assert shown.err.startswith("error: the token is that of fr/bruno, not of fr/amelie\n")
+    signed = call("quota", "apply", "accounts.de.weight=3", home=tmp_path)  # with the key of whose token it is
+    assert signed.code == 0, signed.err
+    assert "signed by fr;" in signed.err
+
+
+def test_whom_an_override_names_as_the_payer_says_who_submits(
+    fed: Any, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("consortium.client.submission.code_digest", lambda *_: "sha256:test")
+    fed.dataset("fr-1", "laws-fr")
+    people = ("fr/amelie", "de/anna")
+    for who in people:
+        fed.people[who].save(tmp_path / f"{who[:2]}.key")
+        (tmp_path / f"{who[:2]}.token").write_text(fed.token(who, ("engineer",)))
+    known = {
+        "server_url": fed.url,
+        "token_paths": {who: str(tmp_path / f"{who[:2]}.token") for who in people},
+        "key_paths": {who: str(tmp_path / f"{who[:2]}.key") for who in people},
+        "roles": {who: ["engineer"] for who in people},
+        "default_person": "de/anna",
+    }
+    (tmp_path / "client.json").write_text(json.dumps(known))
+    (tmp_path / "current").symlink_to(tmp_path)
+    for account in (["account=fr/health"], ["--account", "fr/health"]):
+        shown = call("submit", "clean", "inputs=[laws-fr]", *account, "--dry-run", home=tmp_path)
+        assert shown.err.startswith("as fr/amelie, paid by account fr/health\n"), account
 
 
 def test_an_admin_plans_and_applies_and_the_others_sign(fed: Any, person: As) -> None:
@@ -177,6 +245,12 @@ def test_a_plan_names_the_change_at_fault_and_fails_where_apply_would(fed: Any, 
         shown = person("fr/bruno", "quota", what, "accounts.fr.weight=2", month)
         assert shown.code == 2
         assert f"where: override 2: {month}\n" in shown.err
+    file = fed.home / "mine.yaml"
+    file.write_text("accounts: [1\n")
+    for what in ("plan", "apply"):
+        shown = person("fr/bruno", "quota", what, str(file))
+        assert shown.code == 2
+        assert f"where: {file}:" in shown.err
     began = "pledges.uy.a100-40g.2026-11=1"
     planned = person("uy/bruno", "quota", "plan", began)
     assert planned.code == person("uy/bruno", "quota", "apply", began).code == 2

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from consortium.domain.data import ArtifactClass
 from consortium.domain.job import JobKind, LegState, Resources
 from consortium.domain.records import UsageRow
 from consortium.keys.signing import verify_value
@@ -97,7 +98,7 @@ def test_a_federated_job_goes_on_without_a_lost_site_and_takes_it_back(quiet_fed
     fed.settings |= {"lease_ms": 2500, "max_skew_ms": 300, "site_lost_ms": 3000}
     fed.start()
     sites = [fed.site(name) for name in ("de-1", "fr-1", "uy-1")]
-    inputs = [fed.dataset(site.name, f"clean-{site.name}") for site in sites]
+    inputs = [fed.dataset(site.name, f"clean-{site.name}", ArtifactClass.CLEAN) for site in sites]
     spec = fed.spec(inputs, kind=JobKind.TOKENIZE, params=fed.params("tokenize"), min_sites=2,
                     resources=Resources(gpus=1, walltime_s=600))  # fmt: skip
     job = fed.submit(spec).json()

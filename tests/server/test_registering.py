@@ -14,7 +14,7 @@ from consortium.data.readers import Quarantined, read
 from consortium.data.sample import generate
 from consortium.domain.data import Description
 from consortium.domain.partner import Role
-from consortium.errors import ForbiddenError, NotFoundError, UsageError
+from consortium.errors import ConflictError, ForbiddenError, NotFoundError, UsageError, VerificationError
 from consortium.local.paths import FederationDir
 from consortium.local.steward import export_at_home, register_at_home, register_in_place
 from consortium.storage.objects import ObjectStore
@@ -98,18 +98,38 @@ def test_where_the_server_does_not_take_it_the_next_run_reads_nothing_again(
     fed: Any, client: Client, home: FederationDir, store: ObjectStore, tmp_path: Path
 ) -> None:
     generate("fr", documents=50).write(tmp_path / "in.jsonl")
-    key = fed.people["fr/amelie"]
 
-    def run(said: list[str], through: Client) -> Any:
-        paths = [str(tmp_path / "in.jsonl")]
-        return register_at_home(through, key, name="away", paths=paths, site="fr-1", directory=home, say=said.append)
+    def run(said: list[str], signer: str) -> Any:
+        paths, key = [str(tmp_path / "in.jsonl")], fed.people[signer]
+        return register_at_home(client, key, name="away", paths=paths, site="fr-1", directory=home, say=said.append)
 
     said: list[str] = []
-    with Client(fed.url, fed.token("fr/claire", (Role.AUDITOR,))) as auditor, pytest.raises(ForbiddenError):
-        run([], auditor)  # may not register: as good as a server that is away
-    assert run(said, client).documents == 50
+    with pytest.raises(VerificationError):
+        run([], "de/anna")  # another's signature: as good as a server that is away
+    assert run(said, "fr/amelie").documents == 50
     assert said[0] == "going on after 50 documents that an earlier run wrote"
     assert not list(store.list("datasets/away/uploads/"))
+
+
+def test_who_may_not_register_is_told_before_anything_is_copied(
+    fed: Any, client: Client, home: FederationDir, store: ObjectStore, tmp_path: Path
+) -> None:
+    generate("fr", documents=50).write(tmp_path / "in.jsonl")
+    fed.dataset("de-1", "theirs")
+
+    def run(name: str, through: Client) -> Any:
+        key, paths = fed.people["fr/amelie"], [tmp_path / "in.jsonl"]
+        return register_at_home(through, key, name=name, paths=paths, site="fr-1", directory=home)
+
+    for who, role in (("fr/claire", Role.AUDITOR), ("de/anna", Role.ENGINEER)):
+        with (
+            Client(fed.url, fed.token(who, (role,))) as other,
+            pytest.raises(ForbiddenError, match="only an engineer or admin of fr registers it"),
+        ):
+            run("mine", other)
+    with pytest.raises(ConflictError, match="the name theirs is de's"):
+        run("theirs", client)
+    assert list(store.list("")) == []
 
 
 def test_a_site_that_is_elsewhere_is_named(client: Client, home: FederationDir, fed: Any, tmp_path: Path) -> None:

@@ -31,6 +31,13 @@ def test_a_node_is_cordoned_shown_and_uncordoned(fed: Any, person: As) -> None:
     assert "cordoned" not in person("fr/bruno", "site", "uncordon", "fr-1", "fr-1-n1").err
 
 
+def test_a_site_that_never_called_is_said_to_whatever_else_is_known_of_it(fed: Any, person: As) -> None:
+    for act in ("drain", "resume"):
+        assert person("uy/bruno", "site", act, "uy-1").code == 0
+    shown = {line.split()[0]: line for line in person("de/anna", "sites").out.splitlines()}
+    assert "no: it never called" in shown["uy-1"]
+
+
 def test_a_window_is_planned_listed_and_called_off(fed: Any, person: As) -> None:
     when = ["--from", "2027-03-01T08:00", "--to", "2027-03-01T12:00+00:00"]
     planned = person("fr/bruno", "site", "window", "fr-1", *when, "--nodes", "fr-1-n1", "--json")

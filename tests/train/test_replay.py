@@ -228,7 +228,10 @@ def test_the_command_line_replays_at_home_without_a_server(sites, s3, call, tmp_
     assert outcome.code == 7
     assert "1 of the rounds differ, first round 2 at fr-1" in outcome.err
     assert [line.split()[2] for line in outcome.out.splitlines()[1:]] == ["verified", "differs", "verified"]
-    assert call("audit", "replay", JOB, "--site", "de-1", home=tmp_path).code == 5
+    for elsewhere in ("de-1", "/", "*"):
+        outcome = call("audit", "replay", JOB, "--site", elsewhere, home=tmp_path)
+        assert outcome.code == 5
+        assert f"site '{elsewhere}' is not on this machine" in outcome.err
 
 
 @pytest.fixture

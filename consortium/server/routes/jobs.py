@@ -87,6 +87,8 @@ def listing(
         raise UsageError(f"limit must be 1 to 10,000, got {limit}")
     with core.db.read() as connection:
         found = store.list_jobs(connection, states=states, account=account, array=array, limit=limit)
+        if array and not found and not store.list_jobs(connection, array=array, limit=1):
+            raise NotFoundError(f"there is no array {array!r}", fix="`consortium show JOB` names the array of a job")
     if account and not found:
         core.federation.account(account)  # one that the quotas no longer name may still have jobs
     listed: list[dict[str, Any]] = to_json(found)

@@ -236,20 +236,21 @@ def _sites(core: Core) -> list[Json]:
             held[leg.site] = held.get(leg.site, 0) + leg.gpus
     rows = []
     for site in core.federation.sites.values():
-        status = stored.get(site.id, SiteStatus(id=site.id, unhealthy_reason="it never called"))
+        status = stored.get(site.id, SiteStatus(id=site.id))
+        last_contact_ms = core.contacts.site(site.id) or status.last_contact_ms
         row = {
             "id": site.id,
             "partner": site.partner,
             "territory": site.territory,
             "state": core.site_state(site.id, stored.get(site.id)).value,
             "healthy": status.healthy,
-            "unhealthy_reason": status.unhealthy_reason,
+            "unhealthy_reason": status.unhealthy_reason if last_contact_ms else "it never called",
             "flavor": site.flavor.id,
             "gpus": site.gpus,
             "gpus_held": held.get(site.id, 0),
             "code_digest": status.code_digest,
             "policy_digest": status.policy_digest,
-            "last_contact_ms": core.contacts.site(site.id) or status.last_contact_ms,
+            "last_contact_ms": last_contact_ms,
             "withdraw_ms": status.withdraw_ms,
             "cordoned": [
                 {"node": item.node, "since_ms": item.since_ms, "by": item.by, "reason": item.reason}
