@@ -66,7 +66,7 @@ def build_report(
     It rests on the log as its checkpoint stands now. Raises UsageError for a bad partner or period, and
     VerificationError, as `verify_report` would, where records do not hold together: no report is made that fails.
     """
-    _check_asked(partner, period, sites)
+    _check_asked(partner, period, sites, made_ms)
     checkpoint = log.checkpoint()
     size = parse_checkpoint(checkpoint, trust.log_name, trust.log_key).size
     entries = log.entries(0, size)
@@ -203,8 +203,9 @@ def _concerns(record: Record, partner: str, period: str, hosts: set[str]) -> boo
             return False
 
 
-def _check_asked(partner: str, period: str, sites: Sequence[Site]) -> None:
-    bounds(period)
+def _check_asked(partner: str, period: str, sites: Sequence[Site], made_ms: int) -> None:
+    if made_ms < bounds(period)[0]:
+        raise UsageError(f"{period} has not begun", where="period", fix="ask for this month or one before it")
     known = sorted({site.partner for site in sites})
     if not is_partner(partner) or partner not in known:
         raise UsageError(f"{partner!r} is no partner with a site", fix=f"partners: {', '.join(known)}")

@@ -382,6 +382,7 @@ def _check_kind(connection: Connection, spec: JobSpec, inputs: tuple[Dataset, ..
         held_out = [item.name for item in inputs if item.held_out]
         if held_out:
             raise UsageError(f"{held_out[0]} is held out: no training job may read it")
+        _check_tokens(inputs)
     if spec.kind is JobKind.EVALUATE:
         seen = [item.name for item in inputs if not item.held_out]
         if seen:
@@ -391,3 +392,15 @@ def _check_kind(connection: Connection, spec: JobSpec, inputs: tuple[Dataset, ..
                 fix="name held-out datasets, such as laws-fr-tokens-heldout",
             )
         ancestry.check_evaluated(connection, spec)
+
+
+def _check_tokens(inputs: tuple[Dataset, ...]) -> None:
+    """Raise UsageError where token datasets do not mean the same by a token: their sites could train no one model."""
+    first = inputs[0]
+    for item in inputs[1:]:
+        if any(item.attributes.get(name) != first.attributes.get(name) for name in ("tokenizer_digest", "vocab_size")):
+            raise UsageError(
+                f"{first.name} and {item.name} were made with different tokenizers",
+                where="inputs",
+                fix="name outputs of one tokenize job; `consortium data trace NAME` shows which one made a dataset",
+            )

@@ -93,7 +93,7 @@ class TestFigures:
         assert row["time"]["evidence"] == "declared"
 
     def test_a_period_without_records_says_so_and_verifies(self, world: Any, log: Any) -> None:
-        report = build(world, log, period="2027-01")
+        report = build(world, log, period="2025-12")
         assert report["figures"]["delivered"]["total"]["gpu_ms"] is None
         assert report["leaves"] == []
         verify_report(report, world.trust)

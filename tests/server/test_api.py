@@ -75,6 +75,8 @@ def test_unknown_things_are_named_with_what_there_is(fed: Any) -> None:
     problem(fed.call("fr/claire", "GET", "/v1/reports/xx?period=2026-11"), 404, "not-found")
     problem(fed.call("fr/claire", "GET", "/v1/reports/fr?period=november"), 422, "bad-request")
     problem(fed.call("fr/claire", "GET", "/v1/reports/fr"), 422, "bad-request")
+    ahead = problem(fed.call("fr/claire", "GET", "/v1/reports/fr?period=2999-01"), 422, "bad-request")
+    assert ahead["detail"] == "2999-01 has not begun"
     problem(fed.call("fr/amelie", "GET", "/v1/jobs?state=sleeping"), 422, "bad-request")
     problem(fed.call("fr/amelie", "DELETE", "/v1/jobs"), 405, "bad-request")
     problem(fed.call("fr/amelie", "GET", "/v1/log/proof?index=999999"), 422, "bad-request")
@@ -115,6 +117,21 @@ def test_inputs_that_no_leg_could_read_are_refused_at_once(fed: Any, kind: str, 
     for more in ({}, {"dry_run": True}):
         answer = fed.submit(fed.spec([made], kind=JobKind(kind), params=fed.params(kind)), **more)
         assert words in problem(answer, 422, "bad-request")["detail"]
+
+
+def test_tokens_of_two_tokenizers_are_refused_before_sites_hold_gpus(fed: Any) -> None:
+    name = secrets.token_hex(3)
+
+    def tokens(site: str, tokenizer: str) -> Any:
+        made_by = {"tokenizer_digest": f"sha256:{tokenizer}", "vocab_size": "512"}
+        return fed.dataset(site, f"{name}-{site}", ArtifactClass.TOKENS, attributes=made_by)
+
+    one, other, third = tokens("fr-1", "a"), tokens("de-1", "b"), tokens("uy-1", "a")
+    spec = fed.spec([one, other], kind=JobKind.PRETRAIN, params=fed.params("pretrain"))
+    for more in ({}, {"dry_run": True}):
+        document = problem(fed.submit(spec, **more), 422, "bad-request")
+        assert document["detail"] == f"{name}-fr-1 and {name}-de-1 were made with different tokenizers"
+    assert fed.submit(replace(spec, inputs=(one.id, third.id), nonce="other")).status_code == 201
 
 
 def test_raw_nonsense_is_a_bad_request(fed: Any) -> None:
