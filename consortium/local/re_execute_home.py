@@ -38,6 +38,10 @@ from consortium.train.peers import commit_of
 from consortium.train.plugin import source_of
 from consortium.train.tokens import open_sequences, vocabulary
 
+MOST_DRAWN = 5_000
+"""Contributions at once: every record names all of them, and one too large to be taken holds up its site's chain."""
+MOST_SEED_CHARS = 1_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
@@ -56,6 +60,10 @@ class Wanted:
                 where="--seed",
                 fix="one that the site did not choose, such as the log's root: `consortium audit log`",
             )
+        if max(len(self.rounds), self.samples) > MOST_DRAWN:
+            raise UsageError(f"at most {MOST_DRAWN:,} rounds are done again at once", fix="ask for fewer, in turns")
+        if len(self.seed) > MOST_SEED_CHARS:
+            raise UsageError(f"the seed has more than {MOST_SEED_CHARS:,} characters", where="--seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

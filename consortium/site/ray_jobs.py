@@ -54,6 +54,7 @@ class _RefusedError(RuntimeError):
 
     def __init__(self, status: int, text: str) -> None:
         self.status = status
+        self.text = text
         super().__init__(f"it answered {status}: {(text.strip().splitlines() or [''])[-1][:300]}")
 
 
@@ -124,9 +125,20 @@ class RayCluster:
         """Ask Ray to stop a job; it is stopped when `job` says so."""
         self._unless_gone("stop_job", submission_id)
 
-    def log(self, submission_id: str) -> str:
-        """Return all that the program has written so far; empty where Ray has forgotten the job."""
-        return str(self._unless_gone("get_job_logs", submission_id) or "")
+    def log(self, submission_id: str) -> str | None:
+        """Return all that the program has written so far; empty where Ray has forgotten the job.
+
+        None where that is no UTF-8, if only for a byte or for now: Ray gives nothing of it then.
+        """
+        with self._translated():
+            try:
+                return str(self._client().get_job_logs(submission_id))
+            except _RefusedError as fault:
+                if fault.status == HTTPStatus.NOT_FOUND:
+                    return ""
+                if UnicodeDecodeError.__name__ in fault.text:
+                    return None
+                raise
 
     def delete(self, submission_id: str) -> None:
         """Remove an ended job's record from the cluster: Ray's Jobs API suffers from many of them."""

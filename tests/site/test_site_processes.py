@@ -54,6 +54,19 @@ def program(session):
 sys.exit(run(program))
 """
 
+GARBLED = """
+import sys
+from consortium.client.leg import run
+
+def program(session):
+    print("hello before the garbage", flush=True)
+    sys.stdout.buffer.write(bytes([0xff, 10]))
+    sys.stdout.buffer.flush()
+    session.result(metrics={}, manifest_digest="sha256:" + "0" * 64)
+
+sys.exit(run(program))
+"""
+
 LISTENER = """
 import sys, time
 from pathlib import Path
@@ -241,6 +254,7 @@ def site(tmp_path: Path, head: RayHead, s3: S3) -> Iterator[Site]:
     marks.mkdir()
     jobs.mkdir()
     (jobs / "clean.py").write_text(PROGRAM.format(marks=str(marks)))
+    (jobs / "evaluate.py").write_text(GARBLED)
     (jobs / "tokenize.py").write_text(LISTENER.format(marks=str(marks)))
     world = World(tmp_path / "world", jobs_dir=jobs)
     script = script_for(world)
@@ -381,6 +395,19 @@ def test_where_ray_nodes_are_labelled_a_leg_starts_on_its_own_node(site: Site) -
         wait_for("deletion of the Ray jobs", lambda: not site.head.jobs().keys() & set(names))
         for offer in (first, second):
             assert b"hello from the leg" in site.store.get(archive_key(new_leg(offer)))  # type: ignore[attr-defined]
+
+
+def test_a_log_that_is_no_text_is_said_to_be_none_and_keeps_no_other_back(site: Site) -> None:
+    garbled, plain = site.offer(11, "evaluate"), site.offer(12)
+    site.go(plain)
+    for offer in (garbled, plain):
+        site.until(offer, LegState.SUCCEEDED)
+    names = {f"{offer.leg}@{offer.epoch}" for offer in (garbled, plain)}
+    wait_for("deletion of the Ray jobs", lambda: not site.head.jobs().keys() & names)
+    kept = site.store.get(archive_key(new_leg(garbled))).decode()  # type: ignore[attr-defined]
+    assert f"job-driver-{garbled.leg}@{garbled.epoch}.log" in kept
+    assert b"hello from the leg" in site.store.get(archive_key(new_leg(plain)))  # type: ignore[attr-defined]
+    assert kept in "".join(piece["text"] for piece in site.script.logs if piece["leg"] == garbled.leg)
 
 
 def test_a_ray_head_killed_in_mid_leg_is_the_sites_fault_and_billed_until_last_seen(site: Site) -> None:

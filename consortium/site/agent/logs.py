@@ -21,6 +21,11 @@ from consortium.storage.objects import ObjectStore
 PIECE_CHARS = 60_000
 MAX_READ = 32
 """Logs of running legs read in one step: each is a call to Ray, and records wait meanwhile. The others come next."""
+NO_TEXT = """[
+  what this leg has written holds bytes that are no UTF-8, and Ray gives nothing of it:
+  it lies at its site, on the node that ran it, in job-driver-{}.log of the Ray session's logs
+]
+"""
 log = logging.getLogger(__name__)
 
 
@@ -63,20 +68,23 @@ class LogKeeper:
             self._archive(leg)
         else:
             self._read += 1
-            self._forward(leg, self.cluster.log(leg.key))
+            self._forward(leg, self.cluster.log(leg.key) or "")  # no text may be half a sign, being written
 
     def _archive(self, leg: SiteLeg) -> None:
-        text = self.cluster.log(leg.key)
+        text, before = self.cluster.log(leg.key), 0
+        if text is None:
+            text, before = NO_TEXT.format(leg.key), leg.log_sent
         if text:
             self.store.put(archive_key(leg), text.encode())
-            self._forward(leg, text)
+            self._forward(leg, text, before)
         self.cluster.delete(leg.key)
         self.table.change(leg, archived=1)
 
-    def _forward(self, leg: SiteLeg, text: str) -> None:
+    def _forward(self, leg: SiteLeg, text: str, before: int = 0) -> None:
+        """Send what follows on what was sent; `text` comes after so many characters `before` it."""
         sent = leg.log_sent
-        while leg.log_policy != "withheld" and sent < min(len(text), MAX_LOG_CHARS):
-            piece = text[sent : min(sent + PIECE_CHARS, MAX_LOG_CHARS)]
+        while leg.log_policy != "withheld" and sent < (end := min(before + len(text), MAX_LOG_CHARS)):
+            piece = text[sent - before : min(sent + PIECE_CHARS, end) - before]
             try:
                 self.server.send_log(leg.offer.job, leg.offer.leg, sent, piece)
             except PolicyDeniedError as fault:
