@@ -57,7 +57,7 @@ def small() -> tuple[Any, dict[str, Any]]:
     world.add("de-1", RecordType.RE_EXECUTION, sign_value(ANNA, again))
     with tempfile.TemporaryDirectory() as folder, world.log(Path(folder)) as log:
         made = build_report(partner="fr", period=b.PERIOD, log=log, sites=world.sites, trust=world.trust,
-                            key=world.keys["server"], made_ms=1)  # fmt: skip
+                            key=world.keys["server"], made_ms=1_777_000_000_123)  # fmt: skip
     return world, made
 
 

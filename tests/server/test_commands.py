@@ -291,4 +291,5 @@ def test_a_dry_run_of_a_training_says_what_it_takes(fed: Any, person: As) -> Non
 
     fed.dataset("de-1", "other-tokens", ArtifactClass.TOKENS, attributes=described | {"tokenizer_digest": "sha256:two"})
     other = person("fr/amelie", "submit", "pretrain", "inputs=[tokens-fr-1,other-tokens]", "--dry-run", key=False)
-    assert "training     not known: the inputs were made with different tokenizers" in other.out
+    assert other.code == 2
+    assert "tokens-fr-1 and other-tokens were made with different tokenizers" in other.err
