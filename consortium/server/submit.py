@@ -176,6 +176,12 @@ def judge_checked(
             fix=f"let the job go to its data: leave `sites` out, or name {abroad[0].site}",
         )
         return _denied(job, reason)
+    if bare := sorted(set(sites) - {item.site for item in inputs}):
+        raise UsageError(
+            f"no input lives at {bare[0]}, where the job is to run: its leg there would have nothing to read",
+            where="sites",
+            fix=f"leave {bare[0]} out of sites, or name a dataset of its own in inputs",
+        )
     waiting = snapshots.pending_job(job.id, spec, sites, decisions, now_ms, all_sites(connection), view.run_times)
     never = never_fits(view.snapshot, waiting)
     return job if never is None else _denied(job, never)

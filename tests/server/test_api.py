@@ -119,6 +119,14 @@ def test_inputs_that_no_leg_could_read_are_refused_at_once(fed: Any, kind: str, 
         assert words in problem(answer, 422, "bad-request")["detail"]
 
 
+def test_a_site_without_an_input_of_its_own_is_refused_before_it_holds_gpus(fed: Any) -> None:
+    made = fed.dataset("fr-1", f"laws-{secrets.token_hex(3)}")
+    document = problem(fed.submit(fed.spec([made], sites=("de-1", "fr-1"))), 422, "bad-request")
+    assert document["detail"].startswith("no input lives at de-1")
+    assert "leave de-1 out" in document["fix"]
+    assert fed.submit(fed.spec([made], sites=("fr-1",))).status_code == 201
+
+
 def test_tokens_of_two_tokenizers_are_refused_before_sites_hold_gpus(fed: Any) -> None:
     name = secrets.token_hex(3)
 
