@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from consortium.domain.job import JobState
-from consortium.errors import ConsortiumError, NotFoundError, UnreachableError
+from consortium.errors import ConsortiumError, NotFoundError, UnreachableError, VerificationError
 from consortium.site.gateway.core import Gateway
 
 EVERY_S = 600.0
@@ -43,6 +43,8 @@ class Spent:
                     self._delete(job)
             except ConsortiumError as fault:
                 log.warning("the envelopes of %s stay for now: %s", job, fault.what)
+                if isinstance(fault, UnreachableError):  # so it would be for the others
+                    return
 
     def _ended(self, job: str) -> bool:
         try:
@@ -52,7 +54,7 @@ class Spent:
         try:
             return JobState(shown["state"]).final
         except (TypeError, KeyError, ValueError) as fault:
-            raise UnreachableError("the server's answer names no state of the job", where=job) from fault
+            raise VerificationError("the server's answer names no state of the job", where=job) from fault
 
     def _delete(self, job: str) -> None:
         keys = list(self.gateway.egress.list(f"jobs/{job}/"))  # also what was put before a crash and never recorded
