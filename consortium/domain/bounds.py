@@ -30,5 +30,6 @@ def within(config: object, **bounds: tuple[float, float]) -> None:
     """Raise FieldError unless each named field is a finite number from its lower to its upper bound."""
     for name, (low, high) in bounds.items():
         value = getattr(config, name)
-        if not (math.isfinite(value) and low <= value <= high):
+        finite = isinstance(value, int) or math.isfinite(value)  # a whole number may be larger than any float
+        if not (finite and low <= value <= high):
             raise FieldError(f"{name} must be {number(low)} to {number(high)}, got {value:,}", name)

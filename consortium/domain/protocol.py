@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from consortium.domain.bounds import within
 from consortium.domain.data import Dataset
 from consortium.domain.job import MAX_COUNT, Epoch, Fault, LegState, SignedSpec
 
@@ -112,7 +113,7 @@ class LegCommand:
     """Of a stop: how long the program may take to keep its progress before it is made to stop. Since protocol 2."""
 
     def __post_init__(self) -> None:
-        _within("keep_s", self.keep_s, 0, MAX_LEASE_MS // 1000)
+        within(self, keep_s=(0, MAX_LEASE_MS // 1000))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,9 +140,7 @@ class PollResponse:
     """By kind of job: after how long without a sign of life from its program a leg hangs. Since protocol 2."""
 
     def __post_init__(self) -> None:
-        _within("incarnation", self.incarnation, 0, MAX_COUNT)
-        _within("lease_ms", self.lease_ms, 1, MAX_LEASE_MS)
-        _within("acked_seq", self.acked_seq, -1, MAX_COUNT)
+        within(self, incarnation=(0, MAX_COUNT), lease_ms=(1, MAX_LEASE_MS), acked_seq=(-1, MAX_COUNT))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +151,7 @@ class RecordsTaken:
     """Highest record number of this site that the server has committed."""
 
     def __post_init__(self) -> None:
-        _within("acked_seq", self.acked_seq, -1, MAX_COUNT)
+        within(self, acked_seq=(-1, MAX_COUNT))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,9 +190,3 @@ class LegContext:
     min_sites: int = 1
     checkpoint_every_s: int = 0
     """How often the program is to keep its progress; 0: as often as it sees fit."""
-
-
-def _within(name: str, value: int, low: int, high: int) -> None:
-    """Raise ValueError for a number that a site could not keep."""
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be {low:,} to {high:,}")

@@ -7,13 +7,12 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from consortium.config import nearest, validate_params
-from consortium.domain.cleaning import CleanConfig
-from consortium.domain.codec import from_json, to_json
-from consortium.domain.data import CLEAN_SUFFIX, CONSENT_FIX, HELD_OUT_SUFFIX, TOKENS_SUFFIX, Dataset, base_name
+from consortium.config import validate_params
+from consortium.domain.codec import to_json
+from consortium.domain.data import CONSENT_FIX, Dataset
 from consortium.domain.decision import Reason, ReasonCode
-from consortium.domain.ids import is_id, is_name
-from consortium.domain.job import READ, Job, JobKind, JobSpec, JobState, SignedSpec
+from consortium.domain.ids import is_id
+from consortium.domain.job import Job, JobKind, JobSpec, JobState, SignedSpec
 from consortium.domain.partner import Role
 from consortium.domain.records import RecordType
 from consortium.errors import ConflictError, ForbiddenError, UsageError
@@ -23,6 +22,7 @@ from consortium.keys.tokens import Claims
 from consortium.scheduler import never_fits
 from consortium.server import ancestry, snapshots, tasks
 from consortium.server.core import Core
+from consortium.server.inputs import check_clean, check_kind, check_output_names
 from consortium.server.snapshots import View
 from consortium.state import data, jobs, waits
 from consortium.state import tables as t
@@ -137,13 +137,13 @@ def judge_checked(
     """Return what a spec that was checked comes to now."""
     spec = signed.spec
     inputs = _inputs(connection, spec)
-    _check_kind(connection, spec, inputs)
+    check_kind(connection, spec, inputs)
     sites = tuple(site for site in _target_sites(core, spec, inputs) if site not in gone)
     inputs = tuple(item for item in inputs if item.site not in gone)
     ancestry.check_start(connection, spec, sites)
     if spec.kind is JobKind.CLEAN:
-        _check_clean(spec, inputs)
-    _check_output_names(connection, spec, inputs)
+        check_clean(spec, inputs)
+    check_output_names(connection, spec, inputs)
     now_ms = core.clock.now_ms()
     _check_order(connection, spec, now_ms)
     job = Job(
@@ -302,111 +302,3 @@ def _check_flavors(core: Core, spec: JobSpec) -> None:
     for flavor in spec.resources.flavors:
         if flavor not in known:
             raise UsageError(f"no site has the flavor {flavor!r}", fix=f"flavors: {', '.join(known)}")
-
-
-def _check_clean(spec: JobSpec, inputs: tuple[Dataset, ...]) -> None:
-    """Check what a clean job says of its inputs, which its legs would find wrong only once they run."""
-    config = from_json(CleanConfig, spec.params, where="params of the job")
-    against, order = config.decontaminate.against, config.across.order
-    known = {name: item for item in inputs for name in item.names}
-    for name in against:
-        if name not in known:
-            raise UsageError(
-                f"{name!r} is none of the job's inputs, and an evaluation set is one of them",
-                where="decontaminate.against",
-                fix=f"add it to inputs, or {nearest(name, (n for item in inputs for n in item.names[:2]))}",
-            )
-    sets = [item for item in inputs if not set(against).isdisjoint(item.names)]
-    cleaned = [item for item in inputs if item not in sets]
-    if not cleaned:
-        raise UsageError(
-            "all inputs are evaluation sets: there is nothing to clean",
-            where="decontaminate.against",
-            fix="add the datasets to clean to inputs",
-        )
-    bare = sorted({item.site for item in cleaned} - {item.site for item in sets})
-    if against and bare:
-        raise UsageError(
-            f"no evaluation set lives at {', '.join(bare)}, where {_first_at(cleaned, bare[0])} is to be cleaned",
-            where="decontaminate.against",
-            fix=f"register one at {', '.join(bare)} and name it in inputs and in decontaminate.against",
-        )
-    idle = sorted({item.site for item in sets} - {item.site for item in cleaned})
-    if idle:
-        raise UsageError(
-            f"{_first_at(sets, idle[0])} is an evaluation set at {idle[0]}, where nothing is to be cleaned",
-            where="decontaminate.against",
-            fix="leave it out of inputs and decontaminate.against",
-        )
-    missing = sorted({item.partner for item in cleaned} - set(order))
-    if order and missing:
-        raise UsageError(
-            f"across.order does not name {', '.join(missing)}, whose datasets are to be cleaned",
-            where="across.order",
-            fix=f"across.order=[{','.join((*order, *missing))}], or another order: those first whose copies stay",
-        )
-
-
-def _check_output_names(connection: Connection, spec: JobSpec, inputs: tuple[Dataset, ...]) -> None:
-    """Check the names of what a clean or tokenize job will write: its legs would fail with them once all is done."""
-    if spec.kind is JobKind.CLEAN:
-        against = from_json(CleanConfig, spec.params, where="params of the job").decontaminate.against
-        inputs = tuple(item for item in inputs if set(against).isdisjoint(item.names))
-        suffixes: tuple[str, ...] = (CLEAN_SUFFIX,)
-    elif spec.kind is JobKind.TOKENIZE:
-        suffixes = (TOKENS_SUFFIX, HELD_OUT_SUFFIX) if spec.params.get("held_out_percent") else (TOKENS_SUFFIX,)
-    else:
-        return
-    for item in inputs:
-        for suffix in suffixes:
-            name = base_name(item.name) + suffix
-            if not is_name(name):
-                raise UsageError(
-                    f"the job would write {name}, and a dataset's name has 63 characters at most, not {len(name)}",
-                    where=item.name,
-                    fix=f"register it under a name of {63 - len(suffix)} characters at most",
-                )
-            data.check_name(connection, name, item.partner, where=f"what the job makes of {item.name}")
-
-
-def _first_at(items: list[Dataset], site: str) -> str:
-    return next(item.name for item in items if item.site == site)
-
-
-def _check_kind(connection: Connection, spec: JobSpec, inputs: tuple[Dataset, ...]) -> None:
-    if not inputs:
-        fix = "name datasets, such as inputs=[laws-fr]; `consortium data ls` lists them"
-        raise UsageError(f"a job of kind {spec.kind.value} needs inputs", fix=fix)
-    if unlike := next((item for item in inputs if item.artifact_class not in READ[spec.kind]), None):
-        classes = " or ".join(kind.value for kind in READ[spec.kind])
-        raise UsageError(
-            f"{unlike.name} is {unlike.artifact_class.value}, and a job of kind {spec.kind.value} reads {classes}",
-            where="inputs",
-            fix=f"name {classes} datasets; `consortium data ls` shows the class of each",
-        )
-    if spec.kind is JobKind.PRETRAIN:
-        held_out = [item.name for item in inputs if item.held_out]
-        if held_out:
-            raise UsageError(f"{held_out[0]} is held out: no training job may read it")
-        _check_tokens(inputs)
-    if spec.kind is JobKind.EVALUATE:
-        seen = [item.name for item in inputs if not item.held_out]
-        if seen:
-            raise UsageError(
-                f"{seen[0]} is not held out: a model is measured on what it was not trained on",
-                where="inputs",
-                fix="name held-out datasets, such as laws-fr-tokens-heldout",
-            )
-        ancestry.check_evaluated(connection, spec)
-
-
-def _check_tokens(inputs: tuple[Dataset, ...]) -> None:
-    """Raise UsageError where token datasets do not mean the same by a token: their sites could train no one model."""
-    first = inputs[0]
-    for item in inputs[1:]:
-        if any(item.attributes.get(name) != first.attributes.get(name) for name in ("tokenizer_digest", "vocab_size")):
-            raise UsageError(
-                f"{first.name} and {item.name} were made with different tokenizers",
-                where="inputs",
-                fix="name outputs of one tokenize job; `consortium data trace NAME` shows which one made a dataset",
-            )

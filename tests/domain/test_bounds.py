@@ -18,7 +18,9 @@ def test_bounds_are_shown_in_full(bound: float, shown: str) -> None:
     assert number(bound) == shown
 
 
-@pytest.mark.parametrize("value", [0.5, 2.5, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "value", [0.5, 2.5, float("nan"), float("inf"), 10**400, -(10**400)], ids=lambda value: str(value)[:4]
+)
 def test_what_is_out_of_bounds_is_told_with_its_key(value: float) -> None:
     within(SimpleNamespace(rate=1.5), rate=(1, 2))
     with pytest.raises(FieldError, match=r"^rate must be 1 to 2, got ") as fault:
