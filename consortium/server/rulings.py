@@ -82,11 +82,12 @@ def _check(connection: Connection, job: Job, ruling: Ruling) -> None:
             fix = f"readmit it from round {ruling.round + 1} on"
             raise ConflictError(f"{ruling.site} is left out of this very round", where=where, fix=fix)
         return
-    left = sites - left_out(ruling.round, (*known, ruling), None)
     least = max(1, job.spec.min_sites) if ruling.action == "withdraw" else 1
-    if len(left) < least:
-        what = f"{len(left)} sites would be left, the job needs {least}"
-        raise ConflictError(what, where=where, fix=f"consortium cancel {job.id}")
+    # Also from where an earlier ruling for a later round holds.
+    for number in sorted({max(one.round, ruling.round) for one in (*known, ruling)}):
+        if (left := len(sites - left_out(number, (*known, ruling), None))) < least:
+            what = f"{left} sites would be left in round {number}, the job needs {least}"
+            raise ConflictError(what, where=where, fix=f"consortium cancel {job.id}")
 
 
 def taking_part(job: Job) -> set[str]:

@@ -408,6 +408,20 @@ def test_rulings_hold_from_an_open_round_and_a_withdrawn_site_keeps_what_it_cont
     assert "uy-1" in {part.site for part in play.read(2).certificate.contributions}, "what it gave still counts"
 
 
+def test_a_ruling_leaves_somebody_in_later_rounds_too_for_which_others_were_rejected_before(core):
+    play = Play(core, random.Random(0), 0)
+
+    def reject(site: str, number: int) -> None:
+        one = Ruling(job=play.job, round=number, site=site, action="reject", reason="why", by="fr/bruno")
+        play.write(rulings.take_ruling, CLAIMS, sign_value(ADMIN, one))
+
+    reject("fr-1", 2)
+    reject("de-1", 1)
+    with pytest.raises(ConflictError, match="0 sites would be left in round 2, the job needs 1"):
+        reject("uy-1", 1)
+    reject("fr-1", 1)
+
+
 def certified(core: Core) -> Play:
     play = Play(core, random.Random(0), 0)
     play.said |= {(judge, number, site): "" for judge in SITES for site in SITES for number in (1, 2)}
