@@ -4,7 +4,9 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 BIN := .venv/bin
 PARALLEL := -n logical --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-unit test-long lint setup clean
+TIMES ?= 10
+
+.PHONY: demo test test-unit test-long test-search lint setup clean
 
 demo: setup
 	$(BIN)/consortium demo
@@ -18,6 +20,11 @@ test-unit: setup
 
 test-long: setup
 	$(BIN)/python -m pytest -m long
+
+# Property tests with examples that no run had before.
+test-search: setup
+	for time in $$(seq $(TIMES)); do \
+	  $(BIN)/python -m pytest -m hypothesis --hypothesis-profile search $(PARALLEL) || exit; done
 
 lint: setup
 	$(BIN)/ruff check .
