@@ -14,17 +14,19 @@
 - `utilisation`: a simulated clock for 7B parameters on 64 H100 per site at 110 Mb/s; assumptions go to stderr. Rounds
   that wait, and rounds applied late (`outer.delay`), the latter with `parallel: fsdp`, where the outer state lies in
   slices with all ranks of a site, and, for comparison, with one process for all of it.
+- `gpu`: steps of 1 billion parameters on the GPU at hand, if there is one: model FLOPs utilisation (`training_gpu`).
 
 The first four train three sites one after another in one process (`training_sites`), as many trainings side by side as
 there are cores: no Ray, no gateway, no sealing, no network and no waiting, so they say what is learned and not how long
 it takes. `crash` and `overhead` are legs in threads with a real S3 server, without Ray, gateways, sealing and TLS. Loss
 is in nats per byte, the mean over the languages. `--quick` prints the same rows from a smaller model and fewer steps:
-not to be held against the targets. Without the corpora the rows that train on them are left out, and it is said. Not
-here yet: model FLOPs utilisation on a GPU, a round's overhead in the embedded federation, and aggregation with trimmed
-mean or median.
+not to be held against the targets. Without the corpora the rows that train on them are left out, without a GPU those of
+`gpu`, and it is said. Not here yet: a round's overhead in the embedded federation, and aggregation with trimmed mean or
+median.
 
 References: Streaming DiLoCo (https://arxiv.org/abs/2501.18512), INTELLECT-1 (https://arxiv.org/abs/2412.01152),
-SparseLoCo (https://arxiv.org/abs/2508.15706), and the measurements that came with the targets.
+SparseLoCo (https://arxiv.org/abs/2508.15706), torchtitan (https://arxiv.org/abs/2410.06511), and the measurements that
+came with the targets.
 """
 
 from __future__ import annotations
@@ -50,10 +52,11 @@ from consortium.train.outer import Layout, Vector
 from tests.benchmarks import training_legs
 from tests.benchmarks.table import Row, arguments, row, show
 from tests.benchmarks.training_clock import on_one_core, utilisation
+from tests.benchmarks.training_gpu import gpu
 from tests.benchmarks.training_runs import FROM_ROUND, LIAR, Run, Trainings
 from tests.benchmarks.training_sites import VOCAB, Corpus, Federation, corpora
 
-PARTS = ("loss", "codes", "attack", "kills", "crash", "overhead", "speed", "utilisation")
+PARTS = ("loss", "codes", "attack", "kills", "crash", "overhead", "speed", "utilisation", "gpu")
 TRAINED = ("loss", "codes", "attack", "kills")
 ON_TEXT = (*TRAINED, "crash", "speed")
 OPTIM = OptimConfig(lr=0.003, warmup_steps=30)
@@ -309,6 +312,7 @@ def main() -> None:
         "overhead": overhead,
         "speed": speed,
         "utilisation": lambda scale, _: utilisation(SPARSE, scale.code_million * 1_000_000),
+        "gpu": lambda scale, _: gpu(quick=scale is QUICK),
     }
     chosen = [part for part in PARTS if part in choice.only and (texts or part not in ON_TEXT)]
     with Trainings(sorted(texts)) as trainings:
