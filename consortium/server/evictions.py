@@ -22,7 +22,7 @@ from consortium.server import legs, nodes, snapshots, tasks
 from consortium.server.core import Core
 from consortium.state import jobs
 from consortium.state.commit import Committed
-from consortium.state.evict import evict, wait_again
+from consortium.state.evict import evict
 from consortium.state.sites import SiteStatus, all_sites, update_site
 
 log = logging.getLogger(__name__)
@@ -50,10 +50,6 @@ def stopped(core: Core, connection: Connection, leg: Leg, state: LegState, now_m
     if not back_ms:
         tasks.leg_ended(connection, leg, ended)
     legs.settle(core, connection, leg.job)
-    job = jobs.find_job(connection, leg.job)
-    live = job.attempt is not None and any(item.state in jobs.LIVE for item in job.attempt.legs)
-    if job.state is JobState.PREEMPTING and not live:
-        wait_again(connection, leg.job, job.reason, now_ms)
 
 
 def clear_sites(core: Core) -> None:

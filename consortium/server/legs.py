@@ -17,6 +17,7 @@ from consortium.server import tasks
 from consortium.server.core import Core
 from consortium.state import jobs
 from consortium.state import tables as t
+from consortium.state.evict import wait_again
 from consortium.state.sites import SiteStatus, all_sites
 
 AT_WORK = (LegState.OFFERED, LegState.HELD, LegState.STARTING, LegState.RUNNING)
@@ -89,7 +90,7 @@ def end_job(
 
 
 def settle(core: Core, connection: Connection, job_id: str) -> None:
-    """End a job whose legs are all through."""
+    """End a job whose legs are all through; one whose legs have all ended, and too few of them well, waits again."""
     job = jobs.find_job(connection, job_id)
     attempt = jobs.open_attempt(connection, job_id)
     if attempt is None or job.attempt is None or job.state.final:
@@ -109,6 +110,12 @@ def settle(core: Core, connection: Connection, job_id: str) -> None:
         if job.state is JobState.STARTING:
             jobs.update_job(connection, job, now_ms=core.clock.now_ms(), state=JobState.RUNNING)
         end_job(core, connection, job_id, JobState.SUCCEEDED, None)
+    elif job.state is JobState.PREEMPTING:
+        wait_again(connection, job_id, job.reason, core.clock.now_ms())
+    elif not any(leg.id in waiting for leg in legs):
+        ended = ", ".join(f"{leg.site} {leg.state.value}" for leg in legs)
+        message = f"no leg goes on ({ended}), and {job.spec.min_sites} must succeed"
+        release(core, connection, job_id, Reason(code=ReasonCode.HELD, message=message), core.clock.now_ms())
 
 
 def whole(job: Job) -> bool:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from consortium.domain.data import ArtifactClass
-from consortium.domain.job import Job, Resources, SignedSpec
+from consortium.domain.job import Job, JobKind, LegState, Resources, SignedSpec
 from consortium.domain.partner import Role
+from consortium.domain.protocol import LegReport
 from consortium.keys.canonical import canonical
 from consortium.keys.tokens import Claims
 from consortium.scheduler.types import LegPlacement, Placement, Plan
-from consortium.server import submit
+from consortium.server import folding, submit
 from consortium.server.core import Core
 from consortium.state import data, jobs
 from consortium.state.commit import commit_plan
+from consortium.state.sites import update_site
 from tests.server.conftest import Fed
 
+RESULT = {"outputs": [], "manifest_digest": "sha256:m", "metrics": {}}
 ME = Claims(subject="fr/amelie", roles=(Role.ENGINEER,), partner="fr", expires_ms=1 << 47)
 
 
@@ -38,3 +41,36 @@ def at_work(core: Core, fed: Fed, *sites: str, cls: ArtifactClass = ArtifactClas
                            now_ms=core.clock.now_ms(), new_id=core.clock.new_id)  # fmt: skip
         assert done.placed == (job["id"],)
         return jobs.find_job(connection, job["id"])
+
+
+class Running:
+    """A training whose legs run, and what their sites say of them."""
+
+    def __init__(self, core: Core, fed: Fed, *sites: str, min_sites: int) -> None:
+        self.core = core
+        self.job = at_work(core, fed, *sites, cls=ArtifactClass.TOKENS, kind=JobKind.PRETRAIN, account="fr",
+                           params=fed.params("pretrain"), resources=Resources(gpus=1, walltime_s=600),
+                           min_sites=min_sites).id  # fmt: skip
+        for site in sites:
+            with core.db.write() as connection:
+                update_site(connection, site, healthy=True, last_contact_ms=core.clock.now_ms())
+            core.contacts.heard_site(site, core.clock.now_ms())
+            self.says(site, LegState.HELD)
+        for site in sites:
+            self.says(site, LegState.RUNNING)
+
+    def now(self) -> Job:
+        with self.core.db.read() as connection:
+            return jobs.find_job(connection, self.job)
+
+    def says(self, site: str, state: LegState, **more: Any) -> None:
+        attempt = self.now().attempt
+        assert attempt is not None
+        (leg,) = [leg for leg in attempt.legs if leg.site == site]
+        report = LegReport(leg=leg.id, epoch=leg.epoch, state=state, **more)
+        with self.core.db.write() as connection:
+            folding.fold_report(self.core, connection, site, report, self.core.clock.now_ms())
+
+    def attempt_open(self) -> bool:
+        with self.core.db.read() as connection:
+            return jobs.open_attempt(connection, self.job) is not None
