@@ -103,11 +103,13 @@ def add_due(core: Core) -> None:
 
 
 def _boundary(connection: Connection, job_id: str) -> bool:
-    """Whether the newest round is closed, nobody committed to the next, and the job's legs can be told to stop."""
-    state = jobs.find_job(connection, job_id).state
-    known = rounds.numbers(connection, job_id)
+    """Whether the newest round is closed and another is to come, to which nobody committed yet, and the job's legs can
+    be told to stop."""
+    job, known = jobs.find_job(connection, job_id), rounds.numbers(connection, job_id)
     newest = rounds.find(connection, job_id, known[-1]) if known else None
-    return newest is not None and newest.phase is RoundPhase.CLOSED and state in (JobState.PENDING, JobState.RUNNING)
+    between = newest is not None and newest.phase is RoundPhase.CLOSED
+    goes_on = bool(known) and known[-1] < awaited.outer_number(job, "rounds")
+    return between and goes_on and job.state in (JobState.PENDING, JobState.RUNNING)
 
 
 def _sites(connection: Connection, job: Job, spec: JobSpec) -> tuple[str, ...]:

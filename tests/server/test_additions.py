@@ -10,8 +10,12 @@ import pytest
 
 from consortium.domain.codec import from_json
 from consortium.domain.data import ArtifactClass
-from consortium.domain.job import JobKind, JobSpec, LegState, Resources, SignedSpec
+from consortium.domain.job import JobKind, JobSpec, JobState, LegState, Resources, SignedSpec
+from consortium.server.additions import add_due
+from consortium.state import additions, data, rounds
+from consortium.state.sites import update_site
 from consortium.train.rounds import check_certificate
+from tests.server.placed import Running
 from tests.server.test_commands import As
 from tests.server.test_commands import person as person
 from tests.server.test_rounds import Training
@@ -111,6 +115,28 @@ def test_a_site_is_added_between_two_rounds_and_counts_from_there(fed: Any, pers
         again = fed.submit(spec)
         assert (again.status_code, "starts no second job" in again.text) == (409, True), "neither starts a second job"
     job.cancel()
+
+
+@pytest.mark.parametrize(("closed", "joins"), [(3, 4), (4, 0)])
+def test_no_site_joins_once_the_last_round_is_closed(parts: Any, closed: int, joins: int) -> None:
+    core, fed = parts
+    running = Running(core, fed, *PAIR, min_sites=2)
+    job = running.now()
+    there = fed.new_dataset("uy-1", "tokens-uy-1", artifact_class=ArtifactClass.TOKENS, **WORDS)
+    core.contacts.heard_site("uy-1", core.clock.now_ms())
+    with core.db.write() as connection:
+        data.insert_dataset(connection, there, now_ms=1, signer="fr/amelie", signature="x")
+        update_site(connection, "uy-1", healthy=True, last_contact_ms=core.clock.now_ms())
+        for number in range(1, closed + 1):
+            rounds.open_round(connection, job.id, number, PAIR, "", 1)
+            rounds.change(connection, job.id, number, phase="closed")
+        wider = replace(job.spec, inputs=(*job.spec.inputs, there.id))
+        additions.put(connection, job, SignedSpec(spec=wider, signature="x"), 1)
+    add_due(core)
+    with core.db.read() as connection:
+        (kept,) = additions.of_job(connection, job.id)
+    state = JobState.PREEMPTING if joins else JobState.RUNNING
+    assert (kept.round, running.now().state) == (joins, state), "the job has four rounds"
 
 
 def _fills_uruguay(fed: Any) -> str:
