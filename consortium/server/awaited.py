@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sqlalchemy import Connection
 
 from consortium.domain.job import Job
@@ -56,6 +58,18 @@ def expected(core: Core, connection: Connection, job: Job, number: int) -> list[
     heard = sites - rejected(connection, job.id, number)
     ruled = rounds.rulings(connection, job.id, number)
     return sorted(heard - left_out(number, ruled, standing(connection, job, number)) or heard)
+
+
+def quorate(
+    connection: Connection, job: Job, number: int, committed: Collection[str], expected: Collection[str]
+) -> bool:
+    """Return whether as many sites have committed to a round as suffice once its grace is over.
+
+    A site that is left out does not count, but where only such sites are `expected`.
+    """
+    quorum = outer_number(job, "quorum")
+    out = left_out(number, rounds.rulings(connection, job.id, number), standing(connection, job, number))
+    return 0 < quorum <= len(set(committed) - (out - set(expected)))
 
 
 def at_work(job: Job) -> list[str]:

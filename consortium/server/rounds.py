@@ -22,7 +22,6 @@ from consortium.errors import ConflictError, ForbiddenError, NotFoundError, Usag
 from consortium.keys.signing import sign_value, signed_bytes, verify_value
 from consortium.server import awaited, legs
 from consortium.server.core import Core
-from consortium.server.rulings import rejected
 from consortium.state import jobs, rounds
 from consortium.state import tables as t
 from consortium.state.data import agreements, newest_agreement, signed_agreements
@@ -202,9 +201,8 @@ def _fix(core: Core, connection: Connection, job: Job, row: RoundRow) -> bool:
     if not committed:
         return False
     full = bool(expected) and set(expected) <= set(committed)
-    quorum = awaited.outer_number(job, "quorum")
     if not full:
-        if not quorum or len(set(committed) - rejected(connection, row.job, row.number)) < quorum:
+        if not awaited.quorate(connection, job, row.number, committed, expected):
             return False
         if not awaited.grace_over(core, connection, row):
             return False

@@ -12,7 +12,7 @@ import logging
 from sqlalchemy import Connection
 
 from consortium.domain.ids import partner_of
-from consortium.domain.job import Job, Leg, LegState
+from consortium.domain.job import Job, JobState, Leg, LegState
 from consortium.domain.partner import Role
 from consortium.domain.records import RecordType
 from consortium.domain.training import RoundPhase, Ruling
@@ -23,7 +23,7 @@ from consortium.server import legs
 from consortium.server.auth import need
 from consortium.server.core import Core
 from consortium.state import jobs, rounds
-from consortium.train.rounds import left_out
+from consortium.train.rounds import left_out, withdrawn
 
 log = logging.getLogger(__name__)
 MAX_REASON = 500
@@ -83,9 +83,11 @@ def _check(connection: Connection, job: Job, ruling: Ruling) -> None:
             raise ConflictError(f"{ruling.site} is left out of this very round", where=where, fix=fix)
         return
     least = max(1, job.spec.min_sites) if ruling.action == "withdraw" else 1
+    given, there = (*known, ruling), sites - _given_up(connection, job)
     # Also from where an earlier ruling for a later round holds.
-    for number in sorted({max(one.round, ruling.round) for one in (*known, ruling)}):
-        if (left := len(sites - left_out(number, (*known, ruling), None))) < least:
+    for number in sorted({max(one.round, ruling.round) for one in given}):
+        # Who is withdrawn stays away, though an earlier ruling lets it in again from a later round on.
+        if (left := len(there - left_out(number, given, None) - withdrawn(number, given))) < least:
             what = f"{left} sites would be left in round {number}, the job needs {least}"
             raise ConflictError(what, where=where, fix=f"consortium cancel {job.id}")
 
@@ -93,6 +95,14 @@ def _check(connection: Connection, job: Job, ruling: Ruling) -> None:
 def taking_part(job: Job) -> set[str]:
     """Return the sites of a job: where it is to run, and where its attempt has legs."""
     return {*job.target_sites, *(leg.site for leg in (job.attempt.legs if job.attempt else ()))}
+
+
+def _given_up(connection: Connection, job: Job) -> set[str]:
+    """Return the sites that an attempt goes on without: their legs have ended and are not tried again."""
+    if job.attempt is None or job.state is not JobState.RUNNING:
+        return set()
+    waiting = {row.id for row in jobs.waiting_legs(connection)}
+    return {leg.site for leg in job.attempt.legs if leg.state not in jobs.LIVE and leg.id not in waiting}
 
 
 def rejected(connection: Connection, job_id: str, number: int) -> frozenset[str]:

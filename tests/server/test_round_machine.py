@@ -422,6 +422,51 @@ def test_a_ruling_leaves_somebody_in_later_rounds_too_for_which_others_were_reje
     reject("fr-1", 1)
 
 
+def test_a_ruling_leaves_somebody_besides_who_was_withdrawn_or_given_up(core):
+    play = Play(core, random.Random(0), 0)
+
+    def rule(action: str, site: str, number: int) -> None:
+        one = Ruling(job=play.job, round=number, site=site, action=action, reason="why", by="fr/bruno")
+        play.write(rulings.take_ruling, CLAIMS, sign_value(ADMIN, one))
+
+    rule("readmit", "uy-1", 3)
+    rule("withdraw", "uy-1", 1)
+    rule("reject", "de-1", 3)
+    with pytest.raises(ConflictError, match="0 sites would be left in round 3, the job needs 1"):
+        rule("reject", "fr-1", 3)
+    play = Play(core, random.Random(0), 0)
+    with core.db.write() as connection:
+        job = jobs.find_job(connection, play.job)
+        jobs.set_leg(connection, job.attempt.legs[0], LegState.FAILED, 10)
+        jobs.update_job(connection, job, now_ms=10, state=JobState.RUNNING)
+    with pytest.raises(ConflictError, match="1 sites would be left in round 2, the job needs 2"):
+        rule("withdraw", "uy-1", 2)
+    rule("reject", "uy-1", 2)
+    with pytest.raises(ConflictError, match="0 sites would be left in round 2, the job needs 1"):
+        rule("reject", "fr-1", 2)
+
+
+def test_a_commit_of_a_site_in_quarantine_makes_no_quorum(core):
+    play = Play(core, random.Random(0), quarantine=1)
+    play.said |= {(judge, 1, site): "outlier" if site == "uy-1" else "" for judge in SITES for site in SITES}
+    for _ in range(4):
+        for site in SITES:
+            play.send(site, 1)
+        while play.flight:
+            play.flight.pop()()
+        machine.advance_all(core)
+    assert play.read(1).phase is RoundPhase.CLOSED
+    for site in ("de-1", "uy-1"):
+        play.write(machine.take_commit, site, play.commit(site, 2))
+    for _ in range(3):
+        core.clock.at.now += GRACE_MS
+        machine.advance_all(core)
+    assert play.read(2).phase is RoundPhase.OPEN, "one of the two does not count"
+    play.write(machine.take_commit, "fr-1", play.commit("fr-1", 2))
+    machine.advance_all(core)
+    assert play.read(2).phase is RoundPhase.JUDGING
+
+
 def certified(core: Core) -> Play:
     play = Play(core, random.Random(0), 0)
     play.said |= {(judge, number, site): "" for judge in SITES for site in SITES for number in (1, 2)}
