@@ -18,7 +18,7 @@ from consortium.domain.partner import SiteState
 from consortium.domain.records import RecordType
 from consortium.domain.units import gpu_hours
 from consortium.scheduler.types import HeldLeg, Plan, Window, WindowKind
-from consortium.server import legs, nodes, snapshots, tasks
+from consortium.server import legs, nodes, rulings, snapshots, tasks
 from consortium.server.core import Core
 from consortium.state import jobs
 from consortium.state.commit import Committed
@@ -82,7 +82,8 @@ def _make_way(core: Core, connection: Connection, leg_id: str, window: Window, h
     job, attempt = jobs.find_job(connection, leg.job), jobs.attempt_row(connection, leg.attempt)
     leaves = window.id == nodes.recall(SiteStatus(id=leg.site)).id
     goes_on = attempt.started_ms > 0 and len(legs.others(connection, leg)) >= max(1, job.spec.min_sites)
-    goes_on = goes_on and not (leaves and legs.whole(job))
+    if leaves:
+        goes_on = goes_on and not legs.whole(job) and rulings.can_do_without(connection, job, leg)
     told = [item for item in held if (item.leg == leg.id if goes_on else item.job == leg.job)]
     why = f"{leg.site} is withdrawn by its partner" if leaves else f"maintenance at {leg.site} has begun"
     lost = sum(max(0, now_ms - max(item.started_ms, item.checkpoint_ms)) * item.gpus for item in told)

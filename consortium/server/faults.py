@@ -15,7 +15,7 @@ from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Attempt, Fault, Job, JobState, Leg, LegState
 from consortium.domain.partner import SiteState
 from consortium.scheduler import PendingJob, SiteView, Snapshot, schedule
-from consortium.server import legs, nodes, snapshots, tasks
+from consortium.server import legs, nodes, rulings, snapshots, tasks
 from consortium.server.core import Core
 from consortium.state import jobs
 from consortium.state.nodes import add_fault, count_faults
@@ -45,7 +45,9 @@ def not_its_own(
     if failures >= core.settings.retry.max_tries:
         jobs.set_leg(connection, leg, ended, now_ms, reason=reason, fault=fault)
         tasks.leg_ended(connection, leg, LegState.FAILED)
-        _give_up(core, connection, leg, failures, reason, goes_on=federated and enough and not legs.whole(job))
+        goes_on = attempt.started_ms > 0 and federated and enough and not legs.whole(job)
+        goes_on = goes_on and rulings.can_do_without(connection, job, leg)
+        _give_up(core, connection, leg, failures, reason, goes_on=goes_on)
         return
     in_place = attempt.started_ms > 0 and (state is not LegState.LOST or federated) and (not federated or enough)
     wait_ms = 0 if state is LegState.LOST else core.settings.retry.wait_ms(failures)

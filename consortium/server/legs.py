@@ -17,6 +17,7 @@ from consortium.server import tasks
 from consortium.server.core import Core
 from consortium.state import jobs
 from consortium.state import tables as t
+from consortium.state.data import said_of_states
 from consortium.state.evict import wait_again
 from consortium.state.sites import SiteStatus, all_sites
 
@@ -125,6 +126,15 @@ def whole(job: Job) -> bool:
     to go on while one is tried again.
     """
     return job.spec.kind in (JobKind.CLEAN, JobKind.TOKENIZE)
+
+
+def begins(connection: Connection, job: Job, site: str) -> bool:
+    """Whether a training's other legs wait for a site: the first of an attempt draws what training begins with."""
+    start, attempt = job.spec.params.get("start"), job.attempt
+    resumes = isinstance(start, dict) and bool(start.get("resume"))
+    first = min((leg.site for leg in attempt.legs), default="") if attempt else ""
+    trains = job.spec.kind is JobKind.PRETRAIN and not resumes
+    return trains and site == first and not said_of_states(connection, job.id)
 
 
 def awaited(core: Core, row: Row[Any], site: SiteStatus | None) -> bool:

@@ -11,6 +11,7 @@ import logging
 
 from sqlalchemy import Connection
 
+from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.ids import partner_of
 from consortium.domain.job import Job, JobState, Leg, LegState
 from consortium.domain.partner import Role
@@ -23,6 +24,8 @@ from consortium.server import legs
 from consortium.server.auth import need
 from consortium.server.core import Core
 from consortium.state import jobs, rounds
+from consortium.state.data import said_of_states
+from consortium.state.evict import evict
 from consortium.train.rounds import left_out, withdrawn
 
 log = logging.getLogger(__name__)
@@ -87,9 +90,16 @@ def _check(connection: Connection, job: Job, ruling: Ruling) -> None:
     # Also from where an earlier ruling for a later round holds.
     for number in sorted({max(one.round, ruling.round) for one in given}):
         # Who is withdrawn stays away, though an earlier ruling lets it in again from a later round on.
-        if (left := len(there - left_out(number, given, None) - withdrawn(number, given))) < least:
+        stay = there - withdrawn(number, given)
+        if (left := len(stay - left_out(number, given, None))) < least:
             what = f"{left} sites would be left in round {number}, the job needs {least}"
             raise ConflictError(what, where=where, fix=f"consortium cancel {job.id}")
+        held = said_of_states(connection, job.id) if ruling.round > 1 else frozenset()
+        if held and not stay & held:
+            what = (
+                f"no site would be left in round {number} that holds what was trained: {', '.join(sorted(stay))} join"
+            )
+            raise ConflictError(what, where=where, fix="withdraw it once another has published an outer state")
 
 
 def taking_part(job: Job) -> set[str]:
@@ -99,10 +109,25 @@ def taking_part(job: Job) -> set[str]:
 
 def _given_up(connection: Connection, job: Job) -> set[str]:
     """Return the sites that an attempt goes on without: their legs have ended and are not tried again."""
-    if job.attempt is None or job.state is not JobState.RUNNING:
-        return set()
+    if job.attempt is None or job.state is JobState.PREEMPTING or jobs.open_attempt(connection, job.id) is None:
+        return set()  # all get another leg
     waiting = {row.id for row in jobs.waiting_legs(connection)}
     return {leg.site for leg in job.attempt.legs if leg.state not in jobs.LIVE and leg.id not in waiting}
+
+
+def can_do_without(connection: Connection, job: Job, leg: Leg) -> bool:
+    """Whether the others' rounds go on where a leg does not come back.
+
+    One of them is left in each round whose commits are not fixed yet, and none waits for what this one begins with.
+    """
+    if legs.begins(connection, job, leg.site):
+        return False
+    sites = {other.site for other in legs.others(connection, leg)}
+    first, outer = rounds.first_open(connection, job.id), job.spec.params.get("outer")
+    last = int(outer.get("rounds") or 0) if isinstance(outer, dict) else 0
+    known = rounds.rulings(connection, job.id, last)
+    numbers = {max(one.round, first) for one in known}
+    return all(sites - left_out(one, known, None) - withdrawn(one, known) for one in numbers if one <= last)
 
 
 def rejected(connection: Connection, job_id: str, number: int) -> frozenset[str]:
@@ -134,11 +159,18 @@ def _withdraw(core: Core, connection: Connection, ruling: Ruling) -> None:
         jobs.leave_site(connection, job, ruling.site, core.clock.now_ms())
         log.info("%s is withdrawn from %s by %s", ruling.site, job.id, ruling.by)
     why = f"withdrawn from the job by {ruling.by}: {ruling.reason}"
+    attempt = jobs.open_attempt(connection, job.id)
+    if attempt is not None and (not attempt.started_ms or legs.begins(connection, job, ruling.site)):
+        # A gang starts whole, and its first site says what training begins with: the job is placed again without it.
+        reason = Reason(code=ReasonCode.PREEMPTED, message=f"{ruling.site} is {why}", site=ruling.site)
+        evict(connection, job.id, reason, core.clock.now_ms())
+        return
     for leg in _legs(job, ruling.site):
         if leg.state in legs.AT_WORK:
             jobs.set_leg(connection, leg, LegState.STOPPING, core.clock.now_ms(), reason=why)
         elif leg.state not in jobs.LIVE:
             jobs.set_retry(connection, leg.id, 0)
+            legs.settle(core, connection, job.id)
 
 
 def _legs(job: Job, site: str) -> list[Leg]:

@@ -229,6 +229,12 @@ def signed_agreements(connection: Connection, job: str, topic: str) -> dict[str,
     return {row.site: {"digest": row.digest, "signature": row.signature} for row in ordered}
 
 
+def said_of_states(connection: Connection, job: str) -> frozenset[str]:
+    """Return the sites that published the digest of any of a job's outer states."""
+    query = select(t.agreements.c.site).where((t.agreements.c.job == job) & t.agreements.c.topic.startswith("outer/"))
+    return frozenset(connection.execute(query.distinct()).scalars())
+
+
 def newest_agreement(connection: Connection, job: str, topic: str) -> int:
     """Return when a site last published a digest for a topic, UTC milliseconds; 0 where none did."""
     same = (t.agreements.c.job == job) & (t.agreements.c.topic == topic)

@@ -46,7 +46,7 @@ def at_work(core: Core, fed: Fed, *sites: str, cls: ArtifactClass = ArtifactClas
 class Running:
     """A training whose legs run, and what their sites say of them."""
 
-    def __init__(self, core: Core, fed: Fed, *sites: str, min_sites: int) -> None:
+    def __init__(self, core: Core, fed: Fed, *sites: str, min_sites: int, runs: bool = True) -> None:
         self.core = core
         self.job = at_work(core, fed, *sites, cls=ArtifactClass.TOKENS, kind=JobKind.PRETRAIN, account="fr",
                            params=fed.params("pretrain"), resources=Resources(gpus=1, walltime_s=600),
@@ -55,8 +55,9 @@ class Running:
             with core.db.write() as connection:
                 update_site(connection, site, healthy=True, last_contact_ms=core.clock.now_ms())
             core.contacts.heard_site(site, core.clock.now_ms())
-            self.says(site, LegState.HELD)
-        for site in sites:
+            if runs:
+                self.says(site, LegState.HELD)
+        for site in sites if runs else ():
             self.says(site, LegState.RUNNING)
 
     def now(self) -> Job:
@@ -70,6 +71,10 @@ class Running:
         report = LegReport(leg=leg.id, epoch=leg.epoch, state=state, **more)
         with self.core.db.write() as connection:
             folding.fold_report(self.core, connection, site, report, self.core.clock.now_ms())
+
+    def publishes(self, site: str, topic: str) -> None:
+        with self.core.db.write() as connection:
+            data.agree(connection, job=self.job, topic=topic, site=site, digest="sha256:x", signature="", now_ms=1)
 
     def attempt_open(self) -> bool:
         with self.core.db.read() as connection:

@@ -6,11 +6,19 @@ import pytest
 
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Fault, JobState, LegState
+from consortium.domain.partner import Role
+from consortium.domain.training import Ruling
+from consortium.errors import ConflictError
+from consortium.keys.signing import sign_value
+from consortium.keys.tokens import Claims
+from consortium.server import rulings
 from consortium.server.core import Core
-from consortium.state import jobs
+from consortium.state import jobs, nodes
 from consortium.state.evict import evict
 from tests.server.conftest import Fed
 from tests.server.placed import RESULT, Running
+
+ADMIN = Claims(subject="fr/bruno", partner="fr", roles=(Role.ADMIN,), expires_ms=1 << 47)
 
 
 @pytest.mark.parametrize("last", ["de-1", "fr-1"])
@@ -44,3 +52,93 @@ def test_a_job_that_gave_up_a_site_and_then_lost_another_for_good_is_placed_agai
     assert (job.state, running.attempt_open()) == (JobState.PENDING, False)
     assert job.reason is not None
     assert "de-1 failed, fr-1 succeeded, uy-1 stopped" in job.reason.message
+
+
+def withdraw(running: Running, fed: Fed, site: str, number: int) -> None:
+    one = Ruling(job=running.job, round=number, site=site, action="withdraw", reason="asked to", by="fr/bruno")
+    with running.core.db.write() as connection:
+        rulings.take_ruling(running.core, connection, ADMIN, sign_value(fed.people["fr/bruno"], one))
+    rulings.withdraw_due(running.core)
+
+
+def failed_too_often(running: Running, site: str) -> None:
+    attempt = running.now().attempt
+    assert attempt is not None
+    (leg,) = [leg for leg in attempt.legs if leg.site == site]
+    with running.core.db.write() as connection:
+        for _ in range(running.core.settings.retry.max_tries):
+            nodes.add_fault(connection, leg, Fault.SITE, "it broke", running.core.clock.now_ms(), nodes=())
+
+
+@pytest.mark.parametrize("leaves", ["de-1", "uy-1"])
+def test_a_gang_that_a_site_is_withdrawn_from_before_it_starts_is_placed_again(
+    parts: tuple[Core, Fed], leaves: str
+) -> None:
+    core, fed = parts
+    running = Running(core, fed, "de-1", "fr-1", "uy-1", min_sites=2, runs=False)
+    for site in ("de-1", "fr-1"):
+        running.says(site, LegState.HELD)
+    withdraw(running, fed, leaves, 1)
+    attempt = running.now().attempt
+    assert attempt is not None
+    assert {leg.state for leg in attempt.legs} == {LegState.STOPPING}, "without it the gang would never start"
+    for leg in attempt.legs:
+        running.says(leg.site, LegState.STOPPED)
+    job = running.now()
+    assert (job.state, running.attempt_open()) == (JobState.PENDING, False)
+    assert set(job.target_sites) == {"de-1", "fr-1", "uy-1"} - {leaves}
+
+
+@pytest.mark.parametrize(("leaves", "begun", "state"), [
+    ("de-1", False, JobState.PREEMPTING), ("de-1", True, JobState.RUNNING), ("uy-1", False, JobState.RUNNING),
+])  # fmt: skip
+def test_a_job_is_placed_again_where_the_site_is_withdrawn_whose_first_state_the_others_wait_for(
+    parts: tuple[Core, Fed], leaves: str, begun: bool, state: JobState
+) -> None:
+    core, fed = parts
+    running = Running(core, fed, "de-1", "fr-1", "uy-1", min_sites=2)
+    if begun:
+        running.publishes("de-1", "outer/0")
+    withdraw(running, fed, leaves, 1)
+    assert running.now().state is state
+
+
+@pytest.mark.parametrize(("runs", "begun", "state"), [
+    (False, False, JobState.FAILED), (True, False, JobState.FAILED), (True, True, JobState.RUNNING),
+])  # fmt: skip
+def test_no_job_goes_on_without_a_site_that_its_other_legs_wait_for(
+    parts: tuple[Core, Fed], runs: bool, begun: bool, state: JobState
+) -> None:
+    core, fed = parts
+    running = Running(core, fed, "de-1", "fr-1", "uy-1", min_sites=2, runs=runs)
+    if begun:
+        running.publishes("de-1", "outer/0")
+    failed_too_often(running, "de-1")
+    running.says("de-1", LegState.FAILED, fault=Fault.SITE, reason="it broke")
+    job = running.now()
+    assert job.state is state
+    if job.reason is not None and state is JobState.FAILED:
+        assert "de-1 failed 6 times, last: it broke" in job.reason.message
+
+
+def test_no_job_goes_on_with_sites_alone_that_its_rounds_do_not_hear(parts: tuple[Core, Fed]) -> None:
+    core, fed = parts
+    running = Running(core, fed, "de-1", "fr-1", "uy-1", min_sites=1)
+    running.publishes("de-1", "outer/0")
+    for site in ("de-1", "fr-1"):
+        one = Ruling(job=running.job, round=2, site=site, action="reject", reason="asked to", by="fr/bruno")
+        with core.db.write() as connection:
+            rulings.take_ruling(core, connection, ADMIN, sign_value(fed.people["fr/bruno"], one))
+    failed_too_often(running, "uy-1")
+    running.says("uy-1", LegState.FAILED, fault=Fault.SITE, reason="it broke")
+    assert running.now().state is JobState.FAILED
+
+
+def test_no_withdrawal_leaves_only_sites_that_have_yet_to_join(parts: tuple[Core, Fed]) -> None:
+    core, fed = parts
+    running = Running(core, fed, "de-1", "fr-1", min_sites=1)
+    running.publishes("de-1", "outer/0")
+    with pytest.raises(ConflictError, match="no site would be left in round 2 that holds what was trained: fr-1 join"):
+        withdraw(running, fed, "de-1", 2)
+    running.publishes("fr-1", "outer/0")
+    withdraw(running, fed, "de-1", 2)

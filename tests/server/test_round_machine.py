@@ -91,6 +91,8 @@ class Play:
         spec = type(job.spec)(**{**_fields(job.spec), "kind": JobKind.PRETRAIN, "params": params, "min_sites": 2})
         self.job = store(self.core.db, _with(job, spec=spec, target_sites=SITES)).id
         place(self.core.db, _with(job, spec=spec), sites=SITES)
+        with self.core.db.write() as connection:
+            jobs.start_attempt(connection, jobs.find_job(connection, self.job).attempt.id, 10)
 
     # -- what sites send: the same message has the same content, however often it is sent ---------------------------
 
@@ -233,6 +235,8 @@ def hash_of(site: str, number: int) -> int:
 @given(seed=st.integers(0, 2**32), quarantine=st.sampled_from([0, 1]), ruled=st.booleans())
 def test_whatever_the_network_does_there_is_one_certificate_and_its_verdicts_imply_it(core, seed, quarantine, ruled):
     play = Play(core, random.Random(seed), quarantine, ruled)
+    for site in SITES:
+        play.publish(site, "outer/0", "sha256:begun")
     number = 1
     for _ in range(60):
         play.step(number)
