@@ -26,6 +26,7 @@ from consortium.server.core import Core
 from consortium.state import jobs, rounds
 from consortium.state.data import said_of_states
 from consortium.state.evict import evict
+from consortium.train.disputes import parties, published
 from consortium.train.rounds import left_out, withdrawn
 
 log = logging.getLogger(__name__)
@@ -118,12 +119,17 @@ def _given_up(connection: Connection, job: Job) -> set[str]:
 def can_do_without(connection: Connection, job: Job, leg: Leg) -> bool:
     """Whether the others' rounds go on where a leg does not come back.
 
-    One of them is left in each round whose commits are not fixed yet, and none waits for what this one begins with.
+    One of them is left in each round whose commits are not fixed yet, somebody can say what a round came to whose
+    commits are, and none waits for what this one begins with.
     """
     if legs.begins(connection, job, leg.site):
         return False
     sites = {other.site for other in legs.others(connection, leg)}
     first, outer = rounds.first_open(connection, job.id), job.spec.params.get("outer")
+    fixed = rounds.read(connection, job.id, first - 1)
+    told = fixed is None or fixed.phase is RoundPhase.CLOSED or bool(published(fixed))
+    if fixed is not None and not told and not sites & set(parties(fixed)):
+        return False
     last = int(outer.get("rounds") or 0) if isinstance(outer, dict) else 0
     known = rounds.rulings(connection, job.id, last)
     numbers = {max(one.round, first) for one in known}

@@ -7,13 +7,13 @@ import pytest
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Fault, JobState, LegState
 from consortium.domain.partner import Role
-from consortium.domain.training import Ruling
+from consortium.domain.training import Commit, Ruling
 from consortium.errors import ConflictError
 from consortium.keys.signing import sign_value
 from consortium.keys.tokens import Claims
 from consortium.server import rulings
 from consortium.server.core import Core
-from consortium.state import jobs, nodes
+from consortium.state import jobs, nodes, rounds
 from consortium.state.evict import evict
 from tests.server.conftest import Fed
 from tests.server.placed import RESULT, Running
@@ -142,3 +142,24 @@ def test_no_withdrawal_leaves_only_sites_that_have_yet_to_join(parts: tuple[Core
         withdraw(running, fed, "de-1", 2)
     running.publishes("fr-1", "outer/0")
     withdraw(running, fed, "de-1", 2)
+
+
+@pytest.mark.parametrize(("said", "state"), [(False, JobState.FAILED), (True, JobState.RUNNING)])
+def test_no_job_goes_on_in_a_round_of_which_only_a_leg_that_was_given_up_could_say_what_it_came_to(
+    parts: tuple[Core, Fed], said: bool, state: JobState
+) -> None:
+    core, fed = parts
+    running = Running(core, fed, "de-1", "fr-1", "uy-1", min_sites=1)
+    running.publishes("de-1", "outer/0")
+    commit = Commit(
+        job=running.job, round=1, site="fr-1", tokens=1, steps=1, digest="sha256:c", norm="0x1p0", loss="0x1p0"
+    )
+    with core.db.write() as connection:
+        rounds.open_round(connection, running.job, 1, ["fr-1"], "", 1)
+        rounds.add_commit(connection, commit, "1", 1)
+        rounds.change(connection, running.job, 1, phase="certified", fixed=["fr-1"])
+    if said:
+        running.publishes("fr-1", "outer/1")
+    failed_too_often(running, "fr-1")
+    running.says("fr-1", LegState.FAILED, fault=Fault.SITE, reason="it broke")
+    assert running.now().state is state
