@@ -3,8 +3,9 @@
 It asks by publishing, under `joining/<k>`, the digest of the outer state after round k, the newest that is closed. Who
 holds that state publishes its momentum's digest under `momentum/<k>`, and the first of them sends both (class
 `outer_state`, in parts where they are large); another does where that one does not. The joining site takes the state
-that closed the round and the momentum that a majority of the round's sites signed. It recomputes every earlier
-certificate first and keeps the rounds, as who was there keeps them: what may count next follows from them.
+that closed the round and the momentum that a majority of the round's sites signed, but for those that were withdrawn
+since. It recomputes every earlier certificate first and keeps the rounds, as who was there keeps them: what may count
+next follows from them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from consortium.train.keep import OuterState
 from consortium.train.outer import Vector, finite, from_bytes, to_bytes, vector_digest
 from consortium.train.parcels import fetch, send
 from consortium.train.peers import PASS_ON_S, Peers, commit_of
-from consortium.train.rounds import check_certificate, check_standing, standing_before
+from consortium.train.rounds import check_certificate, check_standing, standing_before, withdrawn
 from consortium.train.votes import chosen
 
 MOST_GIVEN = 3
@@ -126,8 +127,13 @@ class Joining:
         check_standing(certificate, expected, past=True)
 
     def _momentum(self, closed: Round) -> Vector | None:
-        """Return the momentum that a majority of a round's sites signed, once they did and it is here."""
-        asked = parties(closed)
+        """Return the momentum that a majority of a round's sites signed, once they did and it is here.
+
+        Who was withdrawn since is not waited for.
+        """
+        following = self._peers.look(closed.number + 1)
+        gone = withdrawn(closed.number + 1, following.rulings) if following is not None else frozenset()
+        asked = [site for site in parties(closed) if site not in gone]
         said = self._exchange.agreements(f"momentum/{closed.number}")
         digest = chosen({site: said[site] for site in asked if site in said}, asked)
         return None if digest is None else self._received("momentum", digest, closed.number)

@@ -10,7 +10,7 @@ import pytest
 
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.screening import ScreenRule
-from consortium.domain.training import Commit, Round, RoundPhase
+from consortium.domain.training import Commit, Round, RoundPhase, Ruling
 from consortium.train import joining
 from consortium.train.book import RoundBook
 from consortium.train.joining import MOST_GIVEN, Joining
@@ -101,6 +101,20 @@ def test_it_takes_the_momentum_that_most_signed_whoever_sends_first(leg, monkeyp
     assert len(set(hub.agreed["momentum/2"].values())) == 2
     assert hub.rounds[3].settlement is not None
     assert hub.rounds[3].settlement.differ == ("de-1",), "the joining site began with what holds"
+
+
+def test_it_waits_for_no_word_of_sites_that_were_withdrawn_when_it_came(leg):
+    new, *others = joined(leg, trained(leg))
+    hub, pair = new.hub, ("at-1", "fr-1")
+    gone = [Ruling(job=JOB, round=3, site=site, action="withdraw", reason="", by="") for site in ("de-1", "uy-1")]
+    hub.sites = pair
+    hub.rounds[3] = Round(
+        job=JOB, number=3, phase=RoundPhase.OPEN, expected=pair, rulings=tuple(gone), outer_digests={}
+    )
+    left = [Site(hub, replace(one.context, peers=pair), one.store) for one in (new, others[1])]
+    together(left)
+    assert [part.site for part in hub.rounds[4].certificate.contributions] == list(pair)
+    assert len(digests(left)) == 1
 
 
 def test_it_joins_where_fragments_are_applied_late(leg):
