@@ -74,6 +74,10 @@ def offer_again(core: Core, connection: Connection, leg: Leg) -> None:
     """
     now_ms = core.clock.now_ms()
     job = jobs.find_job(connection, leg.job)
+    if legs.too_late(connection, job, leg.site) and len(_attempt(job, leg.attempt).legs) > 1:
+        jobs.set_retry(connection, leg.id, 0)
+        legs.settle(core, connection, leg.job)
+        return
     chosen = _nodes(core, connection, job, leg)
     if chosen is None:
         if len(_attempt(job, leg.attempt).legs) > 1:

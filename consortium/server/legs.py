@@ -13,9 +13,10 @@ from sqlalchemy import Connection, Row, select
 from consortium.domain.decision import Denial, Reason, ReasonCode
 from consortium.domain.job import Job, JobKind, JobState, Leg, LegState
 from consortium.domain.records import RecordType
+from consortium.domain.training import RoundPhase
 from consortium.server import tasks
 from consortium.server.core import Core
-from consortium.state import jobs
+from consortium.state import jobs, rounds
 from consortium.state import tables as t
 from consortium.state.data import said_of_states
 from consortium.state.evict import wait_again
@@ -97,14 +98,16 @@ def settle(core: Core, connection: Connection, job_id: str) -> None:
     if attempt is None or job.attempt is None or job.state.final:
         return
     legs = job.attempt.legs
-    if any(leg.state in jobs.LIVE for leg in legs):
+    done = [leg for leg in legs if leg.state is LegState.SUCCEEDED]
+    if live := [leg for leg in legs if leg.state in jobs.LIVE]:
+        if len(done) >= job.spec.min_sites and all(too_late(connection, job, leg.site) for leg in live):
+            stop_legs(connection, job_id, "the training is over, and nobody is left to join", core.clock.now_ms())
         return
     stored = all_sites(connection)
     waiting = {row.id: row for row in jobs.waiting_legs(connection)}
     for leg in legs:
         if leg.id in waiting and awaited(core, waiting[leg.id], stored.get(leg.site)):
             return
-    done = [leg for leg in legs if leg.state is LegState.SUCCEEDED]
     if len(done) == len(legs) or (len(legs) > 1 and not whole(job) and len(done) >= job.spec.min_sites):
         if job.state is JobState.PENDING:
             job = jobs.update_job(connection, job, now_ms=core.clock.now_ms(), state=JobState.STARTING)
@@ -126,6 +129,14 @@ def whole(job: Job) -> bool:
     to go on while one is tried again.
     """
     return job.spec.kind in (JobKind.CLEAN, JobKind.TOKENIZE)
+
+
+def too_late(connection: Connection, job: Job, site: str) -> bool:
+    """Whether a training's last round is closed, and a site never held a state: who is through sends it none."""
+    outer = job.spec.params.get("outer")
+    last = rounds.find(connection, job.id, int(outer.get("rounds") or 0)) if isinstance(outer, dict) else None
+    closed = last is not None and last.phase is RoundPhase.CLOSED
+    return closed and site not in said_of_states(connection, job.id)
 
 
 def begins(connection: Connection, job: Job, site: str) -> bool:

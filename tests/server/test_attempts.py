@@ -11,7 +11,7 @@ from consortium.domain.training import Commit, Ruling
 from consortium.errors import ConflictError
 from consortium.keys.signing import sign_value
 from consortium.keys.tokens import Claims
-from consortium.server import rulings
+from consortium.server import faults, rulings
 from consortium.server.core import Core
 from consortium.state import jobs, nodes, rounds
 from consortium.state.evict import evict
@@ -163,3 +163,40 @@ def test_no_job_goes_on_in_a_round_of_which_only_a_leg_that_was_given_up_could_s
     failed_too_often(running, "fr-1")
     running.says("fr-1", LegState.FAILED, fault=Fault.SITE, reason="it broke")
     assert running.now().state is state
+
+
+@pytest.mark.parametrize("holds", [False, True])
+def test_a_site_that_holds_nothing_when_the_others_are_through_is_not_waited_for(
+    parts: tuple[Core, Fed], holds: bool
+) -> None:
+    core, fed = parts
+    running = Running(core, fed, "de-1", "fr-1", min_sites=1)
+    with core.db.write() as connection:
+        rounds.open_round(connection, running.job, 4, ["de-1"], "", 1)
+        rounds.change(connection, running.job, 4, phase="closed")
+    for site in ("de-1", "fr-1") if holds else ("de-1",):
+        running.publishes(site, "outer/0")
+    running.says("de-1", LegState.SUCCEEDED, result=RESULT)
+    attempt = running.now().attempt
+    assert attempt is not None
+    late = {leg.site: leg.state for leg in attempt.legs}["fr-1"]
+    assert late is (LegState.RUNNING if holds else LegState.STOPPING)
+    running.says("fr-1", LegState.STOPPED if late is LegState.STOPPING else LegState.SUCCEEDED, result=RESULT)
+    assert running.now().state is JobState.SUCCEEDED
+
+
+def test_a_site_in_backoff_that_holds_nothing_is_not_offered_a_training_that_is_over(parts: tuple[Core, Fed]) -> None:
+    core, fed = parts
+    running = Running(core, fed, "de-1", "fr-1", min_sites=1)
+    with core.db.write() as connection:
+        rounds.open_round(connection, running.job, 4, ["de-1"], "", 1)
+        rounds.change(connection, running.job, 4, phase="closed")
+    running.publishes("de-1", "outer/0")
+    running.says("fr-1", LegState.FAILED, fault=Fault.SITE, reason="it broke")
+    running.says("de-1", LegState.SUCCEEDED, result=RESULT)
+    assert running.now().state is JobState.RUNNING
+    attempt = running.now().attempt
+    assert attempt is not None
+    with core.db.write() as connection:
+        faults.offer_again(core, connection, attempt.legs[1])
+    assert running.now().state is JobState.SUCCEEDED
