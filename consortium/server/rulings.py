@@ -86,6 +86,12 @@ def _check(connection: Connection, job: Job, ruling: Ruling) -> None:
             fix = f"readmit it from round {ruling.round + 1} on"
             raise ConflictError(f"{ruling.site} is left out of this very round", where=where, fix=fix)
         return
+    _check_left(connection, job, ruling, known)
+
+
+def _check_left(connection: Connection, job: Job, ruling: Ruling, known: tuple[Ruling, ...]) -> None:
+    """Raise ConflictError where a ruling that leaves a site out would leave too few, or none that holds a state."""
+    where, sites = f"{job.id} round {ruling.round}", taking_part(job)
     least = max(1, job.spec.min_sites) if ruling.action == "withdraw" else 1
     given, there = (*known, ruling), sites - _given_up(connection, job)
     # Also from where an earlier ruling for a later round holds.
