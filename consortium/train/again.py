@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from consortium.domain.pretraining import PretrainConfig
+from consortium.domain.pretraining import MOST_PACE, PretrainConfig
 from consortium.domain.records import RE_EXECUTION_TOLERANCE
 from consortium.errors import NotFoundError, VerificationError
 from consortium.train.book import RoundBook
@@ -91,6 +91,9 @@ def re_execute(keep: Keep, inner: Inner, params: PretrainConfig, number: int, si
     local, over, position = before.outer, 0, before.position
     if before.ahead is not None:
         over = plan.delay(number - 1) * made.steps // params.outer.inner_steps
+        if number == 1:  # it goes on from another job, in which this site may have had a pace that it has no more
+            fastest = MOST_PACE if params.outer.pace == "measured" else 1
+            over = min(before.ahead.steps, plan.streaming.delay * fastest * usual // params.outer.inner_steps)
         local, over, position = _gone_on(keep, inner, plan, before, over=over, begin=begin, pace=pace)
     if made.steps > over:
         done = inner.run(local, position=position, step=begin + over, count=made.steps - over, pace=pace)
@@ -100,6 +103,8 @@ def re_execute(keep: Keep, inner: Inner, params: PretrainConfig, number: int, si
     carried = None if before.residual is None else part.take(before.residual)
     moments = inner.moments() if code.state else None
     encoded = code.encode(again, carried, None if moments is None else origin.sharing.packed(moments))
+    if made.thinned and encoded.residual is not None:
+        raise NotFoundError(f"what encoding dropped of the contribution to round {number} is no longer kept")
     # Compared is what was committed, as peers decode it, and what it left to the next round; with the residual that is
     # kept one could make any bytes stand for any vector.
     ours, theirs = code.decode(encoded.data, part.size), code.decode(made.data, part.size)
@@ -129,11 +134,11 @@ def _gone_on(
     """
     number, ahead = before.round, before.ahead
     assert ahead is not None
-    if not plan.carries or ahead.steps != (over if number else min(ahead.steps, plan.streaming.delay)):
+    if not plan.carries or ahead.steps != over:
         raise VerificationError(
             f"the state kept before it says that {ahead.steps} of its steps were done already; this job does {over} so"
         )
-    if not number:  # it goes on from another job
+    if not number:  # what it went on from is with that job
         return ahead.local, ahead.steps, ahead.position
     size = len(before.outer)
     sent = keep.contribution(number, size, plan.fragment(number).size)

@@ -91,6 +91,8 @@ class Contribution:
     local: Vector | None = None
     """This site's parameters, whole, when it was made; None where the next round begins from the outer state."""
     train_ms: int = 0
+    thinned: bool = False
+    """Whether only what was sent is kept: nothing says then what it left to the next round."""
 
 
 class Keep(Shelf):
@@ -287,6 +289,7 @@ class Keep(Shelf):
             residual=residual,
             local=local,
             train_ms=pointer.train_ms,
+            thinned=pointer.thinned,
         )
 
     # -- inner steps ----------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from consortium.domain.pretraining import OuterConfig
+from consortium.domain.pretraining import OuterConfig, PretrainConfig
 from consortium.errors import NotFoundError
+from consortium.train.again import re_execute
 from consortium.train.checkpoints import Checkpoints, faults
 from consortium.train.replay import kept_params, replay
 from tests.train.hub import JOB, Hub
@@ -44,6 +45,16 @@ def test_older_states_keep_what_evaluations_and_audits_read_and_no_more(line):
     assert faults(Checkpoints(store, JOB).listed(verify=True)) is None
     found = replay(store, JOB, kept_params(store, JOB))
     assert [(one.result, one.what) for one in found] == [("verified", ())] * ROUNDS
+
+
+def test_of_a_pinned_state_the_next_round_is_not_said_to_differ_where_what_it_dropped_is_gone(line):
+    sites = trained(line, -1)
+    store, keep, params = sites[0].line.store(), sites[0].keep, PretrainConfig.of(sites[0].line.context.params)
+    store.put(f"jobs/{JOB}/outer/1/pinned", b"")
+    assert re_execute(keep, Pull("de-1"), params, 2, SIZE).same_bits
+    keep.thin(2)
+    with pytest.raises(NotFoundError, match="what encoding dropped of the contribution to round 2"):
+        re_execute(keep, Pull("de-1"), params, 2, SIZE)
 
 
 def test_a_pinned_state_stays_whole_and_what_a_crash_left_goes(line):
