@@ -165,7 +165,8 @@ def costs(
     tokens = sum(site.tokens for site in sites)
     kept = _kept(params, vocab_size, count)
     shortest, longest = rounds.span
-    whole = rule.rounds if rule.keep_whole < 0 else min(rule.rounds, rule.keep_whole)
+    newest = rule.keep_whole + (rule.keep_whole <= rule.fragments)  # with the state that it would be resumed from
+    whole = rule.rounds if rule.keep_whole < 0 else min(rule.rounds, newest)
     return Costs(
         parameters=count,
         vocab_size=vocab_size,

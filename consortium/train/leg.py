@@ -96,7 +96,8 @@ class FederatedLeg:
         self._job = exchange.context.job
         self._site = exchange.context.site
         self._behind = Behind()
-        self._thinned: int | None = None
+        self._whole: set[int] | None = None
+        """Rounds whose states are kept whole, once that was looked up."""
         self.digests: dict[str, str] = {}
         """Digest of the outer state after each round this leg saw, by round."""
         self.losses: dict[str, float] = {}
@@ -272,10 +273,11 @@ class FederatedLeg:
         if ahead is not None and counted is not None and applied:
             ahead = replace(ahead, previous_outer=came.digest, local=self._plan.mix(number, ahead.local, came.outer))
         else:
-            if self._plan.carries:
-                # Kept steps that lead on from what does not count: a round that counts nothing leaves the digest as is.
-                self._keep.drop_ahead(number + 1)
             ahead = None
+        if self._plan.carries and (ahead is None or came.digest == state.digest):
+            # Kept steps that lead on from what does not count, or from before this round was mixed in: where it leaves
+            # the digest as it is, nothing else tells them from those that lead on from it.
+            self._keep.drop_ahead(number + 1)
         return OuterState(
             round=number,
             digest=came.digest,
@@ -367,17 +369,19 @@ class FederatedLeg:
         self._thin(state.round)
 
     def _thin(self, newest: int) -> None:
-        """Keep of all but the newest states what an evaluation or an audit needs, where the job says so."""
-        whole = self._params.outer.keep_whole
-        last = newest - whole
-        if whole < 0 or last < 0:
+        """Keep of all but the newest states what an evaluation or an audit needs, where the job says so.
+
+        One more stays whole: the last that surely holds and ends a cycle of fragments, as a training is resumed there.
+        """
+        rule = self._params.outer
+        if rule.keep_whole < 0:
             return
-        known = self._thinned
-        older = self._keep.rounds() if known is None else range(known + 1, last + 1)
-        for number in older:
-            if number <= last:
-                self._keep.thin(number)
-        self._thinned = last
+        spared = (newest - 1) // rule.fragments * rule.fragments
+        whole = {newest, *(self._keep.rounds() if self._whole is None else self._whole)}
+        older = {number for number in whole if number <= newest - rule.keep_whole and number != spared}
+        for number in sorted(older):
+            self._keep.thin(number)
+        self._whole = whole - older
 
     def _settle(self, state: OuterState) -> None:
         """Wait until the round that made `state` is closed. A state that is disputed is not kept.

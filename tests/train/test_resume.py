@@ -10,9 +10,12 @@ import pytest
 from consortium.domain.pretraining import PretrainConfig, unlike
 from consortium.errors import NotFoundError
 from consortium.storage.objects import ObjectStore
+from consortium.train.again import re_execute
+from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
 from consortium.train.replay import kept_params, replay
-from tests.train.conftest import PARAMS
+from consortium.train.tokens import open_sequences
+from tests.train.conftest import PARAMS, VOCAB
 from tests.train.hub import JOB, Hub
 from tests.train.test_leg import CrashError, Site, SpoilingWorker, digests, federation, together
 
@@ -21,11 +24,13 @@ NAMES = ("de-1", "fr-1")
 
 
 class CutOff(Site):
-    """A leg that dies in its third round and is not started again."""
+    """A leg that dies in a round, its third, and is not started again."""
+
+    dies_in = 3
 
     def live(self) -> None:
         with pytest.raises(CrashError):
-            self._run(("commit", 3, "before"))
+            self._run(("commit", self.dies_in, "before"))
 
 
 def params(rounds: int, dropout: float = 0.0, **changes: Any) -> dict[str, Any]:
@@ -142,6 +147,57 @@ def test_who_lost_what_it_contributed_cannot_undo_the_steps_after_it(resumed_on)
     together(sites)
     assert {type(site.fault) for site in sites} == {NotFoundError}
     assert "the same gpus" in str(sites[0].fault.fix)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("after", "outer", "done"),
+    [
+        (1, {"delay": 4, "mix": 0.5, "taper": 0.3}, 5),  # rounds that shorten have more steps than `inner_steps`, too
+        (2, {"delay": 2, "pace": "measured"}, 4),
+    ],
+)
+def test_steps_that_another_job_did_ahead_are_believed_as_many_as_it_can_have_done(
+    leg, monkeypatch, tmp_path, after, outer, done
+):
+    for module in ("leg", "screen"):  # this site is twice as fast as another
+        monkeypatch.setattr(f"consortium.train.{module}.steps_of", lambda _, seen, usual: usual * (2 if seen else 1))
+    (first,) = [CutOff(Hub(("fr-1",)), *leg("fr-1", ("fr-1",), params=params(4, **outer)))]
+    first.dies_in = after + 1
+    together([first])
+    renamed(first.store)
+    given = resuming(4 - after, after, **outer)
+    (again,) = sites = [Site(Hub(("fr-1",)), replace(first.context, params=given), first.store)]
+    together(sites)
+    assert len(digests(sites)) == 1
+    assert Keep(again.store, JOB).outer(0, len(again.final.outer)).ahead.steps == done
+    job = PretrainConfig.of(given)
+    text = open_sequences(again.store, again.context.inputs, job.model.context, VOCAB, tmp_path)
+    worker = InnerWorker(job, VOCAB, text, "fr-1")
+    redone = re_execute(Keep(again.store, JOB), worker, job, 1, worker.layout.size)
+    assert (redone.same_bits, redone.holds) == (True, True)
+
+
+@pytest.mark.integration
+def test_the_state_that_a_cycle_of_fragments_ended_with_stays_whole_until_the_next_one_has(leg):
+    def job(made: dict[str, Any]) -> dict[str, Any]:
+        return {**made, "model": {**made["model"], "layers": 3}}
+
+    thin = {"fragments": 3, "keep_whole": 2}
+    whole = federation(leg, ("fr-1",), params=job(params(6, fragments=3)))
+    together(whole)
+    site = CutOff(Hub(("fr-1",)), *leg("fr-1", ("fr-1",), params=job(params(6, **thin))))
+    site.dies_in = 6
+    together([site])
+    keep = Keep(site.store, JOB)
+    assert [keep.thinned(number) for number in keep.rounds()] == [True, True, True, False, False, False]
+    renamed(site.store)
+    given = {**job(params(3, **thin)), "start": {"job": EARLIER, "round": 3, "resume": True, "done": 3}}
+    again = [Site(Hub(("fr-1",)), replace(site.context, params=given), site.store)]
+    together(again)
+    assert digests(again) == digests(whole)
+    keep = Keep(site.store, JOB)
+    assert [keep.thinned(number) for number in keep.rounds()] == [False, True, False, False]
 
 
 @pytest.mark.integration

@@ -234,6 +234,21 @@ def test_fragments_without_delay_and_delay_without_fragments_work(leg, changes):
     assert [one.result for one in found] == ["verified"] * ROUNDS
 
 
+def test_steps_kept_from_before_a_round_that_changes_nothing_are_not_taken_for_those_after_it(leg, monkeypatch):
+    """Applied when the next is sent, with nothing of its own kept, a site sends zeros: the digest stays as it is."""
+    late = {"fragments": 1, "delay": 4, "mix": 0.0, "momentum": 0.0, "code": "fp32"}
+    calm = stream(leg, ("fr-1",), **late)
+    together(calm)
+    rounds = calm[0].hub.rounds
+    assert rounds[3].certificate.previous_outer == rounds[2].certificate.previous_outer != ""
+    for name in ("KEEP_S", "LOOK_S", "SERVE_S"):
+        monkeypatch.setattr(f"consortium.train.within.{name}", 0)
+    often = stream(leg, ("fr-1",), **late)
+    together(often)
+    assert digests(often) == digests(calm)
+    assert sorted(often[0].hub.commits_seen) == sorted(calm[0].hub.commits_seen)
+
+
 def test_gates_judge_each_fragment_beside_the_training(leg):
     """The loss gate asks the model in the middle of a stretch; clipping follows from rounds of the same fragment."""
     screen = {"clip": 0.5, "quarantine": 3, "cosine": -1.0, "loss_rise": 5.0, "loss_sequences": 4}
