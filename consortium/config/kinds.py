@@ -12,7 +12,7 @@ from consortium.domain import ids
 from consortium.domain.bounds import FieldError, within
 from consortium.domain.cleaning import CleanConfig
 from consortium.domain.job import JobKind, Priority, check_throughput
-from consortium.domain.pretraining import EvaluateConfig, PretrainConfig, StartConfig
+from consortium.domain.pretraining import EvaluateConfig, OuterConfig, PretrainConfig, StartConfig
 from consortium.domain.units import moment_ms
 from consortium.domain.wordcounts import LEAST_COUNT, LEAST_DOCUMENTS, MOST_CHARS
 from consortium.errors import ConfigError
@@ -191,6 +191,7 @@ def build_params(kind: JobKind, params: dict[str, Any], locate: Locate, also: It
     built = build(PARAMS[kind], params, locate, also=also)
     if isinstance(built, PretrainConfig):
         _check_start(built.start, locate)
+        _check_delay(built.outer, locate)
     result: dict[str, Any] = _plain(dataclasses.asdict(built))
     return result
 
@@ -211,6 +212,20 @@ def _check_start(start: StartConfig, locate: Locate) -> None:
             f"start.digest is {start.digest!r}, and no start.weights says of which file",
             where=locate(("start", "digest")),
             fix="add start.weights=KEY, or leave start.digest out",
+        )
+
+
+def _check_delay(outer: OuterConfig, locate: Locate) -> None:
+    """Refuse what would train nothing, or next to nothing: each round takes all steps back that the next one is of.
+
+    Jobs that were submitted before this was checked may say it, so `OuterConfig` takes it.
+    """
+    if outer.fragments == 1 and not outer.mix and outer.delay == outer.inner_steps:
+        raise ConfigError(
+            f"outer.delay is {outer.delay:,}, all of a round's steps, and with one fragment and outer.mix 0 the round "
+            "before undoes each of them",
+            where=locate(("outer", "delay")),
+            fix="a smaller outer.delay, an outer.mix above 0, or more outer.fragments",
         )
 
 

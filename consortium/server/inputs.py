@@ -10,9 +10,11 @@ from consortium.domain.codec import from_json
 from consortium.domain.data import CLEAN_SUFFIX, HELD_OUT_SUFFIX, TOKENS_SUFFIX, Dataset, base_name
 from consortium.domain.ids import is_name
 from consortium.domain.job import READ, JobKind, JobSpec
+from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import UsageError
 from consortium.server import ancestry
 from consortium.state import data
+from consortium.train.tokens import check_described
 
 
 def check_clean(spec: JobSpec, inputs: tuple[Dataset, ...]) -> None:
@@ -85,7 +87,7 @@ def _first_at(items: list[Dataset], site: str) -> str:
 
 
 def check_kind(connection: Connection, spec: JobSpec, inputs: tuple[Dataset, ...]) -> None:
-    """Raise UsageError where there are no inputs, or some of a class or a tokenizer that the kind cannot read."""
+    """Raise UsageError where there are no inputs, or some that the kind cannot read: class, tokenizer, mixture."""
     if not inputs:
         fix = "name datasets, such as inputs=[laws-fr]; `consortium data ls` lists them"
         raise UsageError(f"a job of kind {spec.kind.value} needs inputs", fix=fix)
@@ -101,6 +103,9 @@ def check_kind(connection: Connection, spec: JobSpec, inputs: tuple[Dataset, ...
         if held_out:
             raise UsageError(f"{held_out[0]} is held out: no training job may read it")
         _check_tokens(inputs)
+        params = PretrainConfig.of(spec.params)
+        for site in sorted({item.site for item in inputs}):
+            check_described([item for item in inputs if item.site == site], params, site)
     if spec.kind is JobKind.EVALUATE:
         seen = [item.name for item in inputs if not item.held_out]
         if seen:

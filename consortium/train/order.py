@@ -30,7 +30,11 @@ class DataOrder:
 
     def __init__(self, seed: int, site: str, sequences: int, *, shuffle: bool = True) -> None:
         if sequences < 1:
-            raise UsageError("there is not one whole sequence of tokens to read", where=site)
+            raise UsageError(
+                "there is not one whole sequence of tokens to read",
+                where=site,
+                fix="name a larger dataset, or take a smaller model.context: a sequence is one token longer",
+            )
         self.sequences = sequences
         self._seed = seed
         self._site = site
@@ -110,7 +114,11 @@ class MixedOrder:
         self._counts = _largest_remainders([one.weight for one in sources], BLOCK)
         if 0 in self._counts:
             tiny = self._sources[self._counts.index(0)].name
-            raise UsageError(f"the share of {tiny} is below 1/{BLOCK:,}", where=f"data.mixture at {site}")
+            raise UsageError(
+                f"the share of {tiny} is below 1/{BLOCK:,}",
+                where=f"data.mixture at {site}",
+                fix="give it a larger weight, or 0",
+            )
         turns = np.concatenate([np.full(count, at) for at, count in enumerate(self._counts)])
         places = np.concatenate([np.arange(count) for count in self._counts])
         middles = np.concatenate([(2 * np.arange(count) + 1) / (2 * count) for count in self._counts])

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from consortium.domain.data import ArtifactClass, Dataset, Shard
 from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import UsageError, VerificationError
-from consortium.storage.shards import map_tokens
-from consortium.train.order import Packing, Sequences, Source, order_of
+from consortium.train.order import DataOrder, MixedOrder, Packing, Sequences, Source, order_of
 
 if TYPE_CHECKING:
     from consortium.storage.objects import ObjectStore
@@ -65,14 +64,33 @@ def spans_read(
 
     Needs the datasets' descriptions only. Raises UsageError where they have not one whole sequence.
     """
+    shards, packing, order = _described(datasets, params, site)
+    length = params.model.context + 1
+    places = [packing.place(int(number)) for number in order.at(position, count)]
+    return tuple(Span(shards[array][0], shards[array][1].digest, start, length) for array, start in places)
+
+
+def check_described(datasets: Sequence[Dataset], params: PretrainConfig, site: str) -> None:
+    """Raise UsageError where the datasets of a site, as described, are nothing that training there could read.
+
+    That is where `open_sequences` or the order of what it returns would: a mixture that says nothing of a dataset, or
+    not one whole sequence. Whether there are any is not asked of descriptions that count no tokens.
+    """
+    _mixed(datasets, params.data.weights)
+    if any(shard.tokens for dataset in datasets for shard in dataset.shards):
+        _described(datasets, params, site)
+
+
+def _described(
+    datasets: Sequence[Dataset], params: PretrainConfig, site: str
+) -> tuple[list[tuple[str, Shard]], Packing, DataOrder | MixedOrder]:
+    """Return the shards that a site reads, each with its dataset's id, where sequences lie in them, and their order."""
     context = params.model.context
     mixed = _mixed(datasets, params.data.weights)
     shards = [(dataset.id, shard) for dataset, shard in _in_order(datasets, mixed)]
     packing = Packing([shard.tokens for _, shard in shards], context)
     sources = _sources(mixed, params.data.weights, context)
-    order = order_of(params.seed, site, len(packing), sources, shuffle=params.data.shuffle)
-    places = [packing.place(int(number)) for number in order.at(position, count)]
-    return tuple(Span(shards[array][0], shards[array][1].digest, start, context + 1) for array, start in places)
+    return shards, packing, order_of(params.seed, site, len(packing), sources, shuffle=params.data.shuffle)
 
 
 def open_sequences(
@@ -92,6 +110,8 @@ def open_sequences(
     Raises VerificationError where a shard's bytes do not hash to its digest or it holds a token outside the vocabulary,
     UsageError where shards end documents with different tokens or the weights do not say what to do with a dataset.
     """
+    from consortium.storage.shards import map_tokens
+
     arrays, ends = [], set()
     mixed = _mixed(datasets, weights or {})
     for _, shard in _in_order(datasets, mixed):

@@ -101,6 +101,7 @@ BETWEEN_KEYS = (
     ("pretrain", ["model.layers=2", "outer.fragments=4"], 2, "(2), got 4", "outer.fragments=2 or less"),
     ("pretrain", ["outer.fragments=2", "model.layers=1"], 1, "(1), got 2", "outer.fragments=1 or less"),
     ("pretrain", ["outer.inner_steps=3", "outer.delay=4"], 2, "delay (4) must be at most inner_steps (3)", None),
+    ("pretrain", ["outer.inner_steps=3", "outer.delay=3"], 2, "all of a round's steps", "an outer.mix above 0"),
     ("pretrain", ["gpus=3", "gpus_per_worker=2"], 2, "gpus (3) must be a multiple", None),
     ("pretrain", ["model.heads=3"], 1, "twice the heads (3)", None),
 )

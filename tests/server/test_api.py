@@ -14,6 +14,7 @@ from consortium.domain.data import ArtifactClass
 from consortium.domain.job import JobKind, Resources
 from consortium.domain.partner import Role
 from consortium.keys.canonical import canonical
+from tests.builders import shard
 
 pytestmark = pytest.mark.integration
 
@@ -140,6 +141,36 @@ def test_tokens_of_two_tokenizers_are_refused_before_sites_hold_gpus(fed: Any) -
         document = problem(fed.submit(spec, **more), 422, "bad-request")
         assert document["detail"] == f"{name}-fr-1 and {name}-de-1 were made with different tokenizers"
     assert fed.submit(replace(spec, inputs=(one.id, third.id), nonce="other")).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("mixture", "tokens", "words", "where"),
+    [
+        (["fr:1"], 0, "the mixture says nothing of", "data.mixture at de-1"),
+        (["fr:1", "de:0"], 0, "the mixture leaves out every dataset", "data.mixture"),
+        (["fr:1", "de:1"], 128, "there is not one whole sequence", "de-1/de"),
+        ([], 128, "there is not one whole sequence", "de-1"),
+        ([], 129, "", ""),
+    ],
+)
+def test_tokens_that_no_leg_could_train_on_are_refused_before_sites_hold_gpus(
+    fed: Any, mixture: list[str], tokens: int, words: str, where: str
+) -> None:
+    def made(site: str, language: str) -> Any:
+        name, shards = f"tokens-{secrets.token_hex(3)}", (shard(1, tokens=tokens),)
+        return fed.dataset(site, name, ArtifactClass.TOKENS, languages=(language,), shards=shards)
+
+    params = fed.params("pretrain")
+    assert params["model"]["context"] == 128
+    params["data"]["mixture"] = mixture
+    spec = fed.spec([made("fr-1", "fr"), made("de-1", "de")], kind=JobKind.PRETRAIN, params=params)
+    if not words:
+        assert fed.submit(spec).status_code == 201
+        return
+    for more in ({}, {"dry_run": True}):
+        document = problem(fed.submit(spec, **more), 422, "bad-request")
+        assert document["detail"].startswith(words)
+        assert document["where"] == where
 
 
 def test_raw_nonsense_is_a_bad_request(fed: Any) -> None:
