@@ -10,6 +10,7 @@ from consortium.domain.codec import from_json
 from consortium.domain.data import CLEAN_SUFFIX, HELD_OUT_SUFFIX, TOKENS_SUFFIX, Dataset, base_name
 from consortium.domain.ids import is_name
 from consortium.domain.job import READ, JobKind, JobSpec
+from consortium.domain.partner import Site
 from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import UsageError
 from consortium.server import ancestry
@@ -115,6 +116,18 @@ def check_kind(connection: Connection, spec: JobSpec, inputs: tuple[Dataset, ...
                 fix="name held-out datasets, such as laws-fr-tokens-heldout",
             )
         ancestry.check_evaluated(connection, spec)
+
+
+def check_workers(spec: JobSpec, sites: tuple[Site, ...]) -> None:
+    """Raise UsageError where a worker of a training was to drive several real GPUs: it drives one."""
+    count = spec.resources.gpus_per_worker
+    real = [site.id for site in sites if site.gpu_resource == "GPU"]
+    if spec.kind is JobKind.PRETRAIN and count != 1 and real:
+        raise UsageError(
+            f"a training worker drives one GPU, not {count}, as it was to at {real[0]}",
+            where="gpus_per_worker",
+            fix="set gpus_per_worker to 1",
+        )
 
 
 def _check_tokens(inputs: tuple[Dataset, ...]) -> None:

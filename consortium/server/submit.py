@@ -22,7 +22,7 @@ from consortium.keys.tokens import Claims
 from consortium.scheduler import never_fits
 from consortium.server import ancestry, snapshots, tasks
 from consortium.server.core import Core
-from consortium.server.inputs import check_clean, check_kind, check_output_names
+from consortium.server.inputs import check_clean, check_kind, check_output_names, check_workers
 from consortium.server.snapshots import View
 from consortium.state import data, jobs, waits
 from consortium.state import tables as t
@@ -140,6 +140,7 @@ def judge_checked(
     check_kind(connection, spec, inputs)
     sites = tuple(site for site in _target_sites(core, spec, inputs) if site not in gone)
     inputs = tuple(item for item in inputs if item.site not in gone)
+    check_workers(spec, tuple(core.federation.site(site) for site in sites))
     ancestry.check_start(connection, spec, sites)
     if spec.kind is JobKind.CLEAN:
         check_clean(spec, inputs)

@@ -13,8 +13,10 @@ from consortium import PROTOCOL_VERSION
 from consortium.domain.data import ArtifactClass
 from consortium.domain.job import JobKind, Resources
 from consortium.domain.partner import Role
+from consortium.errors import UsageError
 from consortium.keys.canonical import canonical
-from tests.builders import shard
+from consortium.server.inputs import check_workers
+from tests.builders import shard, site
 
 pytestmark = pytest.mark.integration
 
@@ -171,6 +173,18 @@ def test_tokens_that_no_leg_could_train_on_are_refused_before_sites_hold_gpus(
         document = problem(fed.submit(spec, **more), 422, "bad-request")
         assert document["detail"].startswith(words)
         assert document["where"] == where
+
+
+def test_a_training_worker_of_several_real_gpus_is_refused_before_it_holds_them(fed: Any) -> None:
+    tokens = fed.dataset("fr-1", f"tokens-{secrets.token_hex(3)}", ArtifactClass.TOKENS)
+    two = Resources(gpus=2, gpus_per_worker=2, walltime_s=600)
+    spec = fed.spec([tokens], kind=JobKind.PRETRAIN, params=fed.params("pretrain"), resources=two)
+    assert fed.submit(spec).status_code == 201, "its GPUs are simulated"
+    real = replace(site("fr-1"), gpu_resource="GPU")
+    with pytest.raises(UsageError, match="drives one GPU, not 2, as it was to at fr-1"):
+        check_workers(spec, (real,))
+    check_workers(replace(spec, resources=replace(two, gpus_per_worker=1)), (real,))
+    check_workers(replace(spec, kind=JobKind.TOKENIZE), (real,))
 
 
 def test_raw_nonsense_is_a_bad_request(fed: Any) -> None:
