@@ -139,7 +139,7 @@ def test_what_streaming_and_pace_change(sites):
     (params, plain), (_, parts) = asked(sites, *long), asked(sites, *long, "outer.fragments=2")
     assert abs(2 * parts.borders[0].round_bytes - plain.borders[0].round_bytes) <= 4
     assert plain.kept_round_bytes < parts.kept_round_bytes
-    late = asked(sites, *long, "outer.delay=100")[1]
+    late = asked(sites, *long, "outer.delay=100", "outer.mix=0.5")[1]
     slowest = max(site.hours[0] for site in plain.sites)
     assert plain.hours[0] > slowest
     assert late.hours[0] == pytest.approx(slowest), "all of the slowest border hides behind a round's steps"
