@@ -64,7 +64,7 @@ class Checkpoints:
                 inner=inner,
                 size_bytes=sizes[number, inner],
                 pinned=number in pinned and not inner,
-                fault=self._fault(number) if verify and not inner else "",
+                fault=self._fault(number, inner) if verify else "",
             )
             for number, inner in sorted(whole)
         )
@@ -125,13 +125,38 @@ class Checkpoints:
         if number not in (kept := self._keep.rounds()):
             raise NotFoundError(f"no state after round {number} is kept", fix=f"kept are {_ranges(kept) or 'none'}")
 
-    def _fault(self, number: int) -> str:
-        try:
-            size = self._keep.measured(number)[0].layout.size
-            (self._keep.stepped if self._keep.thinned(number) else self._keep.outer)(number, size)
-        except (VerificationError, NotFoundError) as fault:
-            return fault.what
-        return ""
+    def _fault(self, number: int, inner: bool) -> str:
+        """What is wrong with a state, or with this site's contribution to its round."""
+        if not inner:
+            try:
+                size = self._keep.measured(number)[0].layout.size
+                (self._keep.stepped if self._keep.thinned(number) else self._keep.outer)(number, size)
+            except (VerificationError, NotFoundError) as fault:
+                return fault.what
+        found = self._fault_named(number, inner)
+        return f"the contribution to it: {found}" if found and not inner else found
+
+    def _fault_named(self, number: int, inner: bool) -> str:
+        """What is wrong with a contribution or inner steps: nothing where there are none.
+
+        A leg at work replaces what they name; it is looked at anew then.
+        """
+        fault, before = "", None
+        while True:
+            try:
+                pointer = self._keep.named(number, inner=inner)
+            except NotFoundError:
+                return ""
+            except VerificationError as found:
+                return found.what
+            if pointer == before:
+                return fault
+            try:
+                self._keep.read(pointer)
+            except (VerificationError, NotFoundError) as found:
+                fault, before = found.what, pointer
+            else:
+                return ""
 
 
 def _kind(name: str, made: bool) -> str:

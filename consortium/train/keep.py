@@ -31,7 +31,7 @@ from consortium.errors import ConflictError, NotFoundError, VerificationError
 from consortium.train.outer import Moments, Vector
 from consortium.train.sharded import placed
 from consortium.train.shelf import Origin as Origin
-from consortium.train.shelf import Pointer, Shelf, blobs
+from consortium.train.shelf import Pointer, Shelf, blobs, leaves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +161,18 @@ class Keep(Shelf):
     def thinned(self, number: int) -> bool:
         """Whether `thin` took something of a kept outer state. Raises NotFoundError, VerificationError as `outer`."""
         return self._pointer(f"{self._root}/outer/{number}/state.json").thinned
+
+    def named(self, number: int, *, inner: bool) -> Pointer:
+        """Return what names this site's contribution to a round, or the `inner` steps kept of it.
+
+        Raises NotFoundError, VerificationError.
+        """
+        return self._pointer(f"{self._root}/rounds/{number}/{'inner' if inner else 'contribution'}.json")
+
+    def read(self, pointer: Pointer) -> None:
+        """Read all that a pointer names. Raises NotFoundError, VerificationError where it is not as it was written."""
+        for part in leaves(pointer):
+            self._store.get(part.key, digest=part.digest)
 
     def rounds(self) -> list[int]:
         """Return the rounds whose outer state is kept, ascending."""

@@ -176,9 +176,14 @@ def _old_names(pointer: Pointer) -> dict[str, Blob]:
 
 def blobs(pointer: Pointer) -> list[str]:
     """The keys of the vectors that a pointer names."""
+    return [part.key for part in leaves(pointer)]
+
+
+def leaves(pointer: Pointer) -> list[Blob]:
+    """The vectors that a pointer names, or the parts that they are kept in."""
     own = (pointer.vector, pointer.residual, pointer.momentum, pointer.local)
     named = (*own, pointer.first, pointer.second, *pointer.optimizer.values())
-    return [part.key for blob in named if blob is not None for part in blob.parts or (blob,)]
+    return [part for blob in named if blob is not None for part in blob.parts or (blob,)]
 
 
 def _put_slice(store: ObjectStore, prefix: str, slice_: Vector) -> Blob:

@@ -108,3 +108,16 @@ def test_a_checkpoint_that_changed_is_named(store):
     assert isinstance(found, VerificationError)
     assert "1 of 7 checkpoints do not read back, the first of round 4" in found.what
     assert all(isinstance(one, Checkpoint) and not one.fault for one in Checkpoints(store, JOB).listed())
+
+
+def test_contributions_and_inner_steps_are_read_too(store):
+    keep = trained(store)
+    for number, suffix in ((3, ".f32"), (6, ".f32")):
+        key = next(key for key in store.list(f"jobs/{JOB}/rounds/{number}/") if key.endswith(suffix))
+        store.put(key, b"\0" * 4 * SIZE)
+    store.put(f"jobs/{JOB}/rounds/2/contribution.json", b"{")
+    listed = Checkpoints(store, JOB).listed(verify=True)
+    assert [(one.round, one.inner) for one in listed if one.fault] == [(2, False), (3, False), (6, True)]
+    assert [one.fault.startswith("the contribution to it: ") for one in listed if one.fault] == [True, True, False]
+    keep.thin(3)
+    assert not next(one.fault for one in Checkpoints(store, JOB).listed(verify=True) if one.round == 4)
