@@ -304,16 +304,23 @@ def _losses(records: Iterable[Record], specs: Mapping[str, JobSpec]) -> dict[str
         spec = specs.get(str(record.body.get("job"))) if record.type is RecordType.MANIFEST else None
         if spec is None or spec.kind is not JobKind.EVALUATE or record.origin != SERVER:
             continue
-        metrics = record.body.get("metrics")
-        by_round = metrics.get("by_round") if isinstance(metrics, dict) else None
         sample = {name: spec.params.get(name) for name in ("batches", "batch_size")}
         text = digest_json({"inputs": sorted(spec.inputs), **sample})
-        for language, losses in sorted(by_round.items()) if isinstance(by_round, dict) else ():
+        for language, number, loss in measured_losses(record.body.get("metrics")):
             series = f"{record.body.get('site')} {language} {text}"
-            for number, loss in losses.items() if isinstance(losses, dict) else ():
-                if _ROUND.match(number) and type(loss) in (int, float) and abs(loss) < MAX_LOSS:
-                    found.setdefault(spec.model, {}).setdefault(int(number), {})[series] = float(loss)
+            found.setdefault(spec.model, {}).setdefault(number, {})[series] = loss
     return found
+
+
+def measured_losses(metrics: Any) -> list[tuple[str, int, float]]:
+    """Return language, round and loss of what an `evaluate` job says it measured; what has no such form is left out."""
+    by_round = metrics.get("by_round") if isinstance(metrics, dict) else None
+    return [
+        (language, int(number), float(loss))
+        for language, losses in (sorted(by_round.items()) if isinstance(by_round, dict) else ())
+        for number, loss in (losses.items() if isinstance(losses, dict) else ())
+        if _ROUND.match(number) and type(loss) in (int, float) and abs(loss) < MAX_LOSS
+    ]
 
 
 def _countersigned(what: ReExecution, people: Rosters) -> str:

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from consortium.domain.job import Job, JobKind, JobState
 from consortium.errors import NotFoundError, UsageError
+from consortium.reports.training import measured_losses
 from consortium.server.core import Core
 from consortium.server.rounds import job_rounds
 from consortium.state import data, jobs
@@ -58,7 +59,6 @@ def _held_out(connection: Connection, job: Job) -> tuple[Measured, ...]:
         if other.spec.kind is not JobKind.EVALUATE or other.spec.model != job.id:
             continue
         for site in sorted(other.result):
-            by_round = (other.result[site].get("metrics") or {}).get("by_round") or {}
-            for language, losses in sorted(by_round.items()):
-                found += [Measured(language=language, round=int(n), loss=float(x)) for n, x in sorted(losses.items())]
+            measured = measured_losses(other.result[site].get("metrics"))
+            found += [Measured(language=language, round=n, loss=loss) for language, n, loss in sorted(measured)]
     return tuple(dict.fromkeys(found))

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 Form = Literal["svg", "png"]
 FORMS: tuple[Form, ...] = ("svg", "png")
+_LONGEST_S = 1e9
+"""A span above it is none that a leg measured: nobody checks what a site's programs log."""
 _TIMES = ("training_s", "waiting_s", "sending_s", "fetching_s")
+_MOST_DRAWN = 1_000
+"""Spans above which bars are narrower than a point: an SVG then holds them as an image, not as megabytes of paths."""
 _UNITS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 
 
@@ -85,12 +89,15 @@ def points(rounds: Iterable[Round]) -> tuple[Point, ...]:
 def spans(site: str, history: Mapping[str, Sequence[tuple[int, int, float]]]) -> tuple[Span, ...]:
     """Return a site's spans from what its leg logged: metric to rows of (round, when in Unix ms, value).
 
-    A round that was logged twice, by a leg that was started anew, counts as it was logged last.
+    A round that was logged twice, by a leg that was started anew, counts as it was logged last. What is no time is left
+    out.
     """
     values: dict[int, dict[str, float]] = {}
     ends: dict[int, int] = {}
     for name in _TIMES:
         for number, at_ms, value in sorted(history.get(name, ())):
+            if not 0 <= value <= _LONGEST_S:
+                continue
             values.setdefault(number, {})[name] = value
             ends[number] = max(ends.get(number, 0), at_ms)
     whole = {number: row for number, row in values.items() if "training_s" in row and "waiting_s" in row}
@@ -156,7 +163,8 @@ def _losses(axes: Axes, curves: Curves, colours: Mapping[str, str]) -> None:
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(fontsize=8)
+        for text in axes.legend(fontsize=8).get_texts():
+            text.set_parse_math(False)  # languages are what sites call them
 
 
 def _timeline(axes: Axes, found: Sequence[Span], sites: Sequence[str]) -> None:
@@ -164,15 +172,16 @@ def _timeline(axes: Axes, found: Sequence[Span], sites: Sequence[str]) -> None:
     start_ms = min(_begin_ms(span) for span in found)
     length_s = max(span.end_ms - start_ms for span in found) / 1000
     scale, unit = next(((scale, unit) for scale, unit in _UNITS if length_s >= 2 * scale), _UNITS[-1])
+    fine = len(found) > _MOST_DRAWN
     for lane, site in enumerate(sites):
         own = [span for span in found if span.site == site]
         computing = [((_begin_ms(s) - start_ms) / 1000 / scale, s.training_s / scale) for s in own]
         waiting = [(left + width, s.waiting_s / scale) for (left, width), s in zip(computing, own, strict=True)]
         crossing = [_crossing(s, left, width, scale) for (left, width), s in zip(computing, own, strict=True)]
         labels: list[Any] = ["compute", "wait", "communicate"] if lane == 0 else [None] * 3
-        axes.broken_barh(computing, (lane - 0.3, 0.42), facecolors="tab:blue", label=labels[0])
-        axes.broken_barh(waiting, (lane - 0.3, 0.42), facecolors="lightgray", label=labels[1])
-        axes.broken_barh(crossing, (lane + 0.14, 0.18), facecolors="tab:orange", label=labels[2])
+        axes.broken_barh(computing, (lane - 0.3, 0.42), facecolors="tab:blue", label=labels[0], rasterized=fine)
+        axes.broken_barh(waiting, (lane - 0.3, 0.42), facecolors="lightgray", label=labels[1], rasterized=fine)
+        axes.broken_barh(crossing, (lane + 0.14, 0.18), facecolors="tab:orange", label=labels[2], rasterized=fine)
     axes.set_yticks(range(len(sites)), list(sites))
     axes.invert_yaxis()
     axes.set_xlim(0, length_s / scale or 1)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from xml.dom.minidom import parseString
+
+import pytest
 
 from consortium.domain.training import Certificate, Commit, Contribution, Round, RoundPhase
 from consortium.train.plot import Curves, Measured, Point, Span, draw, points, spans
@@ -79,3 +82,43 @@ def test_the_picture_names_sites_languages_and_times_and_is_the_same_again():
         assert f"<!-- {said} -->" in text
     bare = draw(replace(curves, spans=(), held_out=()), "png")
     assert bare.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 1e300])
+def test_what_is_no_time_is_left_out(value):
+    history = {"training_s": [(1, 1000, 5.0), (2, 2000, value)], "waiting_s": [(1, 1000, value), (2, 2000, 1.0)]}
+    assert spans("fr-1", history | {"sending_s": [(1, 1000, value)]}) == ()
+    history = {"training_s": [(1, 1000, 5.0)], "waiting_s": [(1, 1000, 1.0)], "sending_s": [(1, 1000, value)]}
+    assert spans("fr-1", history) == (Span(site="fr-1", round=1, end_ms=1000, training_s=5.0, waiting_s=1.0),)
+
+
+def test_a_language_that_looks_like_a_formula_is_drawn_as_it_is():
+    curves = Curves(
+        job=JOB,
+        name="laws",
+        languages={"fr-1": ("$\\frac{", "<&>")},
+        points=(Point(round=1, tokens=1, losses={"fr-1": 2.0}),),
+        held_out=(Measured(language="$\\frac{$", round=1, loss=1.0),),
+    )
+    text = parseString(draw(curves, "svg")).toxml()  # well-formed
+    assert "$\\frac{$ held out" in text
+
+
+def test_the_picture_of_a_long_training_can_be_opened():
+    sites = ("de-1", "fr-1", "uy-1")
+    numbers = range(1, 1_001)
+    curves = Curves(
+        job=JOB,
+        name="laws",
+        languages={},
+        points=tuple(Point(round=n, tokens=100, losses=dict.fromkeys(sites, 5 / n)) for n in numbers),
+        spans=tuple(
+            Span(site=site, round=n, end_ms=60_000 * n, training_s=40, waiting_s=20, sending_s=3)
+            for site in sites
+            for n in numbers
+        ),
+    )
+    once = draw(curves, "svg")
+    assert once == draw(curves, "svg")
+    assert len(once) < 200_000
+    assert "<!-- computing 66.7% of the time -->" in once.decode()
