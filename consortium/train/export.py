@@ -141,6 +141,7 @@ def export_model(
         "generation_config.json": {"bos_token_id": eos, "eos_token_id": eos},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_bos_token": True,
             "bos_token": end,
             "eos_token": end,
             "model_max_length": model.context,
@@ -155,8 +156,26 @@ def export_model(
         files.append(directory / name)
         files[-1].write_text(json.dumps(text, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     files.append(directory / "tokenizer.json")
-    files[-1].write_bytes(tokenizer)
+    files[-1].write_bytes(_beginning(tokenizer, end, eos))
     return files
+
+
+def _beginning(tokenizer: bytes, end: str, eos: int) -> bytes:
+    """Return the tokenizer with a rule that puts the end token before a text: every document was trained behind one.
+
+    So it is with Llama's own. Tokens are what they were.
+    """
+    held = json.loads(tokenizer)
+    if held.get("post_processor") is None:
+        special = {"SpecialToken": {"id": end, "type_id": 0}}
+        first, second = ({"Sequence": {"id": name, "type_id": at}} for at, name in enumerate("AB"))
+        held["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [special, first],
+            "pair": [special, first, {"SpecialToken": {"id": end, "type_id": 1}}, second],
+            "special_tokens": {end: {"id": end, "ids": [eos], "tokens": [end]}},
+        }
+    return json.dumps(held, ensure_ascii=False, indent=2).encode()
 
 
 def new_folder(directory: Path) -> None:

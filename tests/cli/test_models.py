@@ -48,7 +48,7 @@ def test_a_folder_with_weights_config_and_tokenizer_is_written(at_home, call: Ca
     parameters = origin.layout.split(vector * 2)
     written = load_file(folder / "model.safetensors")
     assert (written["model.embed_tokens.weight"].numpy() == parameters["embedding.weight"]).all()
-    assert (folder / "tokenizer.json").read_bytes() == tokenizer
+    assert json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None} == json.loads(tokenizer)
     again = call("export", JOB, str(folder), home=at_home)
     assert (again.code, again.out) == (2, "")
     assert "not empty" in again.err

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -121,7 +122,8 @@ def test_the_files_are_those_that_transformers_looks_for(tmp_path, tokenizer):
     assert sorted(file.name for file in small) == names
     assert {one.dtype for one in load_file(tmp_path / "one" / "model.safetensors").values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "one" / "tokenizer_config.json").read_text())["eos_token"] == bpe.EOS
-    assert (tmp_path / "one" / "tokenizer.json").read_bytes() == tokenizer
+    written = json.loads((tmp_path / "one" / "tokenizer.json").read_text())
+    assert written | {"post_processor": None} == json.loads(tokenizer)
 
     export_model(origin, vector, tokenizer, tmp_path / "many", precision="float32", shard_bytes=20_000)
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
@@ -133,6 +135,17 @@ def test_the_files_are_those_that_transformers_looks_for(tmp_path, tokenizer):
         assert name in load_file(tmp_path / "many" / file)
     with pytest.raises(UsageError, match="not empty"):
         export_model(origin, vector, tokenizer, tmp_path / "many")
+
+
+def test_a_text_begins_with_the_end_token_as_every_document_that_was_trained_on_does(tmp_path, tokenizer):
+    origin, vector = made(tokenizer)
+    export_model(origin, vector, tokenizer, tmp_path / "out")
+    ours, theirs = bpe.load(tokenizer), Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    said = theirs.encode("loi été")
+    assert said.ids == [bpe.EOS_ID, *ours.encode("loi été").ids]
+    assert theirs.decode(said.ids) == "loi été"
+    assert theirs.encode("loi été", add_special_tokens=False).ids == said.ids[1:]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["bos_token_id"] == said.ids[0]
 
 
 # -- text ---------------------------------------------------------------------------------------------------------
