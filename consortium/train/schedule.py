@@ -100,7 +100,8 @@ def _tapered(optim: OptimConfig, rounds: int, inner_steps: int, taper: float) ->
     at = (np.arange(points) + 0.5) * width
     rates = np.array([learning_rate(float(step), total, optim) for step in at])
     rates[: int(rates.argmax())] = rates.max()
-    wished = np.power(rates / rates.max(), taper)
+    top = rates.max()
+    wished = np.power(rates / top, taper) if top else np.ones(points)
 
     def counts(longest: float) -> Wide:
         """Return how many rounds there are at each point."""

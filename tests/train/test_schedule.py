@@ -58,6 +58,10 @@ def test_a_rate_that_comes_down_to_nothing_ends_in_the_shortest_rounds_and_leave
     assert late[-1] == 8
 
 
+def test_a_training_whose_rate_is_nothing_has_rounds_all_the_same():
+    assert lengths(job(1, 1, 1.0, schedule="wsd", decay_share=1.0, final_lr_share=0.0)) == [1]
+
+
 def test_a_plateau_has_rounds_of_one_length_and_a_decay_shorter_ones():
     found = lengths(job(20, 50, 1.0, schedule="wsd", decay_share=0.5, final_lr_share=0.5))
     assert max(found[:7]) - min(found[:7]) <= 1
