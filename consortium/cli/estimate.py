@@ -35,7 +35,7 @@ def _site(row: dict[str, Any]) -> tuple[str, ...]:
         f"{data_size(int(row['needed_bytes']))} of {data_size(int(row['gpu_bytes']))}",
         f"{int(row['steps']):,}",
         number(int(row["tokens"])),
-        f"{row['passes']:,.2f}" if row["passes"] else "-",
+        f"{float(row['passes']):,.2f}" if row["passes"] else "-",
         span(row["hours"]),
         span(row["reference_gpu_hours"]),
         data_size(int(row["sent_bytes"])),
@@ -91,12 +91,16 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
 def number(value: int) -> str:
     """Render a count for people: `1.24 billion`."""
     for unit, name in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
-        if value >= unit:
-            return f"{value / unit:.3g} {name}"
+        if 2000 * value >= 1999 * unit:  # what rounds to one of it
+            return f"{_digits(value / unit)} {name}"
     return f"{value:,}"
 
 
 def span(pair: list[float]) -> str:
-    """Render a range of hours: `1.2 to 2.4`."""
-    low, high = (f"{part:,.3g}" if part < 100 else f"{part:,.0f}" for part in pair)
+    """Render a range of hours: `1.2 to 2.4`. Numbers above 2^53 travel as text."""
+    low, high = ("<0.001" if 0 < part < 0.001 else _digits(part) for part in map(float, pair))
     return low if low == high else f"{low} to {high}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"

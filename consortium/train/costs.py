@@ -19,7 +19,7 @@ from consortium.errors import UsageError
 from consortium.train.book import cost_bytes
 from consortium.train.codes import Code
 from consortium.train.schedule import Rounds
-from consortium.train.sizes import Memory, flops_per_token, memory, parameter_count
+from consortium.train.sizes import Memory, flops_per_token, fragment_counts, memory, parameter_count
 
 UTILISATION = (0.3, 0.6)
 """Share of a flavor's measured BF16 TFLOP/s that training reaches, least and most. The most is what torchtitan reports
@@ -29,6 +29,8 @@ RECOMPUTED = Fraction(4, 3)
 """How much more work a step is where the forward pass is done twice (`model.recompute`)."""
 SPARE_BYTES = 2 * 10**9
 """What driver and allocator hold of a GPU besides what `sizes.memory` counts."""
+LONGEST_S = 366 * 86_400
+"""The most that `walltime_s` takes."""
 CROWDED = 0.9
 """Above this share of a GPU's memory, fragments of it may be missing."""
 
@@ -77,11 +79,12 @@ class BorderCosts:
     sender: str
     recipient: str
     round_bytes: int
+    """Of several fragments, which are not alike, the mean."""
     first_bytes: int
     """The initial state, once."""
     total_bytes: int
     round_s: float | None
-    """Seconds for a round's bytes over the stated link; None where none is stated."""
+    """Seconds for `round_bytes` over the stated link; None where none is stated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +104,8 @@ class Costs:
     flops: int
     utilisation: Range
     hours: Range
-    """Until the slowest site is done, with the time of the slowest border as far as `outer.delay` does not hide it."""
+    """Until the slowest site is done, with the time of the slowest border as far as `outer.delay` does not hide it, and
+    with that of the initial state."""
     computing: Range
     """Share of that time in which the slowest site computes."""
     reference_gpu_hours: Range
@@ -135,15 +139,15 @@ def costs(
         )
     count, workers = parameter_count(params.model, vocab_size), gpus // gpus_per_worker
     rule, per_token = params.outer, flops_per_token(params.model, vocab_size)
-    rounds = Rounds.of(params)
+    rounds, payloads = Rounds.of(params), _payloads(params, vocab_size)
     steps = rounds.before(rule.rounds + 1) - rounds.before(1)
     step_tokens = workers * params.data.batch_size * params.model.context
     own = {place.site.id: _hours(params, place.site, steps * step_tokens * per_token, gpus) for place in places}
     slowest: Range = (max(low for low, _ in own.values()), max(high for _, high in own.values()))
     paced = {name: _pace(params, slowest[1] / high) for name, (_, high) in own.items()}
     done = {name: steps * most // rule.inner_steps for name, most in paced.items()}
-    borders = _borders(params, vocab_size, places, count)
-    hours = _with_crossings(params, slowest, borders)
+    borders = _borders(params, places, count, payloads)
+    hours = _with_crossings(params, rounds, slowest, borders, payloads)
     needed = memory(params, vocab_size, workers=workers)
     sites = tuple(
         SiteCosts(
@@ -163,7 +167,8 @@ def costs(
         for name, place in ((place.site.id, place) for place in places)
     )
     tokens = sum(site.tokens for site in sites)
-    kept = _kept(params, vocab_size, count)
+    payload = sum(payloads) // len(payloads)
+    kept = _kept(params, vocab_size, count, payload)
     shortest, longest = rounds.span
     newest = rule.keep_whole + (rule.keep_whole <= rule.fragments)  # with the state that it would be resumed from
     whole = rule.rounds if rule.keep_whole < 0 else min(rule.rounds, newest)
@@ -185,18 +190,18 @@ def costs(
             sum(site.reference_gpu_hours[1] for site in sites),
         ),
         kept_round_bytes=kept,
-        kept_bytes=kept * whole + (8 * count + _payload(params, vocab_size, count)) * (rule.rounds - whole),
-        received_bytes=cost_bytes(rule.rounds, rule.keep_received, len(sites), _payload(params, vocab_size, count)),
+        kept_bytes=kept * whole + (8 * count + payload) * (rule.rounds - whole),
+        received_bytes=cost_bytes(rule.rounds, rule.keep_received, len(sites), payload),
         sites=sites,
         borders=borders,
         warnings=_warnings(params, vocab_size, workers, sites, hours, walltime_s),
     )
 
 
-def _payload(params: PretrainConfig, vocab_size: int, count: int) -> int:
-    """Return the bytes of one round's contribution; of several fragments, which differ by a layer, their mean."""
-    state = memory(params, vocab_size).optimizer // 4
-    return Code.of(params.outer, state).bytes_for(-(-count // params.outer.fragments))
+def _payloads(params: PretrainConfig, vocab_size: int) -> list[int]:
+    """Return the bytes of a contribution, by fragment in their turn; one where rounds exchange the whole model."""
+    code = Code.of(params.outer, memory(params, vocab_size).optimizer // 4)
+    return [code.bytes_for(size) for size in fragment_counts(params.model, vocab_size, params.outer.fragments)]
 
 
 def _pace(params: PretrainConfig, faster: float) -> int:
@@ -205,15 +210,29 @@ def _pace(params: PretrainConfig, faster: float) -> int:
     return usual if params.outer.pace == "fixed" else int(usual * min(faster, MOST_PACE))
 
 
-def _with_crossings(params: PretrainConfig, slowest: Range, borders: Sequence[BorderCosts]) -> Range:
-    """Return the hours until the slowest site is done, with what of the slowest border no late application hides."""
+def _with_crossings(
+    params: PretrainConfig, rounds: Rounds, slowest: Range, borders: Sequence[BorderCosts], payloads: Sequence[int]
+) -> Range:
+    """Return the hours until the slowest site is done, with what of the slowest border no late application hides.
+
+    A round hides as much as its delay takes in the next one; nothing hides the last one and the initial state.
+    """
     rule = params.outer
-    crossing_h = max((border.round_s or 0.0 for border in borders), default=0.0) / 3600
-    shown = [
-        max(0.0, crossing_h - rule.delay * computing_h / (rule.rounds * rule.inner_steps)) * rule.rounds
-        for computing_h in slowest
-    ]
-    return slowest[0] + shown[0], slowest[1] + shown[1]
+    slow = max(borders, key=lambda border: border.round_s or 0.0, default=None)
+    if slow is None or not slow.round_s:
+        return slowest
+    byte_h = slow.round_s / slow.round_bytes / 3600
+    first_h = max(border.first_bytes * (border.round_s or 0.0) / border.round_bytes for border in borders) / 3600
+    steps = rounds.before(rule.rounds + 1) - rounds.before(1)
+
+    def shown(computing_h: float) -> float:
+        step_h, total_h = computing_h / steps, first_h
+        for number in range(1, rule.rounds + 1):
+            late = rule.delay * rounds.steps(number + 1) // rule.inner_steps if number < rule.rounds else 0
+            total_h += max(0.0, payloads[(number - 1) % len(payloads)] * byte_h - late * step_h)
+        return total_h
+
+    return slowest[0] + shown(slowest[0]), slowest[1] + shown(slowest[1])
 
 
 def _hours(params: PretrainConfig, site: Site, flops: int, gpus: int) -> Range:
@@ -223,9 +242,11 @@ def _hours(params: PretrainConfig, site: Site, flops: int, gpus: int) -> Range:
     return alone / UTILISATION[1], alone / UTILISATION[0]
 
 
-def _borders(params: PretrainConfig, vocab_size: int, places: Sequence[Place], count: int) -> tuple[BorderCosts, ...]:
+def _borders(
+    params: PretrainConfig, places: Sequence[Place], count: int, payloads: Sequence[int]
+) -> tuple[BorderCosts, ...]:
     """Return all borders in order. The first site in order of ids sends the initial state, unless it is resumed."""
-    first, payload = min(place.site.id for place in places), _payload(params, vocab_size, count)
+    first, payload = min(place.site.id for place in places), sum(payloads) // len(payloads)
     found = []
     for place in places:
         for other in places:
@@ -239,14 +260,14 @@ def _borders(params: PretrainConfig, vocab_size: int, places: Sequence[Place], c
                     recipient=other.site.id,
                     round_bytes=payload,
                     first_bytes=once,
-                    total_bytes=once + payload * params.outer.rounds,
+                    total_bytes=once + sum(payloads) * (params.outer.rounds // len(payloads)),
                     round_s=None if link is None else float(8 * payload / (Fraction(link) * 10**9)),
                 )
             )
     return tuple(found)
 
 
-def _kept(params: PretrainConfig, vocab_size: int, count: int) -> int:
+def _kept(params: PretrainConfig, vocab_size: int, count: int, payload: int) -> int:
     """Return the bytes that `keep.py` writes per round.
 
     In the outer state parameters, momentum and residual, in the contribution its payload and its fragment's residual;
@@ -255,7 +276,6 @@ def _kept(params: PretrainConfig, vocab_size: int, count: int) -> int:
     rule, optimizer = params.outer, memory(params, vocab_size).optimizer
     carried = 4 * count if rule.fragments > 1 or rule.delay or rule.mix else 0
     residual = 0 if rule.code == "fp32" else 4 * count
-    payload = _payload(params, vocab_size, count)
     return 8 * count + payload + residual + residual // rule.fragments + 2 * (optimizer + carried)
 
 
@@ -278,9 +298,12 @@ def _warnings(
     if walltime_s < hours[1] * 3600:
         stopped = "is stopped" if walltime_s < hours[0] * 3600 else "may be stopped"
         enough = _up(hours[1] * 3600)
-        found.append(
-            f"it {stopped} after {walltime_s / 3600:,.1f} h, before its last round; walltime_s={enough} is enough"
+        said = (
+            f"walltime_s={enough} is enough"
+            if enough <= LONGEST_S
+            else "no walltime_s is enough: take more GPUs, or fewer steps"
         )
+        found.append(f"it {stopped} after {walltime_s / 3600:,.4g} h, before its last round; {said}")
     return tuple(found)
 
 

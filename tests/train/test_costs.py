@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from consortium.cli import estimate
 from consortium.config.compose import compose_job
 from consortium.config.federation import load_federation
+from consortium.domain.codec import to_json
 from consortium.domain.partner import Site
 from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import UsageError
 from consortium.train.codes import Code
 from consortium.train.costs import Costs, Place, costs
-from consortium.train.sizes import flops_per_token, memory, parameter_count
+from consortium.train.sizes import flops_per_token, fragment_counts, memory, parameter_count
 
 VOCAB = 32_000
 ROOT = Path(__file__).parents[2]
@@ -46,7 +48,8 @@ def test_hours_are_flops_over_measured_tflops_and_the_slowest_site_holds_the_oth
     )
     slowest = max(found.sites, key=lambda one: one.hours)
     assert slowest.site != "fr-1"
-    crossing = max(border.round_s or 0 for border in found.borders) * 100 / 3600
+    initial = 4 * found.parameters / 10e9 * 8 / 3600
+    crossing = max(border.round_s or 0 for border in found.borders) * 100 / 3600 + initial
     assert found.hours == pytest.approx((slowest.hours[0] + crossing, slowest.hours[1] + crossing))
     assert found.computing[0] == pytest.approx(slowest.hours[0] / found.hours[0])
     held = [8 * float(sites[one.site].flavor.reference_factor) * found.hours[1] for one in found.sites]
@@ -142,7 +145,11 @@ def test_what_streaming_and_pace_change(sites):
     late = asked(sites, *long, "outer.delay=100", "outer.mix=0.5")[1]
     slowest = max(site.hours[0] for site in plain.sites)
     assert plain.hours[0] > slowest
-    assert late.hours[0] == pytest.approx(slowest), "all of the slowest border hides behind a round's steps"
+    crossing_h = max(border.round_s or 0 for border in late.borders) / 3600
+    initial_h = 4 * late.parameters / 10e9 * 8 / 3600
+    assert late.hours[0] == pytest.approx(slowest + crossing_h + initial_h), (
+        "but for the last round and the first state"
+    )
     paced = {site.site: site for site in asked(sites, *long, "outer.pace=measured")[1].sites}
     usual = {site.site: site for site in plain.sites}
     assert paced["uy-1"].steps == usual["uy-1"].steps
@@ -152,6 +159,46 @@ def test_what_streaming_and_pace_change(sites):
     resumed = costs(again, VOCAB, [Place(site=sites[s]) for s in ("de-1", "fr-1")], gpus=8, gpus_per_worker=1,
                     walltime_s=10**6)  # fmt: skip
     assert [border.first_bytes for border in resumed.borders] == [0, 0]
+
+
+def test_a_fragment_that_holds_the_embeddings_is_larger_and_a_delay_does_not_hide_all_of_it(sites):
+    # Of `15m` with 32,000 words the embeddings are three fifths, and lie in one of six fragments.
+    given = ("model=15m", "outer.rounds=12", "outer.inner_steps=10", "outer.fragments=6", "outer.delay=10")
+    params, found = asked(sites, *given, at=("fr-1", "uy-1"))
+    count, code = parameter_count(params.model, VOCAB), Code.of(params.outer)
+    sizes = fragment_counts(params.model, VOCAB, 6)
+    assert sum(sizes) == count
+    assert max(sizes) > 4 * count / 6 > 4 * min(sizes)
+    border = next(one for one in found.borders if one.sender == "uy-1")
+    assert border.total_bytes == 2 * sum(code.bytes_for(size) for size in sizes)
+    # Over 1 Gbit/s, ten steps being shorter than that: all of it shows, less ten steps for all rounds but the last.
+    slowest = max(site.hours[0] for site in found.sites)
+    all_h = 8 * (border.total_bytes + 4 * count) / 1e9 / 3600
+    delays_h = 11 * 10 * slowest / 120
+    least_h = 8 * code.bytes_for(min(sizes)) / 1e9 / 3600
+    assert least_h > 10 * slowest / 120, "no round is hidden whole"
+    assert found.hours[0] == pytest.approx(slowest + all_h - delays_h)
+
+
+def test_no_walltime_is_named_that_would_be_refused(sites):
+    long = ["model=7b", "outer.rounds=10000", "outer.inner_steps=5000"]
+    (late,) = [said for said in asked(sites, *long)[1].warnings if "walltime" in said]
+    assert late.endswith("it is stopped after 24 h, before its last round; no walltime_s is enough: take more GPUs, or "
+                         "fewer steps")  # fmt: skip
+
+
+def test_numbers_are_told_in_words_and_units_of_people(capsys, sites):
+    assert [estimate.number(n) for n in (999, 999_499_999, 999_500_000, 1_235_814_400, 4 * 10**16)] == [
+        "999", "999 million", "1 billion", "1.24 billion", "40,000 trillion"
+    ]  # fmt: skip
+    assert estimate.span([3.3e-06, 6.7e-06]) == "<0.001"
+    assert estimate.span([0.0005, 12.345]) == "<0.001 to 12.3"
+    params = PretrainConfig.of(compose_job("pretrain", ["model=7b", "outer.rounds=100000", "outer.inner_steps=1000000",
+                                                        "data.batch_size=65536"]).params)  # fmt: skip
+    place = Place(site=sites["fr-1"], data_tokens=1)
+    found = costs(params, VOCAB, [place], gpus=100_000, gpus_per_worker=1, walltime_s=1)
+    estimate.show(to_json(found))
+    assert "GPU-hours" in capsys.readouterr().out
 
 
 def test_of_one_site_nothing_crosses_and_of_a_plugin_nothing_is_known(sites):

@@ -7,9 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from consortium.config.compose import compose_job
-from consortium.domain.pretraining import ModelConfig, PretrainConfig
+from consortium.domain.pretraining import ModelConfig, OuterConfig, PretrainConfig
+from consortium.train.fragments import Plan
 from consortium.train.model import Decoder
-from consortium.train.sizes import flops_per_token, hidden_count, memory, parameter_count
+from consortium.train.outer import Layout
+from consortium.train.sizes import flops_per_token, fragment_counts, hidden_count, memory, parameter_count
 from tests.train.conftest import PARAMS
 
 PUBLISHED = {
@@ -42,6 +44,18 @@ def test_every_size_builds_with_the_parameters_that_are_computed(size, vocab_siz
     shapes = {name: parameter.numel() for name, parameter in built.named_parameters()}
     assert sum(shapes.values()) == parameter_count(config, vocab_size)
     assert sum(shapes[name] for name in built.hidden()) == hidden_count(config)
+
+
+@pytest.mark.parametrize("size", [*OURS, *PUBLISHED])
+@pytest.mark.parametrize("count", [1, 2, 4, 6])
+def test_fragments_are_those_that_the_built_model_is_cut_into(size, count):
+    config = configured(size).model
+    count = min(count, config.layers)
+    with torch.device("meta"):
+        built = Decoder(config, 32_000)
+    layout = Layout.of({name: tuple(parameter.shape) for name, parameter in built.named_parameters()})
+    rule = OuterConfig(rounds=12, inner_steps=10, fragments=count)
+    assert fragment_counts(config, 32_000, count) == tuple(one.size for one in Plan.of(layout, rule).fragments)
 
 
 @pytest.mark.parametrize("change", [{}, {"kv_heads": 2, "tie_embeddings": False}, {"mlp_dim": 200, "layers": 3}])
