@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +16,7 @@ from consortium.errors import UnreachableError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
     from consortium.client.api import Client
     from consortium.domain.job import Job
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 FOR_S = 366 * 86_400.0
 SHOWN = 8
 """Rounds below the live table."""
+_NUMBERS = ("round", "rounds", "step", "steps", "tokens_s", "sent", "waited_s")
+"""What a training's leg says in finite numbers; its loss may be none."""
 
 
 def follow(client: Client, job: str) -> Job:
@@ -50,7 +54,8 @@ def _news(client: Client, job: str) -> Iterator[tuple[Job, list[str]]]:
     seen = 0
     for found in client.watch(job, timeout_s=FOR_S):
         closed: list[Round] = []
-        if any(int(said.get("round", 0)) > seen for said in found.progress.values()) or (seen and found.state.final):
+        numbers = [said.get("round", 0) for said in found.progress.values() if _trains(said)]
+        if any(number > seen for number in numbers) or (seen and found.state.final):
             with suppress(UnreachableError):  # the watch itself says when the server is away for too long
                 closed = list(takewhile(lambda one: one.phase.value == "closed", client.rounds(job, after=seen)))
         seen = max((one.number for one in closed), default=seen)
@@ -118,15 +123,22 @@ def page(job: Job, rounds: list[str]) -> RenderableType:
 
 
 def _trains(progress: dict[str, Any]) -> bool:
-    """Whether this is said by the leg of a training."""
-    return "rounds" in progress or "tokens_s" in progress
+    """Whether this is said by the leg of a training, in its form: a site's agent sends whatever its partner likes."""
+    numbers = (progress[name] for name in _NUMBERS if name in progress)
+    whole = ("round" in progress or "rounds" not in progress) and ("step" in progress) == ("steps" in progress)
+    told = all(isinstance(one, int | float) and math.isfinite(one) for one in numbers)
+    return ("rounds" in progress or "tokens_s" in progress) and whole and told
 
 
-def _cells(progress: dict[str, Any]) -> list[str]:
+def _cells(progress: dict[str, Any]) -> list[str | Text]:
+    from rich.text import Text
+
+    if progress and not _trains(progress):
+        return [Text(told(progress)), *"-" * 6]
     number, rounds = progress.get("round"), progress.get("rounds")
     step = f"{progress['step']:,}/{progress['steps']:,}" if "step" in progress else "-"
     return [
-        str(progress.get("phase", "-")),
+        Text(str(progress.get("phase", "-"))),
         "-" if number is None else f"{number}/{rounds}",
         step,
         *_numbers(progress),

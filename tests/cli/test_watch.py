@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from consortium.cli.watch import changed, page, round_line, told
@@ -60,6 +61,26 @@ def test_a_narrow_terminal_keeps_the_ids_and_numbers_whole():
     assert "3/40  40/100    12,345  5.4321  25.2 MB    31 s" in lines[3]
     early = shown(following(JobKind.PRETRAIN, {}), [], width=60).splitlines()
     assert early[0].startswith(f"{JOB}  "), "its id is not broken to the width of a small table"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"rounds": 3, "step": 2},
+        {"round": "x", "rounds": 3},
+        {"round": 1, "rounds": 3, "step": 2},
+        {"tokens_s": "inf", "waited_s": "[/bold]"},
+        {"round": 1, "rounds": 3, "phase": "[/bold]", "sent": [1]},
+        {"round": None, "rounds": 3},
+        {"tokens_s": 5, "loss": float("nan"), "sent": float("inf")},
+    ],
+)
+def test_what_no_training_says_is_shown_as_it_came(odd):
+    job = following(JobKind.PRETRAIN, {"fr-1": odd, "de-1": TRAINING})
+    assert told(odd) == ", ".join(f"{key} {value}" for key, value in odd.items())
+    assert "40/100" in shown(job, [], width=200)
+    assert told(odd) in shown(job, [], width=200)
+    assert told(odd) in changed(job)
 
 
 def test_other_kinds_are_shown_in_their_own_words():
