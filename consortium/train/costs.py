@@ -13,13 +13,15 @@ from fractions import Fraction
 from itertools import product
 
 from consortium.domain.partner import Site
-from consortium.domain.pretraining import MOST_PACE, PretrainConfig
+from consortium.domain.pretraining import MOST_PACE, ModelConfig, PretrainConfig
 from consortium.domain.units import data_size
 from consortium.errors import UsageError
 from consortium.train.book import cost_bytes
 from consortium.train.codes import Code
+from consortium.train.fragments import fragments_of
+from consortium.train.outer import Layout
 from consortium.train.schedule import Rounds
-from consortium.train.sizes import Memory, flops_per_token, fragment_counts, memory, parameter_count
+from consortium.train.sizes import Memory, flops_per_token, hidden_count, memory, parameter_count
 
 UTILISATION = (0.3, 0.6)
 """Share of a flavor's measured BF16 TFLOP/s that training reaches, least and most. The most is what torchtitan reports
@@ -196,6 +198,17 @@ def costs(
         borders=borders,
         warnings=_warnings(params, vocab_size, workers, sites, hours, walltime_s),
     )
+
+
+def fragment_counts(model: ModelConfig, vocab_size: int, count: int) -> tuple[int, ...]:
+    """Return how many parameters each of `count` fragments has (`fragments.fragments_of`); of one, all of them."""
+    if count == 1:
+        return (parameter_count(model, vocab_size),)
+    block = hidden_count(model) // model.layers + 2 * model.dim
+    shapes = {f"blocks.{at}.all": (block,) for at in range(model.layers)} | {"final_norm.weight": (model.dim,)}
+    tables = ("embedding.weight",) if model.tie_embeddings else ("embedding.weight", "head.weight")
+    layout = Layout.of(shapes | {name: (vocab_size * model.dim,) for name in tables})
+    return tuple(fragment.size for fragment in fragments_of(layout, count))
 
 
 def _payloads(params: PretrainConfig, vocab_size: int) -> list[int]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from consortium.domain.pretraining import ModelConfig, PretrainConfig
-from consortium.train.fragments import fragments_of
-from consortium.train.outer import Layout
 
 
 def parameter_count(model: ModelConfig, vocab_size: int) -> int:
@@ -24,17 +22,6 @@ def hidden_count(model: ModelConfig) -> int:
     keys_values = 2 * model.groups * model.head_dim
     attention = model.dim * (model.dim + keys_values) + model.dim * model.dim
     return model.layers * (attention + 3 * model.dim * model.hidden)
-
-
-def fragment_counts(model: ModelConfig, vocab_size: int, count: int) -> tuple[int, ...]:
-    """Return how many parameters each of `count` fragments has (`fragments.fragments_of`); of one, all of them."""
-    if count == 1:
-        return (parameter_count(model, vocab_size),)
-    block = hidden_count(model) // model.layers + 2 * model.dim
-    shapes = {f"blocks.{at}.all": (block,) for at in range(model.layers)} | {"final_norm.weight": (model.dim,)}
-    tables = ("embedding.weight",) if model.tie_embeddings else ("embedding.weight", "head.weight")
-    layout = Layout.of(shapes | {name: (vocab_size * model.dim,) for name in tables})
-    return tuple(fragment.size for fragment in fragments_of(layout, count))
 
 
 def flops_per_token(model: ModelConfig, vocab_size: int) -> int:

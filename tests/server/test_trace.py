@@ -31,7 +31,7 @@ class Made:
 
 def derived(fed: Any, parent: Dataset, kind: ArtifactClass) -> Dataset:
     name = f"{parent.name}-{kind.value}"
-    shard = Shard(key=name, digest=digest(name.encode()), size_bytes=10, documents=10, tokens=90)
+    shard = Shard(key=name, digest=digest(name.encode()), size_bytes=10, documents=10, tokens=900)
     return replace(parent, id=fed.new_id("ds"), name=name, artifact_class=kind, parents=(parent.id,), shards=(shard,))
 
 
@@ -66,7 +66,7 @@ def test_a_shard_is_found_by_how_it_begins_and_leads_back_and_on(fed: Any, made:
     traced = fed.get(f"/v1/datasets/{fr.shards[0].digest[:20]}/trace")
     assert traced["root"] == traced["shard"]["digest"] == fr.shards[0].digest
     assert traced["shard"]["in"] == [
-        {"dataset": fr.id, "number": 0, "of": 1, "documents": 10, "tokens": 90, "size_bytes": 10}
+        {"dataset": fr.id, "number": 0, "of": 1, "documents": 10, "tokens": 900, "size_bytes": 10}
     ]
     assert traced["collections"] == [made.raw["fr-1"].id], "not Germany's, which one job tokenized as well"
     assert {item["id"] for item in traced["datasets"]} == {of["fr-1"].id for of in (made.raw, made.clean, made.tokens)}

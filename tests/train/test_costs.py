@@ -15,8 +15,8 @@ from consortium.domain.partner import Site
 from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import UsageError
 from consortium.train.codes import Code
-from consortium.train.costs import Costs, Place, costs
-from consortium.train.sizes import flops_per_token, fragment_counts, memory, parameter_count
+from consortium.train.costs import Costs, Place, costs, fragment_counts
+from consortium.train.sizes import flops_per_token, memory, parameter_count
 
 VOCAB = 32_000
 ROOT = Path(__file__).parents[2]

@@ -8,10 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from consortium.config.compose import compose_job
 from consortium.domain.pretraining import ModelConfig, OuterConfig, PretrainConfig
+from consortium.train.costs import fragment_counts
 from consortium.train.fragments import Plan
 from consortium.train.model import Decoder
 from consortium.train.outer import Layout
-from consortium.train.sizes import flops_per_token, fragment_counts, hidden_count, memory, parameter_count
+from consortium.train.sizes import flops_per_token, hidden_count, memory, parameter_count
 from tests.train.conftest import PARAMS
 
 PUBLISHED = {
