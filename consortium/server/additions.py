@@ -19,7 +19,7 @@ from consortium.domain.training import RoundPhase
 from consortium.errors import ConflictError, PolicyDeniedError, UsageError
 from consortium.keys.tokens import Claims
 from consortium.scheduler import schedule
-from consortium.server import awaited, snapshots, submit
+from consortium.server import legs, snapshots, submit
 from consortium.server.ancestry import ancestry
 from consortium.server.core import Core
 from consortium.server.rulings import taking_part
@@ -60,7 +60,7 @@ def _check(connection: Connection, job: Job, spec: JobSpec, judged: Job, gone: f
         raise UsageError(
             "an amended spec names more sites and inputs, and says all else as before", where=job.id, fix="submit anew"
         )
-    last = awaited.outer_number(job, "rounds")
+    last = legs.outer_number(job, "rounds")
     if job.spec.kind is not JobKind.PRETRAIN or not last:
         raise UsageError("only a training with rounds takes further sites", where=job.id)
     if job.state.final:
@@ -108,7 +108,7 @@ def _boundary(connection: Connection, job_id: str) -> bool:
     job, known = jobs.find_job(connection, job_id), rounds.numbers(connection, job_id)
     newest = rounds.find(connection, job_id, known[-1]) if known else None
     between = newest is not None and newest.phase is RoundPhase.CLOSED
-    goes_on = bool(known) and known[-1] < awaited.outer_number(job, "rounds")
+    goes_on = bool(known) and known[-1] < legs.outer_number(job, "rounds")
     return between and goes_on and job.state in (JobState.PENDING, JobState.RUNNING)
 
 

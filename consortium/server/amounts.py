@@ -6,7 +6,7 @@ from sqlalchemy import Connection
 
 from consortium.domain.job import Job
 from consortium.errors import UsageError
-from consortium.server import awaited
+from consortium.server import legs
 from consortium.state import data
 
 TOPICS = 200
@@ -16,7 +16,7 @@ TOPICS_OF_ROUND = 10
 
 def check_round(job: Job, number: int) -> None:
     """Raise UsageError where a job has no such round. Round 0 is what comes before the first, in every job."""
-    last = awaited.outer_number(job, "rounds")
+    last = legs.outer_number(job, "rounds")
     if not 0 <= number <= last:
         has = f"the job has rounds 1 to {last}" if last else "the job has none"
         raise UsageError(f"there is no round {number}: {has}", where=job.id)
@@ -24,6 +24,6 @@ def check_round(job: Job, number: int) -> None:
 
 def check_topics(connection: Connection, job: Job, site: str) -> None:
     """Raise UsageError where a site published digests for more topics than a job has."""
-    most = TOPICS + TOPICS_OF_ROUND * awaited.outer_number(job, "rounds")
+    most = TOPICS + TOPICS_OF_ROUND * legs.outer_number(job, "rounds")
     if data.count_topics(connection, job.id, site) > most:
         raise UsageError(f"{site} published digests for {most:,} topics already", where=job.id)

@@ -30,12 +30,6 @@ def standing(connection: Connection, job: Job, number: int) -> Standing | None:
     return standing_before(*rule, number, lambda earlier: rounds.read(connection, job.id, earlier))[0]
 
 
-def outer_number(job: Job, name: str) -> int:
-    """Return a number of the outer loop's parameters; 0 for a job that has none."""
-    outer = job.spec.params.get("outer")
-    return int(outer.get(name) or 0) if isinstance(outer, dict) else 0
-
-
 def grace_over(core: Core, connection: Connection, row: RoundRow) -> bool:
     """Return whether the time to wait for others is over; it begins with the first time that this is asked."""
     now_ms = core.clock.now_ms()
@@ -67,7 +61,7 @@ def quorate(
 
     A site that is left out does not count, but where only such sites are `expected`.
     """
-    quorum = outer_number(job, "quorum")
+    quorum = legs.outer_number(job, "quorum")
     out = left_out(number, rounds.rulings(connection, job.id, number), standing(connection, job, number))
     return 0 < quorum <= len(set(committed) - (out - set(expected)))
 

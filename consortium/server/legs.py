@@ -133,10 +133,15 @@ def whole(job: Job) -> bool:
 
 def too_late(connection: Connection, job: Job, site: str) -> bool:
     """Whether a training's last round is closed, and a site never held a state: who is through sends it none."""
-    outer = job.spec.params.get("outer")
-    last = rounds.find(connection, job.id, int(outer.get("rounds") or 0)) if isinstance(outer, dict) else None
+    last = rounds.find(connection, job.id, outer_number(job, "rounds"))
     closed = last is not None and last.phase is RoundPhase.CLOSED
     return closed and site not in said_of_states(connection, job.id)
+
+
+def outer_number(job: Job, name: str) -> int:
+    """Return a number of the outer loop's parameters; 0 for a job that has none."""
+    outer = job.spec.params.get("outer")
+    return int(outer.get(name) or 0) if isinstance(outer, dict) else 0
 
 
 def begins(connection: Connection, job: Job, site: str) -> bool:

@@ -86,7 +86,7 @@ def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -
         raise UsageError(f"no leg of the job reads {commit.tokens} tokens in a round: at most {most}", where=where)
     row = rounds.find(connection, commit.job, commit.round)
     if row is None:
-        last = awaited.outer_number(job, "rounds")
+        last = legs.outer_number(job, "rounds")
         if not 1 <= commit.round <= last:
             raise UsageError(f"the job has rounds 1 to {last}" if last else "the job has no rounds", where=where)
         if commit.round > 1:

@@ -57,8 +57,7 @@ def take_ruling(core: Core, connection: Connection, claims: Claims, ruling: Ruli
 
 
 def _check(connection: Connection, job: Job, ruling: Ruling) -> None:
-    outer = job.spec.params.get("outer")
-    last = int(outer.get("rounds") or 0) if isinstance(outer, dict) else 0
+    last = legs.outer_number(job, "rounds")
     where = f"{job.id} round {ruling.round}"
     if not last:
         raise UsageError("the job has no rounds", where=job.id)
@@ -94,6 +93,7 @@ def _check_left(connection: Connection, job: Job, ruling: Ruling, known: tuple[R
     where, sites = f"{job.id} round {ruling.round}", taking_part(job)
     least = max(1, job.spec.min_sites) if ruling.action == "withdraw" else 1
     given, there = (*known, ruling), sites - _given_up(connection, job)
+    held = said_of_states(connection, job.id) if ruling.round > 1 else frozenset()
     # Also from where an earlier ruling for a later round holds.
     for number in sorted({max(one.round, ruling.round) for one in given}):
         # Who is withdrawn stays away, though an earlier ruling lets it in again from a later round on.
@@ -101,7 +101,6 @@ def _check_left(connection: Connection, job: Job, ruling: Ruling, known: tuple[R
         if (left := len(stay - left_out(number, given, None))) < least:
             what = f"{left} sites would be left in round {number}, the job needs {least}"
             raise ConflictError(what, where=where, fix=f"consortium cancel {job.id}")
-        held = said_of_states(connection, job.id) if ruling.round > 1 else frozenset()
         if held and not stay & held:
             what = (
                 f"no site would be left in round {number} that holds what was trained: {', '.join(sorted(stay))} join"
@@ -131,12 +130,11 @@ def can_do_without(connection: Connection, job: Job, leg: Leg) -> bool:
     if legs.begins(connection, job, leg.site):
         return False
     sites = {other.site for other in legs.others(connection, leg)}
-    first, outer = rounds.first_open(connection, job.id), job.spec.params.get("outer")
+    first, last = rounds.first_open(connection, job.id), legs.outer_number(job, "rounds")
     fixed = rounds.read(connection, job.id, first - 1)
     told = fixed is None or fixed.phase is RoundPhase.CLOSED or bool(published(fixed))
     if fixed is not None and not told and not sites & set(parties(fixed)):
         return False
-    last = int(outer.get("rounds") or 0) if isinstance(outer, dict) else 0
     known = rounds.rulings(connection, job.id, last)
     numbers = {max(one.round, first) for one in known}
     return all(sites - left_out(one, known, None) - withdrawn(one, known) for one in numbers if one <= last)

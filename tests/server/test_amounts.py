@@ -83,7 +83,7 @@ def test_an_artifact_is_of_one_of_the_jobs_rounds(
 ) -> None:
     core, fed = parts
     leg = leg_of(core, fed)
-    monkeypatch.setattr("consortium.server.awaited.outer_number", lambda *_: rounds)
+    monkeypatch.setattr("consortium.server.legs.outer_number", lambda *_: rounds)
     draft = Artifact(job=leg.job, artifact_class=ArtifactClass.STATISTIC, name="counts", round=number, sender="fr-1",
                      recipients=("de-1",), digest="sha256:x", key=f"k{number}", size_bytes=5)  # fmt: skip
     answer = post(core, fed, f"/v1/jobs/{leg.job}/artifacts", sign_value(fed.site_keys["fr-1"], draft))
