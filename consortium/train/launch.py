@@ -127,6 +127,7 @@ def _worker(config: Mapping[str, Any]) -> None:
     import torch
 
     from consortium.train.inner import InnerWorker
+    from consortium.train.node import Node
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
@@ -137,9 +138,11 @@ def _worker(config: Mapping[str, Any]) -> None:
     params = PretrainConfig.of(context.params)
     words = vocabulary(context.inputs, held_out=False)
     device = torch.device("cuda", torch.cuda.current_device()) if context.gpu_resource == "GPU" else torch.device("cpu")
+    node = Node(place.get_node_rank(), place.get_local_rank(), world, device)
     with tempfile.TemporaryDirectory(prefix="consortium-tokens-") as directory:
+        store, length = exchange.store(), params.model.context
         sequences = open_sequences(
-            exchange.store(), context.inputs, params.model.context, words.size, Path(directory), params.data.weights
+            store, context.inputs, length, words.size, Path(directory), params.data.weights, node
         )
     worker = InnerWorker(params, words.size, sequences, context.site, rank=rank, world=world, device=device)
     if rank == 0:

@@ -1,10 +1,11 @@
-"""A leg's token shards, brought to the worker's disk and memory-mapped there."""
+"""A leg's token shards, brought to the workers' disks, to each machine's once, and memory-mapped there."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from consortium.train.order import DataOrder, MixedOrder, Packing, Sequences, So
 
 if TYPE_CHECKING:
     from consortium.storage.objects import ObjectStore
+    from consortium.train.node import Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,26 +102,29 @@ def open_sequences(
     vocab_size: int,
     directory: Path,
     weights: Mapping[str, float] | None = None,
+    node: Node | None = None,
 ) -> Sequences:
     """Download the datasets' shards into `directory` and return their sequences, in order of dataset id and shard.
 
-    A file has no name any more once it is mapped: tokens are texts, and a worker that is killed must not leave them on
-    a disk of the cluster. Its room is free when the sequences are gone.
+    Workers of one group call this together, each with its `node`, and have one copy on each machine. A file has no
+    name any more once it is there: tokens are texts, and a worker that is killed must not leave them on a disk of the
+    cluster. Its room is free when the sequences of all are gone.
     With `weights`, those of `DataConfig`, only datasets whose weight is above 0, one source after another.
 
     Raises VerificationError where a shard's bytes do not hash to its digest or it holds a token outside the vocabulary,
     UsageError where shards end documents with different tokens or the weights do not say what to do with a dataset.
     """
     from consortium.storage.shards import map_tokens
+    from consortium.train.node import ALONE
 
+    node = node or ALONE
     arrays, ends = [], set()
     mixed = _mixed(datasets, weights or {})
     for _, shard in _in_order(datasets, mixed):
-        path = _fetched(store, shard, directory)
-        mapped = map_tokens(path)
-        path.unlink()
+        with node.shared(partial(_fetched, store, shard, directory)) as path:
+            mapped = map_tokens(path)
         tokens = mapped.tokens
-        if len(tokens) and int(tokens.max()) >= vocab_size:
+        if not node.worker and len(tokens) and int(tokens.max()) >= vocab_size:
             raise VerificationError(f"a token lies outside the vocabulary of {vocab_size}", where=shard.key)
         arrays.append(tokens)
         ends.add(mapped.eos)
