@@ -94,7 +94,7 @@ def verify(
 
 def replay(
     job: Annotated[str, typer.Argument(metavar="JOB", help="A pretrain job's id.")],
-    site: Annotated[str, typer.Option(help="Only what this site kept, such as fr-1.")] = "",
+    site: Annotated[str, typer.Option(help="Only what this site kept; default: all here, each with the others'.")] = "",
     trust: Annotated[
         Path | None, typer.Option(help="Public keys you pinned; default: those of the federation here.")
     ] = None,
@@ -117,6 +117,8 @@ def replay(
         table(["kept at", "round", "result", "who", "what"], rows, empty="no round is kept")
         if any(one.result == "cannot" for rounds in found.values() for one in rounds):
             say("what is named as missing is not kept here; `outer.keep_received` says for how many rounds peers' are")
+        elif len(found) > 1:
+            say("contributions that a site did not keep were read where another did; --site rests on one site's alone")
     differs = [(name, one.round) for name, rounds in found.items() for one in rounds if one.result == "differs"]
     if differs:
         raise VerificationError(

@@ -23,25 +23,27 @@ def replay_at_home(
 ) -> dict[str, tuple[Replayed, ...]]:
     """Return what replaying `job` came to at each site on this machine that keeps rounds of it, or at `site` alone.
 
+    Contributions that one of several sites did not keep are read at the others; `site` alone rests on its own store.
     Signatures are checked against `trust`, by default the keys pinned by the federation here, and admins' against the
     rosters that the site holds, but for what its gateway verified. Raises NotFoundError where no site here keeps any.
     """
     home = directory or FederationDir.current()
     pinned = trust or (Trust.load(home.trust_file) if home.trust_file.exists() else None)
     names = [site] if site else sorted(path.parent.name for path in (home.root / "sites").glob("*/config.json"))
+    every = {name: settings_of(home, name) for name in names}
+    stores = {name: private_store(settings) for name, settings in every.items()}
+    stores = {name: store for name, store in stores.items() if RoundBook(store, job).numbers()}
     found = {}
-    for name in names:
-        settings = settings_of(home, name)
-        store = private_store(settings)
-        if RoundBook(store, job).numbers():
-            found[name] = replay(
-                store,
-                job,
-                kept_params(store, job),
-                trust=pinned,
-                rosters=_rosters(settings, pinned),
-                verified=_verified(settings, job),
-            )
+    for name, store in stores.items():
+        found[name] = replay(
+            store,
+            job,
+            kept_params(store, job),
+            trust=pinned,
+            rosters=_rosters(every[name], pinned),
+            verified=_verified(every[name], job),
+            beside={other: lent for other, lent in stores.items() if other != name},
+        )
     if not found:
         raise NotFoundError(
             f"no round of {job} is kept at {site or 'any site on this machine'}",

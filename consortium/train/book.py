@@ -66,6 +66,14 @@ class RoundBook:
         """Keep a peer's contribution to a round as it was committed."""
         self._store.put_addressed(f"{self._root}/{number}/received", data, ".bin")
 
+    def contribution(self, number: int, digest: str) -> bytes | None:
+        """Return a contribution, a peer's or this site's own, or None where it is not kept.
+
+        Raises VerificationError where its bytes changed.
+        """
+        data = self.received(number, digest)
+        return data if data is not None else self.own(number, digest)
+
     def received(self, number: int, digest: str) -> bytes | None:
         """Return a peer's contribution, or None where it is not kept.
 

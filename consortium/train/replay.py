@@ -10,6 +10,7 @@ What it finds of a round is one of
   checked did hold;
 - `differs`: something does not hold; `who` names whose word it is that the recomputation contradicts.
 
+Contributions that the site did not keep may be read where another did: they are what their digests say.
 States are recomputed one from the other as far as contributions are kept; where the chain breaks it is taken up from
 this site's own kept state, whose parameters all sites published the digest of. Its momentum nobody else vouches for,
 so a round replayed from it says so.
@@ -17,13 +18,14 @@ so a round replayed from it says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.pretraining import OuterConfig
-from consortium.domain.training import Certificate, Round
+from consortium.domain.training import Certificate, Contribution, Round
 from consortium.errors import NotFoundError, VerificationError
 from consortium.keys.roster import Rosters
 from consortium.train.book import RoundBook
@@ -79,9 +81,11 @@ class Replay:
         trust: Trust | None = None,
         rosters: Rosters | None = None,
         verified: Collection[str] = (),
+        beside: Mapping[str, ObjectStore] | None = None,
         decode: Decode | None = None,
     ) -> None:
         self._keep = Keep(store, job)
+        self._beside = {name: RoundBook(other, job) for name, other in (beside or {}).items()}
         self._book = RoundBook(store, job)
         self._params = params
         self._trust = trust
@@ -181,9 +185,8 @@ class Replay:
         for part in certificate.contributions:
             named = f"the contribution of {part.site}, {part.digest}"
             try:
-                data = self._book.received(certificate.round, part.digest)
-                if data is None:
-                    data = self._book.own(certificate.round, part.digest)
+                data = self._book.contribution(certificate.round, part.digest)
+                data = data or self._elsewhere(certificate.round, part)
                 if data is None:
                     missing.append(named)
                 else:
@@ -192,6 +195,15 @@ class Replay:
             except VerificationError as fault:
                 damaged.append(f"{named}: {fault.what}")
         return vectors, missing, damaged
+
+    def _elsewhere(self, number: int, part: Contribution) -> bytes | None:
+        """Return a contribution as another site kept it, whose it is first; None where none has it undamaged."""
+        for name in sorted(self._beside, key=lambda name: (name != part.site, name)):
+            with suppress(VerificationError):
+                data = self._beside[name].contribution(number, part.digest)
+                if data is not None:
+                    return data
+        return None
 
     def _step(self, chain: _Chain, certificate: Certificate, vectors: dict[str, Vector]) -> _Chain:
         if not certificate.contributions:
@@ -248,15 +260,17 @@ def replay(
     trust: Trust | None = None,
     rosters: Rosters | None = None,
     verified: Collection[str] = (),
+    beside: Mapping[str, ObjectStore] | None = None,
     decode: Decode | None = None,
 ) -> tuple[Replayed, ...]:
     """Recompute all rounds of `job` from a site's private store, in order.
 
     `params` are the job's; with `trust` signatures are checked too, and with `rosters` admins', unless their rulings'
-    digests are among those that the site's gateway `verified`; `decode` turns a contribution as it was committed into a
-    vector of the model's size, by default with the job's code. Raises NotFoundError where nothing of the job is kept.
+    digests are among those that the site's gateway `verified`; `beside` are other sites' private stores, by name, in
+    which to look for contributions that this site did not keep; `decode` turns a contribution as it was committed into
+    a vector of the model's size, by default with the job's code. Raises NotFoundError where nothing of the job is kept.
     """
-    made = Replay(store, job, params, trust=trust, rosters=rosters, verified=verified, decode=decode)
+    made = Replay(store, job, params, trust=trust, rosters=rosters, verified=verified, beside=beside, decode=decode)
     return made.run()
 
 

@@ -157,6 +157,23 @@ def test_what_is_missing_is_named_and_the_rest_is_still_replayed(sites):
         replay(store, "job-0000000000000000000000000b", OuterConfig(rounds=1, inner_steps=1))
 
 
+def test_what_one_site_did_not_keep_is_read_where_another_did_and_undamaged(sites):
+    here, other, third = sites
+    params, beside = kept_params(here.store, JOB), {site.context.site: site.store for site in (other, third)}
+    (one, two) = sorted(here.store.list(f"jobs/{JOB}/rounds/1/received/"))
+    with changed(here.store, one, None), changed(here.store, two, None):
+        assert [found.result for found in replay(here.store, JOB, params)] == ["cannot", "verified", "verified"]
+        found = replay(here.store, JOB, params, beside=beside)
+        assert [(one.result, one.what, one.who) for one in found] == [("verified", (), ())] * 3
+        own = sorted(key for key in other.store.list(f"jobs/{JOB}/rounds/1/") if key.endswith((".f32", ".code")))
+        (mine,) = [key for key in own if key.split("/")[-1].split(".")[0] in one + two]
+        with changed(other.store, mine, b"\0" * 16):  # the third site received it
+            assert replay(here.store, JOB, params, beside=beside)[0].result == "verified"
+            found = replay(here.store, JOB, params, beside={other.context.site: other.store})
+            assert found[0].result == "cannot"
+            assert f"the contribution of {other.context.site}" in found[0].what[0]
+
+
 def test_other_settings_than_the_jobs_do_not_verify(sites):
     store = sites[0].store
     params = kept_params(store, JOB)
