@@ -73,10 +73,13 @@ def add_site(
 
     from consortium.client.submission import sign_spec
 
+    if not inputs:
+        fix = f"name datasets of tokens at {site}; `consortium data ls` lists them"
+        raise UsageError(f"{site} is given nothing to train on", where="--input", fix=fix)
     caller = Caller(person)
     with caller.client() as client:
         spec = client.job(check_job_id(job)).spec
-        named = [item for item in (client.dataset(name) for name in inputs or ()) if item.id not in spec.inputs]
+        named = [item for item in (client.dataset(name) for name in inputs) if item.id not in spec.inputs]
         if elsewhere := next((item for item in named if item.site != site), None):
             raise UsageError(f"{elsewhere.name} is at {elsewhere.site}, not at {site}", where="--input")
         amended = replace(

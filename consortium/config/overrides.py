@@ -115,7 +115,9 @@ def _accept(
         fix = "a list is written key=[a,b]; a number has a point, not a comma: key=0.7"
         raise ConfigError("sweeps and ranges are not allowed", where=given.where, fix=fix)
     if key not in known:
-        raise unknown(f"key for a {what}:", key, known, given.where)
+        name = key.rpartition(".")[2]
+        alike = [one for one in known if one.rpartition(".")[2] == name]  # right, but in another place
+        raise unknown(f"key for a {what}:", key, alike or known, given.where)
     value = parsed.value()
     choice = key in choices
     if choice:

@@ -79,6 +79,9 @@ def test_negative_absurd_or_mistyped_number_is_refused_at_its_override(override:
 NEAREST = (
     ("pretain", [], "did you mean 'pretrain'?"),
     ("pretrain", ["outer.ronds=2"], "did you mean 'outer.rounds'?"),
+    ("pretrain", ["outer.min_sites=2"], "did you mean 'min_sites'?"),
+    ("pretrain", ["batch_size=2"], "did you mean 'data.batch_size'?"),
+    ("pretrain", ["lr=0.1"], "one of: optim.lr, outer.lr"),
     ("pretrain", ["model=tinny"], "did you mean 'tiny'?"),
     ("clean", ["prioritty=high"], "did you mean 'priority'?"),
     ("clean", ["priority=hihg"], "did you mean 'high'?"),

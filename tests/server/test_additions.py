@@ -72,7 +72,7 @@ def test_a_site_is_added_between_two_rounds_and_counts_from_there(fed: Any, pers
     early = person("fr/amelie", *add, "--input", there.id)
     assert (early.code, "round 1 is not closed" in early.err) == (2, True), early.err
     assert job.whole_round(1, PAIR, "sha256:0") == PAIR
-    assert "no site is added" in person("fr/amelie", *add).err
+    assert "uy-1 is given nothing to train on" in person("fr/amelie", *add).err
     assert "is at uy-1, not at de-1" in person("fr/amelie", *add[:3], "de-1", "--input", there.id).err
     assert "fr/bruno cannot submit in the name of fr/amelie" in person("fr/bruno", *add, "--input", there.id).err
     barred = fed.dataset(
