@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, select
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.decision import Reason, ReasonCode
@@ -31,6 +29,7 @@ from consortium.server.federation import record_documents
 from consortium.state import inbox, jobs, records
 from consortium.state import tables as t
 from consortium.state.commit import commit_plan
+from consortium.state.database import away, first_line
 from consortium.state.sites import all_sites, update_site
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,6 @@ OFFER_PATIENCE_MS = 60_000
 """How long a site that calls may leave an offer unanswered."""
 FOLDS = 2
 """How many batches of the inbox a cycle folds in before it goes on: who sends much keeps nobody waiting."""
-DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
 
 
 class Loop(threading.Thread):
@@ -52,6 +50,8 @@ class Loop(threading.Thread):
         self._core = core
         self._taken_over = taken_over
         self._stopping = threading.Event()
+        self._away = ""
+        """What was last said of a database that does not answer; empty while it does."""
 
     def stop(self) -> None:
         """Ask the loop to end, and wait until it has."""
@@ -75,10 +75,22 @@ class Loop(threading.Thread):
                     begun = True
                 cycle(self._core)
                 self._core.last_cycle_ms = self._core.clock.now_ms()
-            except Exception:
-                log.exception("a cycle failed; the next one tries again")
+                self._say_away("")
+            except Exception as fault:
+                if away(fault):
+                    self._say_away(first_line(fault))
+                else:
+                    log.exception("a cycle failed; the next one tries again")
                 time.sleep(min(1.0, self._core.settings.cycle_ms / 1000))
             self._core.bell.wait(self._core.settings.cycle_ms / 1000)
+
+    def _say_away(self, fault: str) -> None:
+        """Say once that the state database fails, however many cycles it does, and once that it is back."""
+        if fault and not self._away:
+            log.error("the state database fails: %s; cycles are tried again until it answers", fault)
+        elif self._away and not fault:
+            log.info("the state database answers again")
+        self._away = fault
 
 
 def cycle(core: Core) -> None:
@@ -118,9 +130,9 @@ def _fold_inbox(core: Core) -> bool:
             with core.db.write() as connection:
                 _fold(core, connection, kind, payload, received_ms)
                 inbox.done(connection, number)
-        except DATABASE_AWAY:
-            raise  # this cycle ends, and the next one folds the item in
         except Exception as fault:
+            if away(fault):
+                raise  # this cycle ends, and the next one folds the item in
             # Whatever an item says must not stop the others for good, now and after every restart: it is dropped.
             whose = f"{kind} of {payload.get('site') or payload.get('by') or 'nobody'}"
             what = f"{type(fault).__name__}: {' '.join(str(fault).split())[:500]}"

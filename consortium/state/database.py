@@ -15,6 +15,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from consortium.errors import ConfigError, ConsortiumError, UnreachableError, of_sqlite
 from consortium.state import tables as t
@@ -29,6 +30,18 @@ POOL = {"pool_size": 5, "max_overflow": 65}
 
 PATIENCE_S = 30.0
 """How long a transaction waits for another program that holds a SQLite file."""
+
+
+POSTGRESQL = {
+    "connect_timeout": "10",
+    "keepalives_idle": "15",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+"""How soon this end gives up a connection that nobody answers on, unless the URL says otherwise (libpq's names)."""
+_OTHER_END = ("tcp_keepalives_idle = 15", "tcp_keepalives_interval = 5", "tcp_keepalives_count = 3")
+"""The same at PostgreSQL's end, which else waits for hours: a lost session may hold the lock that writers take."""
 
 
 class Database:
@@ -145,11 +158,11 @@ class Database:
             return of_sqlite(fault.orig, what, where=where, damaged=damaged)
         if isinstance(fault, OperationalError | InterfaceError):
             return UnreachableError(
-                f"the state database does not answer: {_first_line(fault)}",
+                f"the state database does not answer: {first_line(fault)}",
                 where=where,
                 fix="start PostgreSQL, or mend database_url",
             )
-        return ConfigError(f"{what}: {_first_line(fault)}", where=where, fix=damaged)
+        return ConfigError(f"{what}: {first_line(fault)}", where=where, fix=damaged)
 
 
 def get_meta(connection: Connection, key: str, default: str) -> str:
@@ -193,11 +206,14 @@ def _engine(url: str) -> Engine:
             return engine
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
-        return create_engine(parsed, pool_pre_ping=True, **POOL)
+        patience = {name: value for name, value in POSTGRESQL.items() if name not in parsed.query}
+        engine = create_engine(parsed, pool_pre_ping=True, connect_args=patience, **POOL)
+        event.listen(engine, "connect", _postgresql_connect)
+        return engine
     except ConsortiumError:
         raise
     except (ArgumentError, NoSuchModuleError, ValueError, ImportError) as fault:
-        raise ConfigError(f"not a database URL: {_first_line(fault)}", where="database_url") from fault
+        raise ConfigError(f"not a database URL: {first_line(fault)}", where="database_url") from fault
 
 
 def _sqlite_connect(connection: Any, _record: Any) -> None:
@@ -206,10 +222,24 @@ def _sqlite_connect(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
+def _postgresql_connect(connection: Any, _record: Any) -> None:
+    for setting in _OTHER_END:
+        connection.execute(f"SET {setting}")
+    connection.commit()
+
+
 def _sqlite_begin(connection: Connection) -> None:
     write = connection.get_execution_options().get("consortium_write")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-def _first_line(fault: BaseException) -> str:
+def away(fault: BaseException) -> bool:
+    """Whether the database did not answer, or its connection was lost: the same may work in a while."""
+    if isinstance(fault, DBAPIError) and fault.connection_invalidated:
+        return True
+    return isinstance(fault, OperationalError | InterfaceError | PoolTimeoutError)
+
+
+def first_line(fault: BaseException) -> str:
+    """Return what a fault of the database says, without the statement that met it."""
     return (str(getattr(fault, "orig", None) or fault).splitlines() or [type(fault).__name__])[0]

@@ -7,18 +7,28 @@ import logging
 import os
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import DBAPIError
 
-from consortium.errors import ConfigError, ConflictError
+from consortium.errors import ConfigError, ConflictError, UnreachableError
 
 log = logging.getLogger(__name__)
 ADVISORY_KEY = 0x636F6E73
 """The advisory lock of a consortium server in a PostgreSQL database ("cons")."""
 WRITE_KEY = ADVISORY_KEY + 1
 """The transaction-scoped lock that makes writers take turns."""
+
+
+_BACKEND = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+_HOLDER = """
+SELECT pid, backend_start FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND granted AND classid = 0 AND objid = :key AND objsubid = 1
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+_END_MS = 5_000
+"""How long PostgreSQL is given to end a session that this server lost."""
 
 
 class StateLock(Protocol):
@@ -68,11 +78,13 @@ class FileLock:
 
 
 class AdvisoryLock:
-    """A PostgreSQL session lock, held on a connection of its own. It is gone once that connection is."""
+    """A PostgreSQL session lock, held on a connection of its own. It is gone once both ends know that this one is."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._connection: Connection | None = None
+        self._backend: Row[Any] | None = None
+        """PostgreSQL's side of the connection that holds it, or held it last: process id and time of its start."""
         if not self._take():
             raise ConflictError(
                 "another server runs on this state",
@@ -83,7 +95,8 @@ class AdvisoryLock:
     def keep(self) -> bool:
         """Whether it is held still, or taken anew where its connection was lost; False where somebody else holds it.
 
-        Raises sqlalchemy's DBAPIError where the database does not answer.
+        Raises sqlalchemy's DBAPIError where the database does not answer, UnreachableError where it does not end the
+        session of the lost connection.
         """
         if self._connection is not None:
             try:
@@ -93,7 +106,7 @@ class AdvisoryLock:
             except DBAPIError as fault:
                 log.warning("the connection that held the state's lock is lost: %s", fault.orig)
                 self._drop()
-        return self._take()
+        return self._take() or (self._end_own() and self._take())
 
     def release(self) -> None:
         """Give it back, unless it is gone already."""
@@ -113,9 +126,25 @@ class AdvisoryLock:
             got = connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_KEY}).scalar()
             connection.commit()
             if got:
+                self._backend = connection.execute(text(_BACKEND)).one()
+                connection.commit()
                 self._connection = connection
                 undo.pop_all()
         return bool(got)
+
+    def _end_own(self) -> bool:
+        """End the session of the lost connection where it is what holds the lock; False where somebody else does.
+
+        After a cut of the network PostgreSQL may take hours to notice that nobody is at the other end.
+        """
+        with self._engine.connect() as connection:
+            if self._backend is None or self._backend not in connection.execute(text(_HOLDER), {"key": ADVISORY_KEY}):
+                return False
+            asked = {"pid": self._backend.pid, "most_ms": _END_MS}
+            if not connection.execute(text("SELECT pg_terminate_backend(:pid, :most_ms)"), asked).scalar():
+                raise UnreachableError("PostgreSQL does not end the lost session that holds the state's lock")
+        log.warning("PostgreSQL held that connection's session still; it was ended")
+        return True
 
     def _drop(self) -> None:
         """Let go of a connection that is of no use: nobody else gets it from the pool."""

@@ -70,6 +70,31 @@ def test_a_server_whose_state_on_postgresql_was_taken_over_ends_and_says_so(
         postgres.cleanup()
 
 
+def test_a_server_outlasts_a_postgresql_that_is_away_and_says_so_once(
+    quiet_fed: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pgserver = pytest.importorskip("pgserver", reason="the wheel pgserver is not installed")
+    folder = tmp_path_factory.mktemp("pg")
+    postgres = pgserver.get_server(folder, cleanup_mode="stop")
+    try:
+        quiet_fed.settings["database_url"] = postgres.get_uri()
+        quiet_fed.start()
+        postgres.cleanup()
+        quiet_fed.until(lambda: "the state database fails" in quiet_fed.log())
+        away = quiet_fed.call("fr/amelie", "GET", "/v1/jobs")
+        assert (away.status_code, away.json()["type"]) == (503, "urn:consortium:unreachable")
+        began_ms = quiet_fed.get("/v1/health")["last_cycle_ms"]
+        postgres = pgserver.get_server(folder, cleanup_mode="stop")
+        quiet_fed.until(lambda: quiet_fed.get("/v1/health")["last_cycle_ms"] > began_ms, 30)
+        fr = quiet_fed.dataset("fr-1", "laws-fr")
+        assert quiet_fed.submit(quiet_fed.spec([fr])).json()["state"] == "pending"
+        log = quiet_fed.log()
+        assert log.count("the state database fails") == log.count("the state database answers again") == 1, log
+        assert quiet_fed.kill(signal.SIGTERM) == 0
+    finally:
+        postgres.cleanup()
+
+
 def test_half_written_or_wrong_settings_name_the_file_and_the_key(quiet_fed: Any) -> None:
     quiet_fed.settings["surprise"] = 1
     said(quiet_fed.start(expect=2), 2, "surprise", "config.json")

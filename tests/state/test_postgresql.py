@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import socket
+import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 
 from consortium.domain.records import RecordType
 from consortium.errors import ConflictError, UnreachableError
 from consortium.keys.signing import SigningKey
 from consortium.state import Database, inbox, records
-from consortium.state.database import get_meta, put_meta
+from consortium.state.database import POSTGRESQL, get_meta, put_meta
 
 pytestmark = pytest.mark.integration
 
@@ -93,6 +98,81 @@ def test_the_lock_is_taken_anew_where_its_connection_was_lost(url: str, db: Data
     cut(db)
     db.close()
     Database(url).close()
+
+
+@dataclass
+class Line:
+    """Sockets before PostgreSQL's own: what one end of a connection loses, the other may not notice."""
+
+    real: str
+    listener: socket.socket
+    held: list[socket.socket] = field(default_factory=list)
+    near: list[socket.socket] = field(default_factory=list)
+
+    def serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, far = self.listener.accept()[0], socket.socket(socket.AF_UNIX)
+                far.connect(self.real)
+                self.near.append(near)
+                self.held.append(far)
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+
+    def lose(self) -> None:
+        """End the server's ends of all connections; PostgreSQL's go on."""
+        while self.near:
+            self.near.pop().shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.listener.close()
+        for one in (*self.near, *self.held):
+            one.close()
+
+
+@pytest.fixture
+def line(url: str) -> Iterator[Line]:
+    real = str(make_url(url).query["host"])
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/.s.PGSQL.5432")
+        listener.listen()
+        found = Line(f"{real}/.s.PGSQL.5432", listener)
+        threading.Thread(target=found.serve, daemon=True).start()
+        yield found
+        found.close()
+
+
+def by(line: Line, url: str) -> str:
+    return url.replace(str(make_url(url).query["host"]), str(Path(line.listener.getsockname()).parent))
+
+
+def test_a_lock_that_postgresql_holds_for_a_lost_connection_is_taken_back(url: str, line: Line) -> None:
+    db = Database(by(line, url))
+    try:
+        db.new_incarnation(5)
+        line.lose()
+        assert db.keep(), "the lock's session was this server's own"
+        with pytest.raises(ConflictError, match="another server"):
+            Database(url)
+        with db.write() as connection:
+            put_meta(connection, "n", "2")
+    finally:
+        db.close()
+
+
+def test_both_ends_of_a_connection_notice_soon_that_the_other_is_gone(url: str) -> None:
+    db = Database(f"{url}&tcp_user_timeout=7")
+    with db.read() as connection:
+        given = connection.connection.driver_connection.info.get_parameters()  # type: ignore[union-attr]  # psycopg's
+        assert {name: given[name] for name in POSTGRESQL} == POSTGRESQL | {"tcp_user_timeout": "7"}
+        wanted = text("SELECT name FROM pg_settings WHERE name LIKE 'tcp_keepalives%' AND source = 'session'")
+        assert len(connection.execute(wanted).all()) == 3
+    db.close()
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["still there", "gone again"])
