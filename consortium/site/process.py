@@ -7,11 +7,16 @@ import fcntl
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from consortium.errors import ConflictError, ConsortiumError
+from consortium.errors import ConflictError, ConsortiumError, UnreachableError
+from consortium.site.db import SiteDb
 from consortium.site.settings import SiteSettings
+
+WAIT_S = 2.0
+log = logging.getLogger("consortium.site")
 
 
 def arguments(what: str, *, repin: bool = False) -> argparse.Namespace:
@@ -38,6 +43,23 @@ def only_instance(settings: SiteSettings, what: str) -> int:
             f"another {what} of {settings.site.id} is running", where=str(path), fix="stop it first"
         ) from fault
     return descriptor
+
+
+def wait_for_room(home: str, pause: Callable[[float], None] = time.sleep) -> SiteDb:
+    """Return the site's database once it can be used: on a full disk SQLite cannot make the two files beside it.
+
+    A process that ended instead would be given up by many a supervisor. Raises ConfigError where waiting is no help.
+    """
+    said = ""
+    while True:
+        try:
+            return SiteDb(home)
+        except UnreachableError as fault:
+            if fault.what != said:
+                fix = (fault.fix or "").removesuffix(", and start again")
+                log.warning("waiting: %s (%s); %s. It is tried again meanwhile", fault.what, fault.where, fix)
+            said = fault.what
+            pause(WAIT_S)
 
 
 def main(work: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from consortium.domain.codec import to_json
 from consortium.domain.job import Epoch, Fault, LegState
 from consortium.domain.protocol import LegCommand
 from consortium.domain.records import Record, RecordType
-from consortium.errors import UnreachableError, UsageError
+from consortium.errors import ConfigError, UnreachableError, UsageError
 from consortium.keys.signing import SigningKey
 from consortium.ledger.log import Ledger
 from consortium.ledger.origins import check_chain
@@ -22,6 +23,7 @@ from consortium.site.agent.runner import classify
 from consortium.site.agent.server import ServerLine
 from consortium.site.db import SiteDb
 from consortium.site.legs import LegTable, new_leg
+from consortium.site.process import wait_for_room
 from consortium.site.ray_jobs import RayCluster, RayJob, RayStatus
 from tests import builders
 from tests.disk import no_room
@@ -234,6 +236,49 @@ def test_a_full_disk_does_not_end_the_agent(stage: Stage, caplog: pytest.LogCapt
     assert agent._fault is None
     said = [record.getMessage() for record in caplog.records]
     assert f"leases: cannot use {agent.db.path}: disk I/O error; see that its disk has room" in said
+
+
+def test_an_agent_that_starts_on_a_full_disk_waits_for_room_and_says_so_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = world.settings().home
+    SiteDb(home).close()
+    waits = 0
+
+    def pause(_: float) -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 3:
+            room.close()
+
+    with ExitStack() as room:
+        room.enter_context(no_room())
+        db = wait_for_room(home, pause)
+    assert (waits, db.meta("alarm")) == (3, "")
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("waiting: cannot use the site's database: disk I/O error")
+    with pytest.raises(ConfigError, match="not a folder"):
+        wait_for_room(f"{home}/nowhere", pause)
+
+
+def test_leases_found_on_a_full_disk_are_shortened_before_any_is_renewed(stage: Stage) -> None:
+    first, second = stage.world.offer(1), stage.world.offer(2)
+    for offer in (first, second):
+        stage.script.offers[offer.leg] = offer
+        stage.poll()
+    stage.poll()
+    stage.now_ms -= 3_600_000  # the clock is set back while no agent runs
+    stage.agent = stage.start()
+    began_ms = stage.now_ms
+    with no_room(), pytest.raises(sqlite3.OperationalError):
+        stage.agent.runner.shorten_leases()
+    stage.now_ms += 5_000
+    stage.agent.runner.shorten_leases()
+    assert {leg.lease_until_ms for leg in stage.agent.table.active()} == {began_ms + 15_000}
+    stage.poll()
+    assert {leg.lease_until_ms for leg in stage.agent.table.active()} == {stage.now_ms + 15_000}
+    stage.agent.runner.shorten_leases()
+    assert {leg.lease_until_ms for leg in stage.agent.table.active()} == {stage.now_ms + 15_000}, "once is enough"
 
 
 def test_a_transaction_that_the_disk_does_not_take_says_why_and_leaves_none_open(world: World) -> None:

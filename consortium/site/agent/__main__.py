@@ -9,7 +9,7 @@ import sys
 from consortium.keys.trust import Trust
 from consortium.site.agent.loop import Agent
 from consortium.site.db import SiteDb
-from consortium.site.process import arguments, main, only_instance
+from consortium.site.process import arguments, main, only_instance, wait_for_room
 from consortium.site.settings import SiteSettings
 from consortium.site.watch import LogWatch
 
@@ -25,7 +25,9 @@ def run() -> None:
         sys.stderr.write(f"ended: {stood}\n" if stood else "there was no alarm; the next checkpoint is pinned anew\n")
         return
     _held = only_instance(settings, "agent")
+    held = wait_for_room(settings.home)
     agent = Agent(settings)
+    held.close()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
     log.info("agent of %s: code %s…", settings.site.id, agent.code[:19])

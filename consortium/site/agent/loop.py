@@ -82,7 +82,7 @@ class Agent:
         """Work until told to stop. Legs go on without the agent, up to their lease."""
         for name, fault in self.documents.refresh(self.clock.now_ms()).items():
             log.warning("%s: %s", name, fault)
-        self._attempt("leases", self.runner.shorten_leases)
+        self._attempt("leases", self.runner.shorten_leases)  # before any thread looks at them
         jobs = (("poll", self._poll_loop), ("runner", self._runner_loop), ("ship", self._ship_loop))
         threads = [threading.Thread(target=self._guarded, args=(job,), name=name) for name, job in jobs]
         for thread in threads:
@@ -155,6 +155,7 @@ class Agent:
                 reason = command.reason or "stopped by the consortium"
                 self.runner.stop(leg, LegState.STOPPED, reason, keep_s=command.keep_s)
         renewed = set(response.renewed)
+        self.runner.shorten_leases()  # or it would cut, later, what is renewed here
         for leg in self.table.active():
             if leg.offer.leg in renewed and lease_until_ms > leg.lease_until_ms:
                 self.table.change(leg, lease_until_ms=lease_until_ms)
@@ -206,6 +207,7 @@ class Agent:
         try:
             while not self.stopping.is_set():
                 self._work.clear()
+                self._attempt("leases", self.runner.shorten_leases)
                 self._attempt("ray", self.runner.step)
                 self._looked.set()
                 self._work.wait(RUNNER_S)

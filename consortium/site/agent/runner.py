@@ -60,6 +60,8 @@ class Runner:
         self.unhealthy = "Ray has not answered yet"
         """Why the cluster cannot be used; empty while it answers."""
         self._failures = 0
+        self._began_ms: int | None = None
+        self._shortened = False
         self._stopped_at: dict[str, int] = {}
         self._unwritten: dict[str, tuple[LegState, str, Fault | None]] = {}
         """Stops of legs that the disk did not take: how each ends, why, and by whose fault."""
@@ -113,14 +115,20 @@ class Runner:
             self.stop(leg, LegState.LOST, reason, Fault.SITE)
 
     def shorten_leases(self) -> None:
-        """Take the skew off every lease, and leave none longer than the server makes them: when an agent starts.
+        """Take the skew off every lease, and leave none longer than the server makes them: once, when an agent starts.
 
-        The wall clock may have moved while none ran.
+        The wall clock may have moved while none ran. On a full disk it is tried again, and no lease is renewed before.
         """
-        now, lease_ms = self.now_ms(), int(self.db.meta("lease_ms", "0"))
-        for leg in self.table.active():
-            until_ms = leg.lease_until_ms - self.settings.max_skew_ms
-            self.table.change(leg, lease_until_ms=min(until_ms, now + lease_ms) if lease_ms else until_ms)
+        if self._shortened:
+            return
+        self._began_ms = self.now_ms() if self._began_ms is None else self._began_ms
+        with self.db.write() as write:
+            lease_ms = int(self.db.meta("lease_ms", "0"))
+            for leg in () if self._shortened else self.table.active():
+                until_ms = leg.lease_until_ms - self.settings.max_skew_ms
+                cut_ms = min(until_ms, self._began_ms + lease_ms) if lease_ms else until_ms
+                self.table.change(leg, write, lease_until_ms=cut_ms)
+        self._shortened = True
 
     def stop(self, leg: SiteLeg, final: LegState, reason: str, fault: Fault | None = None, *, keep_s: int = 0) -> None:
         """Begin to stop an active leg; a held one never ran and ends at once.
