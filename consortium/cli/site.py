@@ -48,7 +48,7 @@ def sites(as_json: Json = False, person: As = "") -> None:
                 row["flavor"],
                 row["gpus"],
                 row["gpus_held"],
-                "yes" if row["healthy"] else f"no: {row['unhealthy_reason']}",
+                _health(row),
                 when(int(row["last_contact_ms"])),
                 "; ".join(_out_of_service(row)) or "-",
             )
@@ -200,6 +200,12 @@ def _interval(row: dict[str, Any]) -> str:
     whom = f" for {row['account']}" if row["account"] else ""
     where = f"{row['site']} ({', '.join(row['nodes']) or 'all nodes'})"
     return f"{row['kind']}{whom} at {where}, {when(int(row['start_ms']))} to {when(int(row['end_ms']))} UTC"
+
+
+def _health(row: dict[str, Any]) -> str:
+    said = "yes" if row["healthy"] else f"no: {row['unhealthy_reason']}"
+    refused = row.get("records_refused", "")
+    return f"{said}; its records are refused: {refused}" if refused else said
 
 
 def _out_of_service(row: dict[str, Any]) -> list[str]:

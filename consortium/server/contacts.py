@@ -1,6 +1,7 @@
-"""When sites and legs were last heard of. Kept in memory: after a restart everybody counts as heard of just now.
+"""When sites and legs were last heard of, and whose records are refused.
 
-That errs on the safe side, because a leg is only ever given to somebody else after its lease has run out.
+Kept in memory: after a restart everybody counts as heard of just now. That errs on the safe side,
+because a leg is only ever given to somebody else after its lease has run out.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Contacts:
         self._legs: dict[tuple[str, Epoch], int] = {}
         self._reports: dict[tuple[str, Epoch], str] = {}
         self._stops: set[tuple[str, Epoch]] = set()
+        self._refused: dict[str, str] = {}
 
     def heard_site(self, site: str, now_ms: int, *, healthy: bool = True) -> None:
         """A site called, and said whether it can run legs."""
@@ -45,6 +47,21 @@ class Contacts:
         """The latest moment the site can have been fit to run legs: its last healthy call, or this server's start."""
         with self._mutex:
             return self._fit.get(site, self._start_ms)
+
+    def refused(self, site: str, why: str) -> bool:
+        """The site's next record is refused: until that ends nothing after it comes in. Whether `why` is new.
+
+        An empty `why` says that its records are taken.
+        """
+        with self._mutex:
+            known = self._refused.get(site, "")
+            self._refused[site] = why
+            return why != known
+
+    def records_refused(self, site: str) -> str:
+        """Why the site's records were refused when it last sent some; empty where they were taken."""
+        with self._mutex:
+            return self._refused.get(site, "")
 
     def renew(self, leg: str, epoch: Epoch, now_ms: int) -> None:
         """A poll renewed the lease of a leg's epoch."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from consortium.domain.codec import to_json
 from consortium.domain.data import ArtifactClass, Crossing, CrossingSide
 from consortium.domain.job import Resources
 from consortium.domain.records import RecordType, UsageRow
@@ -39,6 +40,23 @@ def test_duplicates_are_passed_over_and_a_gap_names_the_expected_number(fed: Any
     assert site.push().json() == {"acked_seq": 4}
     assert site.poll().acked_seq == 4
     assert len(fed.until(lambda: (r := fed.typed("fr-1")) and len(r) == 5 and r)) == 5
+
+
+def test_a_site_whose_records_are_refused_is_shown_with_the_reason_until_they_are_taken(fed: Any) -> None:
+    def shown() -> str:
+        return str(next(row["records_refused"] for row in fed.get("/v1/sites") if row["id"] == "uy-1"))
+
+    site = fed.site("uy-1")
+    good = site.record(RecordType.DOWNTIME, {"why": "power"})
+    newer = {**to_json(good), "type": "weather"}
+    for _ in range(2):
+        assert site.post("/v1/sites/uy-1/records", {"records": [newer]}).status_code == 422
+    assert "weather" in shown() or "type" in shown()
+    assert fed.log().count("uy-1 has records that are refused") == 1
+    assert site.push(good).status_code == 200
+    assert shown() == ""
+    assert site.push(replace(good, seq=7)).status_code == 409
+    assert shown() == "", "a gap closes by itself"
 
 
 def test_overlapping_usage_is_kept_but_billed_once(fed: Any) -> None:

@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from consortium.errors import ConsortiumError
+
 
 class Heard(NamedTuple):
     method: str
@@ -40,7 +42,10 @@ class App:
             return 503, {"type": "urn:consortium:unreachable", "detail": "away", "status": 503}
         for method, pattern, handler in self.routes:
             if method == heard.method and pattern.fullmatch(heard.path):
-                return 200, handler(heard.body, query)
+                try:
+                    return 200, handler(heard.body, query)
+                except ConsortiumError as fault:
+                    return fault.status, {"type": f"urn:consortium:{fault.slug}", "detail": fault.what}
         return 404, {"type": "urn:consortium:not-found", "detail": heard.path, "status": 404}
 
 

@@ -18,7 +18,7 @@ from consortium.errors import ConfigError, UnreachableError, UsageError
 from consortium.keys.signing import SigningKey
 from consortium.ledger.log import Ledger
 from consortium.ledger.origins import check_chain
-from consortium.site.agent.loop import RESULTS_BYTES, Agent
+from consortium.site.agent.loop import RECORDS, RESULTS_BYTES, Agent
 from consortium.site.agent.runner import classify
 from consortium.site.agent.server import ServerLine
 from consortium.site.db import SiteDb
@@ -505,6 +505,28 @@ def test_a_server_that_lost_records_gets_them_again(stage: Stage) -> None:
     stage.poll()
     stage.agent._send_records(stage.line)
     assert [record.seq for record in stage.script.records] == [0, 1]
+
+
+def test_a_record_that_is_refused_holds_back_none_of_those_before_it(stage: Stage) -> None:
+    for number in range(RECORDS + 7):
+        with stage.agent.db.write() as write:
+            stage.agent.outbox.add(write, RecordType.DOWNTIME, {"n": number}, stage.now_ms)
+    taken, refused = stage.script.take, [RECORDS - 37]
+
+    def take(records: list[Record]) -> int:
+        if {record.seq for record in records} & set(refused):
+            raise UsageError("a record of a later release")
+        return taken(records)
+
+    stage.script.take = take  # type: ignore[method-assign]
+    stage.poll()
+    for _ in range(2):
+        with pytest.raises(UsageError, match="later release"):
+            stage.agent._send_records(stage.line)
+        assert len(stage.script.records) == RECORDS - 37
+    refused.clear()  # the server is upgraded
+    stage.agent._send_records(stage.line)
+    assert len(stage.script.records) == RECORDS + 7
 
 
 def test_a_ray_head_that_is_away_makes_the_site_unhealthy(stage: Stage) -> None:

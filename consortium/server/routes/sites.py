@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from anyio import to_thread
@@ -15,7 +16,15 @@ from consortium.domain.ids import partner_of
 from consortium.domain.protocol import PollRequest
 from consortium.domain.records import Record
 from consortium.domain.training import Commit, Verdict
-from consortium.errors import ForbiddenError, NotFoundError, PolicyDeniedError, UsageError
+from consortium.errors import (
+    ConflictError,
+    ConsortiumError,
+    ForbiddenError,
+    NotFoundError,
+    PolicyDeniedError,
+    UsageError,
+    VerificationError,
+)
 from consortium.keys.signing import verify_value
 from consortium.policy import CONSORTIUM, log_request, release_request
 from consortium.server import amounts, rounds
@@ -27,6 +36,7 @@ from consortium.state import data
 from consortium.state import jobs as store
 from consortium.state import records as chains
 
+logger = logging.getLogger(__name__)
 router = APIRouter(tags=["sites"])
 MAX_PIECE_CHARS = 1 << 20
 Json = dict[str, Any]
@@ -87,11 +97,24 @@ def records(site: str, body: RecordBatch, core: CoreArg, caller: SiteArg) -> Jso
     """Take a site's records: numbered without gaps, chained, signed."""
     own_site(site, caller)
     key = core.federation.site(site).signing_key
-    taken = [from_json(Record, item, where=f"record of {site}") for item in body.records]
-    with core.db.write() as connection:
-        acked = chains.take_site_records(connection, site, key, taken, core.clock.now_ms())
+    try:
+        taken = [from_json(Record, item, where=f"record of {site}") for item in body.records]
+        with core.db.write() as connection:
+            acked = chains.take_site_records(connection, site, key, taken, core.clock.now_ms())
+    except (UsageError, VerificationError) as fault:
+        if type(fault) is not ConflictError:  # a gap closes by itself, at the next poll
+            _say_refused(core, site, fault)
+        raise
+    if core.contacts.refused(site, ""):
+        logger.info("records of %s are taken again", site)
     core.bell.set()
     return {"acked_seq": acked}
+
+
+def _say_refused(core: Core, site: str, fault: ConsortiumError) -> None:
+    why = f"{fault.where or 'its records'}: {fault.what}"
+    if core.contacts.refused(site, why):
+        logger.warning("%s has records that are refused, and none after them come in: %s", site, why)
 
 
 @router.post("/jobs/{job}/artifacts")

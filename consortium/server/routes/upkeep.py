@@ -245,6 +245,7 @@ def _sites(core: Core) -> list[Json]:
             "state": core.site_state(site.id, stored.get(site.id)).value,
             "healthy": status.healthy,
             "unhealthy_reason": status.unhealthy_reason if last_contact_ms else "it never called",
+            "records_refused": core.contacts.records_refused(site.id),
             "flavor": site.flavor.id,
             "gpus": site.gpus,
             "gpus_held": held.get(site.id, 0),

@@ -18,7 +18,7 @@ from consortium import PROTOCOL_VERSION
 from consortium.domain.job import LegState
 from consortium.domain.protocol import LegOffer, PollRequest, PollResponse
 from consortium.domain.records import RecordType
-from consortium.errors import ConsortiumError
+from consortium.errors import ConsortiumError, UnreachableError
 from consortium.keys.code import code_digest
 from consortium.keys.signing import SigningKey
 from consortium.keys.trust import Trust
@@ -42,6 +42,8 @@ LOGS_S = 3.0
 FIRST_LOOK_S = 5.0
 LAST_S = 5.0
 """How long the last records wait for the last usage."""
+RECORDS = 200
+"""Sent in one call: fewer, down to one, while the server refuses what is among them."""
 RESULTS_BYTES = 4 << 20
 """Of the results in one poll, unless a single one is larger: every poll renews the leases of all legs, in time."""
 log = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class Agent:
             table=self.table,
         )
         self._server_holds: int | None = None
+        self._batch = RECORDS
         self._carried = 0
         """Bytes of the results in the last poll."""
         self._said: dict[str, str] = {}
@@ -232,13 +235,23 @@ class Agent:
         server.close()
 
     def _send_records(self, server: ServerLine) -> None:
+        """Send what the server lacks. Where it refuses some, what comes before the first that it refuses goes alone."""
         while (held := self._server_holds) is not None:
-            records = self.outbox.after(held)
+            records = self.outbox.after(held, self._batch)
             if not records:
                 return
-            self._server_holds = taken = server.send_records(records)
+            try:
+                self._server_holds = taken = server.send_records(records)
+            except UnreachableError:
+                raise
+            except ConsortiumError:
+                if len(records) == 1:
+                    raise
+                self._batch = len(records) // 2
+                continue
             if taken <= held:
                 return  # it took none of them: they go again in a while, not at once
+            self._batch = min(2 * self._batch, RECORDS)
 
     def _attempt(self, what: str, work: Callable[[], None]) -> None:
         """Do one round of work; a fault that may pass, such as a full disk, is said once and tried again."""
