@@ -248,7 +248,7 @@ class Engine:
         kept_ms = ran_ms - ran_ms % every_ms if every_ms else 0
         course.gain_ms = ran_ms if checkpoint else kept_ms
         course.stopping = True
-        left_ms = course.job.walltime_s * 1000 - course.kept_ms - ran_ms
+        left_ms = course.job.walltime_s * 1000 - ran_ms
         stop_ms = min(self._settings.stop_s * 1000, left_ms)  # at its walltime's end it is killed
         self._push(self.now_ms + stop_ms, Happens.STOPPED, course, course.attempt)
         return ran_ms - course.gain_ms + stop_ms

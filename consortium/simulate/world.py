@@ -126,7 +126,7 @@ class Borders:
 
 
 def pending(job: Job, borders: Borders, *, done_ms: int = 0, expected_s: int = 0) -> PendingJob:
-    """Return the job as the scheduler sees it while it waits. What checkpoints keep counts towards its walltime."""
+    """Return the job as the scheduler sees it while it waits: with all of its walltime, whatever checkpoints kept."""
     at = job.gang or (job.allowed if len(job.allowed) == 1 else ())
     return PendingJob(
         id=job.id,
@@ -136,7 +136,7 @@ def pending(job: Job, borders: Borders, *, done_ms: int = 0, expected_s: int = 0
         gpus=job.gpus,
         gpus_per_worker=job.gpus_per_worker,
         flavors=job.flavors,
-        walltime_s=job.walltime_s - done_ms // 1000,
+        walltime_s=job.walltime_s,
         sites=at,
         min_sites=max(1, len(job.gang)),
         done_ms=done_ms,

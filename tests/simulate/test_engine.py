@@ -62,6 +62,18 @@ def test_an_eviction_costs_the_work_since_the_checkpoint_and_two_minutes() -> No
     assert [event.t_ms for event in events if event.kind is Kind.PREEMPT] == [4_120_000]
 
 
+def test_an_evicted_job_waits_with_all_of_its_walltime_as_in_the_server() -> None:
+    """The rest of it, 6400 s, would end before the window of 16,200 s; all of it, 10,000 s, would not."""
+    jobs = BORROWED | {
+        "borrower": _entry(run_s=9000, at_s=60, walltime_s=10_000),
+        "owner": _entry(account="de", at_s=4000, walltime_s=4000),
+    }
+    windows = {"upkeep": WindowEntry(kind=WindowKind.MAINTENANCE, site="de-1", from_h=4.5, until_h=5)}
+    _, events = _run(scenario(jobs=jobs, windows=windows))
+    starts = [event.t_ms for event in events if event.kind is Kind.START and event.job.id == "borrower"]
+    assert starts == [60_000, 18_000_000]
+
+
 def test_a_job_without_checkpoints_starts_again_from_nothing() -> None:
     jobs = BORROWED | {"borrower": _entry(run_s=9000, at_s=60, checkpoint_every_s=0)}
     engine, _ = _run(scenario(jobs=jobs))
