@@ -67,7 +67,8 @@ def _talk(first: dict[str, Any], follow: bool) -> None:
         say(f"{name} keeps its logs at home: its partner's policy does not release them")
     if not first["next"] and not first["withheld"]:
         if first["final"]:
-            say("no log: the job ended without one")
+            say("no log: the job ended without one, or its sites sent none within a week of its end")
+            say("  what was written lies in each site's private store, under jobs/JOB/logs/")
         else:
             say("no log yet" + ("; it is shown as it comes" if follow else ""))
 

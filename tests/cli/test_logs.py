@@ -65,7 +65,11 @@ def test_followed_json_is_a_line_for_what_is_new(call: Call, monkeypatch: pytest
     ("first", "said"),
     [
         (page(0), "no log yet\n"),
-        (page(0, final=True), "no log: the job ended without one\n"),
+        (
+            page(0, final=True),
+            "no log: the job ended without one, or its sites sent none within a week of its end\n"
+            "  what was written lies in each site's private store, under jobs/JOB/logs/\n",
+        ),
         (page(0, withheld=("uy-1",)), "uy-1 keeps its logs at home: its partner's policy does not release them\n"),
         (page(1, "a\n", final=True), ""),
     ],
