@@ -18,9 +18,10 @@ from consortium.server import tasks
 from consortium.server.core import Core
 from consortium.state import jobs, rounds
 from consortium.state import tables as t
-from consortium.state.data import said_of_states
+from consortium.state.data import agreements, said_of_states
 from consortium.state.evict import wait_again
 from consortium.state.sites import SiteStatus, all_sites
+from consortium.train.disputes import beginning
 
 AT_WORK = (LegState.OFFERED, LegState.HELD, LegState.STARTING, LegState.RUNNING)
 
@@ -145,12 +146,19 @@ def outer_number(job: Job, name: str) -> int:
 
 
 def begins(connection: Connection, job: Job, site: str) -> bool:
-    """Whether a training's other legs wait for a site: the first of an attempt draws what training begins with."""
+    """Whether a training's other legs wait for a site: the first of an attempt draws what training begins with.
+
+    Not where round 1 takes no commits any more: who holds no state then joins.
+    """
     start, attempt = job.spec.params.get("start"), job.attempt
     resumes = isinstance(start, dict) and bool(start.get("resume"))
-    first = min((leg.site for leg in attempt.legs), default="") if attempt else ""
-    trains = job.spec.kind is JobKind.PRETRAIN and not resumes
-    return trains and site == first and not said_of_states(connection, job.id)
+    sites = [leg.site for leg in attempt.legs] if attempt else []
+    begun = rounds.find(connection, job.id, 1)
+    if job.spec.kind is not JobKind.PRETRAIN or resumes or site != min(sites, default=""):
+        return False
+    if begun is not None and begun.phase is not RoundPhase.OPEN:
+        return False
+    return not beginning(sites, agreements(connection, job.id, "outer/0"), resumed=False)
 
 
 def awaited(core: Core, row: Row[Any], site: SiteStatus | None) -> bool:

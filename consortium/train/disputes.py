@@ -78,13 +78,18 @@ def holding(current: Round) -> str:
 def beginning(sites: Iterable[str], said: Mapping[str, str], *, resumed: bool) -> str:
     """Return the digest of the state before round 1; empty where there is none.
 
-    The first of the job's sites draws it and sends it to the others, so its word alone counts. Where each site brought
-    its own of an earlier job it is what most of those hold that say so.
+    The first of the attempt's sites draws it and sends it to the others, so its word alone counts. While it said
+    nothing, what a site before it had drawn that was withdrawn since counts where one of the attempt's says that it has
+    that. Where each site brought its own of an earlier job it is what most of those hold that say so.
     """
-    if not resumed:
-        return said.get(min(sites, default=""), "")
-    counted = {site: said[site] for site in sites if site in said}
-    return chosen(counted, counted) or ""
+    here = sorted(sites)
+    counted = {site: said[site] for site in here if site in said}
+    if resumed:
+        return chosen(counted, counted) or ""
+    earlier = min(said, default="")
+    if here and here[0] not in said and earlier < here[0]:
+        return said[earlier] if said.get(earlier, "") in counted.values() else ""
+    return said.get(here[0], "") if here else ""
 
 
 def settle(current: Round, recomputed: Mapping[str, Recomputed]) -> Settlement:

@@ -118,7 +118,7 @@ class FederatedLeg:
     def _run(self) -> OuterState:
         self._book.note(self._params.outer)
         beginning = Beginning(self._exchange, self._keep, self._talk, self._params, self._origin)
-        state = self._keep.newest(self._size)
+        state = beginning.kept(self._size)
         if state is not None:
             self._talk.joining.welcome(state)
         else:

@@ -13,6 +13,7 @@ from consortium.domain.training import Certificate, Commit, Round, RoundPhase
 from consortium.errors import ConflictError, ConsortiumError, NotFoundError, UnreachableError, VerificationError
 from consortium.train import parcels
 from consortium.train.codes import FP32, Code
+from consortium.train.disputes import beginning
 from consortium.train.exchange import Exchange
 from consortium.train.keep import Contribution
 from consortium.train.outer import Vector, finite, from_bytes
@@ -92,19 +93,25 @@ class Peers:
         """Let go of the contributions of a round that is over, but for those owed to somebody."""
         self._received.clear({debt.digest for debt in self._owed})
 
-    def receive_initial(self) -> Vector:
-        """Return the initial state that the first peer published: nobody else's word counts for it."""
-        publisher = self.sites[0]
-        self._exchange.progress(phase="waiting for the initial state", site=publisher)
+    def initial(self) -> str:
+        """Return the digest of the initial state once there is one (`disputes.beginning`)."""
+        self._exchange.progress(phase="waiting for the initial state", site=self.sites[0])
         for _ in self.patiently():
-            agreed = self._exchange.agreements("outer/0").get(publisher)
-            if agreed is None and self.site != publisher:
-                continue
+            if digest := beginning(self.sites, self._exchange.agreements("outer/0"), resumed=False):
+                return digest
+        raise AssertionError("waiting ends only with a result")
+
+    def receive_initial(self) -> Vector:
+        """Return the initial state, whoever sends it."""
+        agreed = self.initial()
+        known = self._exchange.agreements("outer/0")
+        publisher = min(site for site in self.sites if known.get(site) == agreed)
+        for _ in self.patiently():
             try:
                 data = parcels.fetch(
                     self._exchange,
                     ArtifactClass.OUTER_STATE,
-                    agreed or "",
+                    agreed,
                     round=0,
                     first=publisher,
                     most_bytes=4 * self._size,

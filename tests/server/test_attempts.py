@@ -103,6 +103,19 @@ def test_a_job_is_placed_again_where_the_site_is_withdrawn_whose_first_state_the
     assert running.now().state is state
 
 
+@pytest.mark.parametrize(("holds", "state"), [((), JobState.FAILED), (("uy-1",), JobState.RUNNING)])
+def test_what_a_withdrawn_site_drew_counts_where_one_that_is_left_says_that_it_has_it(
+    parts: tuple[Core, Fed], holds: tuple[str, ...], state: JobState
+) -> None:
+    core, fed = parts
+    running = Running(core, fed, "fr-1", "uy-1", min_sites=1)
+    for site in ("de-1", *holds):
+        running.publishes(site, "outer/0")
+    failed_too_often(running, "fr-1")
+    running.says("fr-1", LegState.FAILED, fault=Fault.SITE, reason="it broke")
+    assert running.now().state is state, "without it uy-1 would wait for what nobody draws"
+
+
 @pytest.mark.parametrize(("runs", "begun", "state"), [
     (False, False, JobState.FAILED), (True, False, JobState.FAILED), (True, True, JobState.RUNNING),
 ])  # fmt: skip
