@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
+from consortium.domain.data import ArtifactClass
 from consortium.domain.decision import Denial, Reason, ReasonCode
 from consortium.domain.job import Job, JobKind, JobState, Leg, LegState
 from consortium.domain.records import RecordType
@@ -18,7 +19,7 @@ from consortium.server import tasks
 from consortium.server.core import Core
 from consortium.state import jobs, rounds
 from consortium.state import tables as t
-from consortium.state.data import agreements, said_of_states
+from consortium.state.data import agreements, artifacts_for, said_of_states
 from consortium.state.evict import wait_again
 from consortium.state.sites import SiteStatus, all_sites
 from consortium.train.disputes import beginning
@@ -100,12 +101,19 @@ def settle(core: Core, connection: Connection, job_id: str) -> None:
         return
     legs = job.attempt.legs
     done = [leg for leg in legs if leg.state is LegState.SUCCEEDED]
+    waiting = {row.id: row for row in jobs.waiting_legs(connection)}
     if live := [leg for leg in legs if leg.state in jobs.LIVE]:
-        if len(done) >= job.spec.min_sites and all(too_late(connection, job, leg.site) for leg in live):
+        if not all(too_late(connection, job, leg.site) for leg in live):
+            return
+        if len(done) >= job.spec.min_sites:
             stop_legs(connection, job_id, "the training is over, and nobody is left to join", core.clock.now_ms())
+            return
+        stops = any(leg.state not in AT_WORK for leg in live)  # what comes of that is seen once they have
+        to_come = [leg for leg in legs if leg in live or leg.id in waiting]
+        if not stops and not any(_has_a_state(connection, job, leg.site) for leg in to_come):
+            end_job(core, connection, job_id, JobState.FAILED, _over_without(job, live, len(done)))
         return
     stored = all_sites(connection)
-    waiting = {row.id: row for row in jobs.waiting_legs(connection)}
     for leg in legs:
         if leg.id in waiting and awaited(core, waiting[leg.id], stored.get(leg.site)):
             return
@@ -137,6 +145,28 @@ def too_late(connection: Connection, job: Job, site: str) -> bool:
     last = rounds.find(connection, job.id, outer_number(job, "rounds"))
     closed = last is not None and last.phase is RoundPhase.CLOSED
     return closed and site not in said_of_states(connection, job.id)
+
+
+def _has_a_state(connection: Connection, job: Job, site: str) -> bool:
+    """Whether a site whose leg has yet to end holds a state of a training that is over, or was sent one to end with."""
+    if not too_late(connection, job, site):
+        return True
+    sent = artifacts_for(connection, job.id, site, round=outer_number(job, "rounds"))
+    return any(artifact.artifact_class is ArtifactClass.OUTER_STATE for artifact in sent)
+
+
+def _over_without(job: Job, live: list[Leg], done: int) -> Reason:
+    """Return why a training fails whose last round is closed and whose legs cannot all come to an end."""
+    late = ", ".join(leg.site for leg in live)
+    fewer = f"; min_sites={done} asks for no more sites" if done else ""
+    return Reason(
+        code=ReasonCode.GANG_PARTNER,
+        message=f"the training is over at {done} of the {job.spec.min_sites} sites that must succeed; {late} holds no "
+        "state, and nobody is left to send it one",
+        numbers={"succeeded": done, "min_sites": job.spec.min_sites},
+        site=live[0].site,
+        fix=f"start.job={job.id} goes on from the model that the others keep{fewer}",
+    )
 
 
 def outer_number(job: Job, name: str) -> int:

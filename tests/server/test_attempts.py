@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from consortium.domain.data import Artifact, ArtifactClass
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Fault, JobState, LegState
 from consortium.domain.partner import Role
@@ -13,7 +14,7 @@ from consortium.keys.signing import sign_value
 from consortium.keys.tokens import Claims
 from consortium.server import faults, rulings
 from consortium.server.core import Core
-from consortium.state import jobs, nodes, rounds
+from consortium.state import data, jobs, nodes, rounds
 from consortium.state.evict import evict
 from tests.server.conftest import Fed
 from tests.server.placed import RESULT, Running
@@ -196,6 +197,36 @@ def test_a_site_that_holds_nothing_when_the_others_are_through_is_not_waited_for
     assert late is (LegState.RUNNING if holds else LegState.STOPPING)
     running.says("fr-1", LegState.STOPPED if late is LegState.STOPPING else LegState.SUCCEEDED, result=RESULT)
     assert running.now().state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize(("sent", "leaves", "state"), [
+    (False, False, JobState.FAILED), (True, False, JobState.RUNNING), (False, True, JobState.RUNNING),
+])  # fmt: skip
+def test_a_training_that_is_over_fails_at_once_where_too_few_sites_hold_a_state_to_end_with(
+    parts: tuple[Core, Fed], sent: bool, leaves: bool, state: JobState
+) -> None:
+    core, fed = parts
+    running = Running(core, fed, "de-1", "fr-1", min_sites=2)
+    with core.db.write() as connection:
+        rounds.open_round(connection, running.job, 4, ["de-1"], "", 1)
+        rounds.change(connection, running.job, 4, phase="closed")
+        if sent:
+            whole = Artifact(job=running.job, artifact_class=ArtifactClass.OUTER_STATE, name="outer-4", round=4,
+                             sender="de-1", recipients=("fr-1",), digest="sha256:o", key="k", size_bytes=1)  # fmt: skip
+            data.announce(connection, whole, 1)
+    running.publishes("de-1", "outer/0")
+    attempt = running.now().attempt
+    assert attempt is not None
+    if leaves:
+        with core.db.write() as connection:
+            jobs.set_leg(connection, attempt.legs[1], LegState.STOPPING, 1, reason="withdrawn")
+    running.says("de-1", LegState.SUCCEEDED, result=RESULT)
+    job = running.now()
+    assert job.state is state
+    if state is JobState.FAILED:
+        assert job.reason is not None
+        assert "over at 1 of the 2 sites that must succeed; fr-1 holds no state" in job.reason.message
+        assert f"start.job={job.id}" in job.reason.fix
 
 
 def test_a_site_in_backoff_that_holds_nothing_is_not_offered_a_training_that_is_over(parts: tuple[Core, Fed]) -> None:
