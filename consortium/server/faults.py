@@ -18,6 +18,7 @@ from consortium.scheduler import PendingJob, SiteView, Snapshot, schedule
 from consortium.server import legs, nodes, rulings, snapshots, tasks
 from consortium.server.core import Core
 from consortium.state import jobs
+from consortium.state.evict import evict
 from consortium.state.nodes import add_fault, count_faults
 from consortium.state.sites import all_sites
 
@@ -97,11 +98,13 @@ def without_site(core: Core, connection: Connection, leg: Leg) -> None:
     """Settle a job one of whose legs waits at a site that is gone.
 
     Where no other leg is at work, nor soon to be, and the job has not ended with that, it goes back in line: a leg that
-    waits keeps its GPUs and quota.
+    waits keeps its GPUs and quota. So it does where those at work wait for this leg alone, as where rulings leave them
+    out of the rounds.
     """
     legs.settle(core, connection, leg.job)
     job, stored = jobs.find_job(connection, leg.job), all_sites(connection)
-    if job.state.final or any(other.state in jobs.LIVE for other in _attempt(job, leg.attempt).legs):
+    at_work = any(other.state in jobs.LIVE for other in _attempt(job, leg.attempt).legs)
+    if job.state.final or (at_work and rulings.can_do_without(connection, job, leg)):
         return
     waiting = [row for row in jobs.waiting_legs(connection) if row.attempt == leg.attempt]
     if any(legs.awaited(core, row, stored.get(row.site)) for row in waiting):
@@ -109,7 +112,10 @@ def without_site(core: Core, connection: Connection, leg: Leg) -> None:
     away = core.ailment(leg.site, stored.get(leg.site)) or "gone"
     message = f"{leg.site} is {away}, where it was to be tried again; last: {leg.reason}"
     reason = Reason(code=ReasonCode.HELD, message=message, site=leg.site)
-    legs.release(core, connection, leg.job, reason, core.clock.now_ms())
+    if at_work:
+        evict(connection, leg.job, reason, core.clock.now_ms())
+    else:
+        legs.release(core, connection, leg.job, reason, core.clock.now_ms())
 
 
 def _note(core: Core, connection: Connection, leg: Leg, fault: Fault, reason: str, now_ms: int) -> int:

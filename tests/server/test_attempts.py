@@ -7,15 +7,16 @@ import pytest
 from consortium.domain.data import Artifact, ArtifactClass
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Fault, JobState, LegState
-from consortium.domain.partner import Role
+from consortium.domain.partner import Role, SiteState
 from consortium.domain.training import Commit, Ruling
 from consortium.errors import ConflictError
 from consortium.keys.signing import sign_value
 from consortium.keys.tokens import Claims
-from consortium.server import faults, rulings
+from consortium.server import faults, loop, rulings
 from consortium.server.core import Core
 from consortium.state import data, jobs, nodes, rounds
 from consortium.state.evict import evict
+from consortium.state.sites import update_site
 from tests.server.conftest import Fed
 from tests.server.placed import RESULT, Running
 
@@ -146,6 +147,33 @@ def test_no_job_goes_on_with_sites_alone_that_its_rounds_do_not_hear(parts: tupl
     failed_too_often(running, "uy-1")
     running.says("uy-1", LegState.FAILED, fault=Fault.SITE, reason="it broke")
     assert running.now().state is JobState.FAILED
+
+
+@pytest.mark.parametrize(("rejected", "state"), [
+    (("de-1", "fr-1"), JobState.PREEMPTING), (("de-1",), JobState.RUNNING), ((), JobState.RUNNING),
+])  # fmt: skip
+def test_legs_that_rounds_do_not_hear_make_way_where_the_one_they_wait_for_is_to_be_tried_again_at_a_site_that_left(
+    parts: tuple[Core, Fed], rejected: tuple[str, ...], state: JobState
+) -> None:
+    core, fed = parts
+    running = Running(core, fed, "de-1", "fr-1", "uy-1", min_sites=1)
+    running.publishes("de-1", "outer/0")
+    for site in rejected:
+        one = Ruling(job=running.job, round=1, site=site, action="reject", reason="asked to", by="fr/bruno")
+        with core.db.write() as connection:
+            rulings.take_ruling(core, connection, ADMIN, sign_value(fed.people["fr/bruno"], one))
+    running.says("uy-1", LegState.FAILED, fault=Fault.SITE, reason="it broke")
+    attempt = running.now().attempt
+    assert attempt is not None
+    with core.db.write() as connection:
+        jobs.set_retry(connection, attempt.legs[2].id, 1)
+        update_site(connection, "uy-1", state=SiteState.WITHDRAWN)
+    loop._offer_again(core)
+    assert running.now().state is state
+    if state is JobState.PREEMPTING:
+        for site in ("de-1", "fr-1"):
+            running.says(site, LegState.STOPPED)
+        assert (running.now().state, running.attempt_open()) == (JobState.PENDING, False)
 
 
 def test_no_withdrawal_leaves_only_sites_that_have_yet_to_join(parts: tuple[Core, Fed]) -> None:
