@@ -60,7 +60,7 @@ def resumed(
             f"this site keeps {f'rounds {kept[0]} to {kept[-1]}' if kept else 'no outer state'} of {start.job}, "
             f"not its state after round {start.round}",
             where=_where(start),
-            fix="leave the site out of `sites`, or resume from a round that all of them keep: start.round=…",
+            fix=_resumable(keep, kept, params),
         )
     check_same(keep.origin(start.round), wanted, _where(start))
     state = keep.outer(start.round, wanted.layout.size)
@@ -68,6 +68,19 @@ def resumed(
         state = _with_steps_undone(keep, state, params, wanted)
     ahead = None if state.ahead is None else replace(state.ahead, round=1)
     return replace(state, round=0, tokens=0, ahead=ahead)
+
+
+def _resumable(keep: Keep, kept: list[int], params: PretrainConfig) -> str:
+    """Say which command resumes a training from the last state that this site keeps whole at the end of a cycle.
+
+    A round is closed once its digests are published, and kept after that: no site has it where all legs died between.
+    """
+    start, ends = params.start, params.outer.fragments
+    whole = (one for one in reversed(kept) if 0 < one < start.round and not one % ends and not keep.thinned(one))
+    if not (newest := next(whole, 0)):
+        return "leave the site out of `sites`, or submit it as a new job; start.job alone goes on from the model"
+    command = f"consortium submit pretrain --resume {start.job} start.round={newest}"
+    return f"{command}; or leave the site out of `sites`, where the others keep round {start.round}"
 
 
 def _with_steps_undone(keep: Keep, state: OuterState, params: PretrainConfig, wanted: Origin) -> OuterState:

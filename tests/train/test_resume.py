@@ -14,6 +14,7 @@ from consortium.train.again import re_execute
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
 from consortium.train.replay import kept_params, replay
+from consortium.train.start import resumed
 from consortium.train.tokens import open_sequences
 from tests.train.conftest import PARAMS, VOCAB
 from tests.train.hub import JOB, Hub
@@ -83,6 +84,26 @@ def test_it_ends_where_it_would_have_ended_with_no_token_read_twice_or_left_out(
     replayed = replay(again[0].store, JOB, kept_params(again[0].store, JOB))
     assert {one.result for one in replayed} == {"verified"}
     assert all("the momentum it starts from is this site's own word" in one.what for one in replayed)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("fragments", "thinned", "said"), [
+    (1, (), f"consortium submit pretrain --resume {EARLIER} start.round=3;"),
+    (1, (3,), f"consortium submit pretrain --resume {EARLIER} start.round=2;"),
+    (2, (), f"consortium submit pretrain --resume {EARLIER} start.round=2;"),
+    (1, (1, 2, 3), "submit it as a new job"),
+])  # fmt: skip
+def test_a_round_that_was_closed_and_not_kept_any_more_names_the_command_that_resumes(leg, fragments, thinned, said):
+    (site,) = federation(leg, ("fr-1",), params=params(4, fragments=fragments))
+    together([site])
+    for number in thinned:
+        Keep(site.store, JOB).thin(number)
+    site.store.delete(f"jobs/{JOB}/outer/4/state.json")
+    renamed(site.store)
+    asked = PretrainConfig.of(resuming(4, 4, fragments=fragments))
+    with pytest.raises(NotFoundError, match=r"keeps rounds 0 to 3 .* not its state after round 4") as fault:
+        resumed(site.store, asked, Keep(site.store, EARLIER).origin(2), 64)
+    assert said in str(fault.value.fix)
 
 
 class Workers(SpoilingWorker):
