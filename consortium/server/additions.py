@@ -16,7 +16,8 @@ from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Job, JobKind, JobSpec, JobState, SignedSpec, extends
 from consortium.domain.records import RecordType
 from consortium.domain.training import RoundPhase
-from consortium.errors import ConflictError, PolicyDeniedError, UsageError
+from consortium.errors import ConflictError, PolicyDeniedError, UsageError, VerificationError
+from consortium.keys.roster import verify_ruling
 from consortium.keys.tokens import Claims
 from consortium.scheduler import schedule
 from consortium.server import legs, snapshots, submit
@@ -36,13 +37,16 @@ def take_addition(core: Core, claims: Claims, job_id: str, signed: SignedSpec) -
     """Keep an amended spec until the loop lets it take effect; return the sites and inputs that it adds.
 
     Raises PolicyDeniedError where a policy or another rule denies it now, ConflictError where the training takes no
-    sites, UsageError where the spec changes anything else, and what a submission raises.
+    sites, or has a ruling that they could not verify, UsageError where the spec changes anything else, and what a
+    submission raises.
     """
     with core.db.read() as connection:
         job = jobs.find_job(connection, job_id)
         gone = _gone(connection, job)
         judged = submit.judge(core, connection, claims, signed, snapshots.standing(core, connection), gone)
         added = _check(connection, job, signed.spec, judged, gone)
+        if unheard := _unvouched(core, connection, job):
+            raise unheard
     if judged.state is JobState.DENIED and judged.reason is not None:
         raise PolicyDeniedError(
             judged.reason.message, where=judged.reason.site or job.id, fix=judged.reason.fix or None
@@ -85,6 +89,25 @@ def _check(connection: Connection, job: Job, spec: JobSpec, judged: Job, gone: f
     return {"sites": sites, "inputs": [item.id for item in inputs]}
 
 
+def _unvouched(core: Core, connection: Connection, job: Job) -> ConflictError | None:
+    """Return what keeps sites from joining: a ruling that no roster bears out any more.
+
+    Whose gateway verified it goes on; that of a site that is added would read no round from then on, and its leg would
+    fail, and with it the training.
+    """
+    for ruling in rounds.rulings(connection, job.id, legs.outer_number(job, "rounds")):
+        try:
+            verify_ruling(ruling, core.federation.rosters, job.spec.account)
+        except VerificationError as fault:
+            return ConflictError(
+                f"{ruling.by} ruled on {ruling.site} from round {ruling.round} on, and no site that is added could "
+                f"verify that any more: {fault.what}",
+                where=job.id,
+                fix=f"have the roster vouch for {ruling.by} as then; else cancel, and begin anew by start.job={job.id}",
+            )
+    return None
+
+
 def _gone(connection: Connection, job: Job) -> frozenset[str]:
     """Return the sites that were withdrawn from a job, or will be."""
     return frozenset(ruling.site for ruling in rounds.withdrawals(connection) if ruling.job == job.id)
@@ -98,7 +121,8 @@ def add_due(core: Core) -> None:
         due = [one for one in waiting if view is not None and _fits(core, connection, one, view)]
     for one in due:
         with core.db.write() as connection:
-            if _boundary(connection, one.job):
+            vouched = _unvouched(core, connection, jobs.find_job(connection, one.job)) is None
+            if vouched and _boundary(connection, one.job):
                 _add(core, connection, one)
 
 

@@ -11,11 +11,16 @@ import pytest
 from consortium.domain.codec import from_json
 from consortium.domain.data import ArtifactClass
 from consortium.domain.job import JobKind, JobSpec, JobState, LegState, Resources, SignedSpec
-from consortium.server.additions import add_due
+from consortium.domain.training import Ruling
+from consortium.errors import ConflictError
+from consortium.keys.canonical import canonical
+from consortium.keys.roster import Rosters
+from consortium.keys.signing import sign_value
+from consortium.server.additions import add_due, take_addition
 from consortium.state import additions, data, rounds
 from consortium.state.sites import update_site
 from consortium.train.rounds import check_certificate
-from tests.server.placed import Running
+from tests.server.placed import ME, Running
 from tests.server.test_commands import As
 from tests.server.test_commands import person as person
 from tests.server.test_rounds import Training
@@ -139,6 +144,37 @@ def test_no_site_joins_once_the_last_round_is_closed(parts: Any, closed: int, jo
     assert (kept.round, running.now().state) == (joins, state), "the job has four rounds"
 
 
+@pytest.mark.parametrize("vouched", [True, False])
+def test_no_site_joins_a_training_with_a_ruling_that_it_could_not_verify(parts: Any, vouched: bool) -> None:
+    core, fed = parts
+    running = Running(core, fed, *PAIR, min_sites=2)
+    job = running.now()
+    there = fed.new_dataset("uy-1", "tokens-uy-1", artifact_class=ArtifactClass.TOKENS)
+    core.contacts.heard_site("uy-1", core.clock.now_ms())
+    one = Ruling(job=job.id, round=3, site="de-1", action="reject", reason="asked to", by="fr/bruno")
+    with core.db.write() as connection:
+        data.insert_dataset(connection, there, now_ms=1, signer="fr/amelie", signature="x")
+        update_site(connection, "uy-1", healthy=True, last_contact_ms=core.clock.now_ms())
+        for number in (1, 2):
+            rounds.open_round(connection, job.id, number, PAIR, "", 1)
+            rounds.change(connection, job.id, number, phase="closed")
+        rounds.add_ruling(connection, sign_value(fed.people["fr/bruno"], one), 1)
+    if not vouched:
+        left = {person.id: person for person in core.federation.rosters.people if person.id != "fr/bruno"}
+        core.files.current = replace(core.federation, rosters=Rosters(left))
+    wider = replace(job.spec, inputs=(*job.spec.inputs, there.id))
+    signed = SignedSpec(spec=wider, signature=fed.people["fr/amelie"].sign(canonical(wider)))
+    if vouched:
+        take_addition(core, ME, job.id, signed)
+    else:
+        with pytest.raises(ConflictError, match="fr/bruno ruled on de-1 from round 3 on, and no site that is added"):
+            take_addition(core, ME, job.id, signed)
+        with core.db.write() as connection:  # asked for before who ruled left
+            additions.put(connection, job, signed, 1)
+    add_due(core)
+    assert running.now().state is (JobState.PREEMPTING if vouched else JobState.RUNNING)
+
+
 def _fills_uruguay(fed: Any) -> str:
     """A job that takes all GPUs of uy-1."""
     text = fed.dataset("uy-1", f"laws-uy-{secrets.token_hex(3)}")
@@ -160,7 +196,5 @@ def _nothing_else_changes(fed: Any, job: Pair, there: str) -> None:
 
 
 def _add(fed: Any, job: str, spec: JobSpec, key: str = "fr/amelie") -> Any:
-    from consortium.keys.canonical import canonical
-
     body = {"spec": fed.to_json(spec), "signature": fed.people[key].sign(canonical(spec))}
     return fed.call("fr/amelie", "POST", f"/v1/jobs/{job}/additions", body)
