@@ -284,12 +284,13 @@ def _kept(params: PretrainConfig, vocab_size: int, count: int, payload: int) -> 
     """Return the bytes that `keep.py` writes per round.
 
     In the outer state parameters, momentum and residual, in the contribution its payload and its fragment's residual;
-    in both the optimiser's vectors and, where sites go on from their own, their parameters.
+    in both the optimiser's vectors and, where sites go on from their own, their parameters. With `delay` alone those
+    are the outer state's once it is applied, and kept once.
     """
     rule, optimizer = params.outer, memory(params, vocab_size).optimizer
-    carried = 4 * count if rule.fragments > 1 or rule.delay or rule.mix else 0
+    own = 2 if rule.fragments > 1 or rule.mix else 1 if rule.delay else 0
     residual = 0 if rule.code == "fp32" else 4 * count
-    return 8 * count + payload + residual + residual // rule.fragments + 2 * (optimizer + carried)
+    return 8 * count + payload + residual + residual // rule.fragments + 2 * optimizer + own * 4 * count
 
 
 def _warnings(

@@ -97,8 +97,10 @@ def _block_bytes(model: ModelConfig, width: int) -> int:
     """Return the bytes a block keeps per token; products have `width` bytes per element, the stream and norms four.
 
     The stream before both norms, scaled by them, and as it enters a product; queries, keys and values before and after
-    turning; what attention gave, twice, as it is laid out anew; gate, up, silu(gate) and the product of both.
+    turning; what attention gave, twice, as it is laid out anew; gate, up, silu(gate) and the product of both. Dropout
+    keeps what it let through of either branch: a byte per element on CUDA, a number on a CPU.
     """
     keys = model.groups * model.head_dim
     attention = (model.dim + 2 * keys) + (model.dim + keys) + 2 * model.dim
-    return 16 * model.dim + width * (2 * model.dim + attention + 4 * model.hidden)
+    masks = 2 * model.dim * (1 if width == 2 else 4) if model.dropout else 0
+    return 16 * model.dim + masks + width * (2 * model.dim + attention + 4 * model.hidden)

@@ -15,8 +15,12 @@ from consortium.domain.partner import Site
 from consortium.domain.pretraining import PretrainConfig
 from consortium.errors import UsageError
 from consortium.train.codes import Code
-from consortium.train.costs import Costs, Place, costs, fragment_counts
+from consortium.train.costs import Costs, Place, _kept, costs, fragment_counts
 from consortium.train.sizes import flops_per_token, memory, parameter_count
+from tests.train.conftest import PARAMS
+from tests.train.conftest import VOCAB as SMALL
+from tests.train.hub import JOB
+from tests.train.test_leg import federation, together
 
 VOCAB = 32_000
 ROOT = Path(__file__).parents[2]
@@ -67,6 +71,26 @@ def test_a_shared_optimiser_adds_two_bytes_for_each_of_its_numbers(sites, optim,
     assert more == pytest.approx(memory(params, VOCAB).optimizer / 2, rel=1e-6)
     assert least <= more / shared.parameters <= most + 1e-6
     assert shared.kept_round_bytes - alone.kept_round_bytes == more
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("outer", [
+    {}, {"delay": 2}, {"delay": 2, "mix": 0.5}, {"mix": 0.5}, {"delay": 2, "code": "int8"},
+])  # fmt: skip
+def test_what_a_round_keeps_is_what_the_store_takes(leg, outer):
+    given = PARAMS | {"outer": PARAMS["outer"] | outer}
+    (site,) = federation(leg, ("fr-1",), params=given)
+    together([site])
+    params = PretrainConfig.of(given)
+    count = parameter_count(params.model, SMALL)
+    vectors = [
+        site.store.size(key)
+        for room in ("outer", "rounds")
+        for key in site.store.list(f"jobs/{JOB}/{room}/2/")
+        if key.endswith((".f32", ".code"))
+    ]
+    stated = _kept(params, SMALL, count, Code.of(params.outer, 0).bytes_for(count))
+    assert sum(vectors) == stated
 
 
 def test_rounds_that_shorten_do_as_many_steps(sites):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from consortium.config.compose import compose_job
@@ -104,6 +105,19 @@ def test_memory_of_activations_is_what_is_kept(bf16, change):
     copies = estimate.parameters - 4 * parameter_count(config, 96)
     log_softmax = 4 * 4 * 64 * 96
     assert kept_bytes(config, 4, 96, bf16=bf16) == pytest.approx(estimate.activations + copies + log_softmax, rel=0.01)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_memory_of_dropout_is_what_its_masks_take(bf16, monkeypatch):
+    model = {"dim": 128, "layers": 4, "heads": 4, "context": 64}
+    if bf16:  # the kernel of CUDA; that of a CPU keeps a number where this one keeps a byte
+        monkeypatch.setattr(F, "dropout", lambda x, p, training: torch.native_dropout(x, p, training)[0] if p else x)
+    kept = [kept_bytes(ModelConfig(**model, dropout=share), 4, 96, bf16=bf16) for share in (0.0, 0.1)]
+    stated = [
+        memory(PretrainConfig.of(PARAMS | {"model": model | {"dropout": share}}), 96, bf16=bf16).total
+        for share in (0.0, 0.1)
+    ]
+    assert kept[1] - kept[0] == stated[1] - stated[0] == 2 * 4 * 4 * 64 * 128 * (1 if bf16 else 4)
 
 
 def test_memory_of_a_mask_is_kept_once_for_all_blocks():
