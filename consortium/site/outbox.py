@@ -18,6 +18,9 @@ from consortium.keys.canonical import digest_json
 from consortium.keys.signing import SigningKey, sign_value
 from consortium.site.db import SiteDb
 
+BATCH_BYTES = 4 << 20
+"""Of the records in one call, unless a single one is larger: the gateway takes no call of more than 8 MiB."""
+
 
 class Outbox:
     """Adds records inside the caller's transaction, so that a fact and its record are committed together."""
@@ -68,9 +71,16 @@ class Outbox:
         return int(row["seq"])
 
     def after(self, seq: int, limit: int = 200) -> tuple[Record, ...]:
-        """Return the records that follow number `seq`, oldest first."""
+        """Return the records that follow number `seq`, oldest first: as many as one call may carry."""
         rows = self.db.read().execute("SELECT record FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit))
-        return tuple(from_json(Record, json.loads(row["record"]), where="outbox") for row in rows)
+        found: list[Record] = []
+        carried = 0
+        for row in rows:
+            carried += len(row["record"])
+            if found and carried > BATCH_BYTES:
+                break
+            found.append(from_json(Record, json.loads(row["record"]), where="outbox"))
+        return tuple(found)
 
 
 def period_of(at_ms: int) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
 import sqlite3
 from contextlib import closing
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from consortium.domain.codec import to_json
 from consortium.domain.data import ArtifactClass, Crossing, CrossingSide
 from consortium.domain.records import RecordType
 from consortium.errors import ConfigError, UnreachableError
@@ -15,6 +17,7 @@ from consortium.keys.signing import SigningKey
 from consortium.ledger.origins import check_chain
 from consortium.site import db as db_room
 from consortium.site.db import SiteDb
+from consortium.site.gateway.legs import MAX_CONTROL_BYTES
 from consortium.site.metering import SiteClock, cut_at_months, end_of_usage, usage_rows
 from consortium.site.outbox import Outbox, period_of
 from tests.site.world import World
@@ -58,6 +61,20 @@ def test_records_are_numbered_chained_and_signed(tmp_path: Path) -> None:
     ]
     assert [record.seq for record in box.after(0, limit=1)] == [1]
     assert box.next_seq == 3
+
+
+def test_what_a_busy_site_kept_while_it_was_cut_off_goes_in_calls_that_its_gateway_takes(tmp_path: Path) -> None:
+    box = outbox(tmp_path, SigningKey.generate())
+    with box.db.write() as write:
+        for count in (1, 15_000, 20_000, 20_000, 1):
+            box.add_crossings(write, [crossing()] * count, JUNE)
+    calls, sent = [], -1
+    while records := box.after(sent):
+        calls.append(len(json.dumps({"records": to_json(list(records))})))
+        sent = records[-1].seq
+    assert sent == 4, "each goes, in its turn"
+    assert max(calls) <= MAX_CONTROL_BYTES
+    assert len(calls) == 3
 
 
 def test_a_transaction_that_fails_leaves_no_record_and_no_total(tmp_path: Path) -> None:
