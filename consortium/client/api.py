@@ -24,6 +24,8 @@ REPORTS = "consortium-report/"
 """What the format of every report begins with."""
 SNAPSHOT_S = 300.0
 """How long a snapshot may take: a whole cycle is decided for it."""
+REPORT_S = 3600.0
+"""How long a report may take: server and verifier check some 500 records a second, and a large one has 400,000."""
 
 
 class Client:
@@ -261,7 +263,8 @@ class Client:
 
     def report(self, partner: str, period: str) -> Json:
         """Return the contribution report of a partner for a month `YYYY-MM`."""
-        found = self._json("GET", f"/reports/{quote(partner, safe='')}", query={"period": period})
+        path, patience_s = f"/reports/{quote(partner, safe='')}", max(self._timeout_s, REPORT_S)
+        found = self._json("GET", path, query={"period": period}, timeout_s=patience_s)
         if not str(found.get("format")).startswith(REPORTS):
             raise stranger(self.url)
         return found

@@ -99,6 +99,29 @@ def asked(url: str, what: Callable[[Client], Any]) -> UnreachableError:
     return caught.value
 
 
+def test_a_large_report_is_waited_for_longer_than_other_answers(server: Any) -> None:
+    url, handler = server
+    asked_for_report, made, found = threading.Event(), threading.Event(), []
+
+    def slowly(self: Answers) -> None:
+        asked_for_report.set()
+        made.wait(30)
+        Answers.do_GET(self)
+
+    handler.do_GET = slowly  # type: ignore[method-assign]
+    handler.laid["/v1/reports/fr"] = (200, b'{"format": "consortium-report/4"}')
+    handler.laid["/v1/sites"] = (200, b"[]")
+    with Client(url, timeout_s=0.2) as client:
+        waiting = threading.Thread(target=lambda: found.append(client.report("fr", "2026-11")))
+        waiting.start()
+        asked_for_report.wait(30)
+        with pytest.raises(UnreachableError):
+            client.sites()
+        made.set()
+        waiting.join()
+    assert found == [{"format": "consortium-report/4"}]
+
+
 NO_SERVER = "is not a consortium server"
 
 

@@ -33,6 +33,7 @@ from consortium.site.gateway.app import create_app
 from consortium.site.gateway.core import Gateway
 from consortium.site.gateway.peers import LANES, PeerStore
 from consortium.site.gateway.spent import EVERY_S, Spent
+from consortium.site.gateway.traffic import Traffic
 from consortium.site.legs import new_leg
 from consortium.site.settings import StoreSettings
 from consortium.storage import envelope
@@ -708,6 +709,23 @@ def test_calls_are_counted_in_batches(border: Border) -> None:
     assert counted["metric", "release"]["size_bytes"] > 0
     assert counted["control", "receipt"]["job"] == border.offer.job
     check_chain(border.gateway.outbox.after(-1), lambda _: border.world.signing["fr-1"].public)
+
+
+def test_counted_calls_are_recorded_every_ten_minutes_and_when_the_last_leg_has_ended(border: Border) -> None:
+    gateway, now = border.gateway, [0]
+    traffic = Traffic(gateway.db, gateway.outbox, "fr-1", lambda: 1_750_000_000_000 + now[0])
+    recorded = []
+    for minute in range(31):  # a call every minute; the leg ends in the 25th
+        now[0] = minute * 60_000
+        traffic.count(ArtifactClass.CONTROL, 100, 50)
+        if minute == 25:
+            (leg,) = gateway.table.active()
+            gateway.table.change(leg, state=LegState.SUCCEEDED.value)
+        traffic.flush_if_due()
+        if len(border.records("crossing")) > len(recorded):
+            recorded.append(minute)
+    assert recorded == [10, 20, 25]
+    assert border.records("crossing")[-1]["cumulative"] == {"count": 52, "size_bytes": 26 * 150}
 
 
 def test_what_left_is_counted_where_no_answer_came(border: Border) -> None:

@@ -11,8 +11,8 @@ from consortium.site.db import SiteDb
 from consortium.site.legs import LegTable
 from consortium.site.outbox import Outbox
 
-BUSY_MS = 10_000
-IDLE_MS = 60_000
+FLUSH_MS = 600_000
+"""As often as usage: some 4,400 records a month, which every report of the site's partner carries."""
 
 
 class Traffic:
@@ -24,6 +24,7 @@ class Traffic:
         self.site = site
         self.now_ms = now_ms
         self._flushed_ms = now_ms()
+        self._busy = False
 
     def count(self, artifact_class: ArtifactClass, out_bytes: int, in_bytes: int | None, job: str = "") -> None:
         """Count one call to the consortium and its answer; None where none came."""
@@ -42,9 +43,9 @@ class Traffic:
                 )
 
     def flush_if_due(self) -> None:
-        """Record what was counted: every 10 s while legs are at work, else every minute."""
-        pause_ms = BUSY_MS if LegTable(self.db).active() else IDLE_MS
-        if self.now_ms() - self._flushed_ms >= pause_ms:
+        """Record what was counted: every ten minutes, and once no leg is at work any more."""
+        was, self._busy = self._busy, bool(LegTable(self.db).active())
+        if self.now_ms() - self._flushed_ms >= FLUSH_MS or (was and not self._busy):
             self.flush()
 
     def flush(self) -> None:
