@@ -14,12 +14,12 @@ from consortium.domain.records import Evidence
 from consortium.domain.units import is_decimal
 from consortium.keys.trust import Trust
 
-FORMAT = "consortium-report/4"
+FORMAT = "consortium-report/5"
 _STRICT = {"extra": "forbid"}
 _LEAST, _MOST = Fraction(1, 1000), Fraction(1000)
 """Between these lies every reference factor; a site's file may state no other."""
 
-LIMITS = (
+_LIMITS = (
     "Delivered and consumed GPU time is metered by the site. Where the server's receipt times cover the same leases, "
     "both books stand side by side; they count as cross-checked where they differ, in their sum and in the leases of "
     f"all but {AGREE_PERCENT} % of the time, by at most {AGREE_PERCENT} % of the site's figure plus {AGREE_SLACK_MS} "
@@ -44,6 +44,14 @@ LIMITS = (
     "What an origin recorded in the period after the last record shown here does not show; compare `completeness` with "
     "the origin's own count.",
 )
+LIMITS = (
+    *_LIMITS,
+    "Usage and crossings of other partners' sites for which there is no room are left out whole, site by site, the "
+    "largest first; `left_out` names them. GPU time consumed there is in the server's book alone, and in no sum of the "
+    "sites' book; crossings there are in the partner's own records alone. How many were left out is the server's word.",
+)
+LIMITS_OF = {FORMAT: LIMITS, "consortium-report/4": _LIMITS}
+"""By format, the limits that a report states. Those of an earlier format left nothing out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,6 +279,17 @@ class Erased:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """Records of one family that another partner's site wrote in the period, and a report has no room for."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    origin: str
+    family: str
+    records: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The canonical record. The server signs the canonical JSON of everything but `signature`."""
 
@@ -290,4 +309,5 @@ class Report:
     trust: Trust
     fingerprints: dict[str, str]
     """Labels of the keys in `trust`. People compare what `audit verify` prints, which is twice as long."""
+    left_out: tuple[LeftOut, ...] = ()
     signature: str = field(default="")

@@ -8,6 +8,7 @@ from typing import Any
 
 from consortium.accounting.periods import bounds
 from consortium.domain.codec import from_json, to_json
+from consortium.domain.ids import partner_of
 from consortium.domain.records import SITE_MAY_WRITE, SITES_ALONE, Evidence, Record, RecordType
 from consortium.errors import ConsortiumError, UsageError, VerificationError
 from consortium.keys.canonical import canonical
@@ -17,11 +18,13 @@ from consortium.keys.trust import Trust
 from consortium.ledger.origins import record_digest, record_id
 from consortium.ledger.proofs import Checkpoint, leaf_data, parse_checkpoint, verify_inclusion
 from consortium.reports.figures import figures, read_facts
-from consortium.reports.model import FORMAT, LIMITS, Report
+from consortium.reports.model import FORMAT, LIMITS_OF, LeftOut, Report
 from consortium.reports.people import SERVER, document_of
 from consortium.reports.rounds import check_rounds
 from consortium.reports.sites import check_sites
 from consortium.reports.text import parse_report
+
+_SUMMED = (RecordType.USAGE.value, RecordType.CROSSING.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,19 +53,20 @@ def verify_report(document: Mapping[str, Any] | str | bytes, trust: Trust | None
     """
     try:
         raw = parse_report(document) if isinstance(document, str | bytes) else dict(document)
-        if isinstance(raw.get("format"), str) and raw["format"] != FORMAT:
+        if isinstance(raw.get("format"), str) and raw["format"] not in LIMITS_OF:
             raise VerificationError(
-                f"not a report of format {FORMAT}: it says {raw['format'][:80]!r}",
+                f"not a report of format {' or '.join(LIMITS_OF)}: it says {raw['format'][:80]!r}",
                 fix="verify it with the release it was made with, or ask the server for it anew",
             )
         report = from_json(Report, raw, where="report")
-        if report.limits != LIMITS:
+        if report.limits != LIMITS_OF[report.format]:
             raise VerificationError("the report does not state the limits of its format", where="limits")
         bounds(report.period)
         keys = _trusted(report, trust)
         checkpoint = parse_checkpoint(report.checkpoint, keys.log_name, keys.log_key)
         records = _leaves(report, keys, checkpoint)
         _links(records)
+        _left_out(report, records, keys)
         for record in records:
             if record.type is RecordType.ROSTER:
                 check_document(document_of(record), keys, 0, where=f"record {record_id(record)}")
@@ -152,8 +156,7 @@ def _may_write(record: Record, period: str, where: str) -> None:
     of_server = record.origin == SERVER
     if record.type in SITES_ALONE if of_server else record.type not in SITE_MAY_WRITE:
         raise VerificationError(f"{record.origin} may not write {record.type} records", where=where)
-    sums = record.type in (RecordType.USAGE, RecordType.CROSSING)
-    if sums and record.body.get("period") != period:
+    if record.type.value in _SUMMED and record.body.get("period") != period:
         raise VerificationError(f"{where} is none of the {record.type} records of {period}", where=where)
 
 
@@ -173,6 +176,24 @@ def _links(records: list[Record]) -> None:
         before = known.get((origin, seq - 1))
         if before is not None and record.previous != record_digest(before):
             raise VerificationError(f"record {record_id(record)} does not follow {record_id(before)}")
+
+
+def _left_out(report: Report, records: list[Record], keys: Trust) -> None:
+    """Check that what a report says it left out is another's to lose, and is not there."""
+    shown, last = {(record.origin, record.type.value) for record in records}, ("", "")
+    if report.left_out and report.format != FORMAT:
+        raise VerificationError(f"a report of format {report.format} leaves nothing out", where="left_out")
+    for item in report.left_out:
+        keys.site_key(item.origin)
+        key = item.origin, item.family
+        own = partner_of(item.origin) == report.partner
+        if own or item.family not in _SUMMED or item.records < 1 or key in shown or key <= last:
+            raise VerificationError(f"{_said(item)} cannot be what was left out", where="left_out")
+        last = key
+
+
+def _said(item: LeftOut) -> str:
+    return f"{item.records} {item.family} records of {item.origin}"
 
 
 def _figures(raw: Mapping[str, Any], computed: Any) -> None:
@@ -203,6 +224,7 @@ def _checks(report: Report, records: list[Record], signed: int) -> tuple[str, ..
         f"{signed} of {len(report.sites)} sites are as their partners' signed files say",
         *_redone(report),
         *_gone(report),
+        *(f"left out for want of room, so that they count nowhere: {_said(item)}" for item in report.left_out),
         "every figure follows from the leaves",
         "the server signed the whole report",
     )

@@ -18,6 +18,7 @@ from consortium.errors import VerificationError
 from consortium.keys.documents import DocumentKind, sign_document
 from consortium.keys.signing import SigningKey, sign_value
 from consortium.reports.build import build_report
+from consortium.reports.training import read_redone
 from consortium.reports.verify import verify_report
 from consortium.train.rounds import first_standing
 from consortium.train.sizes import flops_per_token
@@ -217,8 +218,9 @@ def test_a_roster_that_is_none_vouches_for_nobody_and_stops_nobodys_report(tmp_p
 def test_a_roster_that_its_partner_did_not_sign_and_a_strangers_word_are_found(tmp_path: Path) -> None:
     world = trained()
     world.add("de-1", RecordType.RE_EXECUTION, redone(1))
+    assert [grade for grade, _ in grades(world, tmp_path / "stranger")] == ["declared", "declared"]
     with pytest.raises(VerificationError, match="fr-1's to record"):
-        report(world, tmp_path / "stranger")
+        read_redone(world.records)
     world = trained()
     world.keys["uy-1"], real = SigningKey.generate(), world.keys["uy-1"]
     roster(world, "uy", CARLA)
