@@ -7,7 +7,7 @@ from typing import Any
 
 from consortium.accounting.periods import bounds
 from consortium.domain.codec import to_json
-from consortium.domain.ids import is_partner
+from consortium.domain.ids import is_partner, partner_of
 from consortium.domain.partner import Site
 from consortium.domain.records import Record
 from consortium.errors import UsageError, VerificationError
@@ -39,7 +39,8 @@ def build_report(
     crossings (`choose`). Raises UsageError for a bad partner or period, and VerificationError, as `verify_report`
     would, where records do not hold together: no report is made that fails.
     """
-    _check_asked(partner, period, sites, made_ms)
+    known = {site.partner for site in sites} | {partner_of(site) for site in trust.sites}
+    _check_asked(partner, period, known, made_ms)
     checkpoint = log.checkpoint()
     size = parse_checkpoint(checkpoint, trust.log_name, trust.log_key).size
     chosen = choose(log, size, partner, period, room_bytes)
@@ -87,12 +88,11 @@ def _erased(log: LogAccess, entry: Entry, size: int) -> Erased:
     )
 
 
-def _check_asked(partner: str, period: str, sites: Sequence[Site], made_ms: int) -> None:
+def _check_asked(partner: str, period: str, known: set[str], made_ms: int) -> None:
     if made_ms < bounds(period)[0]:
         raise UsageError(f"{period} has not begun", where="period", fix="ask for this month or one before it")
-    known = sorted({site.partner for site in sites})
     if not is_partner(partner) or partner not in known:
-        raise UsageError(f"{partner!r} is no partner with a site", fix=f"partners: {', '.join(known)}")
+        raise UsageError(f"{partner!r} is no partner with a site", fix=f"partners: {', '.join(sorted(known))}")
 
 
 def _sites(sites: Sequence[Site], records: Iterable[Record], trust: Trust) -> tuple[SiteFacts, ...]:

@@ -13,8 +13,10 @@ from fastapi import Depends, Header, Request
 from consortium.domain.partner import Role
 from consortium.errors import AuthError, ForbiddenError, NotFoundError
 from consortium.keys import tokens
+from consortium.keys.roster import Rosters
 from consortium.keys.tokens import Claims
 from consortium.server.core import Core
+from consortium.server.federation import last_roster
 
 
 async def core_of(request: Request) -> Core:
@@ -44,17 +46,36 @@ def user_of(core: CoreArg, claims: ClaimsArg) -> Claims:
     """
     if not {Role.ENGINEER, Role.ADMIN, Role.AUDITOR} & set(claims.roles):
         raise ForbiddenError(f"{claims.subject} is no person and may not do this")
+    return _vouched(claims, core.federation.rosters)
+
+
+UserArg = Annotated[Claims, Depends(user_of)]
+
+
+def auditor_of(core: CoreArg, claims: ClaimsArg) -> Claims:
+    """Return the calling person, as `user_of` does; of a partner that has left, by the last roster that it signed.
+
+    Its roster's expiry does not count then: there is nothing left to sign a new one for, and what it contributed stays
+    its own to read.
+    """
+    if any(document.partner == claims.partner for document in core.federation.documents):
+        return user_of(core, claims)
+    with core.db.read() as connection:
+        return _vouched(claims, last_roster(connection, claims.partner, core.trust))
+
+
+AuditorArg = Annotated[Claims, Depends(auditor_of)]
+
+
+def _vouched(claims: Claims, rosters: Rosters) -> Claims:
     try:
-        given = core.federation.rosters.person(claims.subject).roles
+        given = rosters.person(claims.subject).roles
     except NotFoundError as fault:
         raise ForbiddenError(fault.what, fix=fault.fix) from fault
     kept = tuple(role for role in claims.roles if role in given)
     if not kept:
         raise ForbiddenError(f"the roster of {claims.partner} gives {claims.subject} none of its token's roles")
     return replace(claims, roles=kept)
-
-
-UserArg = Annotated[Claims, Depends(user_of)]
 
 
 def reader_of(core: CoreArg, claims: ClaimsArg) -> Claims:

@@ -115,6 +115,23 @@ def kept_documents(connection: Connection) -> tuple[SignedDocument, ...]:
     return tuple(from_json(SignedDocument, doc, where="documents of the state") for doc in docs.scalars())
 
 
+def last_roster(connection: Connection, partner: str, trust: Trust) -> Rosters:
+    """Return whom a partner vouched for last, whether it still takes part or not; nobody where it never did.
+
+    Raises VerificationError where its key is not known any more.
+    """
+    rosters = (t.records.c.origin == records.SERVER) & (t.records.c.type == RecordType.ROSTER.value)
+    of_partner = rosters & (t.records.c.payload["body"]["partner"].as_string() == partner)
+    bodies = connection.execute(select(t.records.c.payload).where(of_partner).order_by(t.records.c.seq)).scalars()
+    where = f"rosters of {partner} in the state"
+    signed = [from_json(SignedDocument, payload["body"]["document"], where=where) for payload in bodies]
+    if not signed:
+        return Rosters({})
+    last = max(reversed(signed), key=lambda document: document.age)
+    check_document(last, trust, 0, where=where)
+    return Rosters.of([Roster.parse(last)])
+
+
 def record_documents(connection: Connection, key: SigningKey, federation: Federation, now_ms: int) -> int:
     """Put documents that are new or changed into the ledger; return how many. Those that were taken away are let go."""
     changed, loaded = 0, {_key(document) for document in federation.documents}

@@ -248,9 +248,13 @@ class Fed:
 
     def site(self, name: str) -> ScriptedSite:
         """The site of that name, polled once so that the server knows it is there."""
+        self.scripted(name).poll()
+        return self.sites[name]
+
+    def scripted(self, name: str) -> ScriptedSite:
+        """The site of that name, whether there is a server to poll or not."""
         if name not in self.sites:
             self.sites[name] = ScriptedSite(fed=self, name=name, key=self.site_keys[name])
-        self.sites[name].poll()
         return self.sites[name]
 
 

@@ -17,7 +17,7 @@ from consortium.domain.ids import partner_of
 from consortium.domain.partner import Role
 from consortium.errors import ForbiddenError, NotFoundError
 from consortium.reports.build import build_report
-from consortium.server.auth import CoreArg, ReaderArg, UserArg, need
+from consortium.server.auth import AuditorArg, CoreArg, ReaderArg, UserArg, need
 from consortium.server.loop import drain
 from consortium.state import tables as t
 from consortium.state.shares import METERED_MS
@@ -117,11 +117,15 @@ def crossings(core: CoreArg, claims: UserArg, period: str = "", job: str = "") -
 
 
 @router.get("/reports/{partner}")
-def report(partner: str, period: str, core: CoreArg, claims: UserArg) -> dict[str, Any]:
-    """The contribution report of a partner for a month; its own auditors and admins may read it."""
+def report(partner: str, period: str, core: CoreArg, claims: AuditorArg) -> dict[str, Any]:
+    """The contribution report of a partner for a month; its own auditors and admins may read it.
+
+    Those of a partner that has left, too, as long as its keys are known.
+    """
     need(claims, Role.AUDITOR, Role.ADMIN)
-    if partner not in core.federation.partners:
-        raise NotFoundError(f"there is no partner {partner!r}", fix=f"partners: {', '.join(core.federation.partners)}")
+    known = sorted({*core.federation.partners, *core.trust.partners})
+    if partner not in known:
+        raise NotFoundError(f"there is no partner {partner!r}", fix=f"partners: {', '.join(known)}")
     if claims.partner != partner:
         raise ForbiddenError(f"the report of {partner} is for its own auditors and admins", where=claims.subject)
     drain(core)
