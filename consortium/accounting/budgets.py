@@ -1,7 +1,8 @@
 """Budgets: reference GPU-time that an account, with the projects below it, may use in a period.
 
-A budget is spent by what sites metered, and bound by what running jobs may still use until their walltimes end; both
-are cut at the end of the period. Sums are exact fractions, rounded up once to whole reference GPU-milliseconds.
+A budget is spent by what sites metered, and bound by what running jobs may still use until their walltimes end, and by
+what legs used that their sites have yet to report; all are cut at the end of the period. Sums are exact fractions,
+rounded up once to whole reference GPU-milliseconds.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Standing:
     used: int
     """Metered in the period, as far as sites have reported."""
     promised: int
-    """What running jobs may use on top, if they take their whole walltime."""
+    """What running jobs may use on top, if they take their whole walltime, and what was used and is not metered yet."""
 
     @property
     def left(self) -> int:

@@ -15,7 +15,7 @@ from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.job import Attempt, Fault, Job, JobState, Leg, LegState
 from consortium.domain.partner import SiteState
 from consortium.scheduler import PendingJob, SiteView, Snapshot, schedule
-from consortium.server import legs, nodes, rulings, snapshots, tasks
+from consortium.server import legs, nodes, rulings, snapshots, tasks, waits
 from consortium.server.core import Core
 from consortium.state import jobs
 from consortium.state.evict import evict
@@ -68,10 +68,10 @@ def not_its_own(
 
 
 def offer_again(core: Core, connection: Connection, leg: Leg) -> None:
-    """Give a leg whose backoff is over its next epoch, on nodes that it may use.
+    """Give a leg whose backoff is over its next epoch, on nodes that it may use, if its account's budget carries it.
 
-    Where its site has none for it now, a job of one leg goes back in line; a federated job goes on without the leg,
-    which is looked at again later.
+    Where its site has none for it now, or the budget not enough, a job of one leg goes back in line; a federated job
+    goes on without the leg, which is looked at again later.
     """
     now_ms = core.clock.now_ms()
     job = jobs.find_job(connection, leg.job)
@@ -79,14 +79,15 @@ def offer_again(core: Core, connection: Connection, leg: Leg) -> None:
         jobs.set_retry(connection, leg.id, 0)
         legs.settle(core, connection, leg.job)
         return
-    chosen = _nodes(core, connection, job, leg)
+    over = waits.over_budget(connection, core.federation, snapshots.held_legs(connection), leg, job.spec, now_ms)
+    chosen = None if over else _nodes(core, connection, job, leg)
     if chosen is None:
         if len(_attempt(job, leg.attempt).legs) > 1:
             jobs.set_retry(connection, leg.id, now_ms + RECHECK_MS)
             legs.settle(core, connection, leg.job)
             return
         message = f"no other node of {leg.site} has room now; last: {leg.reason}"
-        reason = Reason(code=ReasonCode.HELD, message=message, site=leg.site)
+        reason = over or Reason(code=ReasonCode.HELD, message=message, site=leg.site)
         legs.release(core, connection, leg.job, reason, now_ms)
         return
     jobs.new_epoch(connection, leg, core.next_epoch(connection), now_ms, nodes=chosen)

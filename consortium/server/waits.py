@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from consortium.accounting.budgets import Claim, Standing, cost, standings
 from consortium.accounting.periods import bounds, period_of
 from consortium.domain.decision import Reason, ReasonCode
-from consortium.domain.job import JobSpec, JobState
+from consortium.domain.job import JobSpec, JobState, Leg
 from consortium.domain.units import gpu_hours
 from consortium.scheduler import HeldLeg, PendingJob
 from consortium.server.federation import Federation
@@ -62,23 +62,39 @@ def _arrays(connection: Connection, specs: Mapping[str, JobSpec]) -> dict[str, R
 def budget_standings(
     connection: Connection, federation: Federation, held: Iterable[HeldLeg], now_ms: int
 ) -> dict[str, Standing]:
-    """Return how every budget of the present period stands: metered use, and what running jobs may still use."""
-    if not any(budget.period == period_of(now_ms) for budget in federation.budgets):
+    """Return how every budget of the present period stands: metered use, and what running jobs may still use.
+
+    With what legs used that have ended, and that their sites have yet to report.
+    """
+    period = period_of(now_ms)
+    if not any(budget.period == period for budget in federation.budgets):
         return {}
     legs = list(held)
     until = shares.metered_until(connection, {leg.leg: leg.site for leg in legs})
-    claims = (
+    claims = [
         Claim(
             account=leg.account,
             site=leg.site,
             gpus=leg.gpus,
-            start_ms=until.get(leg.leg, leg.started_ms),
+            start_ms=max(leg.started_ms, until.get(leg.leg, 0)),
             end_ms=leg.ends_ms,
         )
         for leg in legs
-    )
-    used = shares.metered(connection, *bounds(period_of(now_ms)))
+    ]
+    claims += shares.unmetered(connection, bounds(period)[0])
+    used = shares.metered(connection, *bounds(period))
     return standings(federation.budgets, used, claims, factors(federation), now_ms)
+
+
+def over_budget(
+    connection: Connection, federation: Federation, held: Iterable[HeldLeg], leg: Leg, spec: JobSpec, now_ms: int
+) -> Reason | None:
+    """Return why a leg may not be tried again: its whole walltime does not fit into what others leave of a budget."""
+    others = [item for item in held if item.leg != leg.id]
+    budgets = budget_standings(connection, federation, others, now_ms)
+    needed = cost(leg.gpus, (leg.site,), spec.resources.walltime_s, factors(federation), now_ms)
+    found = [budgets[name] for name in _line(spec.account) if name in budgets and needed > budgets[name].left]
+    return _over(found[0], 0, needed) if found else None
 
 
 def factors(federation: Federation) -> dict[str, str]:
@@ -91,8 +107,9 @@ def within_budget(
 ) -> tuple[PendingJob, ...]:
     """Return the jobs, those marked that their account's budget does not carry, even at the cheapest site.
 
-    A job counts with its whole walltime, in order of class and age after those ahead of it, so that what is in line
-    never uses more than the budget, whichever of them start. Sites that are too dear for what is left are unfit.
+    A job counts with its whole walltime, which each attempt may take, in order of class and age after those ahead of
+    it, so that what is in line never uses more than the budget, whichever of them start. Sites that are too dear for
+    what is left are unfit.
     """
     given = list(pending)
     if not budgets:
@@ -135,12 +152,11 @@ class _Prices:
 
     def of(self, job: PendingJob) -> dict[str, int]:
         """Reference GPU-milliseconds by site; the whole of a gang's stand at its first site."""
-        left_s = max(1, job.walltime_s - job.done_ms // 1000)
-        shape = (job.gpus, left_s, job.sites, job.flavors, *job.denied, "", *job.unfit)
+        shape = (job.gpus, job.walltime_s, job.sites, job.flavors, *job.denied, "", *job.unfit)
         if shape not in self._known:
             groups = [job.sites] if job.sites else [(name,) for name in self._sites if self._fits(job, name)]
             self._known[shape] = {
-                group[0]: cost(job.gpus, group, left_s, self._factors, self._now_ms) for group in groups
+                group[0]: cost(job.gpus, group, job.walltime_s, self._factors, self._now_ms) for group in groups
             }
         return self._known[shape]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, case, func, select
 
+from consortium.accounting.budgets import Claim
 from consortium.scheduler.estimate import RunTimes
 from consortium.scheduler.types import History
 from consortium.state import tables as t
@@ -75,3 +76,31 @@ def metered_until(connection: Connection, sites: Mapping[str, str]) -> dict[str,
         query = select(*keys, func.max(t.usage.c.end_ms)).where(counts).group_by(*keys)
         found |= {leg: int(until) for leg, site, until in connection.execute(query) if site == sites[leg]}
     return found
+
+
+def unmetered(connection: Connection, since_ms: int) -> list[Claim]:
+    """Return what legs used whose epochs ended after `since_ms`, as far as their sites have yet to report it.
+
+    By the server's own book. A site's records are a chain: once it wrote one after the end of an epoch, all usage of
+    the epoch is here. So nothing stays of a site that reports, and all of one that is away, or keeps its usage back.
+    """
+    last = (t.chains.c.origin == t.records.c.origin) & (t.records.c.seq == t.chains.c.next_seq - 1)
+    written = select(t.records.c.origin, t.records.c.at_ms).join(t.chains, last).subquery()
+    began = case((t.epochs.c.running_ms > 0, t.epochs.c.running_ms), else_=t.epochs.c.start_ms)
+    unheard = t.epochs.c.final_ms > func.coalesce(written.c.at_ms, 0)
+    query = (
+        select(t.legs.c.id, t.legs.c.site, t.legs.c.nodes, t.jobs.c.account, began, t.epochs.c.final_ms)
+        .join(t.legs, t.legs.c.id == t.epochs.c.leg)
+        .join(t.jobs, t.jobs.c.id == t.epochs.c.job)
+        .outerjoin(written, written.c.origin == t.epochs.c.site)
+        .where((t.epochs.c.final_ms > since_ms) & (began > 0) & unheard)
+        .order_by(t.epochs.c.leg, t.epochs.c.final_ms)
+    )
+    rows = list(connection.execute(query))
+    until = metered_until(connection, {leg: site for leg, site, *_ in rows})
+    claims = [
+        Claim(account=account, site=site, gpus=sum(nodes.values()), start_ms=max(start_ms, until.get(leg, 0)),
+              end_ms=end_ms)
+        for leg, site, nodes, account, start_ms, end_ms in rows
+    ]  # fmt: skip
+    return [claim for claim in claims if claim.end_ms > claim.start_ms]

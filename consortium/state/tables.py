@@ -137,6 +137,7 @@ epochs = Table(
     Column("reason", Text, nullable=False, default=""),
     _ms("kept_ms"),
     Index("ix_epochs_job", "job"),
+    Index("ix_epochs_final", "final_ms"),
 )
 """The server's own book: when it received the first report of each state of each epoch.
 
