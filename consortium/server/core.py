@@ -21,6 +21,7 @@ from consortium.ledger.log import Ledger
 from consortium.server.clock import Clock
 from consortium.server.contacts import Contacts
 from consortium.server.federation import Federation, FederationFiles, kept_documents, record_documents
+from consortium.server.growth import Growth
 from consortium.server.logs import LogAmounts
 from consortium.server.settings import ServerSettings
 from consortium.state import Database, records, times
@@ -53,6 +54,7 @@ class Core:
     folded: threading.Condition = field(default_factory=threading.Condition)
     poll_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(POLL_THREADS))
     log_amounts: LogAmounts = field(default_factory=LogAmounts)
+    growth: Growth = field(default_factory=Growth)
     folded_to: int = 0
     """Number of the last inbox item folded in."""
     last_cycle_ms: int = 0

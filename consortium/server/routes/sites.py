@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -94,21 +95,32 @@ def _polled(site: str, core: Core, caller: str, body: Json) -> Json:
 
 @router.post("/sites/{site}/records")
 def records(site: str, body: RecordBatch, core: CoreArg, caller: SiteArg) -> Json:
-    """Take a site's records: numbered without gaps, chained, signed."""
+    """Take a site's records: numbered without gaps, chained, signed; as many as it may write by now."""
     own_site(site, caller)
-    key = core.federation.site(site).signing_key
     try:
-        taken = [from_json(Record, item, where=f"record of {site}") for item in body.records]
-        with core.db.write() as connection:
-            acked = chains.take_site_records(connection, site, key, taken, core.clock.now_ms())
+        acked, took = _take(core, site, body.records)
     except (UsageError, VerificationError) as fault:
         if type(fault) is not ConflictError:  # a gap closes by itself, at the next poll
             _say_refused(core, site, fault)
         raise
-    if core.contacts.refused(site, ""):
+    if took and core.contacts.refused(site, ""):
         logger.info("records of %s are taken again", site)
     core.bell.set()
     return {"acked_seq": acked}
+
+
+def _take(core: Core, site: str, given: list[Json]) -> tuple[int, int]:
+    """Take the records for which the site has room; return the last number that is held now, and how many they were."""
+    known, now_ms = core.federation.site(site), core.clock.now_ms()
+    sizes = [len(json.dumps(item)) for item in given]
+    room = core.growth.fitting(site, sum(node.gpus for node in known.nodes), sizes, now_ms)
+    taken = [from_json(Record, item, where=f"record of {site}") for item in given[:room]]
+    with core.db.write() as connection:
+        before = chains.chain(connection, site).next_seq
+        acked = chains.take_site_records(connection, site, known.signing_key, taken, now_ms)
+    new = [size for record, size in zip(taken, sizes, strict=False) if record.seq >= before]
+    core.growth.spend(site, sum(new))
+    return acked, len(taken)
 
 
 def _say_refused(core: Core, site: str, fault: ConsortiumError) -> None:
