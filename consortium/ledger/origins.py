@@ -5,10 +5,11 @@ An origin is a site, or `server`. A record that was left out shows as a gap, a c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from consortium.domain.codec import to_json
 from consortium.domain.records import Record, RecordType
 from consortium.errors import VerificationError
 from consortium.keys.canonical import digest_json
@@ -34,13 +35,12 @@ def record_digest(record: Record) -> str:
 
 
 def make_record(
-    key: SigningKey, *, origin: str, head: ChainHead, type: RecordType, at_ms: int, body: dict[str, Any]
+    key: SigningKey, *, origin: str, head: ChainHead, type: RecordType, at_ms: int, body: Mapping[str, Any]
 ) -> Record:
-    """Return the next record of a chain, signed."""
-    return sign_value(
-        key,
-        Record(type=type, origin=origin, seq=head.next_seq, previous=head.digest, at_ms=at_ms, body=body),
-    )
+    """Return the next record of a chain, signed; `body` may hold dataclasses."""
+    plain = to_json(dict(body))
+    draft = Record(type=type, origin=origin, seq=head.next_seq, previous=head.digest, at_ms=at_ms, body=plain)
+    return sign_value(key, draft)
 
 
 def after(record: Record) -> ChainHead:

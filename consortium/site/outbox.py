@@ -14,8 +14,8 @@ from typing import Any
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Crossing
 from consortium.domain.records import Record, RecordType, UsageRow
-from consortium.keys.canonical import digest_json
-from consortium.keys.signing import SigningKey, sign_value
+from consortium.keys.signing import SigningKey
+from consortium.ledger.origins import ChainHead, make_record, record_digest
 from consortium.site.db import SiteDb
 
 BATCH_BYTES = 4 << 20
@@ -33,19 +33,10 @@ class Outbox:
     def add(self, write: sqlite3.Connection, kind: RecordType, body: Mapping[str, Any], at_ms: int) -> Record:
         """Append one record to the chain and return it, signed."""
         last = write.execute("SELECT seq, digest FROM outbox ORDER BY seq DESC LIMIT 1").fetchone()
-        record = sign_value(
-            self._key,
-            Record(
-                type=kind,
-                origin=self.site,
-                seq=0 if last is None else last["seq"] + 1,
-                previous="" if last is None else last["digest"],
-                at_ms=at_ms,
-                body=to_json(dict(body)),
-            ),
-        )
-        data = to_json(record)
-        write.execute("INSERT INTO outbox VALUES (?, ?, ?)", (record.seq, digest_json(record), json.dumps(data)))
+        head = ChainHead() if last is None else ChainHead(next_seq=last["seq"] + 1, digest=last["digest"])
+        record = make_record(self._key, origin=self.site, head=head, type=kind, at_ms=at_ms, body=body)
+        row = (record.seq, record_digest(record), json.dumps(to_json(record)))
+        write.execute("INSERT INTO outbox VALUES (?, ?, ?)", row)
         return record
 
     def add_usage(self, write: sqlite3.Connection, rows: Sequence[UsageRow], at_ms: int) -> None:

@@ -7,7 +7,6 @@ crash between the ledger's append and the outbox's deletion does no harm: the le
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -17,8 +16,8 @@ from consortium.domain.data import Crossing
 from consortium.domain.records import Record, RecordType, UsageRow
 from consortium.errors import ConflictError, UsageError, VerificationError
 from consortium.keys.canonical import digest_json
-from consortium.keys.signing import SigningKey, sign_value, verify_value
-from consortium.ledger.origins import record_id
+from consortium.keys.signing import SigningKey, verify_value
+from consortium.ledger.origins import ChainHead, after, make_record, record_id
 from consortium.state import tables as t
 from consortium.state.forms import check_form, check_nesting
 from consortium.state.usage import take_usage
@@ -26,29 +25,18 @@ from consortium.state.usage import take_usage
 SERVER = "server"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
-    """Where an origin's chain stands."""
-
-    next_seq: int
-    head: str
-
-
-def chain(connection: Connection, origin: str) -> Chain:
+def chain(connection: Connection, origin: str) -> ChainHead:
     """Return where the chain of `origin` stands."""
     row = connection.execute(select(t.chains).where(t.chains.c.origin == origin)).one_or_none()
-    return Chain(next_seq=0, head="") if row is None else Chain(next_seq=row.next_seq, head=row.head)
+    return ChainHead() if row is None else ChainHead(next_seq=row.next_seq, digest=row.head)
 
 
 def append_own(
     connection: Connection, key: SigningKey, record_type: RecordType, body: dict[str, Any], at_ms: int
 ) -> Record:
     """Sign, number and store a record of the server's own, and put it in the outbox."""
-    stand = chain(connection, SERVER)
-    draft = Record(
-        type=record_type, origin=SERVER, seq=stand.next_seq, previous=stand.head, at_ms=at_ms, body=to_json(body)
-    )
-    record = sign_value(key, draft)
+    head = chain(connection, SERVER)
+    record = make_record(key, origin=SERVER, head=head, type=record_type, at_ms=at_ms, body=body)
     _store(connection, record)
     return record
 
@@ -76,7 +64,7 @@ def take_site_records(connection: Connection, site: str, key: str, records: Iter
                 fix=f"send from record {stand.next_seq} on",
             )
         verify_value(key, record, what=where)
-        if record.previous != stand.head:
+        if record.previous != stand.digest:
             raise VerificationError(f"{where} does not follow from the record before it", where=where)
         check_form(connection, record)
         _store(connection, record)
@@ -117,7 +105,6 @@ def refill_outbox(connection: Connection, ledger_size: int) -> int:
 
 
 def _store(connection: Connection, record: Record) -> None:
-    payload = to_json(record)
     connection.execute(
         t.records.insert().values(
             origin=record.origin,
@@ -125,11 +112,12 @@ def _store(connection: Connection, record: Record) -> None:
             record_id=record_id(record),
             type=record.type.value,
             at_ms=record.at_ms,
-            payload=payload,
+            payload=to_json(record),
         )
     )
     connection.execute(t.outbox.insert().values(record_id=record_id(record)))
-    stand = {"next_seq": record.seq + 1, "head": digest_json(payload)}
+    following = after(record)
+    stand = {"next_seq": following.next_seq, "head": following.digest}
     if not connection.execute(t.chains.update().where(t.chains.c.origin == record.origin).values(**stand)).rowcount:
         connection.execute(t.chains.insert().values(origin=record.origin, **stand))
 
