@@ -76,15 +76,6 @@ def bill(metered: Iterable[Metered]) -> Billing:
     return Billing(billed=tuple(billed), repeated=tuple(repeated))
 
 
-def gpu_ms_by_key(rows: Iterable[UsageRow]) -> dict[UsageKey, int]:
-    """Sum GPU-milliseconds by site, flavor and account, in sorted order."""
-    sums: dict[UsageKey, int] = {}
-    for row in rows:
-        key = UsageKey(site=row.site, flavor=row.flavor, account=row.account)
-        sums[key] = sums.get(key, 0) + row.gpu_ms
-    return dict(sorted(sums.items()))
-
-
 def delivered(rows: Iterable[UsageRow], partner: str) -> list[UsageRow]:
     """Return the rows of GPUs that stand at `partner`'s sites, whoever used them."""
     return [row for row in rows if partner_of(row.site) == partner]

@@ -39,6 +39,8 @@ GATEWAY_ENV = "CONSORTIUM_GATEWAY"
 TOKEN_ENV = "CONSORTIUM_LEG_TOKEN"  # noqa: S105  the variable's name, not a token
 PATIENCE_S = 120.0
 """How long a call is repeated while gateway or server are away."""
+_LOOK_EVERY_S = 0.5
+"""Between two looks at whether others have sent."""
 _AWAY = (
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.BAD_GATEWAY,
@@ -225,28 +227,18 @@ class LegSession:
         size_bytes: int = file.tell() - begin
         return size_bytes
 
-    def wait_for(
-        self,
-        name: str,
-        round: int,
-        senders: Iterable[str],
-        timeout_s: float,
-        *,
-        digests: Mapping[str, str] | None = None,
-        poll_s: float = 0.5,
-    ) -> dict[str, bytes]:
+    def wait_for(self, name: str, round: int, senders: Iterable[str], timeout_s: float) -> dict[str, bytes]:
         """Return the plaintext named (`name`, `round`) from each of `senders`, waiting until all are there.
 
-        Where a sender announced several (an earlier attempt's too), the latest counts, or the one whose digest
-        `digests` names. Raises UnreachableError naming the senders that sent nothing within `timeout_s`.
+        Where a sender announced several (an earlier attempt's too), the latest counts. Raises UnreachableError naming
+        the senders that sent nothing within `timeout_s`.
         """
         missing = set(senders)
         found: dict[str, bytes] = {}
         deadline = time.monotonic() + timeout_s
         while missing:
             for artifact in reversed(self.inbox(round)):
-                wanted = digests is None or digests.get(artifact.sender) == artifact.digest
-                if artifact.sender in missing and (artifact.name, artifact.round) == (name, round) and wanted:
+                if artifact.sender in missing and (artifact.name, artifact.round) == (name, round):
                     found[artifact.sender] = self.receive(artifact)
                     missing.discard(artifact.sender)
             if missing and time.monotonic() > deadline:
@@ -254,7 +246,7 @@ class LegSession:
                     f"no {name!r} of round {round} from {', '.join(sorted(missing))} in {timeout_s:.0f} s"
                 )
             if missing:
-                time.sleep(poll_s)
+                time.sleep(_LOOK_EVERY_S)
         return {site: found[site] for site in sorted(found)}
 
     # -- rounds and agreements ------------------------------------------------------------------------------------
@@ -283,7 +275,13 @@ class LegSession:
         return from_json(dict[str, str], self._call("GET", f"/leg/agreements/{quote(topic)}").json(), where=topic)
 
     def wait_agreement(
-        self, topic: str, digest: str, timeout_s: float, *, sites: Iterable[str] | None = None, poll_s: float = 0.5
+        self,
+        topic: str,
+        digest: str,
+        timeout_s: float,
+        *,
+        sites: Iterable[str] | None = None,
+        poll_s: float = _LOOK_EVERY_S,
     ) -> None:
         """Publish `digest` and wait until all `sites` (default: all peers) published the same.
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import consortium
 from consortium.client.api import Client
+from consortium.client.submission import code_digest_here
 from consortium.config import compose_job, default_dirs
 from consortium.config.overrides import JobOverride, parse_overrides
 from consortium.domain import ids
@@ -23,7 +22,6 @@ from consortium.domain.pretraining import RESUMED_WITH, PretrainConfig
 from consortium.domain.training import RoundPhase
 from consortium.domain.units import moment_ms
 from consortium.errors import UsageError
-from consortium.keys.code import code_digest
 
 _OF_SPEC = ("name", "sites", "min_sites", "priority", "preemptible", "checkpoint_every_s")
 _OF_RESOURCES = ("gpus", "walltime_s", "gpus_per_worker", "flavors")
@@ -38,7 +36,6 @@ def draft_resumed(
     *,
     person: str,
     account: str = "",
-    jobs_dir: str | Path | None = None,
 ) -> JobSpec:
     """Return the draft of a job that goes on where `job` ended: after its newest closed round, or after `start.round`.
 
@@ -48,8 +45,7 @@ def draft_resumed(
     old = client.job(job)
     if old.spec.kind is not JobKind.PRETRAIN:
         raise UsageError(f"{job} is a {old.spec.kind.value} job: only a training is resumed", where="--resume")
-    root = default_dirs().configs
-    given = parse_overrides(JobKind.PRETRAIN, tuple(overrides), root)
+    given = parse_overrides(JobKind.PRETRAIN, tuple(overrides), default_dirs().configs)
     for one in given:
         if one.choice or one.key not in KEYS:
             raise UsageError(
@@ -59,7 +55,6 @@ def draft_resumed(
             )
     values = {one.key: one.value for one in given}
     params = _params(client, old, values)
-    programs = Path(jobs_dir) if jobs_dir is not None else root.parent / "jobs"
     paying = account or old.spec.account
     if ids.partner_of(paying) != ids.partner_of(person):
         raise UsageError(f"{person} cannot spend from account {paying!r}", fix="name an account of yours: --account")
@@ -68,7 +63,7 @@ def draft_resumed(
         account=paying,
         submitter=person,
         params=params,
-        code_digest=code_digest(Path(consortium.__file__).parent, programs),
+        code_digest=code_digest_here(),
     )
     return replace(spec, inputs=tuple(name for name in spec.inputs if client.dataset(name).site in spec.sites))
 

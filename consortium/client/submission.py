@@ -29,6 +29,11 @@ def sign_spec(spec: JobSpec, key: SigningKey) -> SignedSpec:
     return SignedSpec(spec=spec, signature=key.sign(canonical(spec)))
 
 
+def code_digest_here() -> str:
+    """Return the digest of the code that jobs submitted from here name: the package and `jobs/` beside the configs."""
+    return code_digest(Path(consortium.__file__).parent, default_dirs().configs.parent / "jobs")
+
+
 def draft_spec(
     client: Client,
     kind: str,
@@ -36,26 +41,24 @@ def draft_spec(
     *,
     person: str,
     account: str = "",
-    jobs_dir: str | Path | None = None,
 ) -> JobSpec:
     """Return a job as `configs/job/KIND.yaml` and the overrides say, dataset names resolved to ids.
 
     Where they name no sites, the homes of the inputs stand in it: sites take nobody as a peer who was not signed for.
 
     It has no nonce and no signature: nobody can submit it as it is. That is what a dry run sends. The account is
-    `account`, else the config's, else the person's partner. `jobs_dir` holds the programs whose digest stands in it
-    (default: `jobs/` beside the configs). Raises ConfigError, and NotFoundError for an unknown dataset or model.
+    `account`, else the config's, else the person's partner. Its code digest covers the package and `jobs/` beside the
+    configs. Raises ConfigError, and NotFoundError for an unknown dataset or model.
     """
-    return _Desk(client, person, account, jobs_dir).draft(kind, overrides)
+    return _Desk(client, person, account).draft(kind, overrides)
 
 
 class _Desk:
     """Drafts specs of one person; what all of them share is found out once."""
 
-    def __init__(self, client: Client, person: str, account: str, jobs_dir: str | Path | None) -> None:
+    def __init__(self, client: Client, person: str, account: str) -> None:
         self._client, self._person, self._account = client, person, account
-        programs = Path(jobs_dir) if jobs_dir is not None else default_dirs().configs.parent / "jobs"
-        self._code_digest = code_digest(Path(consortium.__file__).parent, programs)
+        self._code_digest = code_digest_here()
         self._inputs: dict[str, Dataset] = {}
         self._now_ms = time.time_ns() // 1_000_000
 
@@ -114,10 +117,9 @@ def make_spec(
     person: str,
     key: SigningKey,
     account: str = "",
-    jobs_dir: str | Path | None = None,
 ) -> SignedSpec:
     """Return the signed spec of a job: `draft_spec`, finished."""
-    draft = draft_spec(client, kind, overrides, person=person, account=account, jobs_dir=jobs_dir)
+    draft = draft_spec(client, kind, overrides, person=person, account=account)
     return finish_spec(draft, key)
 
 
@@ -130,7 +132,6 @@ def draft_array(
     limit: int = 0,
     person: str,
     account: str = "",
-    jobs_dir: str | Path | None = None,
 ) -> tuple[JobSpec, ...]:
     """Return the members of a job array, each a job of its own: `%a` in an override stands for its index, from 0.
 
@@ -142,7 +143,7 @@ def draft_array(
     if not 0 <= limit <= size:
         raise UsageError(f"the limit must be 0 (none) to {size}, got {limit}", where="--array-limit")
     array = ids.make_id("arr", time.time_ns() // 1_000_000, secrets.token_bytes(10))
-    desk = _Desk(client, person, account, jobs_dir)
+    desk = _Desk(client, person, account)
     alike = not any(INDEX in override for override in overrides)
     named = any(override.startswith("name=") and INDEX in override for override in overrides)
     drafts = [

@@ -51,7 +51,6 @@ class FederationConfig:
     partners: tuple[Partner, ...]
     people: tuple[PersonConfig, ...]
     sites: tuple[Site, ...]
-    site_configs: dict[str, SiteConfig]
     accounts: tuple[Account, ...]
     """Root first, then partners, then projects."""
     budgets: tuple[Budget, ...]
@@ -78,12 +77,6 @@ def parse_site_text(text: str, file: str) -> SiteConfig:
     """Return the site written in `text`. Raises ConfigError with file and line."""
     marked = marks.parse(text, file)
     return build(SiteConfig, marked.data, marked)
-
-
-def parse_partner_text(text: str, file: str) -> PartnerConfig:
-    """Return the partner and its people written in `text`. Raises ConfigError with file and line."""
-    marked = marks.parse(text, file)
-    return build(PartnerConfig, marked.data, marked)
 
 
 def parse_quota_text(text: str, file: str, sites: tuple[Site, ...] = (), partners: Iterable[str] = ()) -> QuotaConfig:
@@ -235,7 +228,6 @@ def _assemble(root: Path, lands: Path, chosen: list[tuple[str, str]]) -> Federat
         partners=_partners([c for _, c in members], quota),
         people=tuple(sorted((person for _, c in members for person in c.people), key=lambda person: person.id)),
         sites=bare,
-        site_configs={c.id: c for _, c in sorted(sites, key=lambda pair: pair[1].id)},
         accounts=quota.accounts,
         budgets=quota.budgets,
         pledges=quota.pledges,

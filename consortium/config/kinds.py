@@ -173,17 +173,17 @@ class ComposedJob:
     params: dict[str, Any] = field(default_factory=dict)
 
 
-def job_kind(kind: str, where: str = "KIND") -> JobKind:
+def job_kind(kind: str) -> JobKind:
     """Return the kind called `kind`. Raises ConfigError with the nearest right name."""
     try:
         return JobKind(kind)
     except ValueError as fault:
-        raise unknown("job kind", kind, [k.value for k in JobKind], where) from fault
+        raise unknown("job kind", kind, [k.value for k in JobKind], "KIND") from fault
 
 
-def validate_params(kind: JobKind | str, params: dict[str, Any], where: str = "params") -> dict[str, Any]:
+def validate_params(kind: JobKind | str, params: dict[str, Any]) -> dict[str, Any]:
     """Return the params of a job spec after checking every key, type and bound. Raises ConfigError."""
-    return build_params(job_kind(str(kind), where), params, lambda *paths: ".".join([where, *map(str, paths[0])]))
+    return build_params(job_kind(str(kind)), params, lambda *paths: ".".join(["params", *map(str, paths[0])]))
 
 
 def build_params(kind: JobKind, params: dict[str, Any], locate: Locate, also: Iterable[str] = ()) -> dict[str, Any]:

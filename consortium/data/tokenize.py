@@ -122,8 +122,6 @@ def agree_on_tokenizer(
     peers: Sequence[str],
     exchange: Exchange,
     config: TokenizeConfig,
-    *,
-    timeout_s: float = PATIENCE_S,
 ) -> bytes:
     """Exchange counts with all peers, train on their sum, and return the tokenizer once all hold the same.
 
@@ -134,10 +132,10 @@ def agree_on_tokenizer(
     packed = words.pack(own)
     if others:
         exchange.send(ArtifactClass.STATISTIC, COUNTS, packed)
-    received = exchange.wait_for(COUNTS, 0, others, timeout_s) if others else {}
+    received = exchange.wait_for(COUNTS, 0, others, PATIENCE_S) if others else {}
     parts = {sender: words.unpack(data, sender, config.words) for sender, data in received.items()}
     tokenizer = bpe.train(words.merge({**parts, site: own}), config.vocab_size)
-    exchange.wait_agreement(TOPIC, bpe.tokenizer_digest(tokenizer), timeout_s)
+    exchange.wait_agreement(TOPIC, bpe.tokenizer_digest(tokenizer), PATIENCE_S)
     return tokenizer
 
 
@@ -196,7 +194,7 @@ def _tokenized(
         summary = json.loads(row["summary"])
         chars += summary["chars"]
         for split, one in found.items():
-            one.add(row["index"], summary["runs"].get(split))
+            one.add(summary["runs"].get(split))
     sources = [shard.digest for shard in dataset.shards]
     rows = [row for one in found.values() for row in one.rows(config.shard_tokens, sources)]
     arguments = {"store": store, "runs": runs, "prefix": prefix, "vocabulary": vocabulary}
@@ -243,8 +241,8 @@ class _Split:
         self._listed: list[str] = []
         self._totals = np.zeros(buckets, dtype=np.int64)
 
-    def add(self, number: int, run: Mapping[str, Any] | None) -> None:
-        """Add what text shard `number` left."""
+    def add(self, run: Mapping[str, Any] | None) -> None:
+        """Add what a text shard left: nothing, or its run. To be called in the order of the shards."""
         if run is not None:
             self._listed.append(run["key"])
             self._totals += np.array(run["tokens"], dtype=np.int64)

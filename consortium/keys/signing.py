@@ -62,28 +62,28 @@ def verify(public: str, message: bytes, signature: str, *, what: str) -> None:
         ) from fault
 
 
-def signed_bytes(value: Any, field: str = "signature") -> bytes:
-    """Return what is signed of `value`: the canonical JSON of all its fields but `field`."""
+def signed_bytes(value: Any) -> bytes:
+    """Return what is signed of `value`: the canonical JSON of all its fields but `signature`."""
     data = to_json(value, exact=True)
-    return canonical({key: item for key, item in data.items() if key != field})
+    return canonical({key: item for key, item in data.items() if key != "signature"})
 
 
-def sign_value(key: SigningKey, value: V, field: str = "signature") -> V:
-    """Return `value` (a dataclass with `field`, or a dict) with its signature filled in."""
-    signature = key.sign(signed_bytes(value, field))
+def sign_value(key: SigningKey, value: V) -> V:
+    """Return `value` (a dataclass with a field `signature`, or a dict) with its signature filled in."""
+    signature = key.sign(signed_bytes(value))
     if isinstance(value, dict):
-        return cast(V, {**value, field: signature})
-    if not is_dataclass(value) or field not in {f.name for f in fields(value)}:
-        raise TypeError(f"{type(value).__name__} has no field {field!r} for its signature")
-    return cast(V, replace(cast(Any, value), **{field: signature}))
+        return cast(V, {**value, "signature": signature})
+    if not is_dataclass(value) or "signature" not in {f.name for f in fields(value)}:
+        raise TypeError(f"{type(value).__name__} has no field 'signature'")
+    return cast(V, replace(cast(Any, value), signature=signature))
 
 
-def verify_value(public: str, value: Any, *, what: str = "", field: str = "signature") -> None:
+def verify_value(public: str, value: Any, *, what: str = "") -> None:
     """Raise VerificationError unless the signature in `value` is `public`'s over its other fields."""
-    signature = value.get(field, "") if isinstance(value, dict) else getattr(value, field)
+    signature = value.get("signature", "") if isinstance(value, dict) else value.signature
     called = what or type(value).__name__
     try:
-        message = signed_bytes(value, field)
+        message = signed_bytes(value)
     except UsageError as fault:
         raise VerificationError(f"nobody signed {called}: it {fault.what}") from fault
     verify(public, message, str(signature), what=called)

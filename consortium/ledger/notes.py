@@ -18,12 +18,6 @@ def key_id(name: str, public: str) -> bytes:
     return hashlib.sha256(name.encode() + b"\n" + _ED25519 + base64.b64decode(public)).digest()[:4]
 
 
-def verifier_key(name: str, public: str) -> str:
-    """Return the key as C2SP tools take it: `name+hex key id+base64(0x01, raw public key)`."""
-    encoded = base64.b64encode(_ED25519 + base64.b64decode(public)).decode()
-    return f"{name}+{key_id(name, public).hex()}+{encoded}"
-
-
 def check_name(name: str) -> str:
     """Return `name` if it may name a log: not empty, no white space, no plus sign; else ValueError."""
     if not name or "+" in name or any(ch.isspace() for ch in name):

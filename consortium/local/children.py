@@ -33,7 +33,7 @@ def plan(directory: FederationDir) -> list[ChildSpec]:
         children += _stores(directory, federation, site)
     children.append(_server(directory, federation))
     for site in sites:
-        children += [_gateway(directory, federation, site), _agent(directory, federation, site)]
+        children += [_gateway(directory, federation, site), _agent(directory, site)]
     return children
 
 
@@ -180,7 +180,7 @@ def _gateway(directory: FederationDir, federation: dict[str, Any], site: str) ->
     )  # fmt: skip
 
 
-def _agent(directory: FederationDir, federation: dict[str, Any], site: str) -> ChildSpec:
+def _agent(directory: FederationDir, site: str) -> ChildSpec:
     """The agent has no port of its own; whether it works shows at the server (`service.await_sites`)."""
     return ChildSpec(
         name=f"agent-{site}",

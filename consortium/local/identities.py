@@ -48,11 +48,11 @@ def kept(cls: type[K], path: Path) -> K:
     return cls.load(path)
 
 
-def kept_secret(path: Path, size_bytes: int = 32) -> str:
-    """Return the random secret (hex) in `path`, made now with mode 0600 if it is not there yet."""
+def kept_secret(path: Path) -> str:
+    """Return the random secret (64 hex digits) in `path`, made now with mode 0600 if it is not there yet."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_secret(path, secrets.token_hex(size_bytes).encode())
+        write_secret(path, secrets.token_hex(32).encode())
     return path.read_text().strip()
 
 

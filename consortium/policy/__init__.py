@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from consortium.policy.cedar import compile_policy
 from consortium.policy.decide import PolicyBook
 from consortium.policy.model import CONSORTIUM, Action, PartnerPolicy, PolicyRules
 from consortium.policy.request import (
@@ -23,7 +22,6 @@ __all__ = [
     "PolicyBook",
     "PolicyRules",
     "Request",
-    "compile_policy",
     "log_request",
     "receive_request",
     "release_request",

@@ -51,11 +51,6 @@ class Clause:
     cedar: str
 
 
-def compile_policy(policy: PartnerPolicy) -> str:
-    """Return the policy as Cedar text."""
-    return "\n".join(clause.cedar for clause in clauses(policy))
-
-
 def clauses(policy: PartnerPolicy) -> tuple[Clause, ...]:
     """Return the clauses of the policy in the order they are evaluated and reported."""
     mine = _touches(policy.partner)

@@ -297,7 +297,7 @@ class Board(Layer):
         nodes = {node for where, node in job.avoid if where == site}
         ends_ms = start_ms + job.walltime_s * 1000
         for window in self._windows.get(site, ()):
-            if window.start_ms < ends_ms and window.end_ms > start_ms and not may_use(window, job, start_ms, ends_ms):
+            if window.start_ms < ends_ms and window.end_ms > start_ms and not may_use(window, job):
                 nodes |= set(window.nodes or self.sites[site].free)
         return frozenset(nodes)
 
@@ -358,8 +358,8 @@ class Board(Layer):
             del self.by_job[item.held.job]
 
 
-def may_use(window: Window, job: PendingJob, start_ms: int, ends_ms: int) -> bool:
-    """Whether a reservation is the job's own account's, and the job runs within it or outlives it at nobody's cost."""
+def may_use(window: Window, job: PendingJob) -> bool:
+    """Whether the interval is a reservation of the job's own account, or of one above it."""
     if window.kind is not WindowKind.RESERVATION:
         return False
     return job.account == window.account or job.account.startswith(f"{window.account}/")

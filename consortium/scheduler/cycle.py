@@ -21,7 +21,6 @@ from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from consortium.domain.decision import Reason
-from consortium.domain.quota import Account
 from consortium.scheduler.board import Board, Layer, Shadow, held_leg, stopping
 from consortium.scheduler.fair import Pool
 from consortium.scheduler.fit import find_legs
@@ -142,11 +141,11 @@ class Scheduler:
 
     def set_sites(self, views: Iterable[SiteView]) -> None:
         """Set what sites there are, their states and cordoned nodes."""
-        self._redraw(tuple(views), self.board.accounts)
-
-    def set_accounts(self, accounts: Iterable[Account]) -> None:
-        """Set the quota tree."""
-        self._redraw(tuple(self.board.views.values()), tuple(accounts))
+        sites = tuple(views)
+        self.board.lay(sites, self.board.accounts, self.board.legs(), self._windows)
+        self.queue.redraw()
+        self._planner = Planner(self.board)
+        self.pool = Pool(sites, self.board.accounts, self._history, self._settings)
 
     def set_windows(self, windows: Iterable[Window]) -> None:
         """Set the intervals in which nodes are set aside."""
@@ -176,12 +175,6 @@ class Scheduler:
         cycle = Cycle(self, reasons=reasons)
         cycle.run()
         return cycle.plan()
-
-    def _redraw(self, views: tuple[SiteView, ...], accounts: tuple[Account, ...]) -> None:
-        self.board.lay(views, accounts, self.board.legs(), self._windows)
-        self.queue.redraw()
-        self._planner = Planner(self.board)
-        self.pool = Pool(views, accounts, self._history, self._settings)
 
     @property
     def settings(self) -> Settings:

@@ -192,11 +192,7 @@ def _window(case: Case) -> Reason:
     board, job = case.board, case.job
     ends_ms = board.now_ms + job.walltime_s * 1000
     for window in board.windows(case.site):
-        if (
-            window.start_ms < ends_ms
-            and window.end_ms > board.now_ms
-            and not may_use(window, job, board.now_ms, ends_ms)
-        ):
+        if window.start_ms < ends_ms and window.end_ms > board.now_ms and not may_use(window, job):
             what = "maintenance" if window.kind.value == "maintenance" else f"a reservation of {window.account}"
             return Reason(
                 code=ReasonCode.WINDOW,

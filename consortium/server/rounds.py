@@ -94,7 +94,7 @@ def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -
             if before is None or before.phase not in _DONE:
                 raise ConflictError(f"round {commit.round - 1} comes first", where=where)
         expected = awaited.expected(core, connection, job, commit.round)
-        row = rounds.open_round(connection, commit.job, commit.round, expected, "", core.clock.now_ms())
+        row = rounds.open_round(connection, commit.job, commit.round, expected, core.clock.now_ms())
     if row.phase is not RoundPhase.OPEN:
         if _repeats(connection, commit):
             return

@@ -50,10 +50,8 @@ def numbers(connection: Connection, job: str) -> list[int]:
     return list(connection.execute(query).scalars())
 
 
-def open_round(
-    connection: Connection, job: str, number: int, expected: Iterable[str], previous_outer: str, now_ms: int
-) -> RoundRow:
-    """Store a new round."""
+def open_round(connection: Connection, job: str, number: int, expected: Iterable[str], now_ms: int) -> RoundRow:
+    """Store a new round; the outer state before it is told once the round has its certificate."""
     connection.execute(
         t.rounds.insert().values(
             job=job,
@@ -61,7 +59,7 @@ def open_round(
             phase=RoundPhase.OPEN.value,
             expected=sorted(expected),
             fixed=[],
-            previous_outer=previous_outer,
+            previous_outer="",
             opened_ms=now_ms,
             deadline_ms=0,
         )

@@ -80,11 +80,6 @@ def pack(header: EnvelopeHeader, plaintext: bytes, recipients: Mapping[str, str]
     return b"".join((_MAGIC, len(head).to_bytes(4, "little"), head, parts.ciphertext))
 
 
-def peek(data: bytes) -> EnvelopeHeader:
-    """Return what the envelope says of itself, unverified."""
-    return _parse(data)[0].artifact
-
-
 def check(data: bytes, *, sender_key: str) -> EnvelopeHeader:
     """Return the header after checking signature and ciphertext digest under the sender's public signing key."""
     return _checked(data, sender_key)[0].artifact

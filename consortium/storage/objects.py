@@ -138,12 +138,6 @@ class ObjectStore:
             self.put(key, data)
         return Addressed(key, digest)
 
-    def put_file(self, key: str, path: str | Path) -> int:
-        """Upload a file (in parts where it is large); returns its size in bytes."""
-        with self._translated(key):
-            self._client.upload_file(str(path), self.bucket, _checked(key))
-        return Path(path).stat().st_size
-
     def get(self, key: str, *, digest: str | None = None, size: int | None = None) -> bytes:
         """Read an object whole.
 

@@ -233,12 +233,6 @@ class Tracker:
         """Return the `sha256:` digest of the canonical JSON of `contents(run)`."""
         return digest_json(self.contents(run))
 
-    def run_url(self, run: str) -> str:
-        """Return the address of the run's page in MLflow's own web pages."""
-        with self._translated(f"run {run}"):
-            info = self._store.get_run(run).info
-        return f"{self.url}/#/experiments/{info.experiment_id}/runs/{run}"
-
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
         from mlflow.exceptions import MlflowException

@@ -93,7 +93,7 @@ def re_execute(keep: Keep, inner: Inner, params: PretrainConfig, number: int, si
         over = plan.delay(number - 1) * made.steps // params.outer.inner_steps
         if number == 1:  # it goes on from another job, in which this site may have had a pace that it has no more
             fastest = MOST_PACE if params.outer.pace == "measured" else 1
-            over = min(before.ahead.steps, plan.streaming.delay * fastest * usual // params.outer.inner_steps)
+            over = min(before.ahead.steps, plan.delay_steps * fastest * usual // params.outer.inner_steps)
         local, over, position = _gone_on(keep, inner, plan, before, over=over, begin=begin, pace=pace)
     if made.steps > over:
         done = inner.run(local, position=position, step=begin + over, count=made.steps - over, pace=pace)

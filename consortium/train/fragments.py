@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -120,77 +119,6 @@ def _layers(layout: Layout) -> list[str]:
     return [found[1] for name in layout.names if (found := _LAYER.search(name))]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """What happens once `step` inner steps are done; `exchange` counts from 1 in order of sending."""
-
-    step: int
-    exchange: int
-    action: Literal["send", "apply"]
-    fragment: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Streaming:
-    """When fragments are sent and applied. The defaults are DiLoCo: everything at once, every `period` steps."""
-
-    period: int
-    """Inner steps between two synchronisations of a fragment (H)."""
-    count: int = 1
-    """Fragments (F)."""
-    delay: int = 0
-    """Inner steps between sending a fragment and applying the result (tau)."""
-    mixing: float = 0.0
-    """Share of a site's own parameters that is kept when a result is applied (alpha)."""
-
-    def __post_init__(self) -> None:
-        if self.count < 1 or self.period < self.count:
-            raise ValueError(f"{self.count} fragments need a period of at least as many steps, got {self.period}")
-        if not 0 <= self.delay <= self.period // self.count:
-            raise ValueError(
-                f"delay must be 0 to {self.period // self.count}, so that one exchange is under way at a time; "
-                f"got {self.delay}"
-            )
-        if not 0 <= self.mixing <= 1:
-            raise ValueError(f"mixing must be 0 to 1, got {self.mixing}")
-
-    def offset(self, fragment: int) -> int:
-        """Return the step within a period after which a fragment is sent; the last one's is the period's end."""
-        return (fragment + 1) * self.period // self.count
-
-    def sent_at(self, exchange: int) -> int:
-        """Return the inner step after which an exchange begins."""
-        cycle, fragment = divmod(exchange - 1, self.count)
-        return cycle * self.period + self.offset(fragment)
-
-    def events(self, steps: int, *, since: int = 0) -> tuple[Event, ...]:
-        """Return what happens after inner step `since` up to `steps`, in order; `steps` is whole periods.
-
-        Where a result is due at the step at which the next fragment is sent, it is applied first. What is under way at
-        the end is waited for and applied there, so that the model is whole.
-        """
-        if steps % self.period:
-            raise ValueError(f"{steps} steps are not whole periods of {self.period}: a fragment would miss its turn")
-        made = []
-        for exchange in range(1, steps // self.period * self.count + 1):
-            sent, fragment = self.sent_at(exchange), (exchange - 1) % self.count
-            applied = min(sent + self.delay, steps)
-            made.append(Event(step=sent, exchange=exchange, action="send", fragment=fragment))
-            made.append(Event(step=applied, exchange=exchange, action="apply", fragment=fragment))
-        return tuple(event for event in made if event.step > since)
-
-    def wait_s(self, exchange_s: float, step_s: float) -> float:
-        """Return the seconds that computation stands still for one exchange of `exchange_s`, at `step_s` a step."""
-        return max(0.0, exchange_s - self.delay * step_s)
-
-    def mix(self, local: Vector, outer: Vector) -> Vector:
-        """Return a site's parameters of a fragment after a result is applied: alpha * local + (1 - alpha) * outer.
-
-        A site's own affair: sites need not agree on its bits, only on the outer parameters.
-        """
-        return _mixed(local, outer, self.mixing) if self.mixing else outer
-
-
 @by_slices
 def _mixed(local: Vector, outer: Vector, mixing: float) -> Vector:
     kept, taken = np.float32(mixing), np.float32(1 - mixing)
@@ -208,8 +136,11 @@ class Plan:
     """What each round of a job exchanges and when it is applied; the same at all its sites. Rounds count from 1."""
 
     fragments: tuple[Fragment, ...]
-    streaming: Streaming
     rounds: int
+    delay_steps: int
+    """Inner steps between the sending of a fragment and the application of the result (tau)."""
+    mixing: float
+    """Share of a site's own parameters that is kept when a result is applied (alpha)."""
 
     @classmethod
     def of(cls, layout: Layout, outer: OuterConfig) -> Plan:
@@ -217,17 +148,15 @@ class Plan:
         whole = (Fragment(((0, layout.size),)),)
         return cls(
             fragments=whole if outer.fragments == 1 else fragments_of(layout, outer.fragments),
-            streaming=Streaming(
-                period=outer.fragments * outer.inner_steps, count=outer.fragments, delay=outer.delay, mixing=outer.mix
-            ),
             rounds=outer.rounds,
+            delay_steps=outer.delay,
+            mixing=outer.mix,
         )
 
     @property
     def carries(self) -> bool:
         """Whether sites go on from parameters of their own, where DiLoCo begins each round from the outer state."""
-        plan = self.streaming
-        return plan.count > 1 or plan.delay > 0 or plan.mixing > 0
+        return len(self.fragments) > 1 or self.delay_steps > 0 or self.mixing > 0
 
     def fragment(self, number: int) -> Fragment:
         """Return the part of the model that a round exchanges."""
@@ -235,7 +164,7 @@ class Plan:
 
     def delay(self, number: int) -> int:
         """Return the inner steps done between a round's sending and its application; none after the last."""
-        return self.streaming.delay if number < self.rounds else 0
+        return self.delay_steps if number < self.rounds else 0
 
     def step(
         self, number: int, outer: Vector, momentum: Vector, gradient: Vector, *, lr: float, momentum_decay: float
@@ -246,6 +175,11 @@ class Plan:
         return part.put(outer, after), part.put(momentum, speed)
 
     def mix(self, number: int, local: Vector, outer: Vector) -> Vector:
-        """Return a site's parameters, whole, once a round that counted its contribution is applied."""
+        """Return a site's parameters, whole, once a round that counted its contribution is applied.
+
+        Those of the round's fragment become alpha * local + (1 - alpha) * outer: a site's own affair. Sites need not
+        agree on its bits, only on the outer parameters.
+        """
         part = self.fragment(number)
-        return part.put(local, self.streaming.mix(part.take(local), part.take(outer)))
+        came = part.take(outer)
+        return part.put(local, _mixed(part.take(local), came, self.mixing) if self.mixing else came)

@@ -44,8 +44,6 @@ class Joining:
         book: RoundBook,
         params: PretrainConfig,
         size: int,
-        *,
-        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._exchange = exchange
         self._peers = peers
@@ -53,7 +51,6 @@ class Joining:
         self._outer = params.outer
         self._resumes = params.start.resume
         self._size = size
-        self._now_s = now_s
         self._strangers: frozenset[str] | None = None
         self._seen: dict[int, float] = {}
         self._given: set[tuple[str, int, str]] = set()
@@ -163,11 +160,11 @@ class Joining:
             return
         since_s = self._seen.get(number)
         if since_s is None:
-            since_s = self._seen[number] = self._now_s()
+            since_s = self._seen[number] = time.monotonic()
             self._sign_momentum(state)
         held = self._exchange.agreements(f"outer/{number}")
         turn = sum(site < self._peers.site for site in held if site in self._peers.sites and site not in asking)
-        if self._now_s() - since_s >= turn * PASS_ON_S:
+        if time.monotonic() - since_s >= turn * PASS_ON_S:
             for name, vector in (("outer", state.outer), ("momentum", state.momentum)):
                 self._give(name, number, asking, partial(to_bytes, vector))
 

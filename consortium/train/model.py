@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from consortium.domain.pretraining import ModelConfig
-from consortium.train.plugin import LanguageModel, token_losses
+from consortium.train.plugin import LanguageModel
 
 NORM_EPS = 1e-5
 INIT_STD = 0.02
@@ -201,11 +201,3 @@ class Decoder(LanguageModel):
             "down": (self.config.dim,),
         }
         return {f"blocks.{at}.{name}.weight": rows[name] for at in range(self.config.layers) for name in rows}
-
-
-def next_token_loss(logits_BTV: Tensor, rows_BT: Tensor, z_loss: float = 0.0) -> Tensor:
-    """Return the mean cross-entropy in nats of predicting `rows_BT[:, 1:]`; rows have T + 1 tokens.
-
-    With `z_loss` above 0, what `token_losses` minimises.
-    """
-    return token_losses(logits_BTV, rows_BT, z_loss)[0]

@@ -47,8 +47,9 @@ from consortium.domain.pretraining import DataConfig, ModelConfig, OptimConfig, 
 from consortium.domain.screening import ScreenRule
 from consortium.train.codes import Code
 from consortium.train.inner import InnerWorker
-from consortium.train.model import Decoder, next_token_loss
+from consortium.train.model import Decoder
 from consortium.train.outer import Layout, Vector
+from consortium.train.plugin import token_losses
 from tests.benchmarks import training_legs
 from tests.benchmarks.table import Row, arguments, row, show
 from tests.benchmarks.training_clock import on_one_core, utilisation
@@ -267,7 +268,7 @@ def speed(scale: Scale, texts: dict[str, Corpus]) -> Iterator[Row]:
 
     def bare() -> None:
         for _ in range(30):
-            next_token_loss(model(rows_BT[:, :-1]), rows_BT).backward()  # type: ignore[no-untyped-call]  # torch's
+            token_losses(model(rows_BT[:, :-1]), rows_BT)[0].backward()  # type: ignore[no-untyped-call]  # torch's
             nn.utils.clip_grad_norm_(model.parameters(), OPTIM.grad_clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

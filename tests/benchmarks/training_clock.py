@@ -26,10 +26,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from consortium.domain.pretraining import OuterConfig
 from consortium.domain.training import Contribution
 from consortium.train.codes import Code
-from consortium.train.fragments import Streaming
-from consortium.train.outer import Vector, aggregate, nesterov, vector_digest
+from consortium.train.fragments import Plan
+from consortium.train.outer import Layout, Vector, aggregate, nesterov, vector_digest
 from tests.benchmarks.table import Row, row
 
 T = TypeVar("T")
@@ -119,7 +120,8 @@ def measured(code: Code, size: int, sites: int) -> Costs:
         return nesterov(vector, vector, mean, lr=0.7, momentum_decay=0.9)[0]
 
     apply, after = on_one_core(outer)
-    mix, _ = on_one_core(lambda: Streaming(period=2, delay=1, mixing=0.5).mix(vector, after))
+    plan = Plan.of(Layout.of({"all": (size,)}), OuterConfig(rounds=2, inner_steps=1, delay=1, mix=0.5))
+    mix, _ = on_one_core(lambda: plan.mix(1, vector, after))
     digest, _ = on_one_core(lambda: vector_digest(after))
     of = (send, receive, apply, mix, digest)
     return Costs(**{one.name: value / size for one, value in zip(fields(Costs), of, strict=True)})

@@ -33,7 +33,7 @@ from tests.builders import NOW_MS, account, new_id, site
 from tests.scheduler.drawn import few, lent_out, snapshots
 from tests.scheduler.worlds import H100, again_waiting, held, job, world
 
-STEPS = ("submit", "hold", "end", "withdraw", "advance", "sites", "accounts", "windows", "history", "cycle", "cycle")
+STEPS = ("submit", "hold", "end", "withdraw", "advance", "sites", "windows", "history", "cycle", "cycle")
 
 
 class Driver:
@@ -107,17 +107,6 @@ class Driver:
         ]
         self._random.shuffle(changed)
         self.scheduler.set_sites(changed)
-
-    def _accounts(self) -> None:
-        self.scheduler.set_accounts(
-            replace(
-                item,
-                quotas=tuple(
-                    replace(quota, nominal=quota.nominal + self._random.choice((0, 1))) for quota in item.quotas
-                ),
-            )
-            for item in self._first.accounts
-        )
 
     def _windows(self) -> None:
         where, start_ms = self._random.choice(self._first.sites).site.id, self.scheduler.now_ms + 100_000

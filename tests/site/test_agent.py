@@ -52,9 +52,6 @@ class Stage:
     def poll(self) -> None:
         self.agent.poll_once(self.line)
 
-    def restart_server(self, ledger: Ledger) -> None:
-        self.script.ledger = ledger
-
 
 @pytest.fixture
 def stage(world: World) -> Iterator[Stage]:

@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import consortium
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset
 from consortium.domain.job import Epoch, JobSpec, LegState, SignedSpec
-from consortium.domain.partner import Node, Site
+from consortium.domain.partner import Site
 from consortium.domain.protocol import LegCommand, LegOffer, LegReport, PollRequest, PollResponse, Voucher
 from consortium.domain.records import Record
 from consortium.keys.canonical import canonical
@@ -281,7 +281,3 @@ def consortium_server(script: Script) -> Serving:
 def script_for(world: World) -> Script:
     ledger = Ledger(world.root / "ledger", world.log_key, world.trust.log_name)
     return Script(ledger=ledger, key=world.signing["fr-1"].public)
-
-
-def with_nodes(site: Site, *gpus: int) -> Site:
-    return replace(site, nodes=tuple(Node(id=f"n{i}", gpus=count) for i, count in enumerate(gpus)))

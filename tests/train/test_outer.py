@@ -14,7 +14,6 @@ from consortium.domain.training import Contribution
 from consortium.errors import VerificationError
 from consortium.train.outer import Layout, aggregate, digest_of, from_bytes, nesterov, norm_of, to_bytes
 
-WEIGHTS = {"de-1": 1 / 3, "fr-1": 0.123456789, "uy-1": 0.5432}
 STEP = """
 import importlib, sys, numpy as np
 if sys.argv[1] != "-":

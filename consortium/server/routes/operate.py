@@ -33,7 +33,7 @@ def health(core: CoreArg) -> dict[str, Any]:
 
 
 @router.get("/whoami")
-def whoami(core: CoreArg, claims: ReaderArg) -> dict[str, Any]:
+def whoami(claims: ReaderArg) -> dict[str, Any]:
     """What the caller's token says."""
     return {
         "subject": claims.subject,
