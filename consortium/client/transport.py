@@ -7,11 +7,9 @@ from typing import Any, TypeVar
 import httpx
 
 from consortium import PROTOCOL_VERSION
+from consortium.domain.protocol import PROBLEM_TYPE, PROTOCOL_HEADER
 from consortium.errors import ConsortiumError, UnreachableError, by_slug
 
-HEADER = "Consortium-Protocol"
-"""Stands in every request and in every answer that is no problem document."""
-PROBLEM = "application/problem+json"
 _AWAY = (429, 502, 503, 504)
 T = TypeVar("T")
 
@@ -25,7 +23,7 @@ class Transport:
 
     def __init__(self, url: str, token: str, timeout_s: float) -> None:
         self.url = url.rstrip("/")
-        headers = {HEADER: str(PROTOCOL_VERSION)}
+        headers = {PROTOCOL_HEADER: str(PROTOCOL_VERSION)}
         if token:
             headers["Authorization"] = f"Bearer {token}"
         try:
@@ -67,7 +65,7 @@ class Transport:
             raise stranger(self.url) from fault
         if not answer.is_success:
             raise self._error(answer)
-        if HEADER not in answer.headers:
+        if PROTOCOL_HEADER not in answer.headers:
             raise stranger(self.url)
         return answer
 
@@ -83,7 +81,7 @@ class Transport:
         return found
 
     def _error(self, answer: httpx.Response) -> ConsortiumError:
-        if answer.headers.get("content-type", "").partition(";")[0] != PROBLEM:
+        if answer.headers.get("content-type", "").partition(";")[0] != PROBLEM_TYPE:
             if answer.status_code in _AWAY:  # said by what stands before the server
                 what = f"the server is away: {answer.request.method} answered {answer.status_code}"
                 return UnreachableError(what, where=self.url, fix="try again, or ask who runs it")

@@ -51,7 +51,8 @@ from consortium.domain.cleaning import CleanConfig, DecontaminateConfig
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset, Shard
 from consortium.errors import NotFoundError, UsageError, VerificationError
-from consortium.storage.objects import ObjectStore, sha256
+from consortium.keys import canonical
+from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import read_table
 
 _TEXTS_HELD = 8
@@ -342,7 +343,7 @@ def _mapped(store: ObjectStore, key: str, digest: str, file: Path) -> memoryview
         with pa.memory_map(str(file)) as opened:  # keeps no file open, as Python's own map does: one for each shard
             view = memoryview(opened.read_buffer())
         file.unlink()
-        if sha256(view) != digest:
+        if canonical.digest(view) != digest:
             raise VerificationError("the signatures are not those that were written")
     return view
 

@@ -9,7 +9,8 @@ from consortium.data.documents import UNKNOWN
 from consortium.data.language import code_of, codes_of
 from consortium.domain.data import ArtifactClass, Dataset, Description, Shard
 from consortium.errors import NotFoundError, UsageError
-from consortium.storage.objects import ObjectStore, sha256
+from consortium.keys.canonical import digest
+from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import TEXT_SCHEMA
 
 MAX_SHARD_BYTES = 256 << 20
@@ -44,7 +45,7 @@ def describe_in_place(
             raise UsageError(f"the object has more than {MAX_SHARD_BYTES >> 20} MB", where=where, fix=_FIX)
         data = store.get(key)
         table = _table(data, where)
-        shards.append(Shard(key=key, digest=sha256(data), size_bytes=len(data), documents=table.num_rows))
+        shards.append(Shard(key=key, digest=digest(data), size_bytes=len(data), documents=table.num_rows))
         seen |= {value for value in table.column("language").unique().to_pylist() if value}
         licences |= {value for value in table.column("licence").unique().to_pylist() if value}
         text_bytes += table.column("text").nbytes

@@ -9,6 +9,10 @@ from consortium.domain.bounds import within
 from consortium.domain.data import Dataset
 from consortium.domain.job import MAX_COUNT, Epoch, Fault, LegState, SignedSpec
 
+PROTOCOL_HEADER = "Consortium-Protocol"
+"""Stands in every request, and in every answer of the server that is no problem document."""
+PROBLEM_TYPE = "application/problem+json"
+"""The media type of an error (RFC 9457)."""
 MAX_REQUEST_BYTES = 32 << 20
 """Of any request that the server takes."""
 MAX_RESULT_BYTES = 24 << 20

@@ -23,8 +23,8 @@ def canonical(value: Any) -> bytes:
         raise UsageError(f"cannot be written as canonical JSON: {fault}") from fault
 
 
-def digest(data: bytes) -> str:
-    """Return `sha256:` and 64 hex digits."""
+def digest(data: bytes | memoryview) -> str:
+    """Return `sha256:` and the 64 hex digits of the SHA-256 of `data`."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 

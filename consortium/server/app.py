@@ -9,13 +9,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from consortium import PROTOCOL_VERSION, __version__
-from consortium.domain.protocol import MAX_REQUEST_BYTES
+from consortium.domain.protocol import MAX_REQUEST_BYTES, PROTOCOL_HEADER
 from consortium.errors import UsageError
 from consortium.server import problems
 from consortium.server.core import Core
 from consortium.server.routes import data, evidence, jobs, operate, quota, sites, upkeep
 
-PROTOCOL_HEADER = "Consortium-Protocol"
 _TOO_LARGE = f"the request is larger than {MAX_REQUEST_BYTES // 1024**2} MiB"
 
 

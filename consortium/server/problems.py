@@ -11,11 +11,11 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 
+from consortium.domain.protocol import PROBLEM_TYPE
 from consortium.errors import AuthError, ConsortiumError, NotFoundError, UnreachableError, UsageError
 from consortium.state.database import away
 
 log = logging.getLogger(__name__)
-MEDIA_TYPE = "application/problem+json"
 
 
 def problem(fault: ConsortiumError, *, status: int | None = None) -> JSONResponse:
@@ -32,7 +32,7 @@ def problem(fault: ConsortiumError, *, status: int | None = None) -> JSONRespons
     if fault.fix:
         content["fix"] = fault.fix
     headers = {"WWW-Authenticate": "Bearer"} if type(fault) is AuthError else None
-    return JSONResponse(content, status_code=code, media_type=MEDIA_TYPE, headers=headers)
+    return JSONResponse(content, status_code=code, media_type=PROBLEM_TYPE, headers=headers)
 
 
 def install(app: FastAPI) -> None:

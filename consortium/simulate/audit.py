@@ -21,13 +21,13 @@ from collections.abc import Iterable, Mapping
 from consortium.config import Scenario
 from consortium.domain.partner import Cotenancy, SiteState
 from consortium.domain.quota import Account, Quota
+from consortium.domain.units import MS_PER_HOUR
 from consortium.scheduler.types import Window, WindowKind
 from consortium.simulate import world
 from consortium.simulate.events import Event, Kind
 from consortium.simulate.workload import Job
 
 RULES = ("quota", "capacity", "gang", "territory")
-_MS_PER_HOUR = 3_600_000
 
 
 class Quotas:
@@ -245,7 +245,7 @@ class _States:
     def __init__(self, scenario: Scenario) -> None:
         self._changes: dict[str, list[tuple[int, SiteState]]] = defaultdict(list)
         for change in sorted(scenario.changes.values(), key=lambda item: item.at_h):
-            self._changes[change.site].append((round(change.at_h * _MS_PER_HOUR), change.state))
+            self._changes[change.site].append((round(change.at_h * MS_PER_HOUR), change.state))
 
     def closed(self, site: str, t_ms: int) -> bool:
         state = SiteState.ACTIVE

@@ -18,6 +18,7 @@ from consortium.config import Scenario
 from consortium.domain import ids
 from consortium.domain.job import Priority
 from consortium.domain.partner import SiteState
+from consortium.domain.units import MS_PER_HOUR
 from consortium.scheduler import (
     HeldLeg,
     LegPlacement,
@@ -37,8 +38,6 @@ from consortium.simulate.events import Event, Kind
 from consortium.simulate.figures import Totals
 from consortium.simulate.workload import Job
 from consortium.simulate.world import EPOCH_MS
-
-_MS_PER_HOUR = 3_600_000
 
 
 class Happens(IntEnum):
@@ -124,8 +123,8 @@ class Engine:
         self._wake_ms = -1
         self._sift_out()
         for change in scenario.changes.values():
-            notice_ms = round(change.notice_h * _MS_PER_HOUR)
-            self._push(round(change.at_h * _MS_PER_HOUR), Happens.SITE, _Change(change.site, change.state, notice_ms))
+            notice_ms = round(change.notice_h * MS_PER_HOUR)
+            self._push(round(change.at_h * MS_PER_HOUR), Happens.SITE, _Change(change.site, change.state, notice_ms))
         for window in start.windows:
             self._push(window.start_ms - EPOCH_MS, Happens.WINDOW, window)
             self._push(window.end_ms - EPOCH_MS, Happens.WINDOW, window)

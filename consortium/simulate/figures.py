@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 
 from consortium.config import Scenario
 from consortium.domain import ids
+from consortium.domain.units import MS_PER_HOUR
 from consortium.simulate import world
 from consortium.simulate.events import Event, Kind
 from consortium.simulate.workload import Job
-
-MS_PER_HOUR = 3_600_000
 
 
 @dataclass(slots=True)

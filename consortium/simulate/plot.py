@@ -6,11 +6,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from consortium.config import Scenario
+from consortium.domain.units import MS_PER_HOUR
 from consortium.errors import UsageError
 from consortium.simulate.figures import Meter, Moment
 
 _BINS = 720
-_MS_PER_HOUR = 3_600_000
 _DAYS_FROM_H = 96
 """Longer replays are drawn over days, shorter ones over hours."""
 
@@ -21,7 +21,7 @@ class Averages:
     def __init__(self, moments: list[Moment], partners: int, bins: int = _BINS) -> None:
         end_ms = moments[-1].t_ms if moments else 0
         self.width_ms = max(1.0, end_ms / bins)
-        self.starts_h = [at * self.width_ms / _MS_PER_HOUR for at in range(bins)]
+        self.starts_h = [at * self.width_ms / MS_PER_HOUR for at in range(bins)]
         self.held = [[0.0] * bins for _ in range(partners)]
         self.borrowed = [[0.0] * bins for _ in range(partners)]
         self.lent = [[0.0] * bins for _ in range(partners)]

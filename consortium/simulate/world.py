@@ -9,13 +9,13 @@ from consortium.domain import ids
 from consortium.domain.decision import Reason, ReasonCode
 from consortium.domain.partner import Flavor, Node, Site, SiteState
 from consortium.domain.quota import Account, Quota
+from consortium.domain.units import MS_PER_HOUR
 from consortium.scheduler import PendingJob, SiteView, Snapshot
 from consortium.scheduler.types import Window
 from consortium.simulate.workload import Job
 
 EPOCH_MS = 1_767_225_600_000
 """What virtual time 0 is to the scheduler, which reads UTC: 2026-01-01T00:00:00Z."""
-_MS_PER_HOUR = 3_600_000
 
 
 def sites(scenario: Scenario) -> tuple[Site, ...]:
@@ -83,8 +83,8 @@ def windows(scenario: Scenario) -> tuple[Window, ...]:
             kind=entry.kind,
             site=entry.site,
             nodes=entry.nodes,
-            start_ms=EPOCH_MS + round(entry.from_h * _MS_PER_HOUR),
-            end_ms=EPOCH_MS + round(entry.until_h * _MS_PER_HOUR),
+            start_ms=EPOCH_MS + round(entry.from_h * MS_PER_HOUR),
+            end_ms=EPOCH_MS + round(entry.until_h * MS_PER_HOUR),
             account=entry.account,
         )
         for name, entry in sorted(scenario.windows.items())

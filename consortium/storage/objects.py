@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from consortium.domain.protocol import StoreAccess
 from consortium.errors import AuthError, NotFoundError, UnreachableError, UsageError, VerificationError
+from consortium.keys.canonical import digest as sha256
 
 _ABSENT = {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
 _BEYOND = {"416", "InvalidRange"}
@@ -33,11 +34,6 @@ class Addressed(NamedTuple):
 
     key: str
     digest: str
-
-
-def sha256(data: bytes | memoryview) -> str:
-    """Return `sha256:` and the hex digest of `data`."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 class Entry(NamedTuple):

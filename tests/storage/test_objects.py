@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from consortium.errors import AuthError, NotFoundError, UnreachableError, UsageError, VerificationError
-from consortium.storage.objects import ObjectStore, sha256
+from consortium.keys.canonical import digest
+from consortium.storage.objects import ObjectStore
 
 pytestmark = pytest.mark.integration
 
@@ -38,7 +39,7 @@ def test_an_addressed_object_whose_bytes_changed_is_written_again(store: ObjectS
 def test_a_changed_object_is_noticed(store: ObjectStore) -> None:
     store.put("x", b"changed")
     with pytest.raises(VerificationError, match="hash to"):
-        store.get("x", digest=sha256(b"original"))
+        store.get("x", digest=digest(b"original"))
 
 
 def test_listing_is_sorted_and_bounded_by_prefix(store: ObjectStore) -> None:

@@ -12,7 +12,7 @@ import httpx
 from consortium import PROTOCOL_VERSION
 from consortium.client.leg import problem_of
 from consortium.domain.codec import from_json, to_json
-from consortium.domain.protocol import PollRequest, PollResponse, RecordsTaken
+from consortium.domain.protocol import PROTOCOL_HEADER, PollRequest, PollResponse, RecordsTaken
 from consortium.domain.records import Record
 from consortium.errors import UnreachableError
 from consortium.site.settings import SiteSettings
@@ -31,7 +31,7 @@ class ServerLine:
             base_url=settings.gateway_url,
             headers={
                 "Authorization": f"Bearer {Path(settings.token_path).read_text().strip()}",
-                "Consortium-Protocol": str(PROTOCOL_VERSION),
+                PROTOCOL_HEADER: str(PROTOCOL_VERSION),
             },
             timeout=httpx.Timeout(POLL_TIMEOUT_S, connect=2.0),
             trust_env=False,

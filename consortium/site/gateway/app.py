@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from consortium import PROTOCOL_VERSION
+from consortium.domain.protocol import PROBLEM_TYPE, PROTOCOL_HEADER
 from consortium.errors import ConflictError, ConsortiumError, NotFoundError, UnreachableError, UsageError, of_sqlite
 from consortium.site.gateway import legs, tracking, upstream
 from consortium.site.gateway.border import Border, prune_received
@@ -169,6 +170,6 @@ def problem(fault: ConsortiumError) -> JSONResponse:
     return JSONResponse(
         document,
         status_code=fault.status,
-        media_type="application/problem+json",
-        headers={"Consortium-Protocol": str(PROTOCOL_VERSION)},
+        media_type=PROBLEM_TYPE,
+        headers={PROTOCOL_HEADER: str(PROTOCOL_VERSION)},
     )

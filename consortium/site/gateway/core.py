@@ -14,6 +14,7 @@ from consortium.client.leg import problem_of
 from consortium.domain.codec import to_json
 from consortium.domain.data import ArtifactClass
 from consortium.domain.job import Epoch, LegState
+from consortium.domain.protocol import PROTOCOL_HEADER
 from consortium.errors import AuthError, UnreachableError
 from consortium.keys.sealing import SealingKey
 from consortium.keys.signing import SigningKey
@@ -59,7 +60,7 @@ class Gateway:
         self.received.mkdir(mode=0o700, exist_ok=True)
         limits = httpx.Limits(max_connections=64, max_keepalive_connections=16)
         timeout = httpx.Timeout(30.0, connect=3.0)
-        headers = {"Authorization": f"Bearer {self.token}", "Consortium-Protocol": str(PROTOCOL_VERSION)}
+        headers = {"Authorization": f"Bearer {self.token}", PROTOCOL_HEADER: str(PROTOCOL_VERSION)}
         self.server = httpx.Client(
             base_url=settings.server_url, headers=headers, timeout=timeout, limits=limits, trust_env=False
         )
