@@ -80,16 +80,6 @@ def prepare(directory: FederationDir, dirs: Dirs, *, now_ms: int, server_port: i
     return Prepared(directory=directory, config=config, federation=federation)
 
 
-def discard(directory: FederationDir) -> None:
-    """Delete a federation that does not run, with its Ray temp dir. Leaves alone what is no federation."""
-    if not directory.federation_file.exists():
-        if directory.root.exists() and any(directory.root.iterdir()):
-            raise ConfigError("not the directory of an embedded federation", where=str(directory.root))
-        return
-    drop_ray_tmp(directory)
-    shutil.rmtree(directory.root)
-
-
 def drop_ray_tmp(directory: FederationDir) -> None:
     """Delete Ray's temp dir of a federation that does not run: its logs, sockets and spilled objects."""
     if not directory.federation_file.exists():

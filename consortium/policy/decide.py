@@ -72,11 +72,6 @@ class PolicyBook:
             found[policy.partner] = policy
         return cls(found)
 
-    @property
-    def partners(self) -> tuple[str, ...]:
-        """Whose policies are in the book."""
-        return tuple(self._compiled)
-
     def decide(self, request: Request) -> PolicyDecision:
         """Return the decision of all partners it touches: the owner of what is read or sent, the host, the land.
 

@@ -195,11 +195,6 @@ class PartnerPolicy:
         """Whose policy it is."""
         return self.rules.partner
 
-    @property
-    def version(self) -> int:
-        """Counts up with every change the partner signs."""
-        return self.rules.version
-
 
 def _codes(name: str, values: tuple[str, ...]) -> None:
     for value in values:

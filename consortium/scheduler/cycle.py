@@ -32,7 +32,6 @@ from consortium.scheduler.reserve import Planner
 from consortium.scheduler.rules import Rule, decisive, obstacles, permanent_obstacle, site_demand
 from consortium.scheduler.types import (
     Eviction,
-    HeldLeg,
     History,
     LegPlacement,
     PendingJob,
@@ -42,7 +41,6 @@ from consortium.scheduler.types import (
     Settings,
     SiteView,
     Snapshot,
-    Window,
 )
 
 Rank = tuple[bool, int, tuple[int, ...]]
@@ -97,7 +95,7 @@ def never_fits(snapshot: Snapshot, job: PendingJob) -> Reason | None:
 class Scheduler:
     """What waits and what is held, kept up to date by small changes; `cycle` decides and books its decisions.
 
-    `Scheduler(snapshot).cycle()` is `schedule(snapshot)`. After any changes, `schedule(scheduler.snapshot())` is what
+    `Scheduler(snapshot).cycle()` is `schedule(snapshot)`. After any change, `schedule(scheduler.snapshot())` is what
     `scheduler.cycle()` would answer.
     """
 
@@ -124,15 +122,6 @@ class Scheduler:
         """Let a job wait: a new one, or one that waits again."""
         self.queue.add(job)
 
-    def withdraw(self, job: str) -> None:
-        """Let a pending job go; raises KeyError where it does not wait."""
-        self.queue.remove(job)
-
-    def hold(self, leg: HeldLeg) -> None:
-        """Let a leg hold its GPUs and quota."""
-        self.board.hold(leg)
-        self.pool.forget(self.board.quota.path(leg.account))
-
     def end(self, leg: str) -> None:
         """Let the GPUs and quota of a leg be free; raises KeyError where it holds none."""
         item = self.board.items[leg]
@@ -146,11 +135,6 @@ class Scheduler:
         self.queue.redraw()
         self._planner = Planner(self.board)
         self.pool = Pool(sites, self.board.accounts, self._history, self._settings)
-
-    def set_windows(self, windows: Iterable[Window]) -> None:
-        """Set the intervals in which nodes are set aside."""
-        self._windows = tuple(windows)
-        self.board.set_windows(self._windows)
 
     def set_history(self, history: Iterable[History]) -> None:
         """Set what accounts borrowed and lent so far."""

@@ -146,10 +146,6 @@ class QuotaTree:
         """The account and every account above it, the root last."""
         return self._tree.path(account)
 
-    def own(self, account: str, flavor: str) -> int:
-        """What the account and those below it own together: nominal quotas, less what is guaranteed below."""
-        return self._tree.subtree.get((account, flavor), 0)
-
     def above(self, account: str, flavor: str, gpus: int = 0) -> int:
         """GPUs held above nominal by the account with those below it, were it to hold `gpus` more."""
         key = (account, flavor)

@@ -212,13 +212,6 @@ class Code:
             refuse(f"{len(data)} bytes, {self.name} of {size} elements and a state has {self.bytes_for(size)}")
         return BF16.decode(memoryview(data)[self._alone(size) :], self.state)
 
-    def given(self, made: Encoded, carried: Vector | None, size: int) -> Vector:
-        """Return the vector that was encoded as `made` on top of the residual `carried`, up to fp32 rounding."""
-        vector = self.decode(made.data, size)
-        if made.residual is not None:
-            vector = np.add(vector, made.residual)
-        return vector if carried is None else np.subtract(vector, np.multiply(carried, np.float32(self.feedback)))
-
     def _header(self, size: int) -> bytes:
         parameter = self.topk if self.name == "topk" else _BLOCKS.get(self.name, 0)
         return _HEADER.pack(MAGIC, VERSION, _NUMBERS[self.name], parameter, size)

@@ -21,9 +21,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from consortium.domain.codec import from_json, to_json
+from consortium.domain.codec import from_json
 from consortium.domain.pretraining import OuterConfig
 from consortium.domain.training import Certificate, Contribution, Round
 from consortium.errors import NotFoundError, VerificationError
@@ -272,11 +272,6 @@ def replay(
     """
     made = Replay(store, job, params, trust=trust, rosters=rosters, verified=verified, beside=beside, decode=decode)
     return made.run()
-
-
-def as_json(found: tuple[Replayed, ...]) -> list[dict[str, Any]]:
-    """Return the rounds as plain JSON."""
-    return [dict(to_json(one)) for one in found]
 
 
 def kept_params(store: ObjectStore, job: str) -> OuterConfig:

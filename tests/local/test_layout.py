@@ -19,7 +19,7 @@ from consortium.keys.signing import SigningKey, sign_value
 from consortium.keys.tokens import check
 from consortium.keys.trust import Trust
 from consortium.local.identities import make_identities
-from consortium.local.layout import discard, drop_ray_tmp, prepare
+from consortium.local.layout import drop_ray_tmp, prepare
 from consortium.local.paths import FederationDir
 from consortium.server.settings import ServerSettings
 from consortium.site.settings import SiteSettings
@@ -157,18 +157,6 @@ def test_a_wanted_port_in_use_is_refused_by_name(own_home: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConflictError, match=rf"port {port}.*the server.*in use"):
             prepare(FederationDir.named("t"), default_dirs(), now_ms=NOW, server_port=port)
-
-
-def test_discarding_deletes_a_federation_but_nothing_else(built, tmp_path: Path) -> None:
-    discard(built.directory)
-    assert not built.directory.root.exists()
-    assert not Path(built.federation["ray_tmp"]).exists()
-    stranger = tmp_path / "photos"
-    stranger.mkdir()
-    (stranger / "cat.jpg").write_bytes(b"meow")
-    with pytest.raises(ConfigError, match="not the directory of an embedded federation"):
-        discard(FederationDir(root=stranger))
-    assert (stranger / "cat.jpg").exists()
 
 
 def test_a_half_written_federation_file_is_named_with_its_line(built) -> None:

@@ -24,8 +24,6 @@ from consortium.scheduler import (
     Scheduler,
     SiteView,
     Snapshot,
-    Window,
-    WindowKind,
     leg_name,
     schedule,
 )
@@ -33,7 +31,7 @@ from tests.builders import NOW_MS, account, new_id, site
 from tests.scheduler.drawn import few, lent_out, snapshots
 from tests.scheduler.worlds import H100, again_waiting, held, job, world
 
-STEPS = ("submit", "hold", "end", "withdraw", "advance", "sites", "windows", "history", "cycle", "cycle")
+STEPS = ("submit", "end", "advance", "sites", "history", "cycle", "cycle")
 
 
 class Driver:
@@ -64,16 +62,6 @@ class Driver:
         self._specs[fresh.id] = fresh
         self.scheduler.submit(fresh)
 
-    def _hold(self) -> None:
-        view = self._random.choice(self._first.sites)
-        node = self._random.choice(view.site.nodes)
-        self._number += 1
-        leg = held(
-            self._number, view.site.id, {node.id: 1}, view.site.flavor.id, job=new_id("job", self._number),
-            account=self._random.choice(self._first.accounts).id, started_ms=self.scheduler.now_ms, walltime_s=120,
-        )  # fmt: skip
-        self.scheduler.hold(leg)
-
     def _end(self) -> None:
         legs = self.scheduler.snapshot().held
         if legs:
@@ -84,11 +72,6 @@ class Driver:
         stopped = leg.job not in {item.job for item in self.scheduler.snapshot().held}
         if leg.stopping_for and stopped and leg.job in self._specs:
             self.scheduler.submit(again_waiting(self._specs[leg.job], leg, self.scheduler.now_ms))
-
-    def _withdraw(self) -> None:
-        waiting = self.scheduler.snapshot().pending
-        if waiting:
-            self.scheduler.withdraw(self._random.choice(waiting).id)
 
     def _advance(self) -> None:
         self.scheduler.advance(self.scheduler.now_ms + self._random.choice((1, 5_000, 61_000, 301_000)))
@@ -107,13 +90,6 @@ class Driver:
         ]
         self._random.shuffle(changed)
         self.scheduler.set_sites(changed)
-
-    def _windows(self) -> None:
-        where, start_ms = self._random.choice(self._first.sites).site.id, self.scheduler.now_ms + 100_000
-        window = Window(
-            id="win-9", kind=WindowKind.MAINTENANCE, site=where, nodes=(), start_ms=start_ms, end_ms=start_ms + 50_000
-        )
-        self.scheduler.set_windows(self._random.choice(((), (window,))))
 
     def _history(self) -> None:
         self.scheduler.set_history(
@@ -143,12 +119,9 @@ def test_reasons_left_out_change_no_decision(snapshot: Snapshot):
     assert replace(told, reasons={}) == short
 
 
-def test_steps_on_what_is_not_there_are_errors():
-    scheduler = Scheduler(world(job(1)))
+def test_the_end_of_a_leg_that_is_not_there_is_an_error():
     with pytest.raises(KeyError):
-        scheduler.withdraw(job(2).id)
-    with pytest.raises(KeyError):
-        scheduler.end("leg-nowhere")
+        Scheduler(world(job(1))).end("leg-nowhere")
 
 
 def test_a_placed_jobs_leg_ends_under_the_name_that_is_known_beforehand():
