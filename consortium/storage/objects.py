@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 
 
 class ObjectStore:
-    """A bucket at an S3 endpoint. Picklable: copies of a store in one process share one connection, made on first use.
+    """A bucket at an S3 endpoint. Picklable. Made on first use: one client for all buckets under a key in one process.
 
     Every method raises NotFoundError for an absent key or bucket, AuthError for refused credentials and
     UnreachableError where the endpoint does not answer after `attempts` tries.
@@ -78,28 +78,9 @@ class ObjectStore:
     @property
     def _client(self) -> Any:
         if self._made is None:
-            import boto3
-            from botocore.config import Config
-
-            config = Config(
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                s3={"addressing_style": "path"},
-                retries={"max_attempts": self._attempts, "mode": "standard"},
-                connect_timeout=5,
-                read_timeout=60,
-                max_pool_connections=16,
-            )
+            make = _shared_client if self._access_key else _new_client
             with _CLIENTS:
-                session = boto3.session.Session()
-                self._made = session.client(
-                    "s3",
-                    endpoint_url=self.endpoint or None,
-                    aws_access_key_id=self._access_key or None,
-                    aws_secret_access_key=self._secret_key or None,
-                    region_name="us-east-1" if self._access_key else session.region_name or "us-east-1",
-                    config=config,
-                )
+                self._made = make(self.endpoint, self._access_key, self._secret_key, self._attempts)
         return self._made
 
     def ensure_bucket(self) -> None:
@@ -281,6 +262,35 @@ def _etag(data: bytes, *, in_parts: bool) -> str:
     for start in range(0, len(data), _PART_BYTES):
         whole.update(hashlib.md5(view[start : start + _PART_BYTES], usedforsecurity=False).digest())
     return whole.hexdigest() + _parts_of(data)
+
+
+def _new_client(endpoint: str, access_key: str, secret_key: str, attempts: int) -> Any:
+    """Return a client of an endpoint; without a key, of what environment and profile say now."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": "path"},
+        retries={"max_attempts": attempts, "mode": "standard"},
+        connect_timeout=5,
+        read_timeout=60,
+        max_pool_connections=16,
+    )
+    session = boto3.session.Session()
+    return session.client(
+        "s3",
+        endpoint_url=endpoint or None,
+        aws_access_key_id=access_key or None,
+        aws_secret_access_key=secret_key or None,
+        region_name="us-east-1" if access_key else session.region_name or "us-east-1",
+        config=config,
+    )
+
+
+_shared_client = lru_cache(maxsize=64)(_new_client)
+"""Clients are safe to share between threads, and making one takes 50 ms of a core."""
 
 
 @lru_cache(maxsize=16)

@@ -9,7 +9,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,18 +51,6 @@ AGENT = {"Authorization": f"Bearer {SITE_TOKEN}"}
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
-def fresh_bucket(s3: S3) -> Callable[[], str]:
-    client = s3.store("any")._client  # one connection for all: making one takes a quarter of a second
-
-    def make() -> str:
-        name = f"bucket-{secrets.token_hex(4)}"
-        client.create_bucket(Bucket=name)
-        return name
-
-    return make
-
-
 @dataclass
 class Border:
     world: World
@@ -85,7 +73,7 @@ class Border:
 
 
 @pytest.fixture
-def border(world: World, s3: S3, fresh_bucket: Callable[[], str]) -> Iterator[Border]:
+def border(world: World, s3: S3) -> Iterator[Border]:
     script, mlflow = script_for(world), App()
     mlflow.route("POST", r"/api/2.0/mlflow/.*")(lambda body, query: {})
     mlflow.route("GET", r"/api/2.0/mlflow/runs/get")(lambda body, query: {"run": {"info": query}})
@@ -93,7 +81,7 @@ def border(world: World, s3: S3, fresh_bucket: Callable[[], str]) -> Iterator[Bo
     secret.write_text(s3.secret_key)
     stores = {
         name: StoreSettings(
-            endpoint=s3.endpoint, bucket=fresh_bucket(), access_key=s3.access_key, secret_path=str(secret)
+            endpoint=s3.endpoint, bucket=s3.fresh().bucket, access_key=s3.access_key, secret_path=str(secret)
         )
         for name in ("egress", "de-1", "private")
     }

@@ -9,6 +9,7 @@ import pytest
 from consortium.errors import AuthError, NotFoundError, UnreachableError, UsageError, VerificationError
 from consortium.keys.canonical import digest
 from consortium.storage.objects import ObjectStore
+from tests.s3 import S3
 
 pytestmark = pytest.mark.integration
 
@@ -104,3 +105,11 @@ def test_a_store_travels_to_another_process_and_hides_its_secret(s3, store: Obje
     store.put("k", b"v")
     assert pickle.loads(pickle.dumps(store)).get("k") == b"v"
     assert s3.secret_key not in repr(store)
+
+
+def test_buckets_under_one_key_share_a_client_and_no_other_does(s3: S3) -> None:
+    one, other = s3.fresh(), s3.fresh()
+    assert one._client is other._client
+    assert ObjectStore(s3.endpoint, s3.access_key, "another", one.bucket)._client is not one._client
+    here = [ObjectStore.ambient(one.bucket, s3.endpoint)._client for _ in range(2)]
+    assert here[0] is not here[1], "the environment may have changed since"
