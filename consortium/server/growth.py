@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 BYTES_S = 2 << 10
 GPU_BYTES_S = 16
-"""A site may write 2 KiB a second, and for each of its GPUs 16 bytes more: some five times what legs of one GPU take,
-each metered and its calls recorded every ten minutes, and three artifacts a second over borders besides."""
+"""A site may write 2 KiB a second, and for each of its GPUs 16 bytes more: some five times what legs of one GPU take by
+our reckoning, each metered and its calls recorded every ten minutes, and three artifacts a second over borders."""
 SAVED_BYTES = 512 << 20
 """What it has at most to catch up with: months of an ordinary site, after a backup of the server was restored."""
 
