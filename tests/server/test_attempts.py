@@ -236,7 +236,7 @@ def test_a_training_that_is_over_fails_at_once_where_too_few_sites_hold_a_state_
     core, fed = parts
     running = Running(core, fed, "de-1", "fr-1", min_sites=2)
     with core.db.write() as connection:
-        rounds.open_round(connection, running.job, 4, ["de-1"], "", 1)
+        rounds.open_round(connection, running.job, 4, ["de-1"], 1)
         rounds.change(connection, running.job, 4, phase="closed")
         if sent:
             whole = Artifact(job=running.job, artifact_class=ArtifactClass.OUTER_STATE, name="outer-4", round=4,
