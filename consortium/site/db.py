@@ -9,7 +9,7 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from consortium.errors import ConfigError, of_sqlite
@@ -108,7 +108,11 @@ class SiteDb:
         self._local = threading.local()
         if not self.path.parent.is_dir():
             raise ConfigError("the site's home is not a folder", where=str(self.path.parent))
-        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+        with suppress(FileExistsError):
+            # Only where there is none: to close any descriptor of a file lets go of all locks that the process has on
+            # it, those of its other connections too. Another program would then take itself for the last one, and
+            # delete the log that this one goes on writing to.
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         try:
             with self.write() as write:
                 for statement in _SCHEMA.split(";\n"):
