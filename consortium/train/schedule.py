@@ -2,7 +2,7 @@
 
 By default all rounds are alike. With `outer.taper` there are as many, over the same steps, but long where the rate is
 high and short where it is low: what sites lose by meeting seldom weighs most at the end, when one cluster would
-settle. (The reverse is right against drift alone, https://arxiv.org/abs/2310.14423; docs/training.md has figures.)
+settle. (The reverse is right against drift alone, https://arxiv.org/abs/2310.14423; docs/experiments.md has figures.)
 No round is shorter than a quarter of `outer.inner_steps`: what crosses a border stays the sum of so many steps.
 """
 

@@ -9,7 +9,7 @@ means accepted. Two more where the job's rule asks for them:
 `cosine`: the contribution points away from the outer momentum, which every leg holds bit for bit alike. The momentum
 is the decayed sum of what was accepted before, so this asks whether a site goes on in the direction in which all
 sites went, and needs no majority. Contributions of the same round are not compared with each other: those of sites
-with different languages come to have cosines around and below zero, honest as they are (docs/training.md has figures).
+with different languages come to have cosines around and below zero, honest as they are (docs/rounds.md has figures).
 
 `loss`: adding the contribution raises the loss on text that this site has not trained on yet by more than the rule
 allows. The others' contributions keep their share, so that nobody is refused for making the own site's smaller.
