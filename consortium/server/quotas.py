@@ -91,7 +91,7 @@ def plan(core: Core, text: str) -> dict[str, Any]:
     )
     with core.db.read() as connection:
         before = snapshots.take(core, connection).snapshot
-        after = snapshots.take(core, connection, changed).snapshot
+        after = snapshots.take(core, connection, changed, before.now_ms).snapshot
         given = approvals.approvals(connection, change=digest(text.encode()), replaces=proposal.replaces)
     return _told(proposal, [item.partner for item in given]) | {"effect": effect(before, after)}
 

@@ -47,10 +47,12 @@ class View:
     run_times: RunTimes
 
 
-def standing(core: Core, connection: Connection, federation: Federation | None = None) -> View:
+def standing(
+    core: Core, connection: Connection, federation: Federation | None = None, now_ms: int | None = None
+) -> View:
     """Read what is there and held, without the jobs that wait; with other quotas where a `federation` is given."""
-    federation = federation or core.federation
-    now_ms, run_times = core.clock.now_ms(), shares.load_run_times(connection)
+    federation, run_times = federation or core.federation, shares.load_run_times(connection)
+    now_ms = core.clock.now_ms() if now_ms is None else now_ms
     stored = all_sites(connection)
     snapshot = Snapshot(
         now_ms=now_ms,
@@ -66,10 +68,13 @@ def standing(core: Core, connection: Connection, federation: Federation | None =
     return View(snapshot=snapshot, versions=held_versions(connection), budgets=budgets, run_times=run_times)
 
 
-def take(core: Core, connection: Connection, federation: Federation | None = None) -> View:
-    """Read the snapshot; with other quotas and budgets than those in force where a `federation` is given."""
+def take(core: Core, connection: Connection, federation: Federation | None = None, now_ms: int | None = None) -> View:
+    """Read the snapshot; with other quotas and budgets than those in force where a `federation` is given.
+
+    Snapshots that are to be compared are given one `now_ms`: how long a leg has run is part of what is forecast.
+    """
     federation = federation or core.federation
-    view = standing(core, connection, federation)
+    view = standing(core, connection, federation, now_ms)
     stored, known, done_ms = all_sites(connection), nodes.shunned(core, connection), kept_run_time(connection)
     busy = _busy_jobs(connection)
     query = select(t.jobs).where(t.jobs.c.state == JobState.PENDING.value).order_by(t.jobs.c.created_ms, t.jobs.c.id)

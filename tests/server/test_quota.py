@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
+from itertools import count
 from typing import Any
 
 import pytest
 
 from consortium.accounting.periods import period_of
 from consortium.config.quota_edit import edit_quota
-from consortium.domain.job import LegState, Resources
+from consortium.domain.job import LegState, Resources, SignedSpec
 from consortium.domain.partner import Role
 from consortium.domain.quota import QuotaApproval
 from consortium.domain.records import UsageRow
 from consortium.errors import ConfigError
 from consortium.keys.canonical import canonical, digest, digest_json
 from consortium.keys.tokens import Claims
-from consortium.server import quotas
+from consortium.scheduler.forecast import forecast
+from consortium.server import quotas, snapshots, submit
+from consortium.state import data
+from consortium.state.sites import update_site
+from tests.server.placed import ME, at_work
 
 pytestmark = pytest.mark.integration
 MINUTE, HOUR = 60_000, 3_600_000
@@ -166,6 +171,27 @@ def test_a_plan_says_which_jobs_start_earlier_or_later(fed: Any) -> None:
         cancel(fed, waits)
         site.succeed(offer)
         assert apply(fed, f"{LIMIT}=6").status_code == 200
+
+
+def test_a_plan_that_changes_nothing_moves_no_job_though_time_goes_by_meanwhile(
+    parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, fed = parts
+    at_work(core, fed)
+    with core.db.write() as connection:
+        update_site(connection, "fr-1", healthy=True, last_contact_ms=core.clock.now_ms())
+        laws = fed.new_dataset("fr-1", "laws-fr")
+        data.insert_dataset(connection, laws, now_ms=1, signer="fr/amelie", signature="x")
+    core.contacts.heard_site("fr-1", core.clock.now_ms())
+    spec = fed.spec([laws], resources=Resources(gpus=6, walltime_s=600), account="fr/health")
+    signed = SignedSpec(spec=spec, signature=fed.people["fr/amelie"].sign(canonical(spec)))
+    waits = submit.submit(core, ME, signed, "")["id"]
+    ticks = count(core.clock.now_ms(), 1_000)
+    monkeypatch.setattr(core.clock, "now_ms", lambda: next(ticks))
+    with core.db.read() as connection:
+        assert waits in forecast(snapshots.take(core, connection).snapshot, run="expected"), "it has a start to compare"
+    effect = quotas.plan(core, quotas.in_force(core).text)["effect"]
+    assert effect == {"jobs": [], "waiting": 1, "evictions": []}
 
 
 def test_a_budget_that_is_used_up_holds_jobs_back_with_its_numbers(fed: Any) -> None:
