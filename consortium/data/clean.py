@@ -25,12 +25,9 @@ one shard.
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,8 +47,7 @@ from consortium.data.shingles import I64
 from consortium.domain.cleaning import CleanConfig, DecontaminateConfig
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset, Shard
-from consortium.errors import NotFoundError, UsageError, VerificationError
-from consortium.keys import canonical
+from consortium.errors import NotFoundError, UsageError
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import read_table
 
@@ -104,14 +100,9 @@ def clean_datasets(
     if together is None:
         for work in works:
             if work.dataset.id not in found:
-                with work.screened() as parts:
-                    fates = work.decide(parts)
-                found[work.dataset.id] = work.finish(fates)
+                found[work.dataset.id] = work.finish(work.decide(work.screened()))
         return found
-    decided = []
-    for work in works:
-        with work.screened() as parts:
-            decided.append(work.decide(parts))
+    decided = [work.decide(work.screened()) for work in works]
     agreed = between.agree(
         together,
         config.near,
@@ -162,14 +153,12 @@ class _Work:
         config = {**to_json(self.config), "against": sets, "with": self.together.sites if self.together else []}
         return f"{self.prefix}/done/clean-{manifest.stage_key('clean', config, inputs)}.json"
 
-    @contextmanager
-    def screened(self) -> Iterator[list[Part]]:
-        """Screen all shards and yield what is small of them; signatures are memory maps of files without a name."""
+    def screened(self) -> list[Part]:
+        """Screen all shards and return what is small of them; signatures are memory maps of files without a name."""
         rows = [{"index": i, "key": s.key, "digest": s.digest} for i, s in enumerate(self.dataset.shards)]
         arguments = {"store": self.store, "work": self.work, "config": self.config, "sets": self.sets}
         cluster.each(screen_task, rows, arguments, phase="screen", progress=self.progress)
-        with tempfile.TemporaryDirectory(prefix="signatures-") as folder:
-            yield [self._part(summary, Path(folder, str(i))) for i, summary in enumerate(self.summaries())]
+        return [self._part(summary) for summary in self.summaries()]
 
     def summaries(self) -> list[dict[str, Any]]:
         """Return what screening each shard made."""
@@ -185,12 +174,12 @@ class _Work:
             raise NotFoundError("a screened shard's marker is gone", where=key, fix="submit the job again")
         return entry
 
-    def _part(self, summary: dict[str, Any], file: Path) -> Part:
+    def _part(self, summary: dict[str, Any]) -> Part:
         key, digest = summary["keys"]
         keys, signatures, observed = markers.work_object(self.store, key, digest), None, None
         if self.config.dedup == "near":
             key, digest = self._recalled(signed_key(self.work, summary, self.config))["found"]
-            signatures = minhash.view(_mapped(self.store, key, digest, file), self.config.near, where=key)
+            signatures = minhash.view(_mapped(self.store, key, digest), self.config.near, where=key)
         if self.config.quarantine:
             key, digest = self._recalled(observed_key(self.work, summary))["found"]
             observed = Observed.unpack(markers.work_object(self.store, key, digest))
@@ -337,15 +326,13 @@ def _side_rows(store: ObjectStore, summary: Mapping[str, Any]) -> I64:
     return np.frombuffer(markers.work_object(store, key, digest), dtype="<i4").astype(np.int64)
 
 
-def _mapped(store: ObjectStore, key: str, digest: str, file: Path) -> memoryview:
-    with markers.reading(store, key):
-        store.get_file(key, file)
-        with pa.memory_map(str(file)) as opened:  # keeps no file open, as Python's own map does: one for each shard
-            view = memoryview(opened.read_buffer())
-        file.unlink()
-        if canonical.digest(view) != digest:
-            raise VerificationError("the signatures are not those that were written")
-    return view
+def _mapped(store: ObjectStore, key: str, digest: str) -> memoryview:
+    with (
+        markers.reading(store, key),
+        store.fetched(key, digest) as file,
+        pa.memory_map(f"/proc/self/fd/{file.fileno()}") as opened,  # keeps no file open, as Python's own map does
+    ):
+        return memoryview(opened.read_buffer())
 
 
 class _Texts:

@@ -9,7 +9,6 @@ runs. An auditor who stands beside it signs what came out.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -171,8 +170,7 @@ def _round_again(
             raise VerificationError("the outer state kept before it is not the one its certificate names")
         if RoundBook(store, offer.job).own(number, commit.digest) is None:
             raise NotFoundError(f"the contribution committed, {commit.digest}, is not kept")
-        with tempfile.TemporaryDirectory(prefix="consortium-again-") as folder:
-            done = re_execute(keep, _worker(settings, store, offer, params, Path(folder)), params, number, size)
+        done = re_execute(keep, _worker(settings, store, offer, params), params, number, size)
         _check_as_committed(commit, done, params)
         follows = check_start(store, offer.job, params, number)
     except NotFoundError as fault:
@@ -218,16 +216,14 @@ def _params(offer: LegOffer) -> PretrainConfig:
     return replace(params, data=data, parallel="ddp")
 
 
-def _worker(
-    settings: SiteSettings, store: ObjectStore, offer: LegOffer, params: PretrainConfig, folder: Path
-) -> InnerWorker:
+def _worker(settings: SiteSettings, store: ObjectStore, offer: LegOffer, params: PretrainConfig) -> InnerWorker:
     """Return a fresh worker over the leg's inputs, whose shards are checked against their digests."""
     import torch
 
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))  # as legs do: bits depend on it
     words = vocabulary(offer.inputs, held_out=False)
     device = torch.device("cuda" if settings.site.gpu_resource == "GPU" and torch.cuda.is_available() else "cpu")
-    sequences = open_sequences(store, offer.inputs, params.model.context, words.size, folder, params.data.weights)
+    sequences = open_sequences(store, offer.inputs, params.model.context, words.size, params.data.weights)
     return InnerWorker(params, words.size, sequences, settings.site.id, device=device)
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from consortium.domain.protocol import StoreAccess
 from consortium.errors import AuthError, NotFoundError, UnreachableError, UsageError, VerificationError
@@ -147,11 +147,22 @@ class ObjectStore:
             data: bytes = answer["Body"].read()
         return data
 
-    def get_file(self, key: str, path: str | Path) -> int:
-        """Download an object into a file (in parts where it is large); returns its size in bytes."""
-        with self._translated(key):
-            self._client.download_file(self.bucket, _checked(key), str(path))
-        return Path(path).stat().st_size
+    @contextmanager
+    def fetched(self, key: str, digest: str) -> Iterator[IO[bytes]]:
+        """Yield an object as a file of this machine's temporary folder, downloaded in parts where it is large.
+
+        It has no name, so that a program that is killed leaves nothing of it on the disk; who maps it
+        (`/proc/self/fd/N`) keeps its room taken. Raises VerificationError where it is not what `digest` says.
+        """
+        with tempfile.TemporaryFile() as file:
+            with self._translated(key):
+                self._client.download_fileobj(self.bucket, _checked(key), file)
+            file.seek(0)
+            found = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+            if found != digest:
+                raise VerificationError(f"the object's bytes hash to {found}, not to {digest}", where=key)
+            file.seek(0)
+            yield file
 
     def size(self, key: str) -> int:
         """Return an object's size in bytes."""

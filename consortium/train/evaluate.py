@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,19 +75,18 @@ def measure(exchange: Exchange) -> dict[str, Any]:
     by_round: dict[str, dict[str, float]] = {}
     tokens: dict[str, int] = {}
     texts: dict[str, Sequences] = {}
-    with tempfile.TemporaryDirectory(prefix="consortium-tokens-") as directory:
-        for number in dict.fromkeys(numbers):
-            origin, outer = keep.measured(number)
-            if (origin.vocab_size, origin.tokenizer_digest) != (words.size, words.tokenizer_digest):
-                raise UsageError(f"{context.model} was trained with another tokenizer than the inputs were made with")
-            exchange.progress(phase="evaluate", round=number)
-            for language, datasets in by_language(context.inputs).items():
-                if language not in texts:  # every state of a job has the same context
-                    length = from_json(ModelConfig, origin.model).context
-                    texts[language] = open_sequences(exchange.store(), datasets, length, words.size, Path(directory))
-                loss, seen = held_out_loss(origin, outer, texts[language], params, device)
-                by_round.setdefault(language, {})[str(number)] = loss
-                tokens[language] = seen
+    for number in dict.fromkeys(numbers):
+        origin, outer = keep.measured(number)
+        if (origin.vocab_size, origin.tokenizer_digest) != (words.size, words.tokenizer_digest):
+            raise UsageError(f"{context.model} was trained with another tokenizer than the inputs were made with")
+        exchange.progress(phase="evaluate", round=number)
+        for language, datasets in by_language(context.inputs).items():
+            if language not in texts:  # every state of a job has the same context
+                length = from_json(ModelConfig, origin.model).context
+                texts[language] = open_sequences(exchange.store(), datasets, length, words.size)
+            loss, seen = held_out_loss(origin, outer, texts[language], params, device)
+            by_round.setdefault(language, {})[str(number)] = loss
+            tokens[language] = seen
     before_after = {
         language: {"before": losses[str(numbers[0])], "after": losses[str(numbers[-1])]}
         for language, losses in sorted(by_round.items())

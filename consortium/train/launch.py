@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from consortium.domain.pretraining import PretrainConfig
@@ -139,11 +138,8 @@ def _worker(config: Mapping[str, Any]) -> None:
     words = vocabulary(context.inputs, held_out=False)
     device = torch.device("cuda", torch.cuda.current_device()) if context.gpu_resource == "GPU" else torch.device("cpu")
     node = Node(place.get_node_rank(), place.get_local_rank(), world, device)
-    with tempfile.TemporaryDirectory(prefix="consortium-tokens-") as directory:
-        store, length = exchange.store(), params.model.context
-        sequences = open_sequences(
-            store, context.inputs, length, words.size, Path(directory), params.data.weights, node
-        )
+    store, length = exchange.store(), params.model.context
+    sequences = open_sequences(store, context.inputs, length, words.size, params.data.weights, node)
     worker = InnerWorker(params, words.size, sequences, context.site, rank=rank, world=world, device=device)
     if rank == 0:
         lead(exchange, worker, params, words.size, words.tokenizer_digest)

@@ -7,10 +7,11 @@ cluster. The others open it where the system shows the first one's open files (`
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 import torch.distributed as dist
@@ -31,18 +32,14 @@ class Node:
     device: torch.device | None = None
 
     @contextmanager
-    def shared(self, fetch: Callable[[], Path]) -> Iterator[Path]:
+    def shared(self, fetched: AbstractContextManager[IO[bytes]]) -> Iterator[Path]:
         """Yield a path to the file that this machine's first worker fetches, good until all workers are done with it.
 
-        All workers of the group call it, in the same order; the others' `fetch` is not called. The file's own name is
-        gone by then. Raises JobFailedError where this worker may not open the first one's file.
+        All workers of the group call it, in the same order; the others' `fetched` is not entered. Raises JobFailedError
+        where this worker may not open the first one's file.
         """
-        descriptor = -1
-        if not self.worker:
-            fetched = fetch()
-            descriptor = os.open(fetched, os.O_RDONLY)
-            fetched.unlink()
-        try:
+        with ExitStack() as open_meanwhile:
+            descriptor = -1 if self.worker else open_meanwhile.enter_context(fetched).fileno()
             path = self._opened(descriptor)
             if not os.access(path, os.R_OK):
                 raise JobFailedError(
@@ -52,9 +49,6 @@ class Node:
                 )
             yield path
             self._meet()
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
 
     def _opened(self, descriptor: int) -> Path:
         """Return where the file stands that this machine's first worker opened."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from consortium.domain.data import ArtifactClass, Dataset, Shard
@@ -100,15 +97,14 @@ def open_sequences(
     datasets: Sequence[Dataset],
     context: int,
     vocab_size: int,
-    directory: Path,
     weights: Mapping[str, float] | None = None,
     node: Node | None = None,
 ) -> Sequences:
-    """Download the datasets' shards into `directory` and return their sequences, in order of dataset id and shard.
+    """Fetch the datasets' shards and return their sequences, in order of dataset id and shard.
 
-    Workers of one group call this together, each with its `node`, and have one copy on each machine. A file has no
-    name any more once it is there: tokens are texts, and a worker that is killed must not leave them on a disk of the
-    cluster. Its room is free when the sequences of all are gone.
+    Workers of one group call this together, each with its `node`, and have one copy on each machine, in its temporary
+    folder. Files have no names: tokens are texts, and a worker that is killed must not leave them on a disk of the
+    cluster. Their room is free when the sequences of all are gone.
     With `weights`, those of `DataConfig`, only datasets whose weight is above 0, one source after another.
 
     Raises VerificationError where a shard's bytes do not hash to its digest or it holds a token outside the vocabulary,
@@ -121,7 +117,7 @@ def open_sequences(
     arrays, ends = [], set()
     mixed = _mixed(datasets, weights or {})
     for _, shard in _in_order(datasets, mixed):
-        with node.shared(partial(_fetched, store, shard, directory)) as path:
+        with node.shared(store.fetched(shard.key, shard.digest)) as path:
             mapped = map_tokens(path)
         tokens = mapped.tokens
         if not node.worker and len(tokens) and int(tokens.max()) >= vocab_size:
@@ -171,13 +167,3 @@ def _in_order(datasets: Sequence[Dataset], mixed: Mapping[str, Sequence[Dataset]
         for dataset in sorted(group, key=lambda dataset: dataset.id):
             for shard in dataset.shards:
                 yield dataset, shard
-
-
-def _fetched(store: ObjectStore, shard: Shard, directory: Path) -> Path:
-    path = directory / shard.digest.removeprefix("sha256:")
-    store.get_file(shard.key, path)
-    with path.open("rb") as file:
-        digest = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != shard.digest:
-        raise VerificationError(f"the shard's bytes hash to {digest}, not to {shard.digest}", where=shard.key)
-    return path

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import secrets
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -53,12 +54,26 @@ def test_listing_is_sorted_and_bounded_by_prefix(store: ObjectStore) -> None:
     assert len(list(store.list())) == 3
 
 
-def test_files_travel_in_parts(store: ObjectStore, tmp_path: Path) -> None:
-    source, target = tmp_path / "in", tmp_path / "out"
-    source.write_bytes(secrets.token_bytes(9_000_000))
-    store.put("big", source.read_bytes())
-    assert store.get_file("big", target) == 9_000_000
-    assert source.read_bytes() == target.read_bytes()
+def test_a_large_object_is_fetched_in_parts_into_a_file_that_never_has_a_name(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    data, asked = secrets.token_bytes(9_000_000), []
+    store.put("big", data)
+
+    def look(model: object, **_: object) -> None:
+        asked.append(list(tmp_path.iterdir()))
+
+    events = store._client.meta.events
+    events.register("after-call.s3.GetObject", look)
+    with store.fetched("big", digest(data)) as file:
+        assert file.read() == data
+        look(None)
+    events.unregister("after-call.s3.GetObject", look)
+    assert len(asked) > 1, "in parts"
+    assert not any(asked), "no name at any time"
+    with pytest.raises(VerificationError, match="hash to"), store.fetched("big", digest(b"other")):
+        pass
 
 
 def test_a_large_object_is_sent_in_parts(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +93,7 @@ def test_a_large_object_is_sent_in_parts(store: ObjectStore, monkeypatch: pytest
 
 
 def test_an_absent_key_and_an_absent_bucket_are_not_found(s3, store: ObjectStore, tmp_path: Path) -> None:
-    for call in (store.get, store.size, lambda key: store.get_file(key, tmp_path / "x")):
+    for call in (store.get, store.size, lambda key: store.fetched(key, digest(b"")).__enter__()):
         with pytest.raises(NotFoundError, match="nowhere"):
             call("nowhere")
     with pytest.raises(NotFoundError):

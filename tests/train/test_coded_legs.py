@@ -151,7 +151,7 @@ def test_an_auditor_recomputes_coded_rounds_and_inner_steps(leg, tmp_path):
     assert digests(sites)
     site, params = sites[1], PretrainConfig.of(sites[1].context.params)
     assert [one.result for one in replay(site.store, JOB, kept_params(site.store, JOB))] == ["verified"] * 3
-    text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
+    text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB)
     worker = InnerWorker(params, VOCAB, text, site.context.site)
     done = re_execute(Keep(site.store, JOB), worker, params, 3, worker.layout.size)
     assert (done.same_bits, done.holds) == (True, True)
@@ -178,7 +178,7 @@ def test_inner_steps_done_again_where_last_bits_are_others_are_found_to_be_those
     together([site])
     assert digests([site])
     params = PretrainConfig.of(site.context.params)
-    text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
+    text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB)
     worker = Elsewhere(params, VOCAB, text, site.context.site)
     done = re_execute(Keep(site.store, JOB), worker, params, 3, worker.layout.size)
     assert (done.same_bits, done.holds) == (False, True), done

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -106,21 +104,20 @@ class Site:
         line = CrashingLine(self.hub, self.context, self.store)
         line.crash, line.stop_at = crash, self.stop_at
         params = PretrainConfig.of(self.context.params)
-        with tempfile.TemporaryDirectory() as directory:
-            text = open_sequences(self.store, self.context.inputs, params.model.context, VOCAB, Path(directory))
-            worker = SpoilingWorker(params, VOCAB, text, self.context.site)
-            worker.spoil = self.spoil
-            origin = Origin(
-                model=to_json(params.model),
-                vocab_size=VOCAB,
-                tokenizer_digest="",
-                names=worker.layout.names,
-                shapes=worker.layout.shapes,
-                optimizer=worker.covered,
-            )
-            keep = Keep(self.store, JOB)
-            leg = FederatedLeg(line, keep, worker, params, origin, NoMetrics(), sleep=lambda _: _nap())
-            self.final = leg.run()
+        text = open_sequences(self.store, self.context.inputs, params.model.context, VOCAB)
+        worker = SpoilingWorker(params, VOCAB, text, self.context.site)
+        worker.spoil = self.spoil
+        origin = Origin(
+            model=to_json(params.model),
+            vocab_size=VOCAB,
+            tokenizer_digest="",
+            names=worker.layout.names,
+            shapes=worker.layout.shapes,
+            optimizer=worker.covered,
+        )
+        keep = Keep(self.store, JOB)
+        leg = FederatedLeg(line, keep, worker, params, origin, NoMetrics(), sleep=lambda _: _nap())
+        self.final = leg.run()
 
 
 class SpoilingWorker(InnerWorker):

@@ -185,7 +185,7 @@ def test_inner_steps_done_again_give_the_same_bits(sites, tmp_path):
     site = sites[0]
     params = PretrainConfig.of(site.context.params)
     for number in (1, 3):
-        text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
+        text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB)
         keep, worker = Keep(site.store, JOB), InnerWorker(params, VOCAB, text, site.context.site)
         done = re_execute(keep, worker, params, number, worker.layout.size)
         assert (done.same_bits, done.distance, done.holds) == (True, 0.0, True)
@@ -207,7 +207,7 @@ def test_steps_that_no_site_of_the_job_does_before_a_round_are_no_steps(sites, t
         "local": {"key": local.key, "digest": local.digest}, "steps": made.steps, "loss": (0.0).hex(),
         "ahead_tokens": made.tokens, "ahead_position": made.position,
     }  # fmt: skip
-    text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
+    text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB)
     worker = InnerWorker(params, VOCAB, text, site.context.site)
     site.store.put(key, json.dumps(json.loads(whole) | forged).encode())
     try:

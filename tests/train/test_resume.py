@@ -193,7 +193,7 @@ def test_steps_that_another_job_did_ahead_are_believed_as_many_as_it_can_have_do
     assert len(digests(sites)) == 1
     assert Keep(again.store, JOB).outer(0, len(again.final.outer)).ahead.steps == done
     job = PretrainConfig.of(given)
-    text = open_sequences(again.store, again.context.inputs, job.model.context, VOCAB, tmp_path)
+    text = open_sequences(again.store, again.context.inputs, job.model.context, VOCAB)
     worker = InnerWorker(job, VOCAB, text, "fr-1")
     redone = re_execute(Keep(again.store, JOB), worker, job, 1, worker.layout.size)
     assert (redone.same_bits, redone.holds) == (True, True)

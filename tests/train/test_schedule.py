@@ -128,7 +128,7 @@ def test_legs_with_unlike_rounds_commit_to_their_steps_and_an_audit_repeats_them
     assert {one.result for one in replay(store, JOB, kept_params(store, JOB))} == {"verified"}
     job = PretrainConfig.of(params)
     for number in (1, 3):
-        text = open_sequences(store, sites[0].context.inputs, job.model.context, VOCAB, tmp_path)
+        text = open_sequences(store, sites[0].context.inputs, job.model.context, VOCAB)
         worker = InnerWorker(job, VOCAB, text, sites[0].context.site)
         done = re_execute(Keep(store, JOB), worker, job, number, worker.layout.size)
         assert (done.same_bits, done.steps) == (True, wanted[number - 1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import tempfile
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
@@ -305,14 +304,13 @@ def leg_main(rank: int, url: str) -> None:
     peers._SHORT_S = peers._LONG_S = 0.02
     session = LegSession(url, "leg-token")
     params = PretrainConfig.of(session.context.params)
-    with tempfile.TemporaryDirectory() as directory:
-        context = session.context
-        text = open_sequences(session.store(), context.inputs, params.model.context, VOCAB, Path(directory))
-        worker = InnerWorker(params, VOCAB, text, context.site, rank=rank, world=2)
-        if rank:
-            worker.follow()
-        else:
-            launch.lead(session, worker, params, VOCAB, "sha256:00")
+    context = session.context
+    text = open_sequences(session.store(), context.inputs, params.model.context, VOCAB)
+    worker = InnerWorker(params, VOCAB, text, context.site, rank=rank, world=2)
+    if rank:
+        worker.follow()
+    else:
+        launch.lead(session, worker, params, VOCAB, "sha256:00")
 
 
 class Dying(Line):

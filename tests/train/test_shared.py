@@ -248,7 +248,7 @@ def test_all_go_on_from_one_optimiser_and_an_audit_repeats_rounds_and_steps(leg,
     site = sites[0]
     assert [one.result for one in replay(site.store, JOB, kept_params(site.store, JOB))] == ["verified"] * 3
     job = PretrainConfig.of(site.context.params)
-    text = open_sequences(site.store, site.context.inputs, job.model.context, VOCAB, tmp_path)
+    text = open_sequences(site.store, site.context.inputs, job.model.context, VOCAB)
     worker = InnerWorker(job, VOCAB, text, site.context.site)
     done = re_execute(Keep(site.store, JOB), worker, job, 3, worker.layout.size)
     assert (done.same_bits, done.distance, done.holds) == (True, 0.0, True)
@@ -352,6 +352,6 @@ def test_a_made_up_state_is_refused_or_bounded_and_shows_when_its_steps_are_done
         assert said == {("de-1", ""), ("fr-1", ""), ("uy-1", reason)}
     liar = sites[2]
     job = PretrainConfig.of(liar.context.params)
-    text = open_sequences(liar.store, liar.context.inputs, job.model.context, VOCAB, tmp_path)
+    text = open_sequences(liar.store, liar.context.inputs, job.model.context, VOCAB)
     worker = InnerWorker(job, VOCAB, text, "uy-1")
     assert not re_execute(Keep(liar.store, JOB), worker, job, 2, worker.layout.size).holds

@@ -105,7 +105,7 @@ def test_an_auditor_recomputes_fragments_and_the_steps_between_them(leg, calm, t
     found = replay(site.store, JOB, kept_params(site.store, JOB))
     assert [(one.result, one.what) for one in found] == [("verified", ())] * ROUNDS
     params = PretrainConfig.of(site.context.params)
-    text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
+    text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB)
     for number in (1, 4):
         worker = InnerWorker(params, VOCAB, text, site.context.site)
         done = re_execute(Keep(site.store, JOB), worker, params, number, worker.layout.size)
@@ -115,7 +115,7 @@ def test_an_auditor_recomputes_fragments_and_the_steps_between_them(leg, calm, t
 def test_steps_that_a_site_says_it_did_before_are_done_again_too(leg, calm, tmp_path):
     site = undisturbed(leg, calm)["sites"][1]
     params = PretrainConfig.of(site.context.params)
-    text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB, tmp_path)
+    text = open_sequences(site.store, site.context.inputs, params.model.context, VOCAB)
     keep, key = Keep(site.store, JOB), f"jobs/{JOB}/outer/3/state.json"
     state, whole = keep.outer(3, sum(keep.origin(3).layout.sizes)), site.store.get(key)
     elsewhere = keep._put_vector(f"jobs/{JOB}/outer/3", state.ahead.local + np.float32(1))
