@@ -1,6 +1,7 @@
 """Keys, tokens and signed documents of an embedded federation: what each party would make at home, made here for all.
 
-Keys are made once and kept; documents are signed again when their text has changed; tokens are issued at every start.
+Keys are made once and kept; documents are signed again when their text has changed; tokens are issued at every
+start, and renewed while the federation is up.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from consortium.keys.documents import DocumentKind, SignedDocument, load_documen
 from consortium.keys.files import write_secret
 from consortium.keys.sealing import SealingKey
 from consortium.keys.signing import SigningKey
-from consortium.keys.tokens import issue
+from consortium.keys.tokens import check, issue
 from consortium.keys.trust import CONSORTIUM, SiteKeys, Trust
-from consortium.local.paths import FederationDir, write_file
+from consortium.local.paths import ClientFile, FederationDir, write_file
 
 DAY_MS = 86_400_000
 TOKEN_MS = 30 * DAY_MS
@@ -104,6 +105,24 @@ def issue_tokens(
     for site in sites:
         token = issue(identities.server, site.id, (Role.SITE,), site.partner, now_ms + TOKEN_MS)
         write_file(directory.site(site.id) / "token", token + "\n")
+
+
+def renew_tokens(directory: FederationDir, now_ms: int) -> bool:
+    """Write fresh tokens once one of them holds for less than half of its time; return whether that was so.
+
+    They say what those of the last start say, for whoever the federation had then.
+    """
+    people = ClientFile.load(directory.client_file).token_paths.values()
+    sites = directory.federation()["sites"]
+    server = SigningKey.load(directory.server / "server.key")
+    paths = [*map(Path, people), *(directory.site(site) / "token" for site in sites)]
+    tokens = {path: check(server.public, path.read_text().strip(), now_ms=0) for path in paths}
+    if min(claims.expires_ms for claims in tokens.values()) >= now_ms + TOKEN_MS // 2:
+        return False
+    for path, claims in tokens.items():
+        token = issue(server, claims.subject, claims.roles, claims.partner, now_ms + TOKEN_MS)
+        write_file(path, token + "\n")
+    return True
 
 
 def roster_text(partner: str, people: Iterable[Person], keys: dict[str, SigningKey]) -> str:

@@ -21,6 +21,7 @@ from typing import TextIO
 
 from consortium.errors import ConsortiumError
 from consortium.local import leftovers
+from consortium.local.identities import renew_tokens
 from consortium.local.keeper import ChildSpec, ChildStatus, Keeper
 from consortium.local.leftovers import Session
 from consortium.local.lock import HomeLock
@@ -28,6 +29,8 @@ from consortium.local.paths import FederationDir, home, read_json, write_json
 
 REWRITE_S = 5.0
 """How often it is tried again to write what a full disk did not take."""
+RENEW_S = 3600.0
+"""How often it is looked whether tokens are to be renewed; they are with two weeks left."""
 
 
 class Supervisor:
@@ -179,14 +182,26 @@ def _serve(directory: FederationDir, children: list[ChildSpec], stopping: thread
     voice.note(f"federation {directory.name}: {len(children)} children, pid {os.getpid()}")
     try:
         supervisor.start()
+        renewal_s = 0.0
         while not stopping.wait(REWRITE_S):
             supervisor.rewrite()
+            if time.monotonic() >= renewal_s:
+                renewal_s = time.monotonic() + RENEW_S
+                _renew(directory, voice)
     finally:
         voice.note("stopping")
         supervisor.stop()
     with contextlib.suppress(OSError):
         publish(supervisor.statuses(), "stopped")
     voice.note("stopped")
+
+
+def _renew(directory: FederationDir, voice: _Voice) -> None:
+    try:
+        if renew_tokens(directory, int(time.time() * 1000)):
+            voice.note("fresh tokens were written for everybody")
+    except (ConsortiumError, OSError) as fault:
+        voice.note(f"tokens cannot be renewed, which is tried again: {fault}")
 
 
 def _lifeline(stopping: threading.Event) -> None:

@@ -18,7 +18,7 @@ from consortium.keys.roster import Roster, Rosters
 from consortium.keys.signing import SigningKey, sign_value
 from consortium.keys.tokens import check
 from consortium.keys.trust import Trust
-from consortium.local.identities import make_identities
+from consortium.local.identities import TOKEN_MS, make_identities, renew_tokens
 from consortium.local.layout import drop_ray_tmp, prepare
 from consortium.local.paths import FederationDir
 from consortium.server.settings import ServerSettings
@@ -80,6 +80,22 @@ def test_documents_hold_and_rosters_name_the_people_whose_keys_lie_here(built) -
         claims = check(trust.server_key, token, NOW)
         assert (claims.subject, set(claims.roles)) == (person.id, set(person.roles))
     assert client["default_person"] == "de/anna"
+
+
+def test_tokens_are_renewed_with_half_of_their_time_left_and_say_what_they_said(built) -> None:
+    directory = built.directory
+    key, client = Trust.load(directory.trust_file).server_key, directory.client()
+    paths = [*map(Path, client["token_paths"].values()), directory.site("fr-1") / "token"]
+    before = {path: path.read_text() for path in paths}
+    assert not renew_tokens(directory, NOW + TOKEN_MS // 2)
+    assert {path: path.read_text() for path in paths} == before
+    late = NOW + TOKEN_MS // 2 + 1
+    assert renew_tokens(directory, late)
+    for path in paths:
+        was, now = (check(key, text.strip(), late) for text in (before[path], path.read_text()))
+        assert now == replace(was, expires_ms=late + TOKEN_MS)
+        assert _mode(path) == 0o600
+    assert not renew_tokens(directory, late)
 
 
 def test_a_site_holds_its_own_policy_and_nobody_elses(built) -> None:

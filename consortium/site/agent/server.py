@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +14,7 @@ from consortium.domain.codec import from_json, to_json
 from consortium.domain.protocol import PROTOCOL_HEADER, PollRequest, PollResponse, RecordsTaken
 from consortium.domain.records import Record
 from consortium.errors import UnreachableError
+from consortium.site.bearer import TokenFile
 from consortium.site.settings import SiteSettings
 
 POLL_TIMEOUT_S = 5.0
@@ -29,10 +29,8 @@ class ServerLine:
         self.site = settings.site.id
         self._http = httpx.Client(
             base_url=settings.gateway_url,
-            headers={
-                "Authorization": f"Bearer {Path(settings.token_path).read_text().strip()}",
-                PROTOCOL_HEADER: str(PROTOCOL_VERSION),
-            },
+            auth=TokenFile(settings.token_path),
+            headers={PROTOCOL_HEADER: str(PROTOCOL_VERSION)},
             timeout=httpx.Timeout(POLL_TIMEOUT_S, connect=2.0),
             trust_env=False,
         )

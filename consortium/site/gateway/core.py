@@ -19,6 +19,7 @@ from consortium.errors import AuthError, UnreachableError
 from consortium.keys.sealing import SealingKey
 from consortium.keys.signing import SigningKey
 from consortium.keys.trust import Trust
+from consortium.site.bearer import TokenFile
 from consortium.site.db import SiteDb
 from consortium.site.documents import Documents
 from consortium.site.gateway.peers import PeerStore
@@ -55,14 +56,18 @@ class Gateway:
         self.egress = _store(settings.egress_store)
         self.peers = {site: PeerStore(store) for site, store in settings.peer_egress.items()}
         self._heard: dict[str, float] = {}
-        self.token = Path(settings.token_path).read_text().strip()
+        self.token = TokenFile(settings.token_path)
         self.received = Path(settings.home) / "received"
         self.received.mkdir(mode=0o700, exist_ok=True)
         limits = httpx.Limits(max_connections=64, max_keepalive_connections=16)
         timeout = httpx.Timeout(30.0, connect=3.0)
-        headers = {"Authorization": f"Bearer {self.token}", PROTOCOL_HEADER: str(PROTOCOL_VERSION)}
         self.server = httpx.Client(
-            base_url=settings.server_url, headers=headers, timeout=timeout, limits=limits, trust_env=False
+            base_url=settings.server_url,
+            auth=self.token,
+            headers={PROTOCOL_HEADER: str(PROTOCOL_VERSION)},
+            timeout=timeout,
+            limits=limits,
+            trust_env=False,
         )
         self.mlflow = httpx.Client(base_url=settings.mlflow_url, timeout=timeout, limits=limits, trust_env=False)
 
@@ -96,7 +101,7 @@ class Gateway:
 
     def check_agent(self, authorization: str) -> None:
         """Raise AuthError unless the caller is this site's agent."""
-        if not hmac.compare_digest(authorization.encode(), f"Bearer {self.token}".encode()):
+        if not hmac.compare_digest(authorization.encode(), self.token.bearer.encode()):
             raise AuthError("not the token of this site's agent", where=self.site.id)
 
     def call(
