@@ -24,7 +24,31 @@ _MAX_DIGITS = 40
 
 
 class _Loader(yaml.SafeLoader):
-    """Scalars as YAML 1.2's core schema reads them: `no` is a word (and Norway's code), not a boolean."""
+    """Scalars as YAML 1.2's core schema reads them: `no` is a word (and Norway's code), not a boolean.
+
+    Tricks are refused at their event, before anything is composed of it: one pass reads a text and checks it.
+    """
+
+    def __init__(self, text: str, file: str) -> None:
+        super().__init__(text)
+        self._file = file
+        self._depth = 0
+
+    def get_event(self) -> yaml.Event:
+        event: yaml.Event = super().get_event()  # type: ignore[no-untyped-call]  # the stubs leave it untyped
+        self._depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if refused := self._trick(event):
+            what, fix = refused
+            raise ConfigError(what, where=f"{self._file}:{_line(event)}", fix=fix)
+        return event
+
+    def _trick(self, event: yaml.Event) -> tuple[str, str | None] | None:
+        if self._depth > _MAX_DEPTH:
+            return f"nested deeper than {_MAX_DEPTH} levels", None
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            return "YAML anchors and aliases are not allowed", "write the value out"
+        tag = getattr(event, "tag", None)
+        return None if tag is None else (f"YAML tags such as {tag!r} are not allowed", "write a plain value")
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -62,12 +86,23 @@ class Marked:
 
 def parse(text: str, file: str) -> Marked:
     """Parse YAML text whose top is a mapping. Raises ConfigError with file and line."""
+    return marked(text, file)[0]
+
+
+def marked(text: str, file: str) -> tuple[Marked, yaml.MappingNode]:
+    """Return what `parse` does, and the nodes it was read from, with their places in the text."""
+    node = _compose(text, file)
+    lines: dict[KeyPath, int] = {(): _line(node)}
+    data: dict[str, Any] = _value(node, (), file, lines)
+    return Marked(file=file, text=text, data=data, lines=lines), node
+
+
+def _compose(text: str, file: str) -> yaml.MappingNode:
     if len(text.encode()) > _MAX_BYTES:
         raise ConfigError(f"larger than {_MAX_BYTES} bytes", where=file)
     try:
-        loader = _Loader(text)
+        loader = _Loader(text, file)
         try:
-            _refuse_tricks(text, file)
             node = loader.get_single_node()
         finally:
             loader.dispose()
@@ -84,9 +119,7 @@ def parse(text: str, file: str) -> Marked:
     if node is None or not isinstance(node, yaml.MappingNode):
         where = f"{file}:{_line(node) if node else 1}"
         raise ConfigError("empty, or not a mapping of keys to values", where=where)
-    lines: dict[KeyPath, int] = {(): _line(node)}
-    data: dict[str, Any] = _value(node, (), file, lines)
-    return Marked(file=file, text=text, data=data, lines=lines)
+    return node
 
 
 def read(path: Path, file: str) -> Marked:
@@ -106,20 +139,6 @@ def read_text(path: Path, file: str) -> str:
 
 def _line(item: yaml.Node | yaml.Event) -> int:
     return int(item.start_mark.line) + 1 if item.start_mark else 1
-
-
-def _refuse_tricks(text: str, file: str) -> None:
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        where = f"{file}:{_line(event)}"
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MAX_DEPTH:
-            raise ConfigError(f"nested deeper than {_MAX_DEPTH} levels", where=where)
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise ConfigError("YAML anchors and aliases are not allowed", where=where, fix="write the value out")
-        tag = getattr(event, "tag", None)
-        if tag is not None:
-            raise ConfigError(f"YAML tags such as {tag!r} are not allowed", where=where, fix="write a plain value")
 
 
 def _value(node: yaml.Node, path: KeyPath, file: str, lines: dict[KeyPath, int]) -> Any:

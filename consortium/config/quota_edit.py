@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import cast
 
 import yaml
 
@@ -75,8 +74,9 @@ def _changed(text: str, overrides: Sequence[str], position: int, file: str) -> s
         )
     if len(value.lstrip("0")) > _MAX_DIGITS:
         raise ConfigError(f"a number of {len(value):,} digits is no amount of anything", where=where)
-    _check_names(text, key, overrides, where)
-    return _edit(text, key, "null" if value in _NONE else (value.lstrip("0") or "0"), where, file)
+    _, root = marks.marked(text, file)  # refuses what is no plain mapping
+    _check_names(root, key, overrides, where)
+    return _edit(text, root, key, "null" if value in _NONE else (value.lstrip("0") or "0"), where)
 
 
 def _where(overrides: Sequence[str], position: int) -> str:
@@ -88,12 +88,12 @@ def _alike(one: list[str], other: list[str]) -> int:
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _check_names(text: str, key: str, overrides: Sequence[str], where: str) -> None:
+def _check_names(root: yaml.Node, key: str, overrides: Sequence[str], where: str) -> None:
     """Raise ConfigError for an account that is not in the file, but for a project that is to get a nominal."""
     top, *steps = key.split(".")
     if top != "accounts" or not steps:
         return
-    accounts, left = _descend(cast(yaml.Node, yaml.compose(text, Loader=yaml.SafeLoader)), [top])
+    accounts, left = _descend(root, [top])
     partners = _names(accounts) if not left else []
     if steps[0] not in partners:
         raise unknown("partner", steps[0], partners, where)
@@ -108,9 +108,7 @@ def _names(node: yaml.Node) -> list[str]:
     return [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
 
 
-def _edit(text: str, key: str, value: str, where: str, file: str) -> str:
-    marks.parse(text, file)  # refuses what is no plain mapping
-    root = cast(yaml.Node, yaml.compose(text, Loader=yaml.SafeLoader))
+def _edit(text: str, root: yaml.Node, key: str, value: str, where: str) -> str:
     top, _, rest = key.partition(".")
     if top in _LISTS:
         return _edit_entry(text, root, top, rest, value, where)
