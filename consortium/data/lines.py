@@ -198,6 +198,8 @@ def without_citations(text: str) -> tuple[str, list[Line]]:
     marks: list[_Mark] = []
     at = 0
     for piece in _BRACKET.split(text):
+        if not piece:
+            continue
         at += len(piece)
         pieces.append(piece)
         if piece == "[":
@@ -237,21 +239,20 @@ class _Mark(NamedTuple):
 def _in_rounds(marks: list[_Mark]) -> list[Line]:
     """Return marks by round, each where it stands when what went in earlier rounds is gone."""
     gone = [0] * (len(marks) + 1)  # a Fenwick tree (1994) of the characters gone, over marks as they closed
+    counted = 0
     spans: list[Line] = []
-    order = sorted(range(len(marks)), key=lambda at: marks[at][:2])
-    for _, of_round in groupby(order, key=lambda at: marks[at].round):
-        turn = list(of_round)
-        for at in turn:
-            start, number = marks[at].start, marks[at].before
-            while number:
-                start -= gone[number]
-                number &= number - 1
-            spans.append((start, start + marks[at].chars))
-        for at in turn:
-            number = at + 1
-            while number < len(gone):
-                gone[number] += marks[at].chars
-                number += number & -number
+    order = sorted(range(len(marks)), key=marks.__getitem__)
+    for turn, start, chars, number in map(marks.__getitem__, order):
+        while number and (earlier := marks[order[counted]]).round < turn:
+            place = order[counted] + 1
+            while place < len(gone):
+                gone[place] += earlier.chars
+                place += place & -place
+            counted += 1
+        while number:
+            start -= gone[number]
+            number &= number - 1
+        spans.append((start, start + chars))
     return spans
 
 
