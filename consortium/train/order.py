@@ -54,23 +54,22 @@ class DataOrder:
         places = np.arange(position, position + count, dtype=np.uint64)
         if not self._shuffle:
             return places % np.uint64(self.sequences)
-        found = np.empty(count, dtype=np.uint64)
-        passes = places // np.uint64(self.sequences)
-        for number in np.unique(passes):
-            chosen = passes == number
-            found[chosen] = self._permute(places[chosen] % np.uint64(self.sequences), int(number))
-        return found
+        passes, of = np.unique(places // np.uint64(self.sequences), return_inverse=True)
+        keys = np.stack([self._keys(int(number)) for number in passes], axis=1)
+        return self._permute(places % np.uint64(self.sequences), keys[:, of])
 
     def seed_at(self, step: int, rank: int) -> int:
         """Return a seed below 2^63 for whatever a rank draws at random in a step."""
         text = f"{self._seed}/{self._site}/step/{step}/{rank}".encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
-    def _permute(self, index: Indices, number: int) -> Indices:
-        keys = self._keys(number)
+    def _permute(self, index: Indices, keys: Indices) -> Indices:
+        """Return each index permuted by the keys of its pass, a column each: of few sequences many passes go at once."""
         result = self._feistel(index, keys)
-        while bool((outside := result >= np.uint64(self.sequences)).any()):
-            result[outside] = self._feistel(result[outside], keys)
+        outside = np.flatnonzero(result >= np.uint64(self.sequences))
+        while len(outside):
+            result[outside] = self._feistel(result[outside], keys[:, outside])
+            outside = outside[result[outside] >= np.uint64(self.sequences)]
         return result
 
     def _keys(self, number: int) -> Indices:
