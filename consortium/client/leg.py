@@ -65,6 +65,7 @@ class LegSession:
             headers={"Authorization": f"Bearer {token}"},
             timeout=httpx.Timeout(120.0, connect=5.0),
             trust_env=False,
+            verify=not gateway.startswith("http://"),  # without TLS there is no certificate: do not load a store
         )
         self._context: LegContext | None = None
 

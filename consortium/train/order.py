@@ -64,7 +64,7 @@ class DataOrder:
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
     def _permute(self, index: Indices, keys: Indices) -> Indices:
-        """Return each index permuted by the keys of its pass, a column each: of few sequences many passes go at once."""
+        """Return each index permuted by the keys of its pass, a column each: many passes over few sequences at once."""
         result = self._feistel(index, keys)
         outside = np.flatnonzero(result >= np.uint64(self.sequences))
         while len(outside):

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class World:
             raw = (REPO / "clusters" / f"{name}.yaml").read_text()
             self.sign("site", name[:2], raw, f"site-{name}")
 
-    @property
+    @cached_property
     def code(self) -> str:
         return code_digest(Path(consortium.__file__).parent, self.jobs_dir)
 

@@ -33,6 +33,7 @@ class ServerLine:
             headers={PROTOCOL_HEADER: str(PROTOCOL_VERSION)},
             timeout=httpx.Timeout(POLL_TIMEOUT_S, connect=2.0),
             trust_env=False,
+            verify=not settings.gateway_url.startswith("http://"),  # without TLS there is no certificate
         )
 
     def poll(self, request: PollRequest) -> PollResponse:

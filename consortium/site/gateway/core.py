@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,12 @@ class Gateway:
         self.received.mkdir(mode=0o700, exist_ok=True)
         limits = httpx.Limits(max_connections=64, max_keepalive_connections=16)
         timeout = httpx.Timeout(30.0, connect=3.0)
-        self.server = httpx.Client(
-            base_url=settings.server_url,
-            auth=self.token,
-            headers={PROTOCOL_HEADER: str(PROTOCOL_VERSION)},
-            timeout=timeout,
-            limits=limits,
-            trust_env=False,
-        )
-        self.mlflow = httpx.Client(base_url=settings.mlflow_url, timeout=timeout, limits=limits, trust_env=False)
+        headers = {PROTOCOL_HEADER: str(PROTOCOL_VERSION)}
+        calls = partial(httpx.Client, timeout=timeout, limits=limits, trust_env=False)
+        # Where there is no TLS, no certificates are loaded: it takes longer than all else here.
+        server_tls, mlflow_tls = (not url.startswith("http://") for url in (settings.server_url, settings.mlflow_url))
+        self.server = calls(base_url=settings.server_url, auth=self.token, headers=headers, verify=server_tls)
+        self.mlflow = calls(base_url=settings.mlflow_url, verify=mlflow_tls)
 
     def now_ms(self) -> int:
         """UTC milliseconds of the site's clock."""
