@@ -75,11 +75,15 @@ _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
 def _safe(dumped: Any, value: Any) -> Any:
     """Return what pydantic made of `value`, without fields left out, and with integers that every reader keeps."""
+    if dumped is None or isinstance(dumped, str):
+        return dumped
     if isinstance(dumped, dict):
         if isinstance(value, dict):
             pairs = zip(dumped.items(), value.values(), strict=True)
             return {key: _safe(item, source) for (key, item), source in pairs}
         left_out = _left_out(cast(Any, type(value)))
+        if not left_out:
+            return {key: _safe(item, getattr(value, key)) for key, item in dumped.items()}
         return {
             key: _safe(item, source)
             for key, item in dumped.items()

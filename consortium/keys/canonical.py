@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 import rfc8785
@@ -17,10 +18,38 @@ def canonical(value: Any) -> bytes:
     Integers above 2^53 - 1 become strings first. Raises UsageError for what JSON cannot hold, such as NaN or half a
     surrogate pair.
     """
+    plain = to_json(value, exact=True)
     try:
-        return rfc8785.dumps(to_json(value, exact=True))
+        return _ENCODER.encode(plain).encode() if _plainly_written(plain) else rfc8785.dumps(plain)
+    except UnicodeEncodeError as fault:
+        raise UsageError(f"cannot be written as canonical JSON: a text is none: {fault.reason}") from fault
     except rfc8785.CanonicalizationError as fault:
         raise UsageError(f"cannot be written as canonical JSON: {fault}") from fault
+
+
+_ENCODER = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"), check_circular=False
+)
+"""Python's own, in C: it escapes texts as RFC 8785 does."""
+
+
+def _plainly_written(plain: Any) -> bool:
+    """Whether `_ENCODER` writes the same bytes as `rfc8785`, which takes five times as long.
+
+    Not for fractions, whose digits differ, nor for keys beyond ASCII, which may sort otherwise in UTF-16.
+    """
+    waiting = [plain]
+    for item in waiting:
+        kind = type(item)
+        if kind is dict:
+            if not "".join(item).isascii():
+                return False
+            waiting += item.values()
+        elif kind is list:
+            waiting += item
+        elif kind is not str and kind is not int and item is not None and kind is not bool:
+            return False
+    return True
 
 
 def digest(data: bytes | memoryview) -> str:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+import rfc8785
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from consortium.domain.job import JobKind, JobSpec, Resources, SignedSpec
@@ -63,6 +64,20 @@ class TestCanonical:
     def test_reading_and_writing_again_gives_the_same_bytes(self, value: object) -> None:
         written = canonical(value)
         assert canonical(json.loads(written)) == written
+
+    @given(
+        st.recursive(
+            st.integers(1 - 2**53, 2**53 - 1) | st.floats(-1e6, 1e6) | st.text('a\x00\x1f\x7f\n"\\/\u2028\U00010000'),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.text('ab\x7f"'), inner)
+                | st.dictionaries(st.text("a\uffff\U00010000", max_size=2), inner)
+            ),
+        )
+    )
+    @example({"\U00010000": 1, "\uffff": 2})
+    def test_whoever_writes_it_writes_what_the_library_for_it_does(self, value: object) -> None:
+        assert canonical(value) == rfc8785.dumps(value)
 
     @pytest.mark.parametrize("value", [1e16, -(2.0**60), 2.0**53, 1e20, 1e21, 1e22, 5e-324])
     def test_large_floats_survive_too(self, value: float) -> None:
