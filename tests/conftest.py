@@ -112,6 +112,16 @@ def embedded() -> Iterator[Embedded]:
 
 
 @pytest.fixture(scope="session")
+def empty_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite state with all its tables and nothing in them, made once."""
+    from consortium.state import Database
+
+    path = tmp_path_factory.mktemp("empty") / "state.db"
+    Database(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """A real S3 server; who needs stores of its own makes fresh buckets there."""
     with serving(tmp_path_factory.mktemp("s3")) as server:

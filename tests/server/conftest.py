@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -448,9 +449,10 @@ def fed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fed]:
 
 
 @pytest.fixture
-def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Core, Fed]]:
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_state: Path) -> Iterator[tuple[Core, Fed]]:
     """The server's own parts in this process, without its loop, and their federation."""
     fed = make_fed(tmp_path / "fed")
+    shutil.copy(empty_state, fed.home / "server" / "state.db")
     fed.write_settings()
     monkeypatch.setattr(Fed, "_next_version", lambda *_: 1)
     core = Core.open(ServerSettings.load(fed.config))

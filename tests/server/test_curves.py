@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,7 +21,8 @@ from tests import builders as b
     "told",
     [None, [1], {"en": {"x": 1.0}}, {"en": {"-5": 1.0}}, {"en": {"1": "high"}}, {"en": [1, 2]}, {"en": {"1": None}}],
 )
-def test_a_measurement_that_is_none_stops_nobodys_picture(tmp_path: Path, told: Any) -> None:
+def test_a_measurement_that_is_none_stops_nobodys_picture(tmp_path: Path, empty_state: Path, told: Any) -> None:
+    shutil.copy(empty_state, tmp_path / "state.db")
     database = Database(f"sqlite:///{tmp_path}/state.db")
     trained, measured = b.new_id("job", 1), b.new_id("job", 2)
     specs = {
