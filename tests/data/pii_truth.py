@@ -15,6 +15,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from faker import Faker
@@ -276,12 +277,24 @@ def _makers(language: str, draw: random.Random) -> dict[str, Callable[[], str]]:
         "phone": phone,
         "bare_phone": bare_phone,
         "iban": lambda: _grouped(
-            Faker({"en": "en_GB", "pt": "pt_PT"}.get(language, LOCALES[language][0])).iban(), draw
+            _seeded({"en": "en_GB", "pt": "pt_PT"}.get(language, LOCALES[language][0]), draw).iban(), draw
         ),
         "national_id": lambda: draw.choice(_IDENTIFIERS[language])(pick(), draw),
         "credit_card": lambda: _card(pick(), draw),
         "secret": lambda: _secret(pick(), draw),
     }
+
+
+@cache
+def _made(locale: str) -> Any:
+    return Faker(locale)
+
+
+def _seeded(locale: str, draw: random.Random) -> Any:
+    """One for the next value alone: made once, as that takes much longer than a value, and seeded for each."""
+    faker = _made(locale)
+    faker.seed_instance(draw.getrandbits(64))
+    return faker
 
 
 def _dialled(faker: Any, draw: random.Random) -> str:
@@ -360,7 +373,7 @@ _IDENTIFIERS: dict[str, tuple[Callable[[Any, random.Random], str], ...]] = {
     "de": (_german_tax_id, _german_tax_number, _german_pension),
     "es": (lambda f, d: f.nif(), lambda f, d: f.nie(), _spanish, _uruguayan_id, _uruguayan_rut),
     "en": (lambda f, d: f.ssn(),),
-    "pt": (_portuguese, lambda f, d: Faker("pt_BR").cpf()),
+    "pt": (_portuguese, lambda f, d: _seeded("pt_BR", d).cpf()),
 }
 
 

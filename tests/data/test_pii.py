@@ -286,6 +286,11 @@ def test_a_letter_that_is_ascii_in_lower_case_hides_no_secret() -> None:
         assert left.text == redact(text, ALL)[0] != text
 
 
+@pytest.mark.parametrize("language", list(LOCALES))
+def test_the_generated_truth_is_the_same_each_time(language: str) -> None:
+    assert list(labelled(language, 30)) == list(labelled(language, 30))
+
+
 def test_the_same_is_found_whatever_the_hash_seed() -> None:
     program = (
         "from consortium.data.pii import *\nfrom tests.data.pii_truth import labelled\n"
