@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +80,19 @@ def test_files_written_in_several_runs_are_read_to_the_end(tmp_path: Path, packe
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content"),  # made where it is needed: every worker of a test run collects this file
     [
-        ("x.jsonl", b"0" * 200_000_000),
-        ("x.jsonl", b"\n" * 200_000_000),
-        ("x.txt", b"0" * 40_000_000),
-        ("x.html", b"<p>" * 20_000_000),
-        ("x.warc", b"WARC/1.0\r\n" + b"X: y\r\n" * 20_000_000),
-        ("x.warc", record(b"0" * 100_000_000)),
+        ("x.jsonl", lambda: b"0" * 200_000_000),
+        ("x.jsonl", lambda: b"\n" * 200_000_000),
+        ("x.txt", lambda: b"0" * 40_000_000),
+        ("x.html", lambda: b"<p>" * 20_000_000),
+        ("x.warc", lambda: b"WARC/1.0\r\n" + b"X: y\r\n" * 20_000_000),
+        ("x.warc", lambda: record(b"0" * 100_000_000)),
     ],
 )
 @pytest.mark.parametrize("packed", [".gz", ".zst"])
-def test_a_bomb_ends_in_quarantine(tmp_path: Path, name: str, content: bytes, packed: str) -> None:
-    documents, bad = items(tmp_path, name + packed, PACKED[packed](content))
+def test_a_bomb_ends_in_quarantine(tmp_path: Path, name: str, content: Callable[[], bytes], packed: str) -> None:
+    documents, bad = items(tmp_path, name + packed, PACKED[packed](content()))
     assert documents == []
     assert bad
     assert {item.reason for item in bad} <= {"bomb", "too_large", "warc", "http"}
