@@ -5,6 +5,8 @@ BIN := .venv/bin
 PARALLEL := -n logical --dist loadfile --no-loadscope-reorder
 
 TIMES ?= 10
+# Tests start some hundred processes, and each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-unit test-long test-search lint setup clean
 
