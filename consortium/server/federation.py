@@ -145,7 +145,7 @@ def record_documents(connection: Connection, key: SigningKey, federation: Federa
         known = connection.execute(select(t.documents.c.digest).where(same)).scalar()
         if known == digest:
             continue
-        values = {"version": document.version, "digest": digest, "doc": to_json(document), "recorded_ms": now_ms}
+        values = {"version": document.version, "digest": digest, "doc": to_json(document)}
         if known is None:
             keys = {"kind": kind, "partner": partner, "file": name}
             connection.execute(t.documents.insert().values(**keys, **values))

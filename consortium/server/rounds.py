@@ -94,7 +94,7 @@ def take_commit(core: Core, connection: Connection, site: str, commit: Commit) -
             if before is None or before.phase not in _DONE:
                 raise ConflictError(f"round {commit.round - 1} comes first", where=where)
         expected = awaited.expected(core, connection, job, commit.round)
-        row = rounds.open_round(connection, commit.job, commit.round, expected, core.clock.now_ms())
+        row = rounds.open_round(connection, commit.job, commit.round, expected)
     if row.phase is not RoundPhase.OPEN:
         if _repeats(connection, commit):
             return
@@ -257,7 +257,6 @@ def _certify(core: Core, connection: Connection, job: Job, row: RoundRow) -> boo
         row.number,
         phase=RoundPhase.CERTIFIED.value,
         certificate=to_json(signed),
-        previous_outer=certificate.previous_outer,
         deadline_ms=0,
     )
     return True

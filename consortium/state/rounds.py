@@ -26,7 +26,6 @@ class RoundRow:
     phase: RoundPhase
     expected: tuple[str, ...]
     fixed: tuple[str, ...]
-    previous_outer: str
     deadline_ms: int
 
 
@@ -50,8 +49,8 @@ def numbers(connection: Connection, job: str) -> list[int]:
     return list(connection.execute(query).scalars())
 
 
-def open_round(connection: Connection, job: str, number: int, expected: Iterable[str], now_ms: int) -> RoundRow:
-    """Store a new round; the outer state before it is told once the round has its certificate."""
+def open_round(connection: Connection, job: str, number: int, expected: Iterable[str]) -> RoundRow:
+    """Store a new round."""
     connection.execute(
         t.rounds.insert().values(
             job=job,
@@ -59,8 +58,6 @@ def open_round(connection: Connection, job: str, number: int, expected: Iterable
             phase=RoundPhase.OPEN.value,
             expected=sorted(expected),
             fixed=[],
-            previous_outer="",
-            opened_ms=now_ms,
             deadline_ms=0,
         )
     )
@@ -222,6 +219,5 @@ def _row(row: Any) -> RoundRow:
         phase=RoundPhase(row.phase),
         expected=tuple(row.expected),
         fixed=tuple(row.fixed),
-        previous_outer=row.previous_outer,
         deadline_ms=row.deadline_ms,
     )

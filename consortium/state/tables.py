@@ -344,10 +344,8 @@ rounds = Table(
     _text("phase"),
     Column("expected", JSON, nullable=False),
     Column("fixed", JSON, nullable=False),
-    _text("previous_outer"),
     Column("certificate", JSON),
     Column("settlement", JSON),
-    _ms("opened_ms"),
     _ms("deadline_ms"),
 )
 """`fixed`: sites whose commits make the round, once it is judged. `deadline_ms` is 0 until something waits on it.
@@ -460,7 +458,6 @@ documents = Table(
     Column("version", Integer, nullable=False),
     _text("digest"),
     Column("doc", JSON, nullable=False),
-    _ms("recorded_ms"),
 )
 """The signed policies, rosters, sites and quotas as last loaded; a change is recorded in the ledger."""
 

@@ -133,7 +133,7 @@ def test_no_site_joins_once_the_last_round_is_closed(parts: Any, closed: int, jo
         data.insert_dataset(connection, there, now_ms=1, signer="fr/amelie", signature="x")
         update_site(connection, "uy-1", healthy=True, last_contact_ms=core.clock.now_ms())
         for number in range(1, closed + 1):
-            rounds.open_round(connection, job.id, number, PAIR, 1)
+            rounds.open_round(connection, job.id, number, PAIR)
             rounds.change(connection, job.id, number, phase="closed")
         wider = replace(job.spec, inputs=(*job.spec.inputs, there.id))
         additions.put(connection, job, SignedSpec(spec=wider, signature="x"), 1)
@@ -156,7 +156,7 @@ def test_no_site_joins_a_training_with_a_ruling_that_it_could_not_verify(parts: 
         data.insert_dataset(connection, there, now_ms=1, signer="fr/amelie", signature="x")
         update_site(connection, "uy-1", healthy=True, last_contact_ms=core.clock.now_ms())
         for number in (1, 2):
-            rounds.open_round(connection, job.id, number, PAIR, 1)
+            rounds.open_round(connection, job.id, number, PAIR)
             rounds.change(connection, job.id, number, phase="closed")
         rounds.add_ruling(connection, sign_value(fed.people["fr/bruno"], one), 1)
     if not vouched:

@@ -197,7 +197,7 @@ def test_no_job_goes_on_in_a_round_of_which_only_a_leg_that_was_given_up_could_s
         job=running.job, round=1, site="fr-1", tokens=1, steps=1, digest="sha256:c", norm="0x1p0", loss="0x1p0"
     )
     with core.db.write() as connection:
-        rounds.open_round(connection, running.job, 1, ["fr-1"], 1)
+        rounds.open_round(connection, running.job, 1, ["fr-1"])
         rounds.add_commit(connection, commit, "1", 1)
         rounds.change(connection, running.job, 1, phase="certified", fixed=["fr-1"])
     if said:
@@ -214,7 +214,7 @@ def test_a_site_that_holds_nothing_when_the_others_are_through_is_not_waited_for
     core, fed = parts
     running = Running(core, fed, "de-1", "fr-1", min_sites=1)
     with core.db.write() as connection:
-        rounds.open_round(connection, running.job, 4, ["de-1"], 1)
+        rounds.open_round(connection, running.job, 4, ["de-1"])
         rounds.change(connection, running.job, 4, phase="closed")
     for site in ("de-1", "fr-1") if holds else ("de-1",):
         running.publishes(site, "outer/0")
@@ -236,7 +236,7 @@ def test_a_training_that_is_over_fails_at_once_where_too_few_sites_hold_a_state_
     core, fed = parts
     running = Running(core, fed, "de-1", "fr-1", min_sites=2)
     with core.db.write() as connection:
-        rounds.open_round(connection, running.job, 4, ["de-1"], 1)
+        rounds.open_round(connection, running.job, 4, ["de-1"])
         rounds.change(connection, running.job, 4, phase="closed")
         if sent:
             whole = Artifact(job=running.job, artifact_class=ArtifactClass.OUTER_STATE, name="outer-4", round=4,
@@ -261,7 +261,7 @@ def test_a_site_in_backoff_that_holds_nothing_is_not_offered_a_training_that_is_
     core, fed = parts
     running = Running(core, fed, "de-1", "fr-1", min_sites=1)
     with core.db.write() as connection:
-        rounds.open_round(connection, running.job, 4, ["de-1"], 1)
+        rounds.open_round(connection, running.job, 4, ["de-1"])
         rounds.change(connection, running.job, 4, phase="closed")
     running.publishes("de-1", "outer/0")
     running.says("fr-1", LegState.FAILED, fault=Fault.SITE, reason="it broke")

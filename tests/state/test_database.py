@@ -16,10 +16,11 @@ from sqlalchemy import create_engine, inspect, select, text
 from consortium import state
 from consortium.domain.codec import to_json
 from consortium.domain.protocol import Voucher
+from consortium.domain.training import RoundPhase
 from consortium.errors import ConfigError, ConflictError, UnreachableError, of_sqlite
 from consortium.keys.canonical import canonical
 from consortium.keys.signing import SigningKey
-from consortium.state import Database, data, database
+from consortium.state import Database, data, database, rounds
 from consortium.state import tables as t
 from consortium.state.database import get_meta, next_counter, put_meta
 from tests import builders
@@ -74,6 +75,22 @@ def test_earlier_usage_is_kept_but_for_rows_that_no_leg_can_have(tmp_path: Path)
     with db.read() as connection:
         assert [dict(item) for item in connection.execute(select(t.usage)).mappings()] == [row | {"id": 1}]
     db.close()
+
+
+def test_rounds_of_an_earlier_server_are_found(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/state.db"
+    upgrade(url, "0009")
+    with sqlite3.connect(tmp_path / "state.db") as raw:
+        raw.execute(
+            "INSERT INTO rounds (job, number, phase, expected, fixed, previous_outer, opened_ms, deadline_ms) "
+            "VALUES ('job-1', 3, 'judging', '[\"de-1\", \"fr-1\"]', '[\"fr-1\"]', 'sha256:x', 5, 9)"
+        )
+    db = Database(url)
+    with db.read() as connection:
+        found = rounds.find(connection, "job-1", 3)
+    db.close()
+    assert found is not None
+    assert (found.phase, found.expected, found.fixed) == (RoundPhase.JUDGING, ("de-1", "fr-1"), ("fr-1",))
 
 
 def upgrade(url: str, revision: str) -> None:
