@@ -18,11 +18,12 @@ import numpy as np
 from consortium.domain.pretraining import MOST_PACE, PretrainConfig
 from consortium.domain.records import RE_EXECUTION_TOLERANCE
 from consortium.errors import NotFoundError, VerificationError
+from consortium.keys.canonical import digest as digest_of
 from consortium.train.book import RoundBook
 from consortium.train.codes import Code
 from consortium.train.fragments import Plan
 from consortium.train.keep import Keep, OuterState
-from consortium.train.outer import Vector, cosine_of, difference, digest_of, norm_of
+from consortium.train.outer import Vector, cosine_of, difference, norm_of
 from consortium.train.schedule import Pace, Rounds
 from consortium.train.shared import Sharing
 from consortium.train.within import Inner

@@ -22,6 +22,7 @@ from functools import partial
 from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.training import RoundPhase
 from consortium.errors import ConsortiumError, UnreachableError, VerificationError
+from consortium.keys.canonical import digest as digest_of
 from consortium.train.beginning import Beginning
 from consortium.train.beside import Behind, Beside
 from consortium.train.book import RoundBook
@@ -31,7 +32,7 @@ from consortium.train.exchange import Exchange
 from consortium.train.fragments import Plan
 from consortium.train.keep import Begun, Contribution, Keep, Origin, OuterState
 from consortium.train.meter import Metrics
-from consortium.train.outer import Moments, Vector, difference, digest_of, finite, norm_of, vector_digest, zeros_like
+from consortium.train.outer import Moments, Vector, difference, finite, norm_of, vector_digest, zeros_like
 from consortium.train.outlast import Outlasting
 from consortium.train.pace import steps_of
 from consortium.train.peers import commit_of

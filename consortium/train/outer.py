@@ -94,11 +94,6 @@ def from_bytes(data: bytes | memoryview, size: int, *, what: str) -> Vector:
     return np.frombuffer(data, dtype=_WIRE).astype(np.float32, copy=False)
 
 
-def digest_of(data: bytes | memoryview) -> str:
-    """Return `sha256:` and the hex digest of the bytes."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
 def vector_digest(vector: Vector) -> str:
     """Return the digest of `to_bytes(vector)`, without a copy of it."""
     hashed = hashlib.sha256()

@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 from consortium.domain.data import Artifact, ArtifactClass
 from consortium.errors import ConsortiumError, NotFoundError, UnreachableError, VerificationError
+from consortium.keys.canonical import digest as digest_of
 from consortium.train.exchange import Exchange
-from consortium.train.outer import digest_of
 
 PART_BYTES = 1 << 28
 _SEALED_BYTES = 1 << 20

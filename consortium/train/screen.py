@@ -31,8 +31,9 @@ from consortium.domain.protocol import LegContext
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit, Round, Standing
 from consortium.errors import VerificationError
+from consortium.keys.canonical import digest as digest_of
 from consortium.train.codes import FP32
-from consortium.train.outer import Vector, cosine_of, digest_of, finite, norm_of, tiles
+from consortium.train.outer import Vector, cosine_of, finite, norm_of, tiles
 from consortium.train.pace import steps_of
 from consortium.train.rounds import NOT_ITS_FAULT, stated_norm
 from consortium.train.schedule import Rounds

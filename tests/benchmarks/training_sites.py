@@ -23,13 +23,14 @@ from consortium.domain.codec import to_json
 from consortium.domain.pretraining import EvaluateConfig, PretrainConfig
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Certificate, Commit, Verdict
+from consortium.keys.canonical import digest as digest_of
 from consortium.train.codes import FP32, Code
 from consortium.train.combine import combine
 from consortium.train.evaluate import held_out_loss
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Origin
 from consortium.train.order import DataOrder, Indices, Sequences
-from consortium.train.outer import Moments, Vector, digest_of, nesterov, norm_of, vector_digest
+from consortium.train.outer import Moments, Vector, nesterov, norm_of, vector_digest
 from consortium.train.rounds import certify
 from consortium.train.schedule import Rounds
 from consortium.train.screen import Gates, screen

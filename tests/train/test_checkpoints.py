@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from consortium.errors import NotFoundError, UsageError, VerificationError
+from consortium.keys.canonical import digest as digest_of
 from consortium.storage.objects import ObjectStore
 from consortium.train.checkpoints import Checkpoint, Checkpoints, faults
 from consortium.train.keep import Begun, Contribution, Keep, Origin, OuterState
-from consortium.train.outer import Moments, digest_of, to_bytes, vector_digest
+from consortium.train.outer import Moments, to_bytes, vector_digest
 from tests.train.hub import JOB
 
 pytestmark = pytest.mark.integration

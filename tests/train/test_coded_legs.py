@@ -14,11 +14,12 @@ from consortium.domain.pretraining import OuterConfig, PretrainConfig
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit
 from consortium.errors import UsageError
+from consortium.keys.canonical import digest as digest_of
 from consortium.train.again import re_execute
 from consortium.train.codes import Code
 from consortium.train.inner import InnerWorker
 from consortium.train.keep import Keep
-from consortium.train.outer import digest_of, norm_of, to_bytes, vector_digest
+from consortium.train.outer import norm_of, to_bytes, vector_digest
 from consortium.train.replay import kept_params, replay
 from consortium.train.screen import screen
 from consortium.train.tokens import open_sequences

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consortium.errors import VerificationError
+from consortium.keys.canonical import digest as digest_of
 from consortium.train.codes import Code
-from consortium.train.outer import digest_of, to_bytes
+from consortium.train.outer import to_bytes
 from consortium.train.sparse import CHUNK, COUNTS
 
 BF16, INT8, INT4 = Code(name="bf16"), Code(name="int8"), Code(name="int4")
@@ -26,7 +27,8 @@ HEADER = 16
 DIGESTS = """
 import sys, numpy as np
 from consortium.train.codes import Code
-from consortium.train.outer import digest_of, to_bytes
+from consortium.keys.canonical import digest as digest_of
+from consortium.train.outer import to_bytes
 random = np.random.default_rng(5)
 vectors = [(random.standard_t(3, 300_001) * 1e-3).astype(np.float32) for _ in range(2)]
 for name, k in [("bf16", 64), ("int8", 64), ("int4", 64), *(("topk", k) for k in (16, 32, 64, 128, 256))]:

@@ -24,7 +24,8 @@ if sys.argv[1] != "-":
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Contribution
 from consortium.train.combine import combine
-from consortium.train.outer import digest_of, to_bytes
+from consortium.keys.canonical import digest as digest_of
+from consortium.train.outer import to_bytes
 random = np.random.default_rng(3)
 n = 100_003
 tokens = {"de-1": 700, "es-1": 100, "fr-1": 300, "uy-1": 300}

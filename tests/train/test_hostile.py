@@ -17,11 +17,12 @@ from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.protocol import LegContext, StoreAccess
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import RoundPhase
+from consortium.keys.canonical import digest as digest_of
 from consortium.storage.objects import ObjectStore
 from consortium.train import parcels
 from consortium.train.keep import Keep, Origin, OuterState
 from consortium.train.leg import FederatedLeg
-from consortium.train.outer import Moments, Vector, digest_of, to_bytes
+from consortium.train.outer import Moments, Vector, to_bytes
 from consortium.train.peers import INITIAL
 from consortium.train.schedule import Pace
 from consortium.train.within import InnerResult

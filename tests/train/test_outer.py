@@ -12,14 +12,16 @@ import pytest
 
 from consortium.domain.training import Contribution
 from consortium.errors import VerificationError
-from consortium.train.outer import Layout, aggregate, digest_of, from_bytes, nesterov, norm_of, to_bytes
+from consortium.keys.canonical import digest as digest_of
+from consortium.train.outer import Layout, aggregate, from_bytes, nesterov, norm_of, to_bytes
 
 STEP = """
 import importlib, sys, numpy as np
 if sys.argv[1] != "-":
     importlib.import_module(sys.argv[1])
 from consortium.domain.training import Contribution
-from consortium.train.outer import aggregate, digest_of, nesterov, to_bytes
+from consortium.keys.canonical import digest as digest_of
+from consortium.train.outer import aggregate, nesterov, to_bytes
 random = np.random.default_rng(3)
 n = 100_003
 vectors = {site: (random.standard_normal(n) * 1e-3).astype(np.float32) for site in ("de-1", "fr-1", "uy-1")}

@@ -14,10 +14,11 @@ from consortium.client.leg import LegSession
 from consortium.domain.data import Artifact, ArtifactClass
 from consortium.domain.training import Commit
 from consortium.errors import ConsortiumError, NotFoundError, PolicyDeniedError, UnreachableError, VerificationError
+from consortium.keys.canonical import digest as digest_of
 from consortium.train import parcels
 from consortium.train.codes import FP32
 from consortium.train.exchange import Exchange
-from consortium.train.outer import digest_of, to_bytes, vector_digest
+from consortium.train.outer import to_bytes, vector_digest
 from consortium.train.parcels import fetch, send
 from consortium.train.peers import INITIAL
 from consortium.train.received import Received

@@ -16,11 +16,12 @@ from consortium.domain.protocol import LegContext, StoreAccess
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit, Round, RoundPhase
 from consortium.errors import PolicyDeniedError, UsageError, VerificationError
+from consortium.keys.canonical import digest as digest_of
 from consortium.train.book import RoundBook
 from consortium.train.codes import FP32
 from consortium.train.joining import Joining
 from consortium.train.keep import Contribution, OuterState
-from consortium.train.outer import digest_of, norm_of, to_bytes, vector_digest
+from consortium.train.outer import norm_of, to_bytes, vector_digest
 from consortium.train.peers import INITIAL, OWED_ROUNDS, PASS_ON_S, Peers
 from consortium.train.received import Asked, Received
 from consortium.train.screen import Gates

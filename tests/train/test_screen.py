@@ -9,7 +9,8 @@ from consortium.domain.pretraining import PretrainConfig
 from consortium.domain.protocol import LegContext, StoreAccess
 from consortium.domain.screening import ScreenRule
 from consortium.domain.training import Commit, Standing
-from consortium.train.outer import digest_of, norm_of, to_bytes
+from consortium.keys.canonical import digest as digest_of
+from consortium.train.outer import norm_of, to_bytes
 from consortium.train.screen import Gates, Work, screen
 from tests.train.conftest import PARAMS
 from tests.train.test_pace import round_of
