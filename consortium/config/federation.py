@@ -17,10 +17,11 @@ from consortium.config.compose import compose
 from consortium.config.marks import KeyPath, Marked
 from consortium.config.quota import QuotaConfig, build_quota
 from consortium.config.schemas import PartnerConfig, PersonConfig, ServerTuning, SiteConfig
+from consortium.domain.ids import CONSORTIUM
 from consortium.domain.partner import Partner, Site
 from consortium.domain.quota import Account, Budget, Pledge
 from consortium.errors import ConfigError
-from consortium.policy.model import CONSORTIUM, PartnerPolicy, PolicyRules
+from consortium.policy.model import PartnerPolicy, PolicyRules
 
 _PACKAGES = {"partner": "partners.{}", "policy": "policies.{}", "quota": "", "server": ""}
 SECTIONS = ("residency", "purposes", "embargoes", "artifacts", "logs", "cotenancy", "categories")

@@ -9,6 +9,10 @@ from __future__ import annotations
 import re
 
 PREFIXES = ("job", "arr", "att", "leg", "ds", "art", "rep", "inc", "off", "win")
+CONSORTIUM = "consortium"
+"""Who is no partner: the signer of the quotas, and the destination that the server and the tracking server are."""
+SERVER = "server"
+"""The origin of records that is no site."""
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID = re.compile(rf"^({'|'.join(PREFIXES)})-[{_ALPHABET}]{{26}}\Z")
 _PARTNER = re.compile(r"^[a-z]{2}\Z")

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from consortium.domain.codec import from_json, to_json
+from consortium.domain.ids import CONSORTIUM
 from consortium.errors import ConfigError, UsageError, VerificationError
 from consortium.keys.signing import SigningKey, sign_value, verify_value
-from consortium.keys.trust import CONSORTIUM, Trust
+from consortium.keys.trust import Trust
 
 
 class DocumentKind(StrEnum):

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from consortium.domain.codec import from_json, to_json
+from consortium.domain.ids import CONSORTIUM, SERVER
 from consortium.errors import ConfigError, UsageError, VerificationError
 from consortium.keys.signing import fingerprint, key_label
 from consortium.keys.strict import NotStrictError, parse_object, read_bounded
 
-CONSORTIUM = "consortium"
-"""Whom the server's key speaks for."""
 MAX_BYTES = 16 << 20
 """What a file of trusted keys may take: 50,000 sites."""
 
@@ -72,7 +71,7 @@ class Trust:
 
     def origin_key(self, origin: str) -> str:
         """Return the key that signs the records of `origin` (a site id, or `server`)."""
-        if origin == "server":
+        if origin == SERVER:
             return self.server_key
         if origin not in self.sites:
             raise VerificationError(f"no trusted key for the records of {origin!r}")
@@ -80,7 +79,7 @@ class Trust:
 
     def site_key(self, site: str) -> str:
         """Return the key that signs what a site says in rounds and at borders; `server` is no site."""
-        if site == "server" or site not in self.sites:
+        if site == SERVER or site not in self.sites:
             raise VerificationError(f"no trusted key for site {site!r}")
         return self.sites[site].signing
 

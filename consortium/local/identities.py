@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import yaml
 
+from consortium.domain.ids import CONSORTIUM
 from consortium.domain.partner import Partner, Person, Role, Site
 from consortium.errors import ConfigError
 from consortium.keys.documents import DocumentKind, SignedDocument, load_document, save_document, sign_document
@@ -21,7 +22,7 @@ from consortium.keys.files import write_secret
 from consortium.keys.sealing import SealingKey
 from consortium.keys.signing import SigningKey
 from consortium.keys.tokens import check, issue
-from consortium.keys.trust import CONSORTIUM, SiteKeys, Trust
+from consortium.keys.trust import SiteKeys, Trust
 from consortium.local.paths import ClientFile, FederationDir, write_file
 
 DAY_MS = 86_400_000

@@ -16,12 +16,13 @@ from typing import Any
 from consortium.config import Dirs, FederationConfig, load_federation, parse_quota_text
 from consortium.config.federation import ConfigFile
 from consortium.domain.codec import to_json
+from consortium.domain.ids import CONSORTIUM
 from consortium.domain.partner import Person, Site
 from consortium.errors import ConfigError
 from consortium.keys.canonical import digest
 from consortium.keys.code import code_digest
 from consortium.keys.documents import DocumentKind, load_document
-from consortium.keys.trust import CONSORTIUM, Trust
+from consortium.keys.trust import Trust
 from consortium.local.identities import (
     Identities,
     issue_tokens,

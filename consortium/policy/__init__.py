@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from consortium.policy.decide import PolicyBook
-from consortium.policy.model import CONSORTIUM, Action, PartnerPolicy, PolicyRules
+from consortium.policy.model import Action, PartnerPolicy, PolicyRules
 from consortium.policy.request import (
     Behind,
     Request,
@@ -15,7 +15,6 @@ from consortium.policy.request import (
 )
 
 __all__ = [
-    "CONSORTIUM",
     "Action",
     "Behind",
     "PartnerPolicy",

@@ -8,10 +8,11 @@ from typing import Any
 import cedarpy
 
 from consortium.domain.decision import Denial, PolicyDecision
+from consortium.domain.ids import CONSORTIUM
 from consortium.errors import ConfigError
 from consortium.policy.cedar import SCHEMA, Clause, clauses
 from consortium.policy.explain import describe
-from consortium.policy.model import CONSORTIUM, Action, PartnerPolicy
+from consortium.policy.model import Action, PartnerPolicy
 from consortium.policy.request import Request
 
 _CACHED = 100_000

@@ -12,8 +12,6 @@ from consortium.domain.job import JobKind
 from consortium.domain.partner import Cotenancy
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
-CONSORTIUM = "consortium"
-"""The destination that is no partner: the consortium's server and its tracking server."""
 
 
 class Action(StrEnum):
@@ -210,5 +208,5 @@ def _names(name: str, values: tuple[str, ...]) -> None:
 
 def _destinations(values: tuple[str, ...]) -> None:
     for value in values:
-        if value != CONSORTIUM and not ids.is_partner(value):
-            raise ValueError(f"to: {value!r} is neither a partner's code nor {CONSORTIUM!r}")
+        if value != ids.CONSORTIUM and not ids.is_partner(value):
+            raise ValueError(f"to: {value!r} is neither a partner's code nor {ids.CONSORTIUM!r}")

@@ -9,7 +9,7 @@ from consortium.domain import ids
 from consortium.domain.data import ArtifactClass, Dataset
 from consortium.domain.job import JobKind, JobSpec
 from consortium.domain.partner import Cotenancy, Site
-from consortium.policy.model import CONSORTIUM, Action
+from consortium.policy.model import Action
 
 SENT: dict[JobKind, tuple[ArtifactClass, ...]] = {
     JobKind.CLEAN: (),
@@ -134,7 +134,7 @@ def release_request(
         owner_territory=host.territory,
         artifact_class=artifact_class.value,
         categories=categories,
-        destination_partner=destination.partner if destination else CONSORTIUM,
+        destination_partner=destination.partner if destination else ids.CONSORTIUM,
         destination_territory=destination.territory if destination else "",
     )
 

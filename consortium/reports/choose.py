@@ -9,14 +9,13 @@ from typing import Protocol
 
 from consortium.accounting.periods import bounds
 from consortium.domain.codec import from_json
-from consortium.domain.ids import partner_of
+from consortium.domain.ids import SERVER, partner_of
 from consortium.domain.job import JobKind
 from consortium.domain.records import SITE_MAY_WRITE, Record, RecordType
 from consortium.ledger.log import Entry
 from consortium.ledger.origins import record_id
 from consortium.reports.figures import crossings_of, datasets_of, receipts_of, round_of, rounds_of, usage_of
 from consortium.reports.model import LeftOut
-from consortium.reports.people import SERVER
 from consortium.reports.rounds import ruling_of
 from consortium.reports.sites import newest_files
 from consortium.reports.training import ancestry, specs_of

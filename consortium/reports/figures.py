@@ -13,7 +13,7 @@ from consortium.accounting.periods import bounds, period_of
 from consortium.accounting.usage import Metered, UsageKey, bill, consumed, delivered, reference_hours
 from consortium.domain.codec import from_json
 from consortium.domain.data import Crossing, CrossingSide, Dataset
-from consortium.domain.ids import partner_of
+from consortium.domain.ids import SERVER, partner_of
 from consortium.domain.records import Evidence, Record, RecordType, UsageRow
 from consortium.domain.training import Round
 from consortium.domain.units import gpu_hours
@@ -29,7 +29,6 @@ from consortium.reports.model import (
     GpuTime,
     RoundRow,
 )
-from consortium.reports.people import SERVER
 from consortium.reports.training import (
     RedoneBy,
     Run,

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from consortium.domain.codec import from_json
+from consortium.domain.ids import SERVER
 from consortium.domain.records import Record, RecordType
 from consortium.errors import ConfigError, UsageError, VerificationError
 from consortium.keys.documents import SignedDocument
 from consortium.keys.roster import Roster, Rosters
 from consortium.ledger.origins import record_id
-
-SERVER = "server"
 
 
 def with_people(records: Iterable[Record], *kinds: RecordType) -> Iterator[tuple[Record, Rosters]]:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from consortium.domain.codec import from_json
+from consortium.domain.ids import SERVER
 from consortium.domain.records import Record, RecordType
 from consortium.domain.training import Round, Ruling
 from consortium.errors import UsageError, VerificationError
@@ -14,7 +15,7 @@ from consortium.keys.roster import verify_ruling
 from consortium.keys.trust import Trust
 from consortium.ledger.origins import record_id
 from consortium.reports.figures import round_of, signed_digests
-from consortium.reports.people import SERVER, with_people
+from consortium.reports.people import with_people
 from consortium.reports.training import specs_of
 from consortium.train.evidence import check_agreed, check_parts, check_signatures
 from consortium.train.rounds import check_certificate, check_standing, screening_of, standing_before

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 import yaml
 
 from consortium.domain.codec import from_json
+from consortium.domain.ids import SERVER
 from consortium.domain.records import Record, RecordType
 from consortium.errors import UsageError, VerificationError
 from consortium.keys.documents import DocumentKind, SignedDocument, check_document
 from consortium.keys.trust import Trust
 from consortium.ledger.origins import record_id
 from consortium.reports.model import SiteFacts
-from consortium.reports.people import SERVER, document_of
+from consortium.reports.people import document_of
 
 
 def newest_files(records: Iterable[Record]) -> dict[str, Record]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from consortium.domain.codec import from_json
 from consortium.domain.data import CONTRIBUTIONS, Crossing, CrossingSide, Dataset
-from consortium.domain.ids import partner_of
+from consortium.domain.ids import SERVER, partner_of
 from consortium.domain.job import JobKind, JobSpec
 from consortium.domain.partner import Role
 from consortium.domain.pretraining import PretrainConfig
@@ -28,7 +28,7 @@ from consortium.keys.roster import Rosters
 from consortium.keys.signing import verify_value
 from consortium.ledger.origins import record_id
 from consortium.reports.model import TrainingRow
-from consortium.reports.people import SERVER, with_people
+from consortium.reports.people import with_people
 from consortium.train.attribution import Lineage, Share, lineage, shares, totals
 from consortium.train.sizes import flops_per_token, parameter_count
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from consortium.accounting.periods import bounds
 from consortium.domain.codec import from_json, to_json
-from consortium.domain.ids import partner_of
+from consortium.domain.ids import SERVER, partner_of
 from consortium.domain.records import SITE_MAY_WRITE, SITES_ALONE, Evidence, Record, RecordType
 from consortium.errors import ConsortiumError, UsageError, VerificationError
 from consortium.keys.canonical import canonical
@@ -19,7 +19,7 @@ from consortium.ledger.origins import record_digest, record_id
 from consortium.ledger.proofs import Checkpoint, leaf_data, parse_checkpoint, verify_inclusion
 from consortium.reports.figures import figures, read_facts
 from consortium.reports.model import FORMAT, LIMITS_OF, LeftOut, Report
-from consortium.reports.people import SERVER, document_of
+from consortium.reports.people import document_of
 from consortium.reports.rounds import check_rounds
 from consortium.reports.sites import check_sites
 from consortium.reports.text import parse_report

@@ -11,6 +11,7 @@ from anyio import CapacityLimiter
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from consortium.domain.ids import SERVER
 from consortium.domain.job import Epoch
 from consortium.domain.partner import SiteState
 from consortium.domain.records import Record, RecordType
@@ -159,8 +160,8 @@ class Core:
 def _refuse_older_state(db: Database, ledger: Ledger, settings: ServerSettings) -> None:
     """A state database older than the ledger would number the server's records twice. Raises ConflictError."""
     with db.read() as connection:
-        following = records.chain(connection, records.SERVER).next_seq
-    if ledger.find(f"{records.SERVER}:{following}") is None:
+        following = records.chain(connection, SERVER).next_seq
+    if ledger.find(f"{SERVER}:{following}") is None:
         return
     ledger.close()
     raise ConflictError(

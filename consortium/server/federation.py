@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, select
 
 from consortium.config.federation import parse_policy_text, parse_quota_text, parse_site_text
 from consortium.domain.codec import from_json, to_json
+from consortium.domain.ids import SERVER
 from consortium.domain.partner import Site
 from consortium.domain.quota import Account, Budget, Pledge
 from consortium.domain.records import RecordType
@@ -120,7 +121,7 @@ def last_roster(connection: Connection, partner: str, trust: Trust) -> Rosters:
 
     Raises VerificationError where its key is not known any more.
     """
-    rosters = (t.records.c.origin == records.SERVER) & (t.records.c.type == RecordType.ROSTER.value)
+    rosters = (t.records.c.origin == SERVER) & (t.records.c.type == RecordType.ROSTER.value)
     of_partner = rosters & (t.records.c.payload["body"]["partner"].as_string() == partner)
     bodies = connection.execute(select(t.records.c.payload).where(of_partner).order_by(t.records.c.seq)).scalars()
     where = f"rosters of {partner} in the state"

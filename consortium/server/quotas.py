@@ -14,7 +14,7 @@ from typing import Any
 from consortium.config import QuotaConfig, parse_quota_text
 from consortium.config.quota_diff import QuotaChange, consent_needed, quota_changes
 from consortium.domain.codec import to_json
-from consortium.domain.ids import partner_of
+from consortium.domain.ids import CONSORTIUM, partner_of
 from consortium.domain.partner import Role
 from consortium.domain.quota import QuotaApproval
 from consortium.domain.records import RecordType
@@ -30,7 +30,6 @@ from consortium.keys.documents import (
 )
 from consortium.keys.signing import verify
 from consortium.keys.tokens import Claims
-from consortium.keys.trust import CONSORTIUM
 from consortium.scheduler import Snapshot, forecast, schedule
 from consortium.server import snapshots
 from consortium.server.core import Core

@@ -14,12 +14,12 @@ from sqlalchemy import Connection, String, case, cast, or_, select
 from consortium.domain import ids
 from consortium.domain.codec import to_json
 from consortium.domain.data import Dataset
+from consortium.domain.ids import SERVER
 from consortium.domain.job import Job, JobKind
 from consortium.domain.records import RecordType
 from consortium.errors import NotFoundError, UsageError
 from consortium.state import data, jobs
 from consortium.state import tables as t
-from consortium.state.records import SERVER
 
 MIN_HEX = 12
 """Digits of a digest that stand for the whole, where no other shard begins with them."""

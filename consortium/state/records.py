@@ -13,6 +13,7 @@ from sqlalchemy import Connection, select
 
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Crossing
+from consortium.domain.ids import SERVER
 from consortium.domain.records import Record, RecordType, UsageRow
 from consortium.errors import ConflictError, UsageError, VerificationError
 from consortium.keys.canonical import digest_json
@@ -21,8 +22,6 @@ from consortium.ledger.origins import ChainHead, after, make_record, record_id
 from consortium.state import tables as t
 from consortium.state.forms import check_form, check_nesting
 from consortium.state.usage import take_usage
-
-SERVER = "server"
 
 
 def chain(connection: Connection, origin: str) -> ChainHead:

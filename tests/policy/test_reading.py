@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consortium.domain.data import NEVER_CROSS, ArtifactClass
+from consortium.domain.ids import CONSORTIUM
 from consortium.domain.job import JobKind
 from consortium.domain.partner import Cotenancy
-from consortium.policy import CONSORTIUM, Action, PartnerPolicy, PolicyBook, PolicyRules, Request
+from consortium.policy import Action, PartnerPolicy, PolicyBook, PolicyRules, Request
 from consortium.policy.model import (
     ArtifactRule,
     CategoryRule,

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from consortium.domain.codec import from_json, to_json
-from consortium.domain.ids import partner_of
+from consortium.domain.ids import CONSORTIUM, partner_of
 from consortium.domain.job import MAX_ARRAY, JobSpec, JobState, SignedSpec
 from consortium.domain.partner import Role
 from consortium.domain.training import Ruling
 from consortium.errors import ConflictError, ForbiddenError, NotFoundError, UsageError
-from consortium.policy import CONSORTIUM, log_request
+from consortium.policy import log_request
 from consortium.scheduler import explain
 from consortium.server import additions, attribution, rounds, snapshots
 from consortium.server import submit as submission

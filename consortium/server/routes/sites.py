@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from consortium.domain.codec import from_json, storable, to_json
 from consortium.domain.data import NEVER_CROSS, Artifact
 from consortium.domain.decision import Denial
-from consortium.domain.ids import partner_of
+from consortium.domain.ids import CONSORTIUM, partner_of
 from consortium.domain.protocol import PollRequest
 from consortium.domain.records import Record
 from consortium.domain.training import Commit, Verdict
@@ -27,7 +27,7 @@ from consortium.errors import (
     VerificationError,
 )
 from consortium.keys.signing import verify_value
-from consortium.policy import CONSORTIUM, log_request, release_request
+from consortium.policy import log_request, release_request
 from consortium.server import amounts, rounds
 from consortium.server.auth import CoreArg, ReaderArg, SiteArg, own_site
 from consortium.server.core import Core

@@ -16,7 +16,7 @@ from pathlib import Path
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import NEVER_CROSS, Artifact, ArtifactClass, Crossing, CrossingSide
 from consortium.domain.decision import Denial
-from consortium.domain.ids import is_site, partner_of
+from consortium.domain.ids import CONSORTIUM, is_site, partner_of
 from consortium.domain.records import RecordType
 from consortium.errors import (
     AuthError,
@@ -30,7 +30,7 @@ from consortium.errors import (
 )
 from consortium.keys.canonical import digest
 from consortium.keys.signing import sign_value, verify_value
-from consortium.policy import CONSORTIUM, Request, log_request, receive_request, release_request
+from consortium.policy import Request, log_request, receive_request, release_request
 from consortium.site.gateway.core import Gateway
 from consortium.site.gateway.forms import is_digest
 from consortium.site.legs import SiteLeg

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 
 from consortium.domain.data import ArtifactClass, Crossing, CrossingSide
-from consortium.policy import CONSORTIUM
+from consortium.domain.ids import CONSORTIUM
 from consortium.site.db import SiteDb
 from consortium.site.legs import LegTable
 from consortium.site.outbox import Outbox
