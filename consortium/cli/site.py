@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
 from consortium.cli.context import As, Caller, Json
 from consortium.cli.show import put_json, say, table, when
+from consortium.domain.units import moment_ms
 from consortium.errors import UsageError
 
 site_app = typer.Typer(help="Take a site, or nodes of it, out of service and back.", no_args_is_help=True)
@@ -114,8 +114,8 @@ def window(
         .plan_window(
             site,
             kind=kind,
-            start_ms=moment_ms(start, now_ms, "--from"),
-            end_ms=moment_ms(end, now_ms, "--to"),
+            start_ms=moment(start, now_ms, "--from"),
+            end_ms=moment(end, now_ms, "--to"),
             nodes=[node for node in nodes.split(",") if node],
             account=account,
         )
@@ -175,21 +175,13 @@ def duration_s(text: str, where: str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def moment_ms(text: str, now_ms: int, where: str) -> int:
-    """Return a moment in UTC Unix milliseconds: `2026-03-01T08:00` (UTC unless it says otherwise), `+2h`, `now`.
-
-    Raises UsageError.
-    """
-    if text == "now":
-        return now_ms
-    if text.startswith("+"):
-        return now_ms + duration_s(text[1:], where) * 1000
+def moment(text: str, now_ms: int, where: str) -> int:
+    """Return what `moment_ms` does, and `now_ms` for `now`. Raises UsageError."""
     try:
-        moment = datetime.fromisoformat(text)
+        return now_ms if text == "now" else moment_ms(text, now_ms)
     except ValueError as fault:
         fix = "write it as 2026-03-01T08:00 (UTC), +2h or now"
         raise UsageError(f"{text!r} is no moment", where=where, fix=fix) from fault
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _admin(person: str, site: str) -> Caller:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from consortium.cli.site import duration_s, moment_ms
+from consortium.cli.site import duration_s, moment
 from consortium.errors import UsageError
 from tests.conftest import Outcome
 from tests.server.test_commands import person as person
@@ -81,9 +81,9 @@ def test_what_is_no_duration_is_said(text: str) -> None:
 
 def test_moments_are_utc_or_count_from_now() -> None:
     assert [duration_s(text, "") for text in ("90s", "30m", "2h", "7d")] == [90, 1800, 7200, 604_800]
-    assert moment_ms("now", NOW_MS, "") == NOW_MS
-    assert moment_ms("+2h", NOW_MS, "") == NOW_MS + 7_200_000
-    assert moment_ms("2025-06-15T15:06:40", NOW_MS, "") == 1_750_000_000_000
-    assert moment_ms("2025-06-15T17:06:40+02:00", NOW_MS, "") == 1_750_000_000_000
+    assert moment("now", NOW_MS, "") == NOW_MS
+    assert moment("+2h", NOW_MS, "") == NOW_MS + 7_200_000
+    assert moment("2025-06-15T15:06:40", NOW_MS, "") == 1_750_000_000_000
+    assert moment("2025-06-15T17:06:40+02:00", NOW_MS, "") == 1_750_000_000_000
     with pytest.raises(UsageError, match="no moment"):
-        moment_ms("tomorrow", NOW_MS, "--from")
+        moment("tomorrow", NOW_MS, "--from")
