@@ -54,13 +54,6 @@ from consortium.storage.shards import read_table
 _TEXTS_HELD = 8
 
 
-def clean_dataset(
-    dataset: Dataset, config: CleanConfig, store: ObjectStore, prefix: str, *, progress: Progress | None = None
-) -> manifest.Stage:
-    """Clean one dataset by itself: see `clean_datasets`."""
-    return clean_datasets([dataset], config, store, prefix, progress=lambda name: progress or _silent)[dataset.id]
-
-
 def clean_datasets(
     datasets: Sequence[Dataset],
     config: CleanConfig,
@@ -254,12 +247,6 @@ class _Work:
                 "index": [report["index"] for report in reports],
             },
         )
-
-
-def read_annotations(stage: manifest.Stage, store: ObjectStore, prefix: str) -> pa.Table:
-    """Return all annotations of a finished clean stage as one table, for those at home."""
-    digests = [str(digest).removeprefix("sha256:") for digest in stage.manifest["annotations"]]
-    return pa.concat_tables(read_table(store.get(f"{prefix}/annotations/{hexed}.parquet")) for hexed in digests)
 
 
 def _left(

@@ -42,6 +42,7 @@ from consortium.domain.data import Dataset
 from consortium.storage.objects import ObjectStore
 from tests.benchmarks.table import Row, arguments, row, show
 from tests.builders import new_id
+from tests.cleaned import clean_dataset
 from tests.ray_local import Run, cluster
 from tests.s3 import S3, serving
 
@@ -308,7 +309,7 @@ def one() -> None:
 
     raw, config, s3, bucket, prefix = json.loads(os.environ["TOLD"])
     with connected():
-        clean.clean_dataset(from_json(Dataset, raw), from_json(CleanConfig, config), S3(*s3).store(bucket), prefix)
+        clean_dataset(from_json(Dataset, raw), from_json(CleanConfig, config), S3(*s3).store(bucket), prefix)
 
 
 def _kill(program: subprocess.Popen[bytes], draw: random.Random) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from consortium.data import clean, cluster
+from consortium.data import cluster
 from consortium.data.in_place import describe_in_place
 from consortium.data.language import code_of, codes_of, known_languages, unknown_among
 from consortium.data.languages import described
@@ -22,6 +22,7 @@ from consortium.errors import ConfigError, UsageError
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import write_text
 from tests.builders import new_id
+from tests.cleaned import clean_dataset
 
 CONFIG = CleanConfig(languages=(), min_language_confidence=0.5, min_chars=40, max_chars=1_000_000)
 
@@ -74,14 +75,14 @@ def test_a_collection_is_cleaned_whatever_its_tags_look_like(
     made = register_collection([tmp_path], store, "x", "fr-1", dataset_id=new_id("ds", 1), note=said.append)
     assert made.languages == ("en", "fr", "gsw")
     assert any("does not know gsw" in line for line in said)
-    stage = clean.clean_dataset(made, CONFIG, store, "jobs/1")
+    stage = clean_dataset(made, CONFIG, store, "jobs/1")
     assert stage.manifest["config"]["languages"] == ["en", "fr"]
     assert sum(shard.documents for shard in stage.outputs["clean"]) > 20
     older = replace(made, languages=("fr-FR", "fr"))
-    assert clean.clean_dataset(older, CONFIG, store, "jobs/2").manifest["config"]["languages"] == ["fr"]
+    assert clean_dataset(older, CONFIG, store, "jobs/2").manifest["config"]["languages"] == ["fr"]
     for languages in (("gsw",), ("French",), ()):
         with pytest.raises(ConfigError, match="language"):
-            clean.clean_dataset(replace(made, languages=languages), CONFIG, store, "jobs/3")
+            clean_dataset(replace(made, languages=languages), CONFIG, store, "jobs/3")
 
 
 @pytest.mark.integration

@@ -16,6 +16,7 @@ from consortium.domain.data import ArtifactClass, Dataset
 from consortium.errors import NotFoundError, VerificationError
 from consortium.storage.objects import ObjectStore
 from tests.builders import new_id
+from tests.cleaned import clean_dataset
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("no_cluster")]
 CONFIG = CleanConfig(
@@ -72,10 +73,10 @@ def test_what_jobs_share_is_made_again_where_it_is_gone_and_where_it_is_damaged(
 
 
 def test_a_stage_is_finished_as_long_as_all_it_wrote_is_there(store: ObjectStore, raw: Dataset) -> None:
-    stage = clean.clean_dataset(raw, CONFIG, store, "jobs/1")
+    stage = clean_dataset(raw, CONFIG, store, "jobs/1")
     for key in (stage.outputs["clean"][0].key, stage.manifest_key):
         store.delete(key)
-        assert clean.clean_dataset(raw, CONFIG, store, "jobs/1") == stage
+        assert clean_dataset(raw, CONFIG, store, "jobs/1") == stage
         assert store.exists(key)
 
 

@@ -29,6 +29,7 @@ from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import read_table, read_tokens
 from tests.builders import new_id
+from tests.cleaned import clean_dataset
 from tests.data.test_between import Post
 from tests.ray_local import Run, cluster
 
@@ -56,10 +57,16 @@ def raw(store: ObjectStore, sample: Sample, tmp_path: Path) -> Dataset:
     )
 
 
+def annotations(stage: manifest.Stage, store: ObjectStore, prefix: str) -> pa.Table:
+    return pa.concat_tables(
+        read_table(store.get(f"{prefix}/annotations/{digest[7:]}.parquet")) for digest in stage.manifest["annotations"]
+    )
+
+
 def test_a_sample_is_cleaned_to_its_truth_and_a_second_run_repeats_nothing(
     on_ray: Run, store: ObjectStore, raw: Dataset, sample: Sample
 ) -> None:
-    stage = on_ray(clean.clean_dataset, raw, CLEAN, store, "jobs/j1")
+    stage = on_ray(clean_dataset, raw, CLEAN, store, "jobs/j1")
     numbers = outputs.clean_metrics([stage], at_least=1)
     assert numbers["documents_in"] == sample.truth.documents
     assert numbers["documents_out"] == sample.truth.clean
@@ -68,24 +75,24 @@ def test_a_sample_is_cleaned_to_its_truth_and_a_second_run_repeats_nothing(
     assert numbers["removed.language.other"] == sample.truth.wrong_language
     assert numbers["edits.redact.email"] == sample.truth.emails
     written = list(store.list())
-    notes = clean.read_annotations(stage, store, "jobs/j1")
+    notes = annotations(stage, store, "jobs/j1")
     removed = sample.truth.documents - sample.truth.clean
     assert notes.num_rows == removed + sample.truth.emails
     store.delete(written[0])
     store.delete(raw.shards[0].key)
-    assert on_ray(clean.clean_dataset, raw, CLEAN, store, "jobs/j1") == stage
+    assert on_ray(clean_dataset, raw, CLEAN, store, "jobs/j1") == stage
     assert sorted(store.list()) == [key for key in written if key not in (written[0], raw.shards[0].key)]
 
 
 def test_a_run_killed_half_way_goes_on_and_gives_the_same_bytes(on_ray: Run, store: ObjectStore, raw: Dataset) -> None:
-    whole = on_ray(clean.clean_dataset, raw, CLEAN, store, "jobs/whole")
+    whole = on_ray(clean_dataset, raw, CLEAN, store, "jobs/whole")
     broken = replace(raw, shards=(*raw.shards[:-1], replace(raw.shards[-1], key="datasets/gone.parquet")))
     with pytest.raises(NotFoundError):
-        on_ray(clean.clean_dataset, broken, CLEAN, store, "jobs/again")
-    again = on_ray(clean.clean_dataset, raw, CLEAN, store, "jobs/again")
+        on_ray(clean_dataset, broken, CLEAN, store, "jobs/again")
+    again = on_ray(clean_dataset, raw, CLEAN, store, "jobs/again")
     assert again.manifest_digest == whole.manifest_digest
     assert [shard.digest for shard in again.outputs["clean"]] == [shard.digest for shard in whole.outputs["clean"]]
-    other = on_ray(clean.clean_dataset, raw, replace(CLEAN, min_chars=300), store, "jobs/again")
+    other = on_ray(clean_dataset, raw, replace(CLEAN, min_chars=300), store, "jobs/again")
     assert other.manifest_digest != whole.manifest_digest
 
 
@@ -110,7 +117,7 @@ def test_every_stage_at_once_adds_up_and_a_second_run_drops_nothing(
         read_table(store.get(f"jobs/every/index/{digest[7:]}.parquet", digest=digest))
         for digest in stage.manifest["index"]
     )
-    notes = clean.read_annotations(stage, store, "jobs/every")
+    notes = annotations(stage, store, "jobs/every")
     removed = notes.filter(pc.field("start") < 0).column("rule").to_pylist()
     assert Counter(rule for rule in index.column("rule").to_pylist() if rule) == Counter(removed)
     made = outputs.clean_output(raw, stage, new_id("ds", 8))
@@ -141,25 +148,25 @@ def test_a_changed_rule_repeats_only_what_depends_on_it(on_ray: Run, store: Obje
 
 def test_markers_that_were_cut_or_changed_count_for_nothing(on_ray: Run, store: ObjectStore, raw: Dataset) -> None:
     config = replace(CLEAN, dedup="near")
-    whole = on_ray(clean.clean_dataset, raw, config, store, "jobs/marked")
+    whole = on_ray(clean_dataset, raw, config, store, "jobs/marked")
     for kind in ("screened", "signed", "settled", "done"):
         for at, key in enumerate(store.list(f"jobs/marked/{kind}/")):
             data = store.get(key)
             store.put(key, [data[: len(data) // 2], data.replace(b"0", b"1"), b"[" * 9_999, b""][at % 4])
-    assert on_ray(clean.clean_dataset, raw, config, store, "jobs/marked") == whole
+    assert on_ray(clean_dataset, raw, config, store, "jobs/marked") == whole
 
 
 def twice(raw: Dataset, config: CleanConfig, store: ObjectStore) -> list[manifest.Stage]:
     """Clean one dataset in two threads at once under one prefix, in the process that is connected to Ray."""
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda _: clean.clean_dataset(raw, config, store, "jobs/twice"), range(2)))
+        return list(pool.map(lambda _: clean_dataset(raw, config, store, "jobs/twice"), range(2)))
 
 
 def test_two_runs_on_one_dataset_at_once_make_the_same(on_ray: Run, store: ObjectStore, raw: Dataset) -> None:
     config = replace(CLEAN, dedup="near")
     first, second = on_ray(twice, raw, config, store)
     assert first == second
-    assert on_ray(clean.clean_dataset, raw, config, store, "jobs/alone").manifest_digest == first.manifest_digest
+    assert on_ray(clean_dataset, raw, config, store, "jobs/alone").manifest_digest == first.manifest_digest
 
 
 def both(texts: dict[str, Dataset], config: CleanConfig, store: ObjectStore) -> dict[str, manifest.Stage]:
@@ -188,7 +195,7 @@ def test_two_sites_keep_one_copy_of_what_both_have(
     config = replace(CLEAN, dedup="near", across=AcrossConfig(order=("fr", "de")))
     stages = on_ray(both, texts, config, store)
     alone = {
-        site: on_ray(clean.clean_dataset, dataset, replace(CLEAN, dedup="near"), store, f"jobs/alone-{site}")
+        site: on_ray(clean_dataset, dataset, replace(CLEAN, dedup="near"), store, f"jobs/alone-{site}")
         for site, dataset in texts.items()
     }
     kept = {site: from_json(Counts, stage.manifest["counts"]).check() for site, stage in stages.items()}
@@ -207,13 +214,13 @@ def test_faults_of_the_input_come_back_as_they_are(on_ray: Run, store: ObjectSto
     store.put("datasets/changed.parquet", b"not what was registered")
     changed = replace(raw, shards=(replace(raw.shards[0], key="datasets/changed.parquet"),))
     with pytest.raises(VerificationError, match="hash to"):
-        on_ray(clean.clean_dataset, changed, CLEAN, store, "jobs/j2")
+        on_ray(clean_dataset, changed, CLEAN, store, "jobs/j2")
     with pytest.raises(UsageError, match="no document of laws-fr is left"):
-        on_ray(clean.clean_dataset, raw, replace(CLEAN, languages=("nl",)), store, "jobs/j2")
+        on_ray(clean_dataset, raw, replace(CLEAN, languages=("nl",)), store, "jobs/j2")
 
 
 def test_clean_text_becomes_token_shards_that_decode_to_it(on_ray: Run, store: ObjectStore, raw: Dataset) -> None:
-    source = outputs.clean_output(raw, on_ray(clean.clean_dataset, raw, CLEAN, store, "jobs/j3"), new_id("ds", 1))
+    source = outputs.clean_output(raw, on_ray(clean_dataset, raw, CLEAN, store, "jobs/j3"), new_id("ds", 1))
     counts = on_ray(tokenize.count_datasets, [source], TOKENIZE, store)
 
     class Alone:

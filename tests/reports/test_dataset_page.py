@@ -16,7 +16,7 @@ from typing import get_args
 
 import pytest
 
-from consortium.data import clean, cluster, outputs
+from consortium.data import cluster, outputs
 from consortium.data.documents import text_digest
 from consortium.data.quality import scores as score_vector
 from consortium.data.register import register_collection
@@ -32,6 +32,7 @@ from consortium.reports.visible import visible
 from consortium.storage.objects import ObjectStore
 from tests.builders import dataset as described
 from tests.builders import new_id
+from tests.cleaned import clean_dataset
 
 pytestmark = pytest.mark.integration
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}</style></figure>"
@@ -90,7 +91,7 @@ def cleaned(s3, tmp_path_factory: pytest.TempPathFactory) -> Cleaned:
         raw = register_collection(
             [folder], store, "laws-fr", "fr-1", dataset_id=new_id("ds", 1), shard_text_bytes=20_000, licence="<b>CC</b>"
         )
-        stage = clean.clean_dataset(raw, CONFIG, store, "jobs/j1")
+        stage = clean_dataset(raw, CONFIG, store, "jobs/j1")
     assert len(raw.shards) > 2
     return Cleaned(raw, outputs.clean_output(raw, stage, new_id("ds", 2)), store)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from consortium.data import clean, cluster, outputs
+from consortium.data import cluster, outputs
 from consortium.data.register import register_collection
 from consortium.data.sample import generate
 from consortium.domain.cleaning import CleanConfig
@@ -16,6 +16,7 @@ from consortium.domain.data import Dataset
 from consortium.domain.job import JobKind, Resources
 from consortium.domain.partner import Role
 from consortium.storage.objects import ObjectStore
+from tests.cleaned import clean_dataset
 from tests.conftest import Call, Outcome
 from tests.home import made_at
 from tests.s3 import S3
@@ -42,7 +43,7 @@ def cleaned(fed: Any, store: ObjectStore, tmp_path_factory: pytest.TempPathFacto
     raw = fed.dataset("fr-1", "laws-page", **given)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "each", lambda f, rows, arguments, **_: [f(row, **arguments) for row in rows])
-        stage = clean.clean_dataset(raw, CONFIG, store, "jobs/j1")
+        stage = clean_dataset(raw, CONFIG, store, "jobs/j1")
     made = outputs.clean_output(raw, stage, fed.new_id("ds"))
     site = fed.site("fr-1")
     job = submitted(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from consortium.config import compose_job
-from consortium.data import bpe, clean, cluster, lineage, outputs, tokenize, words
+from consortium.data import bpe, cluster, lineage, outputs, tokenize, words
 from consortium.data.documents import text_digest
 from consortium.data.sample import generate
 from consortium.domain.cleaning import CleanConfig
@@ -23,6 +23,7 @@ from consortium.site.settings import SiteSettings, StoreSettings
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import read_table, read_tokens, write_text
 from tests.builders import site
+from tests.cleaned import clean_dataset
 from tests.conftest import Call, Outcome
 from tests.s3 import S3
 from tests.server.test_trace import run
@@ -79,7 +80,7 @@ def home(fed: Any, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Home:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "each", lambda f, rows, arguments, **_: [f(row, **arguments) for row in rows])
         rules = from_json(CleanConfig, compose_job("clean").params)
-        made = outputs.clean_output(raw, clean.clean_dataset(raw, rules, store, "jobs/j1"), fed.new_id("ds"))
+        made = outputs.clean_output(raw, clean_dataset(raw, rules, store, "jobs/j1"), fed.new_id("ds"))
         tally = words.count(texts, TOKENIZE.words)
         trained = bpe.train(words.threshold(tally, TOKENIZE.words), TOKENIZE.vocab_size)
         vocabulary = tokenize.keep_tokenizer(trained, store, "jobs/j1")
