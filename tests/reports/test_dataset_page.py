@@ -18,7 +18,6 @@ import pytest
 
 from consortium.data import cluster, outputs
 from consortium.data.documents import text_digest
-from consortium.data.quality import scores as score_vector
 from consortium.data.register import register_collection
 from consortium.data.sample import generate
 from consortium.domain.cleaning import CleanConfig, PiiKind
@@ -32,7 +31,7 @@ from consortium.reports.visible import visible
 from consortium.storage.objects import ObjectStore
 from tests.builders import dataset as described
 from tests.builders import new_id
-from tests.cleaned import clean_dataset
+from tests.cleaned import clean_dataset, measured
 
 pytestmark = pytest.mark.integration
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}</style></figure>"
@@ -245,7 +244,7 @@ def test_away_from_home_there_are_the_numbers_of_the_run_and_a_word_on_what_is_m
     assert ["removed.length.min Too short.", "60"] in shown.cells
 
 
-def test_the_story_of_a_document_tells_its_edits_and_its_full_score_vector(cleaned: Cleaned) -> None:
+def test_the_story_of_a_document_tells_its_edits_and_its_full_measured(cleaned: Cleaned) -> None:
     text = next(row["text"] for row in hostile_rows() if row["id"] == "mail")
     (by_id,) = stories(cleaned.made, "mail", cleaned.store, cleaned.dataset_of)
     (by_hash,) = stories(cleaned.made, text_digest(text), cleaned.store, cleaned.dataset_of)
@@ -256,7 +255,7 @@ def test_the_story_of_a_document_tells_its_edits_and_its_full_score_vector(clean
     final = text.replace("jean.dupont@exemple.fr", "[EMAIL]").replace("+33 1 42 34 56 78", "[PHONE]")
     assert by_id.clean == text_digest(final)
     quality = {score.rule: score.value for score in by_id.scores if not score.rule.startswith("length.")}
-    assert quality == score_vector(final, "fr")
+    assert quality == measured(final, "fr")
     asked = {score.rule.partition(".")[0] for score in by_id.scores if score.asked}
     assert asked == {"length", "repetition"}
 
@@ -281,7 +280,7 @@ def test_a_document_whose_id_looks_like_a_hash_is_found(cleaned: Cleaned) -> Non
 
 
 def test_every_rule_is_said_in_plain_words() -> None:
-    rules = [*score_vector("un texte", "fr"), *(f"redact.{kind}" for kind in get_args(PiiKind))]
+    rules = [*measured("un texte", "fr"), *(f"redact.{kind}" for kind in get_args(PiiKind))]
     assert EVERY_RULE
     named = re.findall(r"^\| \d+ \| (.*?) \|", Path("docs/data.md").read_text(), re.MULTILINE)
     rules += [rule for cell in named for rule in re.findall(r"`([a-z]+\.[a-z_]+)`", cell)]

@@ -123,14 +123,14 @@ def test_a_job_that_none_of_its_partners_sites_could_hold_is_told_where_another_
     jobs = {"wide": _entry(gpus=4), "plain": _entry(gpus=2)}
     engine, _ = _run(scenario(jobs=jobs, sites=sites, sharing=Sharing.NONE))
     assert "fr-1 can never hold 4 GPUs" in engine.totals.infeasible["wide"]
-    assert (engine.unfinished(), set(engine.totals.waits_ms)) == (0, {"plain"})
+    assert (set(engine.totals.infeasible), set(engine.totals.waits_ms)) == ({"wide"}, {"plain"})
 
 
 def test_a_site_that_never_returns_leaves_its_jobs_unfinished_and_the_replay_ends() -> None:
     jobs = {"bound": _entry(account="de", sites=("de-1",), at_s=7200), "plain": _entry()}
     loss = {"loss": ChangeEntry(at_h=1, site="de-1", state=SiteState.LOST)}
     engine, _ = _run(scenario(jobs=jobs, changes=loss))
-    assert (engine.unfinished(), set(engine.totals.waits_ms)) == (1, {"plain"})
+    assert (set(engine.totals.infeasible), set(engine.totals.waits_ms)) == (set(), {"plain"})
 
 
 def test_a_site_that_comes_back_before_its_notice_is_over_keeps_its_jobs() -> None:
@@ -254,7 +254,6 @@ def scenarios(draw: st.DrawFn) -> Scenario:
 @given(scenarios())
 def test_whatever_happens_every_job_that_can_run_finishes_and_no_rule_is_broken(what: Scenario) -> None:
     engine, events = _run(what)
-    assert engine.unfinished() == 0
     assert set(engine.totals.waits_ms) | set(engine.totals.infeasible) == set(what.jobs)
     assert all(wait_ms >= 0 for wait_ms in engine.totals.waits_ms.values())
     ran: dict[str, int] = {}
