@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from consortium.domain.data import ArtifactClass, Dataset, Shard
 from consortium.domain.ids import make_id, partner_of
 from consortium.domain.job import JobKind, JobSpec, Priority, Resources
 from consortium.domain.partner import Cotenancy, Flavor, Node, Site
 from consortium.domain.quota import Account, Quota
+from consortium.storage.shards import join_tokens, token_width
 
 NOW_MS = 1_750_000_000_000
 """A fixed instant for tests: 2025-06-15T15:06:40Z."""
@@ -129,3 +133,9 @@ def dataset(
         "shards": (shard(number),),
     }
     return Dataset(**(fields | changes))
+
+
+def token_shard(documents: Iterable[Sequence[int]], *, eos: int, vocab_size: int) -> bytes:
+    """A token shard of `documents`, each followed by `eos`."""
+    bodies = [np.array([*tokens, eos], dtype=f"<u{token_width(vocab_size)}") for tokens in documents]
+    return join_tokens(bodies, [body.size for body in bodies], eos=eos, vocab_size=vocab_size)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,18 +101,6 @@ class TokenShard:
 def token_width(vocab_size: int) -> int:
     """Return the bytes a token of a vocabulary takes: 2 up to 65,536 tokens, else 4."""
     return 2 if vocab_size <= 1 << 16 else 4
-
-
-def write_tokens(documents: Iterable[Sequence[int]], *, eos: int, vocab_size: int) -> bytes:
-    """Return a token shard of `documents`, each followed by `eos`."""
-    dtype = np.dtype(f"<u{token_width(vocab_size)}")
-    parts: list[Tokens] = []
-    for tokens in documents:
-        array = np.asarray(tokens, dtype=np.int64)
-        if array.size and (int(array.min()) < 0 or int(array.max()) >= vocab_size):
-            raise UsageError(f"a token lies outside the vocabulary of {vocab_size}", where=f"document {len(parts)}")
-        parts.append(np.append(array, eos).astype(dtype))
-    return join_tokens(parts, [part.size for part in parts], eos=eos, vocab_size=vocab_size)
 
 
 def join_tokens(bodies: Sequence[Tokens], lengths: npt.ArrayLike, *, eos: int, vocab_size: int) -> bytes:

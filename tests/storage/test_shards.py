@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from consortium.errors import UsageError, VerificationError
-from consortium.storage.shards import map_tokens, read_table, read_tokens, write_text, write_tokens
+from consortium.storage.shards import map_tokens, read_table, read_tokens, write_text
+from tests.builders import token_shard
 
 
 def test_the_same_rows_give_the_same_text_shard() -> None:
@@ -27,7 +28,7 @@ def test_a_broken_text_shard_is_named() -> None:
 @pytest.mark.parametrize(("vocab", "dtype"), [(256, "<u2"), (65_536, "<u2"), (65_537, "<u4")])
 def test_tokens_take_the_least_width_and_come_back(vocab: int, dtype: str, tmp_path: Path) -> None:
     documents = [[1, 2, 3], [], [vocab - 1]]
-    data = write_tokens(documents, eos=0, vocab_size=vocab)
+    data = token_shard(documents, eos=0, vocab_size=vocab)
     shard = read_tokens(data)
     assert shard.tokens.dtype == np.dtype(dtype)
     assert shard.tokens.tolist() == [1, 2, 3, 0, 0, vocab - 1, 0]
@@ -43,7 +44,7 @@ def test_more_shards_are_mapped_than_files_may_be_open(tmp_path: Path) -> None:
     try:
         for number in range(100):
             path = tmp_path / "t"
-            path.write_bytes(write_tokens([[number]], eos=0, vocab_size=256))
+            path.write_bytes(token_shard([[number]], eos=0, vocab_size=256))
             held.append(map_tokens(path))
             path.unlink()
     finally:
@@ -52,22 +53,22 @@ def test_more_shards_are_mapped_than_files_may_be_open(tmp_path: Path) -> None:
 
 
 def test_an_empty_token_shard_is_a_token_shard() -> None:
-    assert read_tokens(write_tokens([], eos=0, vocab_size=10)).documents == 0
+    assert read_tokens(token_shard([], eos=0, vocab_size=10)).documents == 0
 
 
 def test_a_token_outside_the_vocabulary_is_refused() -> None:
     with pytest.raises(UsageError, match="vocabulary of 10"):
-        write_tokens([[1], [10]], eos=0, vocab_size=10)
+        token_shard([[1], [10]], eos=0, vocab_size=10)
 
 
 @pytest.mark.parametrize("cut", [0, 5, 31, 40, -1])
 def test_a_cut_token_shard_is_refused(cut: int) -> None:
     with pytest.raises(VerificationError):
-        read_tokens(write_tokens([[1, 2]], eos=0, vocab_size=10)[:cut])
+        read_tokens(token_shard([[1, 2]], eos=0, vocab_size=10)[:cut])
 
 
 def test_offsets_that_go_backwards_are_refused() -> None:
-    data = bytearray(write_tokens([[1], [2]], eos=0, vocab_size=10))
+    data = bytearray(token_shard([[1], [2]], eos=0, vocab_size=10))
     data[40:48] = (9).to_bytes(8, "little")
     with pytest.raises(VerificationError, match="ascend"):
         read_tokens(bytes(data))

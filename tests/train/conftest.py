@@ -14,8 +14,8 @@ from consortium.domain.data import ArtifactClass, Dataset, Shard
 from consortium.domain.protocol import LegContext, StoreAccess
 from consortium.keys.canonical import digest
 from consortium.storage.objects import ObjectStore
-from consortium.storage.shards import read_tokens, write_tokens
-from tests.builders import new_id
+from consortium.storage.shards import read_tokens
+from tests.builders import new_id, token_shard
 from tests.s3 import S3
 from tests.train.hub import JOB
 
@@ -79,7 +79,7 @@ def context(store: ObjectStore, site: str, peers: tuple[str, ...], *, s3: S3, **
 def put_tokens(store: ObjectStore, site: str, *, held_out: bool = False) -> Dataset:
     """Write a token shard of the site's own documents and return the dataset."""
     seed = sum(site.encode()) + (1000 if held_out else 0)
-    data = write_tokens(documents(seed), eos=0, vocab_size=VOCAB)
+    data = token_shard(documents(seed), eos=0, vocab_size=VOCAB)
     key, _ = store.put_addressed("datasets", data, ".tokens")
     tokens = len(read_tokens(data).tokens)
     shard = Shard(key=key, digest=digest(data), size_bytes=len(data), documents=40, tokens=tokens)
