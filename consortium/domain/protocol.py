@@ -57,7 +57,6 @@ class LegOffer:
     """Sites behind the model that the job measures or goes on from, those behind that one included."""
     tracking_run: str = ""
     """MLflow run id of this leg."""
-    tracking_experiment: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +189,6 @@ class LegContext:
     store: StoreAccess
     model: str = ""
     tracking_run: str = ""
-    tracking_experiment: str = ""
     min_sites: int = 1
     checkpoint_every_s: int = 0
     """How often the program is to keep its progress; 0: as often as it sees fit."""

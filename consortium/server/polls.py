@@ -200,13 +200,9 @@ def _offers(core: Core, connection: Connection, offered: list[Leg]) -> tuple[Leg
                 vouchers={name: data.voucher(connection, name) for name in leg.inputs},
                 model_peers=_model_sites(connection, job),
                 tracking_run=row.tracking_run,
-                tracking_experiment=TRACKING_EXPERIMENT,
             )
         )
     return tuple(offers)
-
-
-TRACKING_EXPERIMENT = "consortium"
 
 
 def _inputs(connection: Connection, leg: Leg) -> tuple[Dataset, ...]:

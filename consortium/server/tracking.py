@@ -20,13 +20,13 @@ from consortium.errors import ConsortiumError, UnreachableError
 from consortium.server import attribution
 from consortium.server.core import Core
 from consortium.server.curves import curves
-from consortium.server.polls import TRACKING_EXPERIMENT
 from consortium.state import data, jobs
 from consortium.state import tables as t
 from consortium.tracking.tracker import Tracker
 from consortium.train.plot import FORMS, draw
 
 log = logging.getLogger(__name__)
+_EXPERIMENT = "consortium"
 RETRY_S = 5.0
 PROBE_S = 2.0
 MAX_TRIES = 5
@@ -76,7 +76,7 @@ class TrackingWorker(threading.Thread):
     def _warm(self) -> None:
         """Import MLflow's client and make the experiment before the first job needs them: that takes seconds."""
         if not self._is_warm:
-            self._tracker.experiment(TRACKING_EXPERIMENT)
+            self._tracker.experiment(_EXPERIMENT)
             self._is_warm = True
 
     def _probe(self) -> None:
@@ -145,7 +145,7 @@ class TrackingWorker(threading.Thread):
     def _start_job(self, job_id: str, spec: JobSpec) -> None:
         tags = {"consortium.job": job_id, "consortium.kind": spec.kind.value, "consortium.account": spec.account,
                 "consortium.submitter": spec.submitter, "consortium.purpose": spec.purpose}  # fmt: skip
-        run = self._tracker.create_run(TRACKING_EXPERIMENT, f"{spec.name} {job_id[-6:]}", tags, None)
+        run = self._tracker.create_run(_EXPERIMENT, f"{spec.name} {job_id[-6:]}", tags, None)
         with self._core.db.write() as connection:
             jobs.set_tracking_run(connection, job=job_id, run=run)
         self._tracker.log_params(run, spec.params)
@@ -153,7 +153,7 @@ class TrackingWorker(threading.Thread):
     def _start_leg(self, leg: Row[Any], spec: JobSpec, parent: str) -> None:
         tags = {"consortium.job": leg.job, "consortium.leg": leg.id, "consortium.site": leg.site,
                 "consortium.attempt": leg.attempt}  # fmt: skip
-        run = self._tracker.create_run(TRACKING_EXPERIMENT, f"{spec.name} at {leg.site}", tags, parent or None)
+        run = self._tracker.create_run(_EXPERIMENT, f"{spec.name} at {leg.site}", tags, parent or None)
         with self._core.db.write() as connection:
             jobs.set_tracking_run(connection, leg=leg.id, run=run)
         self._core.bell.set()

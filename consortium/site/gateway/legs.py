@@ -177,7 +177,6 @@ def context(gateway: At, leg: Leg) -> Any:
             ),
             model=spec.model,
             tracking_run=offer.tracking_run,
-            tracking_experiment=offer.tracking_experiment,
             min_sites=spec.min_sites,
             checkpoint_every_s=spec.checkpoint_every_s,
         )
