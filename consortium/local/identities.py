@@ -158,7 +158,7 @@ def keep_document(
     path.parent.mkdir(parents=True, exist_ok=True)
     version = 1
     if path.exists():
-        old = load_document(path, trust, 0)
+        old = load_document(path, trust)
         if old.text == text and old.file == file and old.expires_ms > now_ms + _RENEW_MS:
             return old
         version = old.version + 1

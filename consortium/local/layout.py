@@ -124,7 +124,7 @@ def _quota_text(directory: FederationDir, file: ConfigFile, sites: tuple[Site, .
     mark = _quota_mark(directory)
     if not path.exists() or not mark.exists() or mark.read_text().strip() != digest(file.text.encode()):
         return file.text
-    text = load_document(path, trust, 0).text
+    text = load_document(path, trust).text
     try:
         parse_quota_text(text, file.file, sites)
     except ConfigError as fault:

@@ -109,7 +109,7 @@ def start(directory: FederationDir, say: Say, *, server_port: int | None = None)
     return Running(prepared=prepared, process=process, home=here)
 
 
-def await_ready(running: Running, say: Say, timeout_s: float = START_S) -> None:
+def await_ready(running: Running, say: Say) -> None:
     """Return once every child is ready and the server sees every site at work, saying what became ready when.
 
     Raises JobFailedError naming the child, why, and its log; ConflictError where another supervisor came first.
@@ -124,9 +124,9 @@ def await_ready(running: Running, say: Say, timeout_s: float = START_S) -> None:
                 say(f"  {row['ready_after_s']:5.1f} s  {name}")
         if status and len(told) == len(status) and all(row["state"] == "ready" for row in status.values()):
             break
-        _check_alive(running, status, time.monotonic() - begun, timeout_s)
+        _check_alive(running, status, time.monotonic() - begun)
         time.sleep(_POLL_S)
-    _await_sites(running, max(timeout_s - (time.monotonic() - begun), 10.0))
+    _await_sites(running, max(START_S - (time.monotonic() - begun), 10.0))
     say(f"  {time.monotonic() - begun:5.1f} s  all sites at work")
 
 
@@ -225,7 +225,7 @@ def _supervisor_of(pid: int, root: str) -> psutil.Process | None:
     return process if _SUPERVISOR in words and root in words else None
 
 
-def _check_alive(running: Running, status: dict[str, dict[str, Any]], waited_s: float, timeout_s: float) -> None:
+def _check_alive(running: Running, status: dict[str, dict[str, Any]], waited_s: float) -> None:
     log = running.directory.log
     if running.process.poll() is not None:
         if lock.holder(running.home):
@@ -233,12 +233,12 @@ def _check_alive(running: Running, status: dict[str, dict[str, Any]], waited_s: 
         path = log("supervisor")
         raise JobFailedError(f"the supervisor ended:\n{tail(path)}", where=str(path))
     failing = [name for name, row in sorted(status.items()) if row["restarts"] >= 3 and row["state"] != "ready"]
-    late = [name for name, row in sorted(status.items()) if row["state"] != "ready"] if waited_s > timeout_s else []
+    late = [name for name, row in sorted(status.items()) if row["state"] != "ready"] if waited_s > START_S else []
     for name in failing or late:
         what = status[name]["note"] or "is not ready"
         raise JobFailedError(f"{name} {what}; the end of its log:\n{tail(log(name))}", where=str(log(name)))
-    if waited_s > timeout_s:
-        raise JobFailedError(f"not ready after {timeout_s:g} s", where=str(log("supervisor")))
+    if waited_s > START_S:
+        raise JobFailedError(f"not ready after {START_S:g} s", where=str(log("supervisor")))
 
 
 def _await_sites(running: Running, timeout_s: float) -> None:

@@ -46,7 +46,7 @@ def check_file(record: Record, keys: Trust) -> None:
     document, where = document_of(record), f"record {record_id(record)}"
     if document.kind is not DocumentKind.SITE or document.partner != site_facts(record).partner:
         raise VerificationError(f"a {document.kind} of {document.partner} is no file of this site", where=where)
-    check_document(document, keys, 0, where=where)
+    check_document(document, keys, where=where)
 
 
 def check_sites(sites: Iterable[SiteFacts], records: Iterable[Record], keys: Trust) -> int:

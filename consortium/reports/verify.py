@@ -69,7 +69,7 @@ def verify_report(document: Mapping[str, Any] | str | bytes, trust: Trust | None
         _left_out(report, records, keys)
         for record in records:
             if record.type is RecordType.ROSTER:
-                check_document(document_of(record), keys, 0, where=f"record {record_id(record)}")
+                check_document(document_of(record), keys, where=f"record {record_id(record)}")
         signed = check_sites(report.sites, records, keys)
         facts = read_facts(records, report.partner, report.period)
         check_rounds(records, keys)

@@ -27,18 +27,17 @@ def forecast(
     *,
     run: Run = "walltime",
     jobs: Collection[str] | None = None,
-    cycles: int = HORIZON_CYCLES,
     looks: int = HORIZON_LOOKS,
 ) -> dict[str, int]:
     """Return job id to its start (UTC Unix milliseconds) in a closed run of the scheduler.
 
     Legs run for their whole walltime, for as long as they are expected to, or end soon (`EARLY`). Stops when all of
-    `jobs` (None: all that wait) have started, or after `cycles`, or the cycle in which it has looked at `looks` lines;
-    jobs without a start in that time are left out. An evicted job waits again, and keeps its first start.
+    `jobs` (None: all that wait) have started, or after `HORIZON_CYCLES`, or the cycle in which it has looked at `looks`
+    lines; jobs without a start in that time are left out. An evicted job waits again, and keeps its first start.
     """
     closed = _Closed(snapshot, run)
     wanted = {job.id for job in snapshot.pending} if jobs is None else set(jobs)
-    for _ in range(cycles):
+    for _ in range(HORIZON_CYCLES):
         looks -= closed.lines
         plan = closed.step()
         wanted.difference_update(placement.job for placement in plan.placements)

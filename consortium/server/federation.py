@@ -83,7 +83,7 @@ def load(documents_dir: str, trust: Trust, now_ms: int) -> Federation:
     folder = Path(documents_dir)
     if not folder.is_dir():
         raise ConfigError("there is no directory of signed documents", where=str(folder), fix="mend documents_dir")
-    return _federation([load_document(path, trust, 0) for path in document_files(documents_dir)], folder, trust, now_ms)
+    return _federation([load_document(path, trust) for path in document_files(documents_dir)], folder, trust, now_ms)
 
 
 def _federation(documents: Sequence[SignedDocument], folder: Path, trust: Trust, now_ms: int) -> Federation:
@@ -129,7 +129,7 @@ def last_roster(connection: Connection, partner: str, trust: Trust) -> Rosters:
     if not signed:
         return Rosters({})
     last = max(reversed(signed), key=lambda document: document.age)
-    check_document(last, trust, 0, where=where)
+    check_document(last, trust, where=where)
     return Rosters.of([Roster.parse(last)])
 
 
@@ -189,7 +189,7 @@ class FederationFiles:
             if not kept or not Path(documents_dir).is_dir():
                 raise
             for document in kept:
-                check_document(document, trust, 0, where="documents of the state")
+                check_document(document, trust, where="documents of the state")
             self.current = _federation(kept, Path(documents_dir), trust, now_ms)
             log.error("the signed documents do not hold; the last good ones of the state stay in force: %s", fault)
         self._until_ms = self._next_expiry(now_ms)

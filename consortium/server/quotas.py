@@ -206,7 +206,7 @@ def _put_in_force(core: Core, proposal: Proposal, text: str) -> int:
     )
     path = _path(core)
     with core.db.write():  # one change at a time
-        if digest_json(load_document(path, core.trust, 0)) != proposal.replaces:
+        if digest_json(load_document(path, core.trust)) != proposal.replaces:
             raise ConflictError("another change came first", where=old.file, fix="plan again, then apply")
         _check_others(core)
         try:
@@ -243,6 +243,6 @@ def _check_others(core: Core) -> None:
 def _path(core: Core) -> Path:
     """Where the quota document lies."""
     for path in document_files(core.settings.documents_dir):
-        if load_document(path, core.trust, 0).kind is DocumentKind.QUOTA:
+        if load_document(path, core.trust).kind is DocumentKind.QUOTA:
             return path
     raise ConfigError("the quota document is gone", where=core.settings.documents_dir, fix="put it back")

@@ -131,7 +131,7 @@ class Documents:
         """Return what a file says. Raises ConsortiumError where it does not hold, however long it was to."""
         from consortium.config import parse_site_text
 
-        document = load_document(path, self.trust, 0)
+        document = load_document(path, self.trust)
         if document.kind is DocumentKind.ROSTER:
             return _Held(document, path, Roster.parse(document))
         if document.kind is not DocumentKind.SITE:

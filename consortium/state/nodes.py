@@ -62,11 +62,9 @@ def count_faults(connection: Connection, leg: Leg, since_ms: int) -> int:
     return int(connection.execute(select(func.count()).select_from(t.faults).where(same)).scalar_one())
 
 
-def node_faults(connection: Connection, since_ms: int, *, site: str = "") -> list[FaultRow]:
+def node_faults(connection: Connection, since_ms: int) -> list[FaultRow]:
     """Return the faults of nodes since then, oldest first, but those of a node before its last cordon ended."""
     query = select(t.faults).where((t.faults.c.fault == Fault.NODE.value) & (t.faults.c.at_ms >= since_ms))
-    if site:
-        query = query.where(t.faults.c.site == site)
     mended = _mended(connection)
     found = [_fault(row) for row in connection.execute(query.order_by(t.faults.c.id))]
     return [row for row in found if any(row.at_ms >= mended.get((row.site, node), 0) for node in row.nodes)]

@@ -18,7 +18,7 @@ from consortium.errors import AuthError, ConfigError, ConflictError, NotFoundErr
 from consortium.keys import sealing
 from consortium.keys.canonical import canonical, digest_json
 from consortium.keys.code import code_digest
-from consortium.keys.documents import SignedDocument, load_document, save_document, sign_document
+from consortium.keys.documents import SignedDocument, check_unexpired, load_document, save_document, sign_document
 from consortium.keys.roster import Roster, Rosters, verify_spec
 from consortium.keys.sealing import SealingKey, open_sealed, seal
 from consortium.keys.signing import SigningKey, fingerprint, sign_value, verify, verify_value
@@ -242,29 +242,29 @@ class TestDocuments:
     def test_round_trip_keeps_the_text_word_for_word(self, tmp_path, root: SigningKey, trust: Trust) -> None:
         made = document(root, text="# été\nkey:   value\n")
         save_document(made, tmp_path / "d.json")
-        assert load_document(tmp_path / "d.json", trust, 999) == made
+        assert load_document(tmp_path / "d.json", trust) == made
 
-    def test_expired_says_when(self, tmp_path, root: SigningKey, trust: Trust) -> None:
-        save_document(document(root), tmp_path / "d.json")
+    def test_expired_says_when(self, root: SigningKey) -> None:
+        check_unexpired(document(root), 999, where="d.json")
         with pytest.raises(VerificationError, match="1970-01-01 00:00:01"):
-            load_document(tmp_path / "d.json", trust, 1000)
+            check_unexpired(document(root), 1000, where="d.json")
 
     def test_changed_foreign_and_half_written(self, tmp_path, root: SigningKey, trust: Trust) -> None:
         path = tmp_path / "d.json"
         save_document(replace(document(root), version=2), path)
         with pytest.raises(VerificationError, match="does not hold"):
-            load_document(path, trust, 0)
+            load_document(path, trust)
         save_document(document(SigningKey.generate()), path)
         with pytest.raises(VerificationError, match="does not hold"):
-            load_document(path, trust, 0)
+            load_document(path, trust)
         path.write_text(path.read_text()[:100])
         with pytest.raises(ConfigError, match="not valid JSON"):
-            load_document(path, trust, 0)
+            load_document(path, trust)
 
     def test_the_consortium_signs_nothing_but_the_quota(self, tmp_path, root: SigningKey, trust: Trust) -> None:
         save_document(document(root, partner="consortium"), tmp_path / "d.json")
         with pytest.raises(VerificationError, match="by a partner"):
-            load_document(tmp_path / "d.json", trust, 0)
+            load_document(tmp_path / "d.json", trust)
 
 
 def spec(**changes: object) -> JobSpec:

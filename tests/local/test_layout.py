@@ -69,7 +69,7 @@ def test_keys_tokens_and_settings_are_for_the_owner_only(built) -> None:
 def test_documents_hold_and_rosters_name_the_people_whose_keys_lie_here(built) -> None:
     directory = built.directory
     trust = Trust.load(directory.trust_file)
-    documents = [load_document(path, trust, NOW) for path in sorted(directory.documents.glob("*.json"))]
+    documents = [load_document(path, trust) for path in sorted(directory.documents.glob("*.json"))]
     kinds = sorted(document.kind.value for document in documents)
     assert kinds == ["policy"] * 3 + ["quota"] + ["roster"] * 3 + ["site"] * 3
     rosters = Rosters.of(Roster.parse(d) for d in documents if d.kind == "roster")
@@ -157,8 +157,8 @@ def test_a_changed_policy_is_signed_again_with_the_next_version(own_home: Path, 
         policy.write_text(policy.read_text() + "\n# amended\n")
         prepare(directory, copy, now_ms=NOW)
         trust = Trust.load(directory.trust_file)
-        changed = load_document(directory.documents / "policy-fr.json", trust, NOW)
-        same = load_document(directory.documents / "policy-de.json", trust, NOW)
+        changed = load_document(directory.documents / "policy-fr.json", trust)
+        same = load_document(directory.documents / "policy-de.json", trust)
         assert (changed.version, same.version) == (2, 1)
         assert changed.text.endswith("# amended\n")
         assert (directory.site("fr-1") / "documents" / "policy-fr.json").read_bytes() == (
@@ -198,14 +198,14 @@ def test_quotas_that_admins_applied_stay_in_force_until_the_config_changes(own_h
     directory = FederationDir.named("applied")
     prepare(directory, dirs, now_ms=NOW)
     trust, path = Trust.load(directory.trust_file), directory.documents / "quota.json"
-    key, first = SigningKey.load(directory.server / "server.key"), load_document(path, trust, NOW)
+    key, first = SigningKey.load(directory.server / "server.key"), load_document(path, trust)
     applied = first.text.replace("{nominal: 2, borrowing_limit: 6}", "{nominal: 3, borrowing_limit: 6}")
     save_document(sign_value(key, replace(first, version=first.version + 1, text=applied)), path)
     prepare(directory, dirs, now_ms=NOW + 1)
-    assert load_document(path, trust, NOW).text == applied
+    assert load_document(path, trust).text == applied
     file = dirs.configs / "quota" / "consortium.yaml"
     file.write_text(file.read_text() + "# agreed anew\n")
     prepare(directory, dirs, now_ms=NOW + 2)
-    found = load_document(path, trust, NOW)
+    found = load_document(path, trust)
     assert (found.text, found.version) == (file.read_text(), first.version + 2)
     drop_ray_tmp(directory)

@@ -174,7 +174,6 @@ def test_faults_of_a_node_count_until_its_cordon_ends(db: Database) -> None:
         assert nodes.count_faults(connection, leg, 100) == 2
         assert nodes.count_faults(connection, leg, 105) == 1
         assert [fault.reason for fault in nodes.node_faults(connection, 0)] == ["ECC"]
-        assert nodes.node_faults(connection, 0, site="de-1") == []
         assert nodes.cordon(connection, "fr-1", "n1", by="server", reason="ECC", now_ms=120)
         assert not nodes.cordon(connection, "fr-1", "n1", by="fr/bruno", reason="again", now_ms=121)
         assert [(item.node, item.by) for item in nodes.cordons(connection, site="fr-1")] == [("n1", "server")]
