@@ -16,31 +16,29 @@ from consortium.reports.story import Story, stories
 from consortium.storage.objects import ObjectStore
 
 
-def dataset_facts(client: Client, dataset: Dataset, *, samples: int, directory: FederationDir | None = None) -> Facts:
+def dataset_facts(client: Client, dataset: Dataset, *, samples: int) -> Facts:
     """Return what a dataset's page shows; numbers from the server only, where its private store is not at hand."""
     run, numbers = _run(client, dataset)
     try:
-        store = _home(dataset, directory)
+        store = _home(dataset)
     except NotFoundError as fault:
         return facts_from_server(dataset, numbers, fault, run)
     return facts_at_home(dataset, store, client.dataset, samples=samples, run=run)
 
 
-def document_stories(
-    client: Client, dataset: Dataset, document: str, *, directory: FederationDir | None = None
-) -> tuple[Story, ...]:
+def document_stories(client: Client, dataset: Dataset, document: str) -> tuple[Story, ...]:
     """Return what happened to a document. Raises NotFoundError where the dataset's home is not here."""
-    return stories(dataset, document, _home(dataset, directory), client.dataset)
+    return stories(dataset, document, _home(dataset), client.dataset)
 
 
-def dataset_statistic(dataset: Dataset, *, at_least: int, directory: FederationDir | None = None) -> Statistic:
+def dataset_statistic(dataset: Dataset, *, at_least: int) -> Statistic:
     """Return what may leave home of a text dataset. Raises NotFoundError where its home is not here."""
-    return statistic_at_home(dataset, _home(dataset, directory), at_least)
+    return statistic_at_home(dataset, _home(dataset), at_least)
 
 
-def _home(dataset: Dataset, directory: FederationDir | None) -> ObjectStore:
+def _home(dataset: Dataset) -> ObjectStore:
     try:
-        return private_store(settings_of(directory or FederationDir.current(), dataset.site))
+        return private_store(settings_of(FederationDir.current(), dataset.site))
     except NotFoundError as fault:
         raise NotFoundError(
             f"the private store of {dataset.site} is not on this machine",

@@ -23,7 +23,6 @@ def generate_at_home(
     *,
     round: int = -1,
     site: str = "",
-    directory: FederationDir | None = None,
 ) -> Iterator[str]:
     """Yield text after `text`, piece by piece, as the outer state of a pretrain job goes on.
 
@@ -31,7 +30,7 @@ def generate_at_home(
     """
     from consortium.data import bpe
 
-    origin, vector, store = model_at_home(job, round=round, site=site, directory=directory)
+    origin, vector, store = model_at_home(job, round=round, site=site)
     tokenizer = bpe.load(tokenizer_of(store, origin))
     model = load_decoder(origin, vector)
     yield from pieces(generate(model, tokenizer.encode(text).ids, sampling, eos=bpe.EOS_ID), tokenizer.decode)
@@ -59,44 +58,39 @@ def export_at_home(
     precision: Precision = "bfloat16",
     round: int = -1,
     site: str = "",
-    directory: FederationDir | None = None,
 ) -> list[Path]:
     """Write the model of a pretrain job into the folder `path`; returns the files. Raises as `model_at_home` does."""
     from consortium.data import bpe
 
-    origin, vector, store = model_at_home(job, round=round, site=site, directory=directory)
+    origin, vector, store = model_at_home(job, round=round, site=site)
     return export_model(origin, vector, tokenizer_of(store, origin), path, precision=precision, eos=bpe.EOS_ID)
 
 
-def checkpoint_at_home(
-    job: str, path: Path, *, round: int = -1, site: str = "", directory: FederationDir | None = None
-) -> list[Path]:
+def checkpoint_at_home(job: str, path: Path, *, round: int = -1, site: str = "") -> list[Path]:
     """Write a whole training checkpoint into the folder `path`, as torch.distributed.checkpoint; returns the files.
 
     Raises as `model_at_home` does, and NotFoundError where only parameters and momentum of the round are kept.
     """
     from consortium.train.dcp import write_dcp
 
-    keep, number, _ = _kept(job, round, site, directory)
+    keep, number, _ = _kept(job, round, site)
     origin = keep.origin(number)
     return write_dcp(origin, keep.outer(number, origin.layout.size), path)
 
 
-def model_at_home(
-    job: str, *, round: int = -1, site: str = "", directory: FederationDir | None = None
-) -> tuple[Origin, Vector, ObjectStore]:
+def model_at_home(job: str, *, round: int = -1, site: str = "") -> tuple[Origin, Vector, ObjectStore]:
     """Return an outer state's model, its parameters, and the private store that keeps it.
 
     The first site of this machine that keeps the round, or `site`; round -1 is the newest that the site keeps. Raises
     NotFoundError where none does, VerificationError where the bytes kept are not what was written.
     """
-    keep, number, store = _kept(job, round, site, directory)
+    keep, number, store = _kept(job, round, site)
     return *keep.measured(number), store
 
 
-def _kept(job: str, round: int, site: str, directory: FederationDir | None) -> tuple[Keep, int, ObjectStore]:
+def _kept(job: str, round: int, site: str) -> tuple[Keep, int, ObjectStore]:
     """Return where an outer state is kept, the number of its round, and the store."""
-    where = directory or FederationDir.current()
+    where = FederationDir.current()
     sites = [site] if site else sorted(path.name for path in (where.root / "sites").glob("*") if path.is_dir())
     for name in sites:
         store = private_store(settings_of(where, name))
@@ -110,12 +104,12 @@ def _kept(job: str, round: int, site: str, directory: FederationDir | None) -> t
     )
 
 
-def checkpoints_at_home(job: str, site: str = "", *, directory: FederationDir | None = None) -> dict[str, Checkpoints]:
+def checkpoints_at_home(job: str, site: str = "") -> dict[str, Checkpoints]:
     """Return the job's checkpoints by site, of all sites of this machine that keep any, or of `site`.
 
     Raises NotFoundError where none does.
     """
-    where = directory or FederationDir.current()
+    where = FederationDir.current()
     sites = [site] if site else sorted(path.name for path in (where.root / "sites").glob("*") if path.is_dir())
     opened = {name: Checkpoints(private_store(settings_of(where, name)), job) for name in sites}
     if found := {name: one for name, one in opened.items() if one.listed()}:

@@ -93,14 +93,13 @@ def re_execute_at_home(
     site: str = "",
     auditor: Auditor | None = None,
     keep_record: bool = True,
-    directory: FederationDir | None = None,
 ) -> list[Again]:
     """Do contributions of a site on this machine again, and put what each came to on record.
 
     The record goes through the site's outbox, signed by the site and, with `auditor`, by them. Raises NotFoundError
     where no site here (or not `site`) has a leg of the job and a round in its book.
     """
-    where = directory or FederationDir.current()
+    where = FederationDir.current()
     names = [site] if site else sorted(path.parent.name for path in (where.root / "sites").glob("*/config.json"))
     found: list[Again] = []
     for name in names:

@@ -18,16 +18,14 @@ from consortium.train.book import RoundBook
 from consortium.train.replay import Replayed, kept_params, replay
 
 
-def replay_at_home(
-    job: str, site: str = "", *, trust: Trust | None = None, directory: FederationDir | None = None
-) -> dict[str, tuple[Replayed, ...]]:
+def replay_at_home(job: str, site: str = "", *, trust: Trust | None = None) -> dict[str, tuple[Replayed, ...]]:
     """Return what replaying `job` came to at each site on this machine that keeps rounds of it, or at `site` alone.
 
     Contributions that one of several sites did not keep are read at the others; `site` alone rests on its own store.
     Signatures are checked against `trust`, by default the keys pinned by the federation here, and admins' against the
     rosters that the site holds, but for what its gateway verified. Raises NotFoundError where no site here keeps any.
     """
-    home = directory or FederationDir.current()
+    home = FederationDir.current()
     pinned = trust or (Trust.load(home.trust_file) if home.trust_file.exists() else None)
     names = [site] if site else sorted(path.parent.name for path in (home.root / "sites").glob("*/config.json"))
     every = {name: settings_of(home, name) for name in names}

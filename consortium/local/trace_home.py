@@ -14,9 +14,7 @@ from consortium.site.settings import SiteSettings
 from consortium.storage.objects import ObjectStore
 
 
-def find_at_home(
-    client: Client, document: str, partner: str, *, directory: FederationDir | None = None
-) -> dict[str, Any]:
+def find_at_home(client: Client, document: str, partner: str) -> dict[str, Any]:
     """Return what the sites of `partner` on this machine know of a document, and the models made of it.
 
     `document` is `text_digest` of a text, as it came in or as it was cleaned: it is looked for in the private stores
@@ -28,7 +26,7 @@ def find_at_home(
     elsewhere = sorted({dataset.site for dataset in datasets if dataset.partner != partner})
     found: list[dict[str, Any]] = []
     unread: dict[str, str] = {}
-    stores = _stores(directory, partner, f"a document of {partner}")
+    stores = _stores(partner, f"a document of {partner}")
     for site, store in stores.items():
         lines, missed = find_document(document, [dataset for dataset in datasets if dataset.site == site], store)
         found, unread = found + lines, unread | missed
@@ -54,9 +52,7 @@ def find_at_home(
     }
 
 
-def token_at_home(
-    client: Client, shard: str, position: int, partner: str, *, directory: FederationDir | None = None
-) -> Place:
+def token_at_home(client: Client, shard: str, position: int, partner: str) -> Place:
     """Return which document a token of a shard comes from; `shard` is the digest or how it begins.
 
     Raises NotFoundError where its home is no site of `partner` on this machine, and what `lineage.locate` raises.
@@ -64,7 +60,7 @@ def token_at_home(
     traced = client.trace(shard)
     homes = {item["id"]: item["site"] for item in traced["datasets"]}
     held = [item["dataset"] for item in traced["shard"]["in"]]
-    stores = _stores(directory, partner, f"the index of {traced['root']}")
+    stores = _stores(partner, f"the index of {traced['root']}")
     for dataset in held:
         if homes[dataset] in stores:
             return locate(client.dataset(dataset), traced["root"], position, stores[homes[dataset]])
@@ -75,10 +71,10 @@ def token_at_home(
     )
 
 
-def _stores(directory: FederationDir | None, partner: str, what: str) -> dict[str, ObjectStore]:
+def _stores(partner: str, what: str) -> dict[str, ObjectStore]:
     """Return the private stores of a partner's sites on this machine, by site; NotFoundError where there is none."""
     try:
-        root = (directory or FederationDir.current()).root / "sites"
+        root = FederationDir.current().root / "sites"
     except NotFoundError:
         root = None
     files = sorted(root.glob(f"{partner}-*/config.json")) if root else []
