@@ -40,8 +40,6 @@ class Committed:
     """Jobs placed."""
     evicted: tuple[str, ...]
     """Jobs whose legs were told to stop."""
-    stale: tuple[str, ...]
-    """Jobs that changed between snapshot and commit; the next cycle decides on them anew."""
 
 
 def commit_plan(
@@ -53,23 +51,22 @@ def commit_plan(
     now_ms: int,
     new_id: Callable[[str], str],
 ) -> Committed:
-    """Write placements, evictions and reasons of `plan`, made from a snapshot in which jobs had these `versions`."""
-    placed, evicted, stale = list[str](), list[str](), list[str]()
+    """Write placements, evictions and reasons of `plan`, made from a snapshot in which jobs had these `versions`.
+
+    What is about jobs that changed since is left out: the next cycle decides on them anew.
+    """
+    placed, evicted = list[str](), list[str]()
     for some in _slices(plan.placements):
-        done = _place(connection, some, versions, incarnation, now_ms, new_id)
-        placed += done
-        stale += sorted({placement.job for placement in some}.difference(done))
+        placed += _place(connection, some, versions, incarnation, now_ms, new_id)
     for eviction in plan.evictions:
         fresh = all(_unchanged(connection, job, versions) for job in (eviction.job, eviction.for_job))
         reason = why_evicted(eviction)
         if fresh and evict(connection, eviction.job, reason, now_ms, for_job=eviction.for_job):
             evicted.append(eviction.job)
-        else:
-            stale.append(eviction.job)
     told = [(job, reason) for job, reason in plan.reasons.items() if job in versions]
     for group in _slices(told):
-        stale += _note_reasons(connection, dict(group), versions)
-    return Committed(placed=tuple(placed), evicted=tuple(evicted), stale=tuple(dict.fromkeys(stale)))
+        _note_reasons(connection, dict(group), versions)
+    return Committed(placed=tuple(placed), evicted=tuple(evicted))
 
 
 def why_evicted(eviction: Eviction) -> Reason:
@@ -175,8 +172,8 @@ def _homes(connection: Connection, inputs: Collection[str]) -> dict[str, str]:
     return found
 
 
-def _note_reasons(connection: Connection, reasons: dict[str, Reason], versions: Mapping[str, int]) -> list[str]:
-    """Keep why jobs wait where that changed, and return those that changed meanwhile. A version counts no reasons."""
+def _note_reasons(connection: Connection, reasons: dict[str, Reason], versions: Mapping[str, int]) -> None:
+    """Keep why jobs wait where that changed, but of jobs that changed meanwhile. A version counts no reasons."""
     query = select(t.jobs.c.id, t.jobs.c.version, t.jobs.c.reason).where(
         t.jobs.c.id.in_(list(reasons)) & (t.jobs.c.state == JobState.PENDING.value)
     )
@@ -187,7 +184,6 @@ def _note_reasons(connection: Connection, reasons: dict[str, Reason], versions: 
         connection.execute(
             t.jobs.update().where(t.jobs.c.id == bindparam("job_id")).values(reason=bindparam("new_reason")), changed
         )
-    return [name for name in reasons if name not in rows]
 
 
 def _slices(items: Sequence[Item]) -> Iterator[Sequence[Item]]:

@@ -42,7 +42,7 @@ def legs_of(db: Database, job: Job) -> list[Leg]:
 def test_an_eviction_tells_every_leg_to_stop_and_keeps_for_whom(db: Database) -> None:
     victim, owner = running(db, ("de-1", "fr-1")), store(db, make_job())
     done = evict_for(db, victim, owner)
-    assert (done.evicted, done.stale) == ((victim.id,), ())
+    assert done.evicted == (victim.id,)
     with db.read() as connection:
         shown = jobs.find_job(connection, victim.id)
         assert shown.state is JobState.PREEMPTING
@@ -80,7 +80,7 @@ def test_the_job_that_gpus_are_taken_back_for_is_nominated_until_it_is_placed(db
     with db.write() as connection:
         plan = Plan(placements=(), reasons={}, evictions=both)
         done = commit_plan(connection, plan, seen, incarnation=7, now_ms=30, new_id=new_id)
-    assert done == Committed(placed=(), evicted=tuple(victim.id for victim in victims), stale=())
+    assert done == Committed(placed=(), evicted=tuple(victim.id for victim in victims))
     assert nominated(owner, *victims) == [True, False, False]
     for victim in victims:
         with db.write() as connection:
@@ -108,7 +108,7 @@ def test_an_eviction_from_an_older_view_is_left_out(db: Database) -> None:
     victim, owner = running(db), store(db, make_job())
     for seen in ({"victim_at": victim.version - 1}, {"owner_at": owner.version + 1}):
         done = evict_for(db, victim, owner, **seen)
-        assert (done.evicted, done.stale) == ((), (victim.id,))
+        assert done.evicted == ()
     assert [leg.state for leg in legs_of(db, victim)] == [LegState.RUNNING]
 
 
@@ -124,7 +124,7 @@ def test_an_eviction_is_carried_out_once(db: Database) -> None:
     evict_for(db, victim, owner)
     with db.read() as connection:
         current = jobs.find_job(connection, victim.id)
-    assert evict_for(db, current, owner).stale == (victim.id,)
+    assert evict_for(db, current, owner).evicted == ()
 
 
 def test_a_leg_that_waits_for_its_next_epoch_gives_its_gpus_back_at_once(db: Database) -> None:
@@ -148,7 +148,7 @@ def test_a_plan_places_and_evicts_in_one_transaction(db: Database) -> None:
     seen = {victim.id: victim.version, owner.id: 1, third.id: 1}
     with db.write() as connection:
         done = commit_plan(connection, plan, seen, incarnation=7, now_ms=30, new_id=new_id)
-    assert done == Committed(placed=(third.id,), evicted=(victim.id,), stale=())
+    assert done == Committed(placed=(third.id,), evicted=(victim.id,))
 
 
 def test_progress_counts_as_kept_when_it_moves(db: Database) -> None:
