@@ -14,13 +14,14 @@ from consortium.data.cluster import connected
 from consortium.data.progress import Meter
 from consortium.domain.codec import from_json
 from consortium.domain.job import READ, JobKind
+from consortium.domain.tokenizing import TokenizeConfig
 from consortium.tracking.tracker import Tracker
 
 
 def program(session: LegSession) -> None:
     """Count, agree, encode; then leave datasets, manifest and counts with the site."""
     context = session.context
-    config = from_json(stage_of.TokenizeConfig, context.params, where="params of the job")
+    config = from_json(TokenizeConfig, context.params, where="params of the job")
     outputs.expect_inputs(context.inputs, READ[JobKind.TOKENIZE])
     meter = Meter(session.progress)
     session.progress(phase="connect")

@@ -13,37 +13,11 @@ from consortium.domain.bounds import FieldError, within
 from consortium.domain.cleaning import CleanConfig
 from consortium.domain.job import JobKind, Priority, check_throughput
 from consortium.domain.pretraining import EvaluateConfig, OuterConfig, PretrainConfig, StartConfig
+from consortium.domain.tokenizing import TokenizeConfig
 from consortium.domain.units import moment_ms
-from consortium.domain.wordcounts import LEAST_COUNT, LEAST_DOCUMENTS, MOST_CHARS
 from consortium.errors import ConfigError
 
 _STRICT: dict[str, str] = {"extra": "forbid"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizeConfig:
-    """Params of `tokenize`."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
-
-    vocab_size: int
-    min_count: int
-    """Words rarer than this at a site are never sent."""
-    max_word_chars: int
-    held_out_percent: int
-    max_per_document: int = 100
-    """What one document adds to one word's count at most."""
-    min_documents: int = 2
-    """Words that stand in fewer documents of a site are never sent."""
-    seed: int = 0
-    """Of the order of documents in the token shards."""
-    shard_tokens: int = 1 << 25
-
-    def __post_init__(self) -> None:
-        within(self, vocab_size=(320, 1_000_000), min_count=(LEAST_COUNT, 1_000_000))
-        within(self, max_word_chars=(4, MOST_CHARS), held_out_percent=(0, 50))
-        within(self, max_per_document=(1, 1_000_000), min_documents=(LEAST_DOCUMENTS, 1_000_000))
-        within(self, seed=(0, 2**53 - 1), shard_tokens=(1 << 10, 1 << 25))
 
 
 PARAMS: dict[JobKind, type[Any]] = {

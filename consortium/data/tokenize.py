@@ -28,9 +28,9 @@ import pyarrow.compute as pc
 from consortium.data import bpe, cluster, encode, lineage, manifest, markers, shuffle, words
 from consortium.data.exchange import PATIENCE_S, Exchange
 from consortium.data.progress import Advance, Progress
-from consortium.data.words import WordsConfig
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import ArtifactClass, Dataset, Shard
+from consortium.domain.tokenizing import TokenizeConfig
 from consortium.errors import NotFoundError, VerificationError
 from consortium.keys.canonical import canonical
 from consortium.storage.objects import ObjectStore
@@ -40,32 +40,6 @@ COUNTS = "word-counts"
 TOPIC = "tokenizer"
 _WAVE = 128
 """Shards whose answers the driver holds at a time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizeConfig:
-    """Params of the `tokenize` job."""
-
-    vocab_size: int
-    min_count: int
-    max_word_chars: int
-    held_out_percent: int
-    max_per_document: int = 100
-    min_documents: int = 2
-    seed: int = 0
-    """Of the order of documents."""
-    shard_tokens: int = 1 << 25
-    """Tokens per shard at most, the rest of its last document left out."""
-
-    @property
-    def words(self) -> WordsConfig:
-        """The part that bounds what is sent."""
-        return WordsConfig(
-            min_count=self.min_count,
-            max_word_chars=self.max_word_chars,
-            max_per_document=self.max_per_document,
-            min_documents=self.min_documents,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +72,7 @@ def count_datasets(
     tally = words.Tally()
     for row in _waves(count_task, _rows(shards), arguments, "count", progress):
         tally.add(words.Tally(*(Counter(json.loads(row[name])) for name in ("times", "documents_with"))))
-    return words.threshold(tally, config.words)
+    return words.threshold(tally, config)
 
 
 def count_task(row: cluster.Row, *, store: ObjectStore, config: TokenizeConfig) -> cluster.Row:
@@ -106,7 +80,7 @@ def count_task(row: cluster.Row, *, store: ObjectStore, config: TokenizeConfig) 
     table = read_table(store.get(row["key"], digest=row["digest"])).select(["text"])
     texts = table.column("text").to_pylist()
     training = (text for text in texts if not words.is_held_out(text, config.held_out_percent))
-    tally = words.count(training, config.words)
+    tally = words.count(training, config)
     return {
         "index": row["index"],
         "times": json.dumps(tally.times, ensure_ascii=False),
@@ -133,7 +107,7 @@ def agree_on_tokenizer(
     if others:
         exchange.send(ArtifactClass.STATISTIC, COUNTS, packed)
     received = exchange.wait_for(COUNTS, 0, others, PATIENCE_S) if others else {}
-    parts = {sender: words.unpack(data, sender, config.words) for sender, data in received.items()}
+    parts = {sender: words.unpack(data, sender, config) for sender, data in received.items()}
     tokenizer = bpe.train(words.merge({**parts, site: own}), config.vocab_size)
     exchange.wait_agreement(TOPIC, bpe.tokenizer_digest(tokenizer), PATIENCE_S)
     return tokenizer

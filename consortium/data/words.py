@@ -17,8 +17,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from consortium.domain.wordcounts import LEAST_COUNT, LEAST_DOCUMENTS, MOST_CHARS
-from consortium.errors import ConfigError, VerificationError
+from consortium.domain.tokenizing import TokenizeConfig
+from consortium.errors import VerificationError
 
 WORD = re.compile(r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
 MAX_WORDS = 100_000
@@ -28,29 +28,6 @@ _MOST_ESCAPED = len(r"\u001f")
 _AROUND_WORD = len('"":,') + len(str(MAX_COUNT))
 _SPLIT_PARTS = 10_000
 _SURROGATE = re.compile("[\ud800-\udfff]")  # of half a character: no text has one
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WordsConfig:
-    """What of the counts may be sent. No job can loosen it below what `domain.wordcounts` says: ConfigError."""
-
-    min_count: int
-    max_word_chars: int
-    max_per_document: int = 100
-    min_documents: int = 2
-
-    def __post_init__(self) -> None:
-        for name, fits, bound in (
-            ("min_count", self.min_count >= LEAST_COUNT, f"at least {LEAST_COUNT}"),
-            ("min_documents", self.min_documents >= LEAST_DOCUMENTS, f"at least {LEAST_DOCUMENTS}"),
-            ("max_word_chars", self.max_word_chars <= MOST_CHARS, f"at most {MOST_CHARS}"),
-        ):
-            if not fits:
-                raise ConfigError(
-                    f"{name} must be {bound}, or word counts would tell what single documents hold,"
-                    f" got {getattr(self, name):,}",
-                    where=name,
-                )
 
 
 @dataclass(slots=True)
@@ -72,7 +49,7 @@ def is_held_out(text: str, percent: int) -> bool:
     return number % _SPLIT_PARTS < percent * _SPLIT_PARTS // 100
 
 
-def count(texts: Iterable[str], config: WordsConfig) -> Tally:
+def count(texts: Iterable[str], config: TokenizeConfig) -> Tally:
     """Count the words of documents, in none more than `max_per_document` times each, and none that is too long."""
     tally = Tally()
     for text in texts:
@@ -88,7 +65,7 @@ def count(texts: Iterable[str], config: WordsConfig) -> Tally:
     return tally
 
 
-def threshold(tally: Tally, config: WordsConfig) -> dict[str, int]:
+def threshold(tally: Tally, config: TokenizeConfig) -> dict[str, int]:
     """Return what may be sent of a site's counts, sorted by word."""
     allowed = [
         (-number, word)
@@ -109,7 +86,7 @@ def pack(counts: Mapping[str, int]) -> bytes:
     return gzip.compress(data.encode(), compresslevel=6, mtime=0)
 
 
-def unpack(data: bytes, sender: str, config: WordsConfig) -> dict[str, int]:
+def unpack(data: bytes, sender: str, config: TokenizeConfig) -> dict[str, int]:
     """Read another site's counts; raises VerificationError naming it where they are not what may be sent.
 
     No more is unpacked than `MAX_WORDS` words of `max_word_chars` characters take where JSON escapes each of them.

@@ -39,6 +39,7 @@ from consortium.data.sample import generate
 from consortium.domain.cleaning import MAX_CHARS, CleanConfig
 from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset
+from consortium.domain.tokenizing import TokenizeConfig
 from consortium.storage.objects import ObjectStore
 from tests.benchmarks.table import Row, arguments, row, show
 from tests.builders import new_id
@@ -116,7 +117,7 @@ def everything(run: Run, s3: S3) -> Iterator[Row]:
 
 def tokenized(datasets: Sequence[Dataset], store: ObjectStore) -> int:
     """Tokenize at one site; returns the number of tokens. Runs in the process that is connected to Ray."""
-    config = from_json(tokenize.TokenizeConfig, compose_job("tokenize", []).params)
+    config = from_json(TokenizeConfig, compose_job("tokenize", []).params)
 
     class Alone:
         def send(self, *args: object, **named: object) -> None: ...

@@ -13,6 +13,7 @@ from consortium.data.register import register_collection
 from consortium.data.sample import generate
 from consortium.domain.cleaning import CleanConfig
 from consortium.domain.data import ArtifactClass, Dataset
+from consortium.domain.tokenizing import TokenizeConfig
 from consortium.errors import NotFoundError, VerificationError
 from consortium.storage.objects import ObjectStore
 from tests.builders import new_id
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("no_cluster")]
 CONFIG = CleanConfig(
     languages=("fr",), min_language_confidence=0.5, min_chars=40, max_chars=1_000_000, dedup="near", quarantine=True
 )
-TOKENS = tokenize.TokenizeConfig(vocab_size=400, min_count=3, max_word_chars=24, held_out_percent=10)
+TOKENS = TokenizeConfig(vocab_size=400, min_count=3, max_word_chars=24, held_out_percent=10)
 SHARED = "shared/clean"
 
 

@@ -25,6 +25,7 @@ from consortium.data.words import is_held_out
 from consortium.domain.cleaning import AcrossConfig, CleanConfig
 from consortium.domain.codec import from_json
 from consortium.domain.data import ArtifactClass, Dataset
+from consortium.domain.tokenizing import TokenizeConfig
 from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import read_table, read_tokens
@@ -35,7 +36,7 @@ from tests.ray_local import Run, cluster
 
 pytestmark = pytest.mark.integration
 CLEAN = CleanConfig(languages=(), min_language_confidence=0.5, min_chars=40, max_chars=1_000_000, redact=("email",))
-TOKENIZE = tokenize.TokenizeConfig(vocab_size=500, min_count=3, max_word_chars=24, held_out_percent=10)
+TOKENIZE = TokenizeConfig(vocab_size=500, min_count=3, max_word_chars=24, held_out_percent=10)
 
 
 @pytest.fixture(scope="module")

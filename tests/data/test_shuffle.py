@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from consortium.data import bpe, cluster, encode, lineage, shuffle, tokenize, words
 from consortium.data.documents import text_digest
 from consortium.data.sample import generate
-from consortium.data.tokenize import TokenizeConfig, Vocabulary
+from consortium.data.tokenize import Vocabulary
 from consortium.domain.codec import to_json
 from consortium.domain.data import ArtifactClass, Dataset, Shard
+from consortium.domain.tokenizing import TokenizeConfig
 from consortium.errors import NotFoundError, UsageError, VerificationError
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import read_table, read_tokens, write_text
@@ -52,7 +53,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> bytes:
-    counts = words.threshold(words.count(texts_of(), CONFIG.words), CONFIG.words)
+    counts = words.threshold(words.count(texts_of(), CONFIG), CONFIG)
     return bpe.train(counts, CONFIG.vocab_size)
 
 
@@ -239,10 +240,11 @@ import json, sys
 from consortium.data import cluster, tokenize
 from consortium.domain.codec import from_json
 from consortium.domain.data import Dataset
+from consortium.domain.tokenizing import TokenizeConfig
 from consortium.storage.objects import ObjectStore
 asked = json.load(sys.stdin)
 cluster.each = lambda function, rows, arguments, **_: [function(row, **arguments) for row in rows]
-given = (from_json(kind, asked[kind.__name__]) for kind in (Dataset, tokenize.Vocabulary, tokenize.TokenizeConfig))
+given = (from_json(kind, asked[kind.__name__]) for kind in (Dataset, tokenize.Vocabulary, TokenizeConfig))
 print("begun", flush=True)
 print(json.dumps(tokenize.tokenize_dataset(*given, ObjectStore(*asked["store"]), "jobs/killed").manifest))
 """

@@ -16,16 +16,18 @@ from hypothesis import strategies as st
 
 from consortium.data import bpe, words
 from consortium.data.sample import generate
-from consortium.data.tokenize import COUNTS, TOPIC, TokenizeConfig, agree_on_tokenizer
+from consortium.data.tokenize import COUNTS, TOPIC, agree_on_tokenizer
+from consortium.domain.bounds import FieldError
 from consortium.domain.data import ArtifactClass
-from consortium.errors import ConfigError, UsageError, VerificationError
+from consortium.domain.tokenizing import TokenizeConfig
+from consortium.errors import UsageError, VerificationError
 
 CONFIG = TokenizeConfig(vocab_size=600, min_count=3, max_word_chars=16, held_out_percent=5)
 
 
 def counts_of(language: str, documents: int = 150) -> dict[str, int]:
     texts = (row["text"] for row in generate(language, documents).rows)
-    return words.threshold(words.count(texts, CONFIG.words), CONFIG.words)
+    return words.threshold(words.count(texts, CONFIG), CONFIG)
 
 
 class Peers:
@@ -62,13 +64,12 @@ def test_a_word_keeps_the_space_before_it_and_nothing_is_lost() -> None:
 
 def test_rare_and_long_words_stay_at_home() -> None:
     texts = ["rare " + "often most " * 2, "x" * 17 + " rare often" + " most" * 7, "x" * 17]
-    config = CONFIG.words
-    assert words.threshold(words.count(texts, config), config) == {" most": 9, " often": 3}
+    assert words.threshold(words.count(texts, CONFIG), CONFIG) == {" most": 9, " often": 3}
 
 
 def test_what_one_document_repeats_stays_at_home_and_does_not_decide() -> None:
     texts = ["Dupont " * 50 + "loi " * 300, "la loi", "une loi"]
-    config = replace(CONFIG.words, max_per_document=100)
+    config = replace(CONFIG, max_per_document=100)
     tally = words.count(texts, config)
     assert (tally.times[" Dupont"], tally.times[" loi"], tally.documents[" loi"]) == (49, 102, 3)
     assert words.threshold(tally, config) == {" loi": 102}
@@ -78,21 +79,21 @@ def test_what_one_document_repeats_stays_at_home_and_does_not_decide() -> None:
 
 @pytest.mark.parametrize("loose", [{"min_count": 2}, {"min_documents": 1}, {"max_word_chars": 65}])
 def test_no_job_makes_a_site_tell_of_single_documents(loose: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(loose))} must be .*, or word counts would tell"):
-        _ = replace(CONFIG, **loose).words
+    with pytest.raises(FieldError, match=f"{next(iter(loose))} must be "):
+        replace(CONFIG, **loose)
 
 
 def test_counts_do_not_depend_on_who_counted_what() -> None:
     texts = [row["text"] * 40 for row in generate("fr", 60).rows]
-    whole, parts = words.count(texts, CONFIG.words), words.Tally()
+    whole, parts = words.count(texts, CONFIG), words.Tally()
     for start in (40, 7, 0):
-        parts.add(words.count(texts[start : {0: 7, 7: 40, 40: None}[start]], CONFIG.words))
-    assert words.threshold(parts, CONFIG.words) == words.threshold(whole, CONFIG.words)
+        parts.add(words.count(texts[start : {0: 7, 7: 40, 40: None}[start]], CONFIG))
+    assert words.threshold(parts, CONFIG) == words.threshold(whole, CONFIG)
 
 
 def test_counts_survive_packing_to_the_byte() -> None:
     counts = {"été": 5, "\n\n": 4, " ": 3}
-    assert words.unpack(words.pack(counts), "fr-1", CONFIG.words) == counts
+    assert words.unpack(words.pack(counts), "fr-1", CONFIG) == counts
     assert words.pack(counts) == words.pack(dict(reversed(counts.items())))
 
 
@@ -121,12 +122,12 @@ def test_counts_survive_packing_to_the_byte() -> None:
 )
 def test_counts_that_must_not_have_been_sent_are_refused(data: bytes) -> None:
     with pytest.raises(VerificationError, match="de-1"):
-        words.unpack(data, "de-1", CONFIG.words)
+        words.unpack(data, "de-1", CONFIG)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_every_word_that_is_counted_may_be_sent(text: str) -> None:
-    config = replace(CONFIG.words, max_word_chars=64)
+    config = replace(CONFIG, max_word_chars=64)
     counts = dict.fromkeys(words.WORD.findall(text), 3)
     assert words.unpack(words.pack(counts), "de-1", config) == counts
 
@@ -135,7 +136,7 @@ def test_no_more_of_a_peers_counts_is_unpacked_than_may_be_sent() -> None:
     bomb = gzip.compress(b" " * (1 << 28), compresslevel=1)
     tracemalloc.start()
     with pytest.raises(VerificationError, match="de-1"):
-        words.unpack(bomb, "de-1", CONFIG.words)
+        words.unpack(bomb, "de-1", CONFIG)
     assert tracemalloc.get_traced_memory()[1] < 1 << 26
     tracemalloc.stop()
 
@@ -143,10 +144,10 @@ def test_no_more_of_a_peers_counts_is_unpacked_than_may_be_sent() -> None:
 def test_the_most_that_may_be_sent_is_read() -> None:
     blank = itertools.islice(itertools.product("\x1c\x1d\x1e\x1f", repeat=16), words.MAX_WORDS)
     most = {"".join(signs): words.MAX_COUNT for signs in blank}
-    assert words.unpack(words.pack(most), "de-1", CONFIG.words) == most
+    assert words.unpack(words.pack(most), "de-1", CONFIG) == most
     tally = words.Tally()
     tally.times["of"], tally.documents["of"] = 10**12, 10**9
-    assert words.threshold(tally, CONFIG.words) == {"of": words.MAX_COUNT}
+    assert words.threshold(tally, CONFIG) == {"of": words.MAX_COUNT}
 
 
 def test_merging_does_not_depend_on_the_order_of_sites() -> None:
@@ -167,7 +168,8 @@ def test_the_tokenizer_gives_back_every_text() -> None:
 def test_the_tokenizer_is_the_same_in_other_processes_with_other_threads_and_hash_seeds() -> None:
     program = (
         "from consortium.data import bpe, words; from consortium.data.sample import generate\n"
-        "config = words.WordsConfig(min_count=3, max_word_chars=16)\n"
+        "from consortium.domain.tokenizing import TokenizeConfig\n"
+        "config = TokenizeConfig(vocab_size=600, min_count=3, max_word_chars=16, held_out_percent=5)\n"
         "counts = words.count((row['text'] for row in generate('de', 150).rows), config)\n"
         "print(bpe.tokenizer_digest(bpe.train(words.threshold(counts, config), 600)))"
     )

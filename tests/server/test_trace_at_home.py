@@ -19,6 +19,7 @@ from consortium.domain.codec import from_json, to_json
 from consortium.domain.data import Dataset, Shard
 from consortium.domain.job import JobKind
 from consortium.domain.partner import Role
+from consortium.domain.tokenizing import TokenizeConfig
 from consortium.site.settings import SiteSettings, StoreSettings
 from consortium.storage.objects import ObjectStore
 from consortium.storage.shards import read_table, read_tokens, write_text
@@ -30,9 +31,7 @@ from tests.server.test_trace import run
 
 pytestmark = pytest.mark.integration
 EMAIL = "Écrire à jean.dupont@example.fr avant la fin du mois de mars, faute de quoi la demande est réputée rejetée."
-TOKENIZE = tokenize.TokenizeConfig(
-    vocab_size=400, min_count=3, max_word_chars=24, held_out_percent=10, shard_tokens=8_000
-)
+TOKENIZE = TokenizeConfig(vocab_size=400, min_count=3, max_word_chars=24, held_out_percent=10, shard_tokens=8_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +80,8 @@ def home(fed: Any, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Home:
         patch.setattr(cluster, "each", lambda f, rows, arguments, **_: [f(row, **arguments) for row in rows])
         rules = from_json(CleanConfig, compose_job("clean").params)
         made = outputs.clean_output(raw, clean_dataset(raw, rules, store, "jobs/j1"), fed.new_id("ds"))
-        tally = words.count(texts, TOKENIZE.words)
-        trained = bpe.train(words.threshold(tally, TOKENIZE.words), TOKENIZE.vocab_size)
+        tally = words.count(texts, TOKENIZE)
+        trained = bpe.train(words.threshold(tally, TOKENIZE), TOKENIZE.vocab_size)
         vocabulary = tokenize.keep_tokenizer(trained, store, "jobs/j1")
         stage = tokenize.tokenize_dataset(made, vocabulary, TOKENIZE, store, "jobs/j1")
     tokens, _ = outputs.token_outputs(made, stage, vocabulary, lambda: fed.new_id("ds"))
