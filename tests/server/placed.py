@@ -16,7 +16,7 @@ from consortium.server.core import Core
 from consortium.state import data, jobs
 from consortium.state.commit import commit_plan
 from consortium.state.sites import update_site
-from tests.server.conftest import Fed
+from tests.server.fed import Fed
 
 RESULT = {"outputs": [], "manifest_digest": "sha256:m", "metrics": {}}
 ME = Claims(subject="fr/amelie", roles=(Role.ENGINEER,), partner="fr", expires_ms=1 << 47)

@@ -17,7 +17,7 @@ from consortium.server.core import Core
 from consortium.state import data, jobs, nodes, rounds
 from consortium.state.evict import evict
 from consortium.state.sites import update_site
-from tests.server.conftest import Fed
+from tests.server.fed import Fed
 from tests.server.placed import RESULT, Running
 
 ADMIN = Claims(subject="fr/bruno", partner="fr", roles=(Role.ADMIN,), expires_ms=1 << 47)

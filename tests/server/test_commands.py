@@ -25,7 +25,7 @@ def person(fed: Any, call: Call, monkeypatch: pytest.MonkeyPatch) -> As:
     monkeypatch.setattr("consortium.client.submission.code_digest", lambda *_: "sha256:test")
 
     def run(who: str, *arguments: str, key: bool = True) -> Outcome:
-        from tests.server.conftest import ROLES
+        from tests.server.fed import ROLES
 
         monkeypatch.setenv("CONSORTIUM_SERVER", fed.url)
         monkeypatch.setenv("CONSORTIUM_TOKEN", fed.token(who, (ROLES[who],)))

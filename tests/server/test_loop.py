@@ -28,7 +28,7 @@ from consortium.server.settings import ServerSettings
 from consortium.state import data, database, jobs, nodes
 from consortium.state.database import Database
 from consortium.state.sites import SiteStatus, all_sites, update_site
-from tests.server.conftest import Fed
+from tests.server.fed import Fed
 from tests.server.placed import ME, at_work
 
 ADMIN = Claims(subject="fr/bruno", partner="fr", roles=(Role.ADMIN,), expires_ms=1 << 47)

@@ -22,7 +22,7 @@ from consortium.server.app import make_app
 from consortium.server.core import Core
 from consortium.state import inbox, jobs
 from consortium.state import tables as t
-from tests.server.conftest import Fed
+from tests.server.fed import Fed
 from tests.server.placed import at_work
 
 Parts = tuple[Core, Fed]

@@ -11,7 +11,7 @@ from consortium.server import legs, upkeep
 from consortium.server.core import Core
 from consortium.state import jobs, shares
 from consortium.state.database import put_meta
-from tests.server.conftest import Fed
+from tests.server.fed import Fed
 from tests.server.placed import at_work
 
 HOUR_MS = 3_600_000
