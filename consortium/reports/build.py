@@ -16,7 +16,8 @@ from consortium.keys.trust import Trust
 from consortium.ledger.log import Entry
 from consortium.ledger.proofs import parse_checkpoint
 from consortium.reports.choose import ROOM_BYTES, LogAccess, choose
-from consortium.reports.figures import figures, read_facts
+from consortium.reports.facts import read_facts
+from consortium.reports.figures import figures
 from consortium.reports.model import FORMAT, LIMITS, Erased, Leaf, Report, SiteFacts
 from consortium.reports.sites import check_file, newest_files, site_facts
 from consortium.reports.verify import verify_report

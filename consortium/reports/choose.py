@@ -14,7 +14,7 @@ from consortium.domain.job import JobKind
 from consortium.domain.records import SITE_MAY_WRITE, Record, RecordType
 from consortium.ledger.log import Entry
 from consortium.ledger.origins import record_id
-from consortium.reports.figures import crossings_of, datasets_of, receipts_of, round_of, rounds_of, usage_of
+from consortium.reports.facts import crossings_of, datasets_of, receipts_of, round_of, rounds_of, usage_of
 from consortium.reports.model import LeftOut
 from consortium.reports.rounds import ruling_of
 from consortium.reports.sites import newest_files

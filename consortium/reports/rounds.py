@@ -14,7 +14,7 @@ from consortium.errors import UsageError, VerificationError
 from consortium.keys.roster import verify_ruling
 from consortium.keys.trust import Trust
 from consortium.ledger.origins import record_id
-from consortium.reports.figures import round_of, signed_digests
+from consortium.reports.facts import round_of, signed_digests
 from consortium.reports.people import with_people
 from consortium.reports.training import specs_of
 from consortium.train.evidence import check_agreed, check_parts, check_signatures

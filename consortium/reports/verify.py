@@ -17,7 +17,8 @@ from consortium.keys.signing import fingerprint, verify_value
 from consortium.keys.trust import Trust
 from consortium.ledger.origins import record_digest, record_id
 from consortium.ledger.proofs import Checkpoint, leaf_data, parse_checkpoint, verify_inclusion
-from consortium.reports.figures import figures, read_facts
+from consortium.reports.facts import read_facts
+from consortium.reports.figures import figures
 from consortium.reports.model import FORMAT, LIMITS_OF, LeftOut, Report
 from consortium.reports.people import document_of
 from consortium.reports.rounds import check_rounds

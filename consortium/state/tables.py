@@ -1,4 +1,7 @@
-"""The tables. Times are UTC Unix milliseconds; JSON columns hold domain values as `to_json` writes them."""
+"""The tables. Times are UTC Unix milliseconds; JSON columns hold domain values as `to_json` writes them.
+
+Longer than other files: a list, read by name, which migrations are compared with as one.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ from consortium.ledger.notes import sign_note
 from consortium.ledger.origins import record_id
 from consortium.ledger.proofs import checkpoint_text, leaf_data
 from consortium.reports.build import build_report
-from consortium.reports.figures import figures, read_facts
+from consortium.reports.facts import read_facts
+from consortium.reports.figures import figures
 from consortium.reports.text import render_json
 from consortium.reports.verify import verify_report
 from tests.reports import builders as b

@@ -21,7 +21,8 @@ from consortium.keys.signing import SigningKey, sign_value
 from consortium.keys.strict import read_bounded
 from consortium.ledger.origins import record_id
 from consortium.reports.build import build_report
-from consortium.reports.figures import figures, read_facts
+from consortium.reports.facts import read_facts
+from consortium.reports.figures import figures
 from consortium.reports.text import MAX_BYTES, parse_report, read_report, render_json
 from consortium.reports.verify import verify_report
 

@@ -13,7 +13,8 @@ from consortium.errors import VerificationError
 from consortium.keys.documents import DocumentKind, sign_document
 from consortium.keys.signing import SigningKey, sign_value
 from consortium.reports.build import build_report
-from consortium.reports.figures import figures, read_facts
+from consortium.reports.facts import read_facts
+from consortium.reports.figures import figures
 from consortium.reports.sites import check_sites, site_facts
 from consortium.reports.verify import verify_report
 from tests.reports import builders as b
