@@ -99,7 +99,11 @@ class Fed:
             return subprocess.run(command, capture_output=True, timeout=60, cwd=ROOT, check=False)
         log = open(self.home / "server.log", "ab")  # noqa: SIM115
         self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
-        until(self._up, 30, f"the server does not start: {self.log()[-2000:]}")
+        try:
+            until(self._up, 30)
+        except AssertionError as fault:
+            self.kill()
+            raise AssertionError(f"the server does not start: {self.log()[-2000:]}") from fault
         return None
 
     def _up(self) -> bool:
