@@ -244,7 +244,7 @@ def test_away_from_home_there_are_the_numbers_of_the_run_and_a_word_on_what_is_m
     assert ["removed.length.min Too short.", "60"] in shown.cells
 
 
-def test_the_story_of_a_document_tells_its_edits_and_its_full_measured(cleaned: Cleaned) -> None:
+def test_the_story_of_a_document_tells_its_edits_and_its_full_score_vector(cleaned: Cleaned) -> None:
     text = next(row["text"] for row in hostile_rows() if row["id"] == "mail")
     (by_id,) = stories(cleaned.made, "mail", cleaned.store, cleaned.dataset_of)
     (by_hash,) = stories(cleaned.made, text_digest(text), cleaned.store, cleaned.dataset_of)
