@@ -5,6 +5,7 @@ Both are lock files that the kernel releases however their holder ends.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -13,12 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from consortium.errors import ConflictError
 from consortium.local.paths import unusable
 
 _LOOK_S = 1.0
 """How long to insist on the supervisor's lock: `holder` also takes it for an instant to look."""
+_BODY_BYTES = 4096
+"""What the lock says is written over at this length, so that nobody reads half of it."""
 _START_S = 30.0
 """How long to wait for another command that starts or buries a federation: much longer than that takes."""
 
@@ -44,7 +48,7 @@ class HomeLock:
         try:
             _take(self._descriptor, _LOOK_S)
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps({"pid": os.getpid(), "root": str(self._root)}).encode(), 0)
+            self._say(stopping=False)
         except BlockingIOError as fault:
             os.close(self._descriptor)
             raise running_already(self._path.parent) from fault
@@ -59,6 +63,15 @@ class HomeLock:
         """Give the lock back."""
         os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
+
+    def leave(self) -> None:
+        """Say in the lock that its holder stops everything and ends."""
+        with contextlib.suppress(OSError):  # a full disk; who comes next is told that it runs
+            self._say(stopping=True)
+
+    def _say(self, *, stopping: bool) -> None:
+        body = {"pid": os.getpid(), "root": str(self._root), "stopping": stopping}
+        os.pwrite(self._descriptor, json.dumps(body).encode().ljust(_BODY_BYTES), 0)
 
 
 @contextmanager
@@ -100,6 +113,23 @@ def holder(home: Path) -> tuple[int, str] | None:
     While it is just starting or stopping the pid may be 0, or that of a supervisor before it. Raises ConfigError where
     its lock cannot be looked at.
     """
+    body = _held(home)
+    if body is None:
+        return None
+    try:
+        return int(body["pid"]), str(body["root"])
+    except (ValueError, KeyError, TypeError):
+        return 0, "a federation that is just starting or stopping"
+
+
+def stopping(home: Path) -> str:
+    """Return the federation directory of a supervisor that stops everything and ends; empty where none does."""
+    body = _held(home) or {}
+    return str(body.get("root", "")) if body.get("stopping") else ""
+
+
+def _held(home: Path) -> dict[str, Any] | None:
+    """Return what the lock says while it is held, None where nobody holds it."""
     path = home / "lock"
     try:
         descriptor = os.open(path, os.O_RDWR)
@@ -116,12 +146,12 @@ def holder(home: Path) -> tuple[int, str] | None:
     return None
 
 
-def _read(descriptor: int) -> tuple[int, str]:
+def _read(descriptor: int) -> dict[str, Any]:
     try:
-        body = json.loads(os.pread(descriptor, 4096, 0))
-        return int(body["pid"]), str(body["root"])
-    except (ValueError, KeyError, TypeError):
-        return 0, "a federation that is just starting or stopping"
+        body = json.loads(os.pread(descriptor, _BODY_BYTES, 0))
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 def _take(descriptor: int, within_s: float) -> None:

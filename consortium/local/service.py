@@ -82,15 +82,16 @@ class Running:
 def start(directory: FederationDir, say: Say, *, server_port: int | None = None) -> Running:
     """Prepare the directory and start its supervisor; return at once, before its children are ready.
 
-    Raises ConflictError where a federation runs already in this home, ConfigError for bad configs or a home that cannot
-    be written.
+    Waits for one that is being stopped. Raises ConflictError where a federation runs already in this home, ConfigError
+    for bad configs or a home that cannot be written.
     """
     here = make_home()
+    _await_end(here, say)
     with lock.start_lock(here) as starting:  # the supervisor inherits it, and lets go once it holds the home's lock
         if lock.holder(here):
             raise lock.running_already(here)
         try:
-            leftovers = bury(directory) if directory.federation_file.exists() else []
+            leftovers = _clear_all(here, directory)
             if leftovers:
                 say(f"stopped {len(leftovers)} processes left over from a start that was killed")
             prepared = prepare(directory, default_dirs(), now_ms=int(time.time() * 1000), server_port=server_port)
@@ -144,12 +145,10 @@ def stop(say: Say) -> bool:
             supervisor, directory = running
             say(f"stopping {directory.name}")
             _end(supervisor)
-        else:
-            try:
-                directory = FederationDir.current()
-            except NotFoundError:
-                return False
-        left = _clear(directory, here)
+        try:
+            left = _clear_all(here, FederationDir.current())
+        except NotFoundError:
+            left = _clear_all(here, None)
     if left:
         say(f"stopped {len(left)} processes that a killed supervisor left behind")
     return bool(running or left)
@@ -190,6 +189,34 @@ def _clear(directory: FederationDir, here: Path) -> list[int]:
     left = bury(directory)
     drop_ray_tmp(directory)
     return left
+
+
+def _clear_all(here: Path, named: FederationDir | None) -> list[int]:
+    """Kill what ended supervisors left of all federations of this home; return the pids.
+
+    Each demo is a federation of its own: what a killed one left is not found by the name of the next. One that cannot
+    be read is passed over, unless it is the one that was named.
+    """
+    killed: list[int] = []
+    for path in sorted((here / "federations").glob("*/federation.json")):
+        directory = FederationDir(root=path.parent)
+        try:
+            killed += _clear(directory, here)
+        except ConsortiumError:
+            if named is not None and directory.root == named.root:
+                raise
+    return killed
+
+
+def _await_end(here: Path, say: Say) -> None:
+    """Wait for a supervisor that stops everything: that takes it some seconds, also where its starter was killed."""
+    deadline = time.monotonic() + _STOP_S
+    told = ""
+    while (root := lock.stopping(here)) and time.monotonic() < deadline:
+        if root != told:
+            told = root
+            say(f"waiting until {Path(root).name} has stopped")
+        time.sleep(_POLL_S)
 
 
 def _find_supervisor(here: Path) -> tuple[psutil.Process, FederationDir] | None:

@@ -153,19 +153,25 @@ def main(argv: list[str]) -> int:
     )
     voice = _Voice(log)
     try:
-        with HomeLock(home(), directory.root):
+        with HomeLock(home(), directory.root) as held:
             if len(argv) > 1:
                 os.close(int(argv[1]))
             bury(directory)
             threading.Thread(target=_lifeline, args=(stopping,), daemon=True).start()
-            _serve(directory, plan(directory), stopping, voice)
+            _serve(directory, plan(directory), stopping, voice, held.leave)
     except ConsortiumError as fault:
         voice.note(fault.render())
         return fault.exit_code
     return 0
 
 
-def _serve(directory: FederationDir, children: list[ChildSpec], stopping: threading.Event, voice: _Voice) -> None:
+def _serve(
+    directory: FederationDir,
+    children: list[ChildSpec],
+    stopping: threading.Event,
+    voice: _Voice,
+    leave: Callable[[], None],
+) -> None:
     begun = int(time.time() * 1000)
 
     def publish(statuses: list[ChildStatus], phase: str = "running") -> None:
@@ -189,6 +195,7 @@ def _serve(directory: FederationDir, children: list[ChildSpec], stopping: thread
                 renewal_s = time.monotonic() + RENEW_S
                 _renew(directory, voice)
     finally:
+        leave()
         voice.note("stopping")
         supervisor.stop()
     with contextlib.suppress(OSError):

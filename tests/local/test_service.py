@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from consortium.config import default_dirs
@@ -176,3 +177,50 @@ def test_a_start_on_a_full_disk_says_what_to_do(own_home: Path) -> None:
     assert holder(own_home) is None
     with start_lock(own_home), HomeLock(own_home, own_home):
         pass
+
+
+def test_what_killed_supervisors_left_of_any_federation_is_ended(built: Prepared, own_home: Path) -> None:
+    """Each demo has a name of its own: what is left of one that was killed is not that of the next."""
+    broken = FederationDir.named("broken")
+    broken.root.mkdir(parents=True)
+    broken.federation_file.write_text("{")
+    other = FederationDir.named("other")
+    for stops in (False, True):
+        child, tmp = _child(built.federation["id"]), Path(built.federation["ray_tmp"])
+        tmp.mkdir(exist_ok=True)
+        if stops:
+            assert stop(print)
+        else:
+            with start(other, print):
+                assert not psutil.pid_exists(child.pid)
+        child.wait(30)
+        assert not tmp.exists()
+        assert FederationDir.current().root == other.root
+
+
+def test_a_start_waits_for_one_that_is_being_stopped(built: Prepared, own_home: Path) -> None:
+    """The starter of a demo is killed and the demo run again: the first one's supervisor needs a while to stop it."""
+    code = f"""
+import sys
+from pathlib import Path
+from consortium.local.lock import HomeLock
+with HomeLock(Path({str(own_home)!r}), Path({str(built.directory.root)!r})) as held:
+    held.leave()
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as stopping:
+        assert stopping.stdout is not None
+        assert stopping.stdout.readline() == "held\n"
+        said: list[str] = []
+
+        def say(text: str) -> None:
+            said.append(text)
+            _go_on(stopping)
+
+        with start(FederationDir.named("u"), say) as running:
+            assert stopping.wait(30) == 0
+            until(lambda: holder(own_home) == (running.process.pid, str(running.directory.root)), "another holder")
+        assert said[0] == "waiting until t has stopped"
