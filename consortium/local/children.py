@@ -12,12 +12,13 @@ from typing import Any
 from consortium.errors import ConfigError
 from consortium.local.keeper import ChildSpec
 from consortium.local.paths import FederationDir
-from consortium.local.probes import HttpProbe
+from consortium.local.probes import HttpProbe, ListenProbe
 
 _FOREIGN = ("RAY_", "MLFLOW_", "CONSORTIUM_", "RCLONE_", "AWS_", "HYDRA_")
 """Settings of these programs in the user's own environment are not for the federation's children."""
 RAY_CPUS = 4
 RAY_OBJECT_STORE_BYTES = 200 * 1024 * 1024
+_RAY_LISTENS = ("ray_gcs", "ray_dashboard", "ray_agent_http")
 _STAGES = {"agent": 5, "gateway": 4, "server": 3, "ray": 2, "mlflow": 1, "store": 0}
 _READ_CACHE = "1ms"
 """How long peers' read-only S3 server may remember a directory. At 0 rclone 1.75 hangs on some uploads."""
@@ -85,6 +86,9 @@ def _ray(directory: FederationDir, federation: dict[str, Any], site: str) -> Chi
             headers={"Authorization": f"Bearer {token_path.read_text().strip()}"},
             statuses=(200,),
         ),
+        # `ray start --block` ends when one of its processes does, but not when SIGTERM ended that one. The port of the
+        # head's own agent closes with its raylet.
+        whole=ListenProbe(ports=tuple(ports[f"{site}/{name}"] for name in _RAY_LISTENS)),
         grace_s=2.0,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from consortium.local import leftovers
 from consortium.local.leftovers import Session
 
 _PROBE_EVERY_S = 0.25
+_LOOK_EVERY_S = 1.0
 _STEADY_S = 60.0
 """A child that ran this long before it ended is restarted as quickly as the first time."""
 
@@ -47,6 +49,10 @@ class ChildSpec:
     """Time it may take to become ready before it is restarted."""
     grace_s: float = 5.0
     """Time it gets between SIGTERM and SIGKILL."""
+    whole: Probe | None = None
+    """Tells of a child that is ready whether it still is, where it may go on without a process that it started."""
+    partial_s: float = 10.0
+    """Time it may go on without before it is restarted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +141,10 @@ class Keeper(threading.Thread):
                 return f"was not ready within {self.spec.ready_s:g} s"
             return _ending(process.wait())
         self._report("ready", pid=process.pid, note="")
+        if not self._await_end(process):
+            self._signal(signal.SIGKILL)
+            process.wait()
+            return f"had lost a part of itself for {self.spec.partial_s:g} s"
         return _ending(process.wait())
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -168,6 +178,18 @@ class Keeper(threading.Thread):
                 return process.poll() is None
             self._halt.wait(_PROBE_EVERY_S)
         return False
+
+    def _await_end(self, process: subprocess.Popen[bytes]) -> bool:
+        """Wait for the child's end; false where it lacks a part of itself for too long instead."""
+        whole, lost_at = self.spec.whole, math.inf
+        while whole is not None and process.poll() is None and not self._halt.is_set():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_LOOK_EVERY_S)
+            lost_at = math.inf if whole.ready() else min(lost_at, time.monotonic())
+            if time.monotonic() - lost_at > self.spec.partial_s and process.poll() is None:
+                return False
+        process.wait()
+        return True
 
     def _signal(self, number: signal.Signals) -> None:
         with self._lock, contextlib.suppress(ProcessLookupError, PermissionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 from dataclasses import dataclass, field
 
 
@@ -27,3 +28,24 @@ class HttpProbe:
         finally:
             connection.close()
         return status in self.statuses if self.statuses else status < 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenProbe:
+    """Somebody listens on each of these ports of loopback, however busy or stopped: the kernel answers for them."""
+
+    ports: tuple[int, ...]
+
+    def ready(self) -> bool:
+        """Ask once."""
+        return all(self._listens(port) for port in self.ports)
+
+    @staticmethod
+    def _listens(port: int) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=2.0).close()
+        except TimeoutError:
+            return True
+        except OSError:
+            return False
+        return True

@@ -22,7 +22,7 @@ from consortium.local.leftovers import Session
 from consortium.local.lock import HomeLock, holder
 from consortium.local.paths import FederationDir, read_json, write_json
 from consortium.local.ports import free_ports
-from consortium.local.probes import HttpProbe
+from consortium.local.probes import HttpProbe, ListenProbe
 from consortium.local.supervisor import Supervisor, _Voice, read_sessions
 from tests.disk import no_room
 
@@ -95,6 +95,29 @@ def test_a_child_that_dies_is_restarted_and_said_so(tmp_path: Path, federation: 
         watch.supervisor.stop()
     assert not psutil.pid_exists(first)
     assert watch.sessions == []
+
+
+def test_a_child_that_loses_a_part_of_itself_is_restarted(tmp_path: Path, federation: str, wait: Callable) -> None:
+    """As `ray start --block` does whose raylet was ended by SIGTERM: it goes on without."""
+    port = free_ports(1)[0]
+    part = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(600)"
+    code = f"""
+        import subprocess, sys, time
+        part = subprocess.Popen([sys.executable, "-c", {part!r}])
+        open("part", "w").write(str(part.pid))
+        while True: time.sleep(60)
+    """
+    listens = ListenProbe(ports=(port,))
+    watch = Watch(tmp_path, child(tmp_path, code, probe=listens, whole=listens, partial_s=0.2), federation=federation)
+    watch.supervisor.start()
+    try:
+        wait(lambda: watch.status("child").state == "ready", "ready")
+        first = watch.status("child").pid
+        os.kill(int((tmp_path / "part").read_text()), signal.SIGTERM)
+        wait(lambda: watch.status("child").state == "ready" and watch.status("child").pid != first, "ready again")
+        assert "child had lost a part of itself for 0.2 s; restart in 0.5 s" in watch.said
+    finally:
+        watch.supervisor.stop()
 
 
 def test_restart_delays_double_up_to_a_limit(tmp_path: Path, federation: str, wait: Callable) -> None:
