@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -333,7 +334,8 @@ def run(program: Callable[[LegSession], None]) -> int:
 
     A ConsortiumError is printed as people read it and reported to the site with whose fault it was; any other
     exception goes to the log with its traceback, and only its type and first line are reported. The gateway keeps these
-    words at home where the site's policy keeps logs at home.
+    words at home where the site's policy keeps logs at home. One that SIGTERM ended, as it does where a machine is shut
+    down, has 143, by which the agent knows it for killed.
     """
     session = LegSession.from_env()
     try:
@@ -345,6 +347,8 @@ def run(program: Callable[[LegSession], None]) -> int:
                 whose = "site" if isinstance(fault, UnreachableError) else "user"
                 session.failure(fault.render(), fault=whose)
                 return fault.exit_code
+            except SystemExit:  # Ray's, at SIGTERM, with a code that depends on where that struck: no program calls it
+                return 128 + signal.SIGTERM
             except Exception as fault:
                 session.failure(f"{type(fault).__name__}: {fault}".splitlines()[0])
                 raise

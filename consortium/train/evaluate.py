@@ -45,16 +45,18 @@ def run(open_exchange: Callable[[], Exchange], context: LegContext) -> None:
     check(context)
     import ray
 
-    ray.init(address="auto", logging_level="warning")
+    from consortium.train.cluster import connected
+
     gpus = context.gpus if context.gpu_resource == "GPU" else 0
     resources = {} if gpus else {context.gpu_resource: context.gpus}
     task = ray.remote(num_cpus=0, num_gpus=gpus, resources=resources, max_retries=0)(_task)
-    try:
-        ray.get(task.remote(open_exchange))
-    except ray.exceptions.RayTaskError as fault:
-        if isinstance(fault.cause, ConsortiumError):
-            raise fault.cause from fault
-        raise
+    with connected():
+        try:
+            ray.get(task.remote(open_exchange))
+        except ray.exceptions.RayTaskError as fault:
+            if isinstance(fault.cause, ConsortiumError):
+                raise fault.cause from fault
+            raise
 
 
 def _task(open_exchange: Callable[[], Exchange]) -> None:

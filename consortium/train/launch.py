@@ -51,13 +51,13 @@ def run(open_exchange: OpenExchange, context: LegContext) -> None:
     check(context)
     for name, value in RAY_TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    ray.init(address="auto", logging_level="warning")
+    from consortium.train.cluster import connected
+
     workers = context.gpus // context.gpus_per_worker
-    with tempfile.TemporaryDirectory(prefix="consortium-train-") as directory:
+    with connected(), tempfile.TemporaryDirectory(prefix="consortium-train-") as directory:
         make = _trainer(workers, context.gpu_resource)
         trainer = make(
             _worker,
@@ -102,9 +102,15 @@ def _trainer(workers: int, gpu_resource: str) -> Callable[..., Any]:
 def _cause(fault: Exception) -> ConsortiumError:
     """Return the package's own error behind a failed run, if there is one.
 
-    A worker whose process or node was lost takes its peers with it: that is no fault of the program.
+    A worker whose process or node was lost takes its peers with it: that is no fault of the program. Nor is what the
+    controller says: it runs none of the program, and fails where workers do not start.
     """
     from ray.exceptions import RayActorError
+    from ray.train.v2.api.exceptions import ControllerError
+
+    if isinstance(fault, ControllerError):
+        said = (str(fault.controller_failure).strip().splitlines() or [type(fault.controller_failure).__name__])[0]
+        return UnreachableError(f"training could not be run: {said[:300]}", fix="see the Ray cluster's logs")
 
     failures = dict(getattr(fault, "worker_failures", {}))
     for failure in [failures[rank] for rank in sorted(failures)]:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from consortium.domain.training import RoundPhase
+from consortium.errors import UnreachableError
 from tests.train.conftest import PARAMS, context, put_tokens
 from tests.train.hub import Hub, Line, serve
 
@@ -137,7 +138,7 @@ def test_a_worker_that_is_lost_is_not_the_programs_fault(cluster, s3):
         def progress(self, **numbers: Any) -> None:
             super().progress(**numbers)
             if numbers.get("phase") == "round closed" and numbers["round"] == 2:
-                workers = [p for p in psutil.process_iter(["cmdline"]) if _is_worker(p, cluster)]
+                workers = _of(cluster, "RayTrainWorker")
                 assert len(workers) == 2
                 workers[-1].kill()
 
@@ -155,11 +156,72 @@ def test_a_worker_that_is_lost_is_not_the_programs_fault(cluster, s3):
     assert not [path for path in files if not path.parts[0].startswith(("session_", "ray"))], "no tokens are left"
 
 
-def _is_worker(process: psutil.Process, env: dict[str, str]) -> bool:
-    """Whether a process is a training worker of this test's own cluster."""
+@pytest.mark.parametrize(
+    ("name", "number", "code", "fault"),
+    [
+        ("TrainController", signal.SIGKILL, UnreachableError.exit_code, "site"),
+        ("RayTrainWorker", signal.SIGTERM, UnreachableError.exit_code, "site"),
+        # the agent knows this code for that of a program that was killed
+        ("pretrain.py", signal.SIGTERM, 128 + signal.SIGTERM, None),
+    ],
+)
+def test_what_is_killed_of_a_training_is_not_the_programs_fault(cluster, s3, name, number, code, fault):
+    store = s3.store(f"private-{secrets.token_hex(4)}")
+    store.ensure_bucket()
+    params = {**PARAMS, "outer": {**PARAMS["outer"], "rounds": 10_000}}
+    leg = context(store, "fr-1", ("fr-1",), s3=s3, gpus=1, gpus_per_worker=1, params=params)
+    line = _Killing(Hub(("fr-1",)), leg, store, env=cluster, name=name, number=number)
+    done = _run("pretrain.py", line, cluster)
+    assert done.returncode == code
+    assert [whose for _, whose in line.failures] == ([fault] if fault else [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_task_that_is_killed_is_not_the_programs_fault(cluster, s3, number):
+    store = s3.store(f"private-{secrets.token_hex(4)}")
+    store.ensure_bucket()
+    hub = Hub(("fr-1",))
+    leg = context(store, "fr-1", ("fr-1",), s3=s3, gpus=1, gpus_per_worker=1)
+    assert _run("pretrain.py", Line(hub, leg, store), cluster).returncode == 0
+    params = {"rounds": [0, -1], "batches": 4, "batch_size": 8}
+    held_out = put_tokens(store, "fr-1", held_out=True)
+    asked = replace(leg, job_kind="evaluate", model=leg.job, params=params, inputs=(held_out,))
+    line = _Killing(hub, asked, store, env=cluster, name="::_task", number=number)
+    done = _run("evaluate.py", line, cluster)
+    assert done.returncode == UnreachableError.exit_code
+    assert [whose for _, whose in line.failures] == ["site"]
+
+
+class _Killing(Line):
+    """Signals what bears `name`, once, when the leg tells of a round, and keeps what it says of its failure."""
+
+    def __init__(self, *given: Any, env: dict[str, str], name: str, number: signal.Signals) -> None:
+        super().__init__(*given)
+        self.victim = env, name, number
+        self.failures: list[tuple[str, str]] = []
+        self.done = False
+
+    def progress(self, **numbers: Any) -> None:
+        super().progress(**numbers)
+        env, name, number = self.victim
+        if "round" in numbers and not self.done:
+            self.done = True
+            (process,) = _of(env, name)
+            process.send_signal(number)
+
+    def failed(self, message: str, fault: str) -> None:
+        self.failures.append((message, fault))
+
+
+def _of(env: dict[str, str], name: str) -> list[psutil.Process]:
+    """Return the processes of this test's own cluster, its drivers included, with `name` in their command line."""
+    return [process for process in psutil.process_iter(["cmdline"]) if _is(process, env, name)]
+
+
+def _is(process: psutil.Process, env: dict[str, str], name: str) -> bool:
     try:
         ours = process.environ().get("RAY_AUTH_TOKEN_PATH") == env["RAY_AUTH_TOKEN_PATH"]
-        return ours and any("RayTrainWorker" in part for part in process.cmdline())
+        return ours and any(name in part for part in process.cmdline())
     except psutil.Error:
         return False
 
