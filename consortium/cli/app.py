@@ -13,6 +13,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from consortium.cli import audit, data, federation, jobs, models, quota, rounds, simulate, site, snapshot
+from consortium.cli.context import told
 from consortium.cli.show import clipped, say
 from consortium.errors import ConsortiumError
 
@@ -60,7 +61,7 @@ def _code() -> int:
         show(file=shown)
         return _said(2, shown.getvalue().rstrip("\n"))
     except ConsortiumError as fault:
-        return _said(fault.exit_code, f"error: {fault.render()}")
+        return _said(fault.exit_code, f"error: {told(fault)}")
     except Exception as fault:  # the last net: a person sees one line, the trace goes to a file
         return _said(1, f"error: unexpected {type(fault).__name__}: {fault}\n  where: {_keep_trace()}")
 

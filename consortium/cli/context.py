@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consortium.errors import AuthError, NotFoundError, UsageError
+from consortium.errors import AuthError, ConsortiumError, NotFoundError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from consortium.client.api import Client
@@ -92,6 +93,25 @@ class Caller:
             if fitting:
                 return fitting[0]
         return here.default_person
+
+
+def told(fault: ConsortiumError) -> str:
+    """Return an error as people read it. A server of the federation here that is away is started anew, or is not."""
+    if isinstance(fault, UnreachableError) and not named_server():
+        with suppress(ConsortiumError):
+            fault.fix = _restart_of(fault.where) or fault.fix
+    return fault.render()
+
+
+def _restart_of(url: str | None) -> str:
+    """Return what to do while a supervisor of this home starts the server at `url` anew; empty where none does."""
+    from consortium.local.lock import holder
+    from consortium.local.paths import FederationDir, home
+
+    if url != _current().server_url or not holder(home()):
+        return ""
+    log = FederationDir.current().log("server")
+    return f"try again in a moment: its supervisor starts it anew where it has ended; what it says is in {log}"
 
 
 def named_server() -> str:
