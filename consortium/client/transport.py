@@ -56,8 +56,11 @@ class Transport:
             patience = httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s
             answer = self._http.request(method, path, json=body, params=given, timeout=patience)
         except (httpx.TransportError, httpx.InvalidURL) as fault:
+            what = f"the server does not answer: {str(fault) or type(fault).__name__}"
+            if method != "GET" and not isinstance(fault, httpx.ConnectError | httpx.ConnectTimeout | httpx.InvalidURL):
+                what += "; it may have done all the same what it was asked: look before you ask again"
             raise UnreachableError(
-                f"the server does not answer: {str(fault) or type(fault).__name__}",
+                what,
                 where=self.url,
                 fix="start it with `consortium up`, or mend the server's address",
             ) from fault

@@ -44,6 +44,11 @@ class Answers(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_POST(self) -> None:
+        """Take it and end, as a server does that is killed."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.close_connection = True
+
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""
 
@@ -186,3 +191,13 @@ def test_importing_the_package_or_the_client_is_cheap() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_change_that_got_no_answer_may_have_been_made(server: tuple[str, type[Answers]]) -> None:
+    url, _ = server
+    with Client(url) as client, pytest.raises(UnreachableError, match="may have done all the same") as fault:
+        client.cordon("fr-1", "n1")
+    assert fault.value.exit_code == 6
+    with Client("http://127.0.0.1:9") as client, pytest.raises(UnreachableError) as refused:
+        client.cordon("fr-1", "n1")
+    assert "may have done" not in refused.value.what, "nobody got it"
