@@ -181,6 +181,8 @@ class Upload:
         self._keep_contributors = keep_contributors
         how = {"shard_text_bytes": shard_text_bytes, "contributor": self._contributor, "keep": keep_contributors}
         self._journal = Journal(store, name, given, self._sources, how)
+        self.resumed = False
+        """Whether an earlier run left something; it may also have registered the dataset."""
 
     def run(
         self,
@@ -231,6 +233,7 @@ class Upload:
         """Write all shards that are not there yet and return what they make together."""
         entries = self._journal.entries()
         state = _State.after(entries)
+        self.resumed = bool(entries)
         if entries:
             self._note(f"going on after {state.documents:,} documents that an earlier run wrote")
         elif self._journal.drop_older():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,17 @@ def register_at_home(
         source=source,
         categories=categories,
     )
-    registered = client.register_dataset(dataset, signature=key.sign(canonical(dataset)))
+    registered = _registered_before(client, dataset) if upload.resumed else None
+    if registered is None:
+        registered = client.register_dataset(dataset, signature=key.sign(canonical(dataset)))
     upload.finish()
     return registered
+
+
+def _registered_before(client: Client, dataset: Dataset) -> Dataset | None:
+    """Return the newest version of a dataset where it is the same: a run before this one ended after it was taken."""
+    newest = client.datasets(dataset.name)[-1:]
+    return next((known for known in newest if replace(dataset, id=known.id, version=known.version) == known), None)
 
 
 def _check_registrar(client: Client, name: str, site: str) -> None:

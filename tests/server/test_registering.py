@@ -14,7 +14,14 @@ from consortium.data.readers import Quarantined, read
 from consortium.data.sample import generate
 from consortium.domain.data import Description
 from consortium.domain.partner import Role
-from consortium.errors import ConflictError, ForbiddenError, NotFoundError, UsageError, VerificationError
+from consortium.errors import (
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
+    UnreachableError,
+    UsageError,
+    VerificationError,
+)
 from consortium.local.paths import FederationDir
 from consortium.local.steward import export_at_home, register_at_home, register_in_place
 from consortium.storage.objects import ObjectStore
@@ -109,6 +116,31 @@ def test_where_the_server_does_not_take_it_the_next_run_reads_nothing_again(
     assert run(said, "fr/amelie").documents == 50
     assert said[0] == "going on after 50 documents that an earlier run wrote"
     assert not list(store.list("datasets/away/uploads/"))
+
+
+def test_a_run_that_ended_after_its_dataset_was_taken_is_not_repeated_as_another_version(
+    fed: Any, client: Client, home: FederationDir, store: ObjectStore, tmp_path: Path
+) -> None:
+    """The server takes it and is killed before it answers, or who registers is killed then."""
+    generate("fr", documents=50).write(tmp_path / "in.jsonl")
+
+    class Cut(Client):
+        def register_dataset(self, *given: Any, **named: Any) -> Any:
+            super().register_dataset(*given, **named)
+            raise UnreachableError("killed")
+
+    def run(through: Client, licence: str = "") -> Any:
+        paths, key = [tmp_path / "in.jsonl"], fed.people["fr/amelie"]
+        return register_at_home(through, key, name="cut", paths=paths, site="fr-1", licence=licence, directory=home)
+
+    with Cut(fed.url, fed.token("fr/amelie", (Role.ENGINEER,))) as cut:
+        with pytest.raises(UnreachableError):
+            run(cut)
+        assert [run(client)] == list(client.datasets("cut"))
+        assert not list(store.list("datasets/cut/uploads/"))
+        with pytest.raises(UnreachableError):
+            run(cut)
+    assert run(client, licence="CC0").version == 3, "it is not the same any more"
 
 
 def test_who_may_not_register_is_told_before_anything_is_copied(
