@@ -17,6 +17,13 @@ from consortium.server import ancestry
 from consortium.state import data
 from consortium.train.tokens import check_described
 
+_SUFFIX = {
+    JobKind.TOKENIZE: CLEAN_SUFFIX,
+    JobKind.PRETRAIN: TOKENS_SUFFIX,
+    JobKind.EVALUATE: HELD_OUT_SUFFIX,
+}
+"""What the names of datasets that a kind reads end with, where jobs made them."""
+
 
 def check_clean(spec: JobSpec, inputs: tuple[Dataset, ...]) -> None:
     """Check what a clean job says of its inputs, which its legs would find wrong only once they run."""
@@ -90,7 +97,7 @@ def _first_at(items: list[Dataset], site: str) -> str:
 def check_kind(connection: Connection, spec: JobSpec, inputs: tuple[Dataset, ...]) -> None:
     """Raise UsageError where there are no inputs, or some that the kind cannot read: class, tokenizer, mixture."""
     if not inputs:
-        fix = "name datasets, such as inputs=[laws-fr]; `consortium data ls` lists them"
+        fix = f"name datasets, such as inputs=[laws-fr{_SUFFIX.get(spec.kind, '')}]; `consortium data ls` lists them"
         raise UsageError(f"a job of kind {spec.kind.value} needs inputs", fix=fix)
     if unlike := next((item for item in inputs if item.artifact_class not in READ[spec.kind]), None):
         classes = " or ".join(kind.value for kind in READ[spec.kind])

@@ -122,6 +122,16 @@ def test_inputs_that_no_leg_could_read_are_refused_at_once(fed: Any, kind: str, 
         assert words in problem(answer, 422, "bad-request")["detail"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "example"),
+    [("clean", "laws-fr"), ("tokenize", "laws-fr-clean"), ("pretrain", "laws-fr-tokens"),
+     ("evaluate", "laws-fr-tokens-heldout")],
+)  # fmt: skip
+def test_a_job_without_inputs_is_told_what_its_kind_reads(fed: Any, kind: str, example: str) -> None:
+    answer = fed.submit(fed.spec([], kind=JobKind(kind), params=fed.params(kind)))
+    assert f"such as inputs=[{example}];" in problem(answer, 422, "bad-request")["fix"]
+
+
 def test_a_site_without_an_input_of_its_own_is_refused_before_it_holds_gpus(fed: Any) -> None:
     made = fed.dataset("fr-1", f"laws-{secrets.token_hex(3)}")
     document = problem(fed.submit(fed.spec([made], sites=("de-1", "fr-1"))), 422, "bad-request")
