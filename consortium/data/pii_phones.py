@@ -42,6 +42,11 @@ _PHONE_CUE = re.compile(
 )
 _ELSEWHERE = re.compile(r"[0-9]|[.!?]\s+[^\W\d_]{2}|\n\s*\n\s*[^\W\d_]")
 """Between such a word and the number: another number, another sentence, another paragraph."""
+_FOUND = "[PHONE]"
+_LISTED = re.compile(
+    r"[\s,;/|&+()\-\u2010-\u2014]*(?:(?:ou|et|oder|und|bzw\.|sowie|u|o|y|e|or|and)(?![^\W\d_]))?[\s(/]*", re.IGNORECASE
+)
+"""Between a number found before and the next one of its list."""
 _IN_LIST = re.compile(r"[0-9][\s,;]*$|[^\s(][^\s\w]$|[=\[{<>/*^|'\"]\s*$")
 """Before digits in a row: another number, or a sign of a program or a formula."""
 _WIDE = re.compile(r".{4}|\. ")
@@ -112,7 +117,9 @@ def _has_phone_cue(run: Run) -> bool:
     if not (_PHONE_WORDS.stands_in(run.words) or "☎" in run.before or "📞" in run.before) or DATE.match(run.string):
         return False
     *_, behind_last = 0, *(match.end() for match in _PHONE_CUE.finditer(run.before))
-    return behind_last > 0 and not _ELSEWHERE.search(_COUNTRY.sub("", run.before[behind_last:]))
+    between = _COUNTRY.sub("", run.before[behind_last:])
+    _, found, since = between.rpartition(_FOUND)
+    return behind_last > 0 and not _ELSEWHERE.search(between) and (not found or bool(_LISTED.fullmatch(since)))
 
 
 def _phone_from(run: Run, first: int, cued: bool, regions: tuple[str, ...], language: str) -> int | None:
